@@ -1,0 +1,184 @@
+"""``bafogpt cloud``: launch jobs, watch them, stop them. Here on this machine, or where SkyPilot rents one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bafogpt.cli.options import (
+    BucketOption,
+    DetachOption,
+    DryRunOption,
+    EnvOption,
+    FollowOption,
+    GpusOption,
+    InfraOption,
+    JobArgument,
+    JsonOption,
+    NameOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+    YesOption,
+)
+from bafogpt.cli.output import Output
+
+if TYPE_CHECKING:
+    from bafogpt.cloud.engines.base import Engine, EngineRun
+
+app = typer.Typer(help="Launch training jobs, watch them, stop them.", no_args_is_help=True)
+
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run of this --name where it stopped.")]
+
+
+@app.command()
+def launch(
+    job: JobArgument,
+    name: NameOption = None,
+    gpus: GpusOption = None,
+    infra: InfraOption = None,
+    set_: SetOption = None,
+    env: EnvOption = None,
+    bucket: BucketOption = None,
+    resume: ResumeOption = False,
+    detach: DetachOption = False,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Launch JOB and watch it. It goes on when you stop watching, close the terminal or switch off."""
+    from bafogpt.cloud import plan as plans
+    from bafogpt.cloud import task as tasks
+    from bafogpt.cloud.engines import engine_for
+    from bafogpt.core import settings
+
+    out = Output.of(json=json, quiet=quiet)
+    config = settings.load({"bucket": bucket})
+    plan = plans.make(job, config, name=name, gpus=gpus, infra=infra, assignments=set_ or (), env_names=env or ())
+    if dry_run:
+        out.result({"name": plan.name, "infra": plan.infra, "task": plan.task}, tasks.to_yaml(plan.task), plan.name)
+        return
+    engine = engine_for(plan.infra, config)
+    if not plan.is_local and not out.confirm(f"launch {plan.name} on {plan.infra}, at its price?", yes):
+        raise typer.Exit(1)
+    run = engine.launch(plan, resume=resume)
+    if detach:
+        out.result(
+            _record(run), f"{run.name} runs on {run.infra}; watch it: bafogpt cloud logs -f {run.name}", run.name
+        )
+        return
+    out.say(f"{run.name} runs on {run.infra}; Ctrl-C stops watching, not the run")
+    _watch(engine, run.name, out)
+
+
+def _shortcut(job: str) -> Callable[..., None]:
+    """``cloud JOB`` for ``cloud launch JOB``, with the same options."""
+
+    def command(**options: object) -> None:
+        launch(job, **options)  # type: ignore[arg-type]
+
+    signature = inspect.signature(launch)
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[each for each in signature.parameters.values() if each.name != "job"]
+    )
+    command.__annotations__ = {key: kind for key, kind in launch.__annotations__.items() if key != "job"}
+    command.__doc__ = f"Short for: bafogpt cloud launch {job}"
+    return command
+
+
+for _job in ("pretrain", "finetune"):
+    app.command(_job)(_shortcut(_job))
+
+
+@app.command()
+def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """List the runs that this machine holds."""
+    out = Output.of(json=json, quiet=quiet)
+    runs = _local().runs()
+    if not runs:
+        out.say("no runs; start one: bafogpt cloud launch demo")
+    out.rows([_record(run) for run in runs], columns=["name", "infra", "state", "started", "exit_code"], id="name")
+
+
+@app.command()
+def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Say how a run is: its engine's word, and how far its record in the bucket is."""
+    from bafogpt.cloud.runs import RunStore
+    from bafogpt.core import settings
+    from bafogpt.storage.bucket import Bucket
+
+    config = settings.load()
+    found = _local().status(run)
+    record = RunStore(Bucket.open(config.bucket, config)).find(run)
+    more = {"step": record.step, "steps": record.steps, "message": record.message} if record else {}
+    Output.of(json=json, quiet=quiet).result({**_record(found), **more}, id=found.state)
+
+
+@app.command()
+def logs(run: RunArgument, follow: FollowOption = False, json: JsonOption = False) -> None:
+    """Print what a run has printed."""
+    out = Output.of(json=json)
+    for line in _local().logs(run, follow=follow):
+        out.event({"line": line}, line)
+
+
+@app.command()
+def ssh(run: RunArgument) -> None:
+    """Open a terminal where a run is."""
+    import os
+
+    command = _local().shell(run)
+    os.execvp(command[0], command)  # noqa: S606
+
+
+@app.command()
+def cancel(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Ask a run to save, drain and end, and wait until it has. It can be launched again with --resume."""
+    out = Output.of(json=json, quiet=quiet)
+    out.say(f"{run} saves its state and ends")
+    ended = _local().cancel(run)
+    out.result(_record(ended), f"{run}: {ended.state}", run)
+
+
+@app.command()
+def down(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """End a run if it is active, and give back everything but what is in the bucket."""
+    _local().down(run)
+    Output.of(json=json, quiet=quiet).result(
+        {"name": run, "state": "down"}, f"{run} is down; its record stays: bafogpt runs show {run}", run
+    )
+
+
+def _watch(engine: Engine, name: str, out: Output) -> None:
+    """Show a run's output until it ends, and end as it did."""
+    from bafogpt.core.errors import JobCancelledError, JobFailedError
+
+    for line in engine.logs(name, follow=True):
+        if not out.json:
+            out.say(line)
+    ended = engine.status(name)
+    if ended.state == "stopped":
+        raise JobCancelledError(f"{name} was stopped", f"bafogpt cloud launch JOB --name {name} --resume")
+    if ended.state != "succeeded":
+        code = f" with exit code {ended.exit_code}" if ended.exit_code is not None else ""
+        raise JobFailedError(f"{name} {ended.state}{code}", f"bafogpt cloud logs {name}")
+    out.result(_record(ended), f"{name} succeeded; see it: bafogpt runs show {name}", name)
+
+
+def _local() -> Engine:
+    """The engine whose runs these commands are about; rented machines join it with the SkyPilot engine."""
+    from bafogpt.cloud.engines import engine_for
+    from bafogpt.cloud.plan import LOCAL
+    from bafogpt.core import settings
+
+    return engine_for(LOCAL, settings.load())
+
+
+def _record(run: EngineRun) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return asdict(run)

@@ -1,0 +1,62 @@
+"""Option and argument types, each defined once, so that a word means the same in every command.
+
+A command takes them as annotations and gives the default: ``json: JsonOption = False``, ``gpus: GpusOption = None``,
+``overrides: SetOption = None``. Arguments have no default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bafogpt.core.errors import UsageError
+
+
+def _names_only(names: list[str] | None) -> list[str] | None:
+    """Refuse ``NAME=value``: it would show in the process list and the shell's history. The value is not echoed."""
+    for name in names or ():
+        if "=" in name:
+            word = name.partition("=")[0]
+            raise UsageError(
+                f"--env {word}=… gives a value; it takes the name only", f"export {word}, then --env {word}"
+            )
+    return names
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one a line.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only, and no messages.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would run and what it costs; start nothing.")]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as it has started.")]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until it ends.")]
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, e.g. train.seed=7. Repeatable."),
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        callback=_names_only,
+        help="Hand this environment variable to the job. The name only: its value is read here. Repeatable.",
+    ),
+]
+GpusOption = Annotated[
+    str | None, typer.Option("--gpus", metavar="TYPE[:COUNT]", help="Accelerators, e.g. L40:4 or H100:8.")
+]
+InfraOption = Annotated[
+    str | None,
+    typer.Option("--infra", metavar="WHERE", help="Where to run: local, or a SkyPilot infra such as runpod or slurm."),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the run; default: made from the job's.")
+]
+BucketOption = Annotated[
+    str | None, typer.Option("--bucket", metavar="URL", help="Bucket to use in place of the one in the settings.")
+]
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's name (jobs/NAME.yaml) or the path of one.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as 'bafogpt runs ls' shows it.")]

@@ -1,0 +1,98 @@
+"""``bafogpt runs``: what the bucket knows about runs, whether or not their machine is still there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bafogpt.cli.options import BucketOption, JsonOption, QuietOption, RunArgument
+from bafogpt.cli.output import Output
+
+if TYPE_CHECKING:
+    from bafogpt.cloud.runs import RunStore
+
+app = typer.Typer(help="Look at runs: state, logs, cost, report.", no_args_is_help=True)
+
+
+@app.command()
+def ls(bucket: BucketOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """List every run that the bucket has a record of."""
+    from bafogpt.core import schema
+
+    out = Output.of(json=json, quiet=quiet)
+    store = _store(bucket)
+    records = [schema.to_dict(record) for record in map(store.find, store.names()) if record is not None]
+    if not records:
+        out.say(f"no runs in {store.bucket.url}")
+    out.rows(
+        records, columns=["name", "state", "step", "steps", "attempts", "restarts", "updated", "message"], id="name"
+    )
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the report here as well.")] = None,
+    bucket: BucketOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show a run: a summary here, and with --html the whole report as one file with pictures."""
+    from bafogpt.cloud import report
+    from bafogpt.core import files, settings
+
+    out = Output.of(json=json, quiet=quiet)
+    summary = report.summarise(_store(bucket), run)
+    if html is not None:
+        files.write_atomic(html, report.html(summary))
+        out.say(f"the report is in {html}")
+    out.result(summary.to_dict(), report.terminal(summary, zar_per_usd=settings.load().zar_per_usd), run)
+
+
+@app.command()
+def logs(run: RunArgument, bucket: BucketOption = None) -> None:
+    """Print everything a run has printed, from the bucket."""
+    store = _store(bucket)
+    store.load(run)
+    print(store.logs(run), end="")
+
+
+@app.command()
+def verify(run: RunArgument, bucket: BucketOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Prove from the bucket alone that a run read every sample once, in order, and that its checkpoints are whole."""
+    from bafogpt.cloud import runs
+    from bafogpt.core.errors import CorruptError
+
+    out = Output.of(json=json, quiet=quiet)
+    store = _store(bucket)
+    record = store.load(run)
+    curve = runs.curve(store.metrics(run))
+    wrong = runs.sample_gaps(curve)
+    if record.state == "succeeded" and (not curve or curve[-1]["step"] != record.steps):
+        wrong.append(f"the metrics end at step {curve[-1]['step'] if curve else 0} of {record.steps}")
+    checkpoints = store.checkpoints(run)
+    complete = checkpoints.complete()
+    for checkpoint in complete:
+        wrong += checkpoints.problems(checkpoint)
+    if wrong:
+        raise CorruptError(
+            f"{run}: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""), f"bafogpt runs logs {run}"
+        )
+    samples = curve[-1]["samples"][1] if curve else 0
+    steps = ", ".join(str(checkpoint.step) for checkpoint in complete)
+    out.result(
+        {"name": run, "samples": samples, "checkpoints": [checkpoint.step for checkpoint in complete], "wrong": []},
+        f"{run}: {samples:,} samples, each once and in order; checkpoints of steps {steps} verified",
+        run,
+    )
+
+
+def _store(bucket: str | None) -> RunStore:
+    from bafogpt.cloud.runs import RunStore
+    from bafogpt.core import settings
+    from bafogpt.storage.bucket import Bucket
+
+    config = settings.load({"bucket": bucket})
+    return RunStore(Bucket.open(config.bucket, config))

@@ -1,0 +1,72 @@
+"""The keeper of a local run: ``python -m bafogpt.cloud.engines.keeper FOLDER WORKDIR``.
+
+It leads a session of its own, so a closed terminal does not reach it; it holds the embedded S3 server for the run, when
+that is the run's bucket; it passes SIGTERM on; and when the task has ended it ends whatever the task left behind. When
+the keeper itself is killed, the kernel sends the task SIGTERM: it saves, drains and goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from bafogpt.cloud.engines.base import EngineRun, EngineState
+from bafogpt.cloud.engines.local import write_state
+from bafogpt.cloud.plan import LOCAL
+from bafogpt.cloud.runs import now
+from bafogpt.core import process, schema, settings
+from bafogpt.core.errors import BafoError, ExitCode
+
+STATES: dict[int, EngineState] = {ExitCode.OK: "succeeded", ExitCode.JOB_CANCELLED: "stopped"}
+
+
+def keep(folder: Path, workdir: Path) -> int:
+    """Run the task in ``folder`` to its end. Returns its exit code."""
+    process.adopt_orphans()
+    config = settings.load()
+    grace_s = float(os.environ.get("BAFOGPT_GRACE_S", "90"))
+    task = schema.load_yaml(folder / "task.yaml")
+    with contextlib.ExitStack() as stack:
+        environment = dict(os.environ)
+        if config.s3_endpoint == settings.EMBEDDED and config.bucket.startswith("s3://"):
+            from bafogpt.storage import server
+
+            lease = stack.enter_context(server.lease(Path(config.home)))
+            environment |= lease.endpoint.environment() | {"BAFOGPT_S3_ENDPOINT": lease.endpoint.url}
+        output = stack.enter_context((folder / "output.log").open("ab"))
+        child = subprocess.Popen(
+            ["/bin/bash", "-c", task["run"]],
+            cwd=workdir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=process.die_with_parent(signal.SIGTERM),
+        )
+
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            child.send_signal(number)
+
+        signal.signal(signal.SIGTERM, pass_on)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        me = os.getpid()
+        run = EngineRun(name=folder.name, infra=LOCAL, state="running", started=now(), pid=me)
+        started = process.start_time(me) or 0.0
+        write_state(folder, run, started, grace_s)
+        code = child.wait()
+        process.end(process.descendants(me), grace_s=5)
+        write_state(folder, replace(run, state=STATES.get(code, "failed"), exit_code=code), started, grace_s)
+        return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(keep(Path(sys.argv[1]), Path(sys.argv[2])))
+    except BafoError as error:
+        sys.exit(f"{error.message}")

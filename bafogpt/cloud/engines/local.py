@@ -1,0 +1,197 @@
+"""The local engine: the same SkyPilot task on this machine, detached, with SkyPilot's environment.
+
+State is a folder a run, ``<home>/runs/<name>/``: ``task.yaml`` (no secret in it), ``state.json``, ``output.log``.
+The run itself is held by a keeper process (:mod:`bafogpt.cloud.engines.keeper`), which outlives the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bafogpt.cloud import runs
+from bafogpt.cloud import task as tasks
+from bafogpt.cloud.engines.base import ACTIVE, EngineRun
+from bafogpt.cloud.plan import LOCAL, Plan
+from bafogpt.cloud.trainers import gpu_count
+from bafogpt.core import files, process, schema
+from bafogpt.core.errors import (
+    AuthError,
+    BafoError,
+    ConflictError,
+    JobFailedError,
+    RunNotFoundError,
+    did_you_mean,
+)
+from bafogpt.core.settings import Settings
+
+START_TIMEOUT_S = 60.0
+CANCEL_MARGIN_S = 30.0
+"""How much longer than the job's own grace a cancelled run may take, for the last upload's sake."""
+
+
+class LocalEngine:
+    """Runs tasks on this machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = Path(settings.home) / "runs"
+
+    def launch(self, plan: Plan, *, resume: bool) -> EngineRun:
+        """Start the keeper, wait until it holds the run. See :class:`~bafogpt.cloud.engines.base.Engine`."""
+        folder = self._folder / plan.name
+        self._refuse_taken(plan.name, resume)
+        environment = self._environment(plan)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.json").unlink(missing_ok=True)
+        files.write_atomic(folder / "task.yaml", tasks.to_yaml(plan.task))
+        with (folder / "keeper.log").open("a") as log:
+            keeper = subprocess.Popen(
+                [sys.executable, "-m", "bafogpt.cloud.engines.keeper", str(folder), str(plan.root)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if not process.wait_until(
+            lambda: self._read(plan.name) is not None or keeper.poll() is not None, START_TIMEOUT_S
+        ):
+            keeper.kill()
+            raise BafoError(f"{plan.name} did not start within {START_TIMEOUT_S:g} s", f"cat {folder}/keeper.log")
+        if self._read(plan.name) is None:
+            last = (folder / "keeper.log").read_text(errors="replace").strip().splitlines()[-1:]
+            raise JobFailedError(f"{plan.name} did not start: {''.join(last)}", f"cat {folder}/keeper.log")
+        return self.status(plan.name)
+
+    def runs(self) -> list[EngineRun]:
+        """Every run with a folder here, oldest first."""
+        names = [path.name for path in self._folder.glob("*/") if (path / "task.yaml").exists()]
+        return sorted((self.status(name) for name in names), key=lambda run: run.started)
+
+    def status(self, name: str) -> EngineRun:
+        """How the run is; a keeper that died without a word makes it ``gone``."""
+        run = self._read(name)
+        if run is None:
+            if not (self._folder / name / "task.yaml").exists():
+                known = [path.name for path in self._folder.glob("*/")]
+                raise RunNotFoundError(
+                    f"no run '{name}' on this machine{did_you_mean(name, known)}", "bafogpt cloud ls"
+                )
+            return EngineRun(name=name, infra=LOCAL, state="gone", started="")
+        return run
+
+    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
+        """The run's output; with ``follow`` until it ends."""
+        self.status(name)
+        path = self._folder / name / "output.log"
+        position, rest = 0, b""
+        while True:
+            ended = not self.status(name).active
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(position)
+                    data = file.read()
+                position += len(data)
+                *lines, rest = (rest + data).split(b"\n")
+                yield from (line.decode("utf-8", errors="replace") for line in lines)
+            if ended or not follow:
+                if rest:
+                    yield rest.decode("utf-8", errors="replace")
+                return
+            time.sleep(0.1)
+
+    def shell(self, name: str) -> list[str]:
+        """A shell in the run's working directory."""
+        self.status(name)
+        return [os.environ.get("SHELL", "/bin/bash"), "-i"]
+
+    def cancel(self, name: str) -> EngineRun:
+        """SIGTERM to the keeper, which passes it on; and wait for the end."""
+        run = self.status(name)
+        if not run.active:
+            return run
+        assert run.pid is not None
+        os.kill(run.pid, 15)
+        grace = float(json.loads((self._folder / name / "state.json").read_text())["grace_s"])
+        if not process.wait_until(lambda: not self.status(name).active, grace + CANCEL_MARGIN_S):
+            raise BafoError(
+                f"{name} is still draining after {grace + CANCEL_MARGIN_S:g} s", f"bafogpt cloud logs -f {name}"
+            )
+        return self.status(name)
+
+    def down(self, name: str) -> None:
+        """Cancel, end whatever is left of the run's session, remove its folders here."""
+        run = self.cancel(name)
+        if run.pid is not None:
+            process.end(process.in_session(run.pid), grace_s=5)
+        shutil.rmtree(self._folder / name)
+        shutil.rmtree(work_folder(self._settings, name), ignore_errors=True)
+
+    def _refuse_taken(self, name: str, resume: bool) -> None:
+        """Raise :class:`ConflictError` when a launch under this name would meet another run."""
+        try:
+            run = self.status(name)
+        except RunNotFoundError:
+            return
+        if run.active:
+            raise ConflictError(f"run {name} is {run.state} already", f"bafogpt cloud logs -f {name}")
+        if not resume:
+            raise ConflictError(
+                f"there is a run {name} already ({run.state})", f"launch it with --resume, or bafogpt cloud down {name}"
+            )
+
+    def _environment(self, plan: Plan) -> dict[str, str]:
+        """This environment with what SkyPilot would set; secrets are stay in memory."""
+        for secret in plan.required_secrets:
+            if not os.environ.get(secret):
+                raise AuthError(f"--env {secret}: it is not set here", f"export {secret}=…")
+        gpus = tasks.accelerators(plan.task)
+        return {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **{key: str(value) for key, value in (plan.task.get("envs") or {}).items()},
+            "BAFOGPT_HOME": self._settings.home,
+            "BAFOGPT_S3_ENDPOINT": self._settings.s3_endpoint,
+            "SKYPILOT_TASK_ID": f"bafogpt-{plan.name}",
+            "SKYPILOT_CLUSTER_INFO": json.dumps({"cluster_name": plan.name, "cloud": "local"}),
+            "SKYPILOT_NODE_RANK": "0",
+            "SKYPILOT_NUM_NODES": "1",
+            "SKYPILOT_NODE_IPS": "127.0.0.1",
+            "SKYPILOT_NUM_GPUS_PER_NODE": str(min(gpu_count(), gpus[1] if gpus else 0)),
+            "BAFOGPT_GRACE_S": str(plan.job.supervisor.grace_s),
+        }
+
+    def _read(self, name: str) -> EngineRun | None:
+        """The run's state file, corrected by whether its keeper lives. None before the keeper has written one."""
+        path = self._folder / name / "state.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        keeper_started = values.pop("keeper_started")
+        values.pop("grace_s")
+        run = schema.build(EngineRun, values, where=str(path))
+        if run.state in ACTIVE and not process.is_alive(run.pid or 0, keeper_started):
+            return replace(run, state="gone")
+        return run
+
+
+def work_folder(settings: Settings, name: str) -> Path:
+    """Local disk of one run's supervisor and trainers."""
+    return Path(settings.home) / "work" / runs.check_name(name)
+
+
+def write_state(folder: Path, run: EngineRun, keeper_started: float, grace_s: float) -> None:
+    """What the keeper tells the engine."""
+    files.write_atomic(
+        folder / "state.json", json.dumps({**asdict(run), "keeper_started": keeper_started, "grace_s": grace_s})
+    )

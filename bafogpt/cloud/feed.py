@@ -1,0 +1,105 @@
+"""Append-only records in a store that cannot append.
+
+A local file that only grows (a log, metrics, events) is mirrored as numbered parts, ``<folder>/0002-00017.jsonl``:
+attempt, part. A part that has reached :data:`PART_BYTES` is never touched again, so the cost of a long run is that
+of its bytes, and each attempt writes parts of its own, so a machine that died cannot overwrite its successor's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bafogpt.core.errors import NotFoundError
+from bafogpt.storage.bucket import Bucket
+
+PART_BYTES = 1 << 20
+
+
+class Feed:
+    """Mirrors one growing local file into parts below ``folder`` of ``bucket``.
+
+    What an earlier process of the same attempt had sent is found in the bucket, so a feed goes on where the last
+    one stopped.
+    """
+
+    def __init__(self, bucket: Bucket, folder: str, attempt: int, source: Path, suffix: str) -> None:
+        self._bucket = bucket
+        self._folder = folder
+        self._attempt = attempt
+        self._source = source
+        self._suffix = suffix
+        self._part: int | None = None
+        self._part_start = 0
+        self._sent = 0
+
+    def ship(self) -> int:
+        """Send what has been written since the last call; returns how many bytes that was.
+
+        Raises :class:`~bafogpt.core.errors.StorageError`; the next call sends it then.
+        """
+        if self._part is None:
+            self._find_position()
+        assert self._part is not None
+        sent = 0
+        while True:
+            data = self._unsealed()
+            if self._part_start + len(data) <= self._sent:
+                return sent
+            self._bucket.put(self._name(self._part), data)
+            sent += self._part_start + len(data) - self._sent
+            self._sent = self._part_start + len(data)
+            if len(data) < PART_BYTES:
+                return sent
+            self._part += 1
+            self._part_start = self._sent
+
+    def _unsealed(self) -> bytes:
+        """The bytes of the part being written."""
+        try:
+            with self._source.open("rb") as file:
+                file.seek(self._part_start)
+                return file.read(PART_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    def _find_position(self) -> None:
+        """Continue at the last part that this attempt has in the bucket."""
+        own = [
+            info
+            for info in self._bucket.list(f"{self._folder}/")
+            if info.path.rsplit("/", 1)[-1].startswith(f"{self._attempt:04d}-")
+        ]
+        sizes = [info.bytes for info in sorted(own, key=lambda info: info.path)]
+        if sizes and sizes[-1] < PART_BYTES:
+            self._part = len(sizes) - 1
+            self._part_start = sum(sizes[:-1])
+        else:
+            self._part = len(sizes)
+            self._part_start = sum(sizes)
+        self._sent = sum(sizes)
+
+    def _name(self, part: int) -> str:
+        return f"{self._folder}/{self._attempt:04d}-{part:05d}.{self._suffix}"
+
+
+def read(bucket: Bucket, folder: str) -> bytes:
+    """All parts of a feed joined, attempt after attempt. A feed that does not exist is empty."""
+    try:
+        names = sorted(info.path for info in bucket.list(f"{folder}/"))
+    except NotFoundError:
+        return b""
+    return b"".join(bucket.get(name) for name in names)
+
+
+def read_lines(bucket: Bucket, folder: str) -> Iterator[dict[str, Any]]:
+    """The records of a JSON-lines feed. A line that was cut off by a kill is skipped."""
+    for line in read(bucket, folder).splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value

@@ -1,0 +1,73 @@
+"""A job file: what is trained. ``jobs/pretrain.yaml`` is the one to read.
+
+Keys: ``extends`` (another job file beside this one, on which this one is laid), ``task`` (the file in ``sky/`` that
+says where it runs by default), ``trainer``, ``train`` (see :mod:`bafogpt.train.config`) and ``supervisor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bafogpt.core import schema
+from bafogpt.core.errors import ConfigError
+from bafogpt.train.config import PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorConfig:
+    """How a job is kept alive."""
+
+    processes: int = 0
+    """Trainer processes on each machine; 0 is one a GPU, and one where there is none."""
+    max_restarts: int = 3
+    """How often crashed trainers are started again before the run has failed."""
+    grace_s: float = 90.0
+    """Seconds from SIGTERM until trainers that have not saved and left are killed."""
+    ship_every_s: float = 5.0
+    """Seconds between sendings of logs, metrics and events to the bucket."""
+    patience_s: float = 300.0
+    """How long the bucket may be out of reach before the run ends, to be resumed later."""
+    drill_kill_at_step: int | None = None
+    """A fire drill: SIGKILL the trainers once, when they reach this step, and let the run come back by itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "max_restarts", "grace_s", "patience_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
+        if self.ship_every_s <= 0:
+            raise ValueError(f"ship_every_s is {self.ship_every_s}; must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A resolved job: nothing left to look up."""
+
+    train: PretrainConfig
+    trainer: Literal["pretrain"] = "pretrain"
+    task: str = "pretrain"
+    """Name of the task file in ``sky/``."""
+    supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Job:
+    """The job in a file, with ``--set`` assignments laid on it. Raises :class:`ConfigError`."""
+    values = _with_ancestors(path, seen=())
+    for text in assignments:
+        values = schema.merge(values, schema.parse_assignment(text))
+    return schema.build(Job, values, where=str(path))
+
+
+def _with_ancestors(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's mapping laid on what it extends."""
+    if path in seen:
+        raise ConfigError(f"{path} extends itself", f"edit {path}")
+    values = schema.load_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: 'extends' is {parent!r}, expected a file name", f"edit {path}")
+    return schema.merge(_with_ancestors(path.parent / parent, (*seen, path)), values)

@@ -1,0 +1,89 @@
+"""What a supervisor writes down: log lines, events, the run's record; and their way to the bucket while it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bafogpt.cloud.feed import Feed
+from bafogpt.cloud.runs import RunRecord, RunStore
+from bafogpt.core.errors import StorageError
+
+
+class Recorder:
+    """Local files first, the bucket every ``every_s`` seconds by a thread, so that nobody waits for a bucket.
+
+    ``failing_since`` says since when (monotonic seconds) the bucket has refused; what could not be sent stays in the
+    local files and goes with the next sending.
+    """
+
+    def __init__(self, store: RunStore, record: RunRecord, attempt: int, folder: Path, metrics: Path, every_s: float):
+        self.record = record
+        self.attempt = attempt
+        self.failing_since: float | None = None
+        self._store = store
+        self._log = (folder / f"log-{attempt:04d}.txt").open("a", encoding="utf-8", buffering=1)
+        self._events = (folder / f"events-{attempt:04d}.jsonl").open("a", encoding="utf-8", buffering=1)
+        bucket = store.folder(record.name)
+        self._feeds = [
+            Feed(bucket, "logs", attempt, Path(self._log.name), "log"),
+            Feed(bucket, "events", attempt, Path(self._events.name), "jsonl"),
+            Feed(bucket, "metrics", attempt, metrics, "jsonl"),
+        ]
+        self._every_s = every_s
+        self._changed = False
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def say(self, line: str) -> None:
+        """A line for people: to the terminal and to the run's log."""
+        with self._lock:
+            print(line, flush=True)
+            self._log.write(line + "\n")
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Something that happened, for ``bafogpt runs show`` and the report."""
+        line = {"time": round(time.time(), 3), "attempt": self.attempt, "event": kind, **values}
+        with self._lock:
+            self._events.write(json.dumps(line) + "\n")
+
+    def update(self, **changes: Any) -> None:
+        """Change the run's record; it is sent with the next sending."""
+        self.record = replace(self.record, **changes)
+        self._changed = True
+
+    def ship(self) -> None:
+        """Send everything now. Raises :class:`StorageError`."""
+        for feed in self._feeds:
+            feed.ship()
+        if self._changed:
+            self._changed = False
+            try:
+                self.record = self._store.save(self.record)
+            except StorageError:
+                self._changed = True
+                raise
+
+    def close(self) -> None:
+        """Stop the thread. Call :meth:`ship` after it, for the last lines."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._every_s):
+            try:
+                self.ship()
+                self.failing_since = None
+            except StorageError as error:
+                if self.failing_since is None:
+                    self.failing_since = time.monotonic()
+                    print(f"cannot send records: {error.message}", file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""What a run's events tell: when its trainers lived, what ended them, where they went on, what was committed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+Ending = Literal["killed", "died", "lost", "running", "succeeded", "stopped", "failed"]
+KillKind = Literal["drill", "killed", "died", "lost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """The trainers of one attempt, from a start to their end. Times are seconds since the epoch."""
+
+    attempt: int
+    start: float
+    end: float
+    first_step: int
+    """The step that they went on from."""
+    last_step: int | None
+    """The last step they have told of."""
+    ending: Ending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """A death that the run did not ask for, or that a fire drill did."""
+
+    time: float
+    attempt: int
+    step: int | None
+    kind: KillKind
+    """``lost``: nothing was heard of the whole machine any more."""
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """A checkpoint that was restored."""
+
+    time: float
+    attempt: int
+    step: int
+    samples: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A checkpoint whose manifest was written."""
+
+    step: int
+    samples: int | None
+    bytes: int | None
+    seconds: float | None
+    """From the first byte sent to the manifest."""
+    time: float | None
+    attempt: int | None
+    kept: bool
+    """Whether it is in the bucket now."""
+
+
+def number(record: Record, key: str) -> float | None:
+    """The finite number at ``key``, or None for anything else."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def whole(record: Record, key: str) -> int | None:
+    """The number at ``key`` as an integer, or None."""
+    value = number(record, key)
+    return None if value is None else int(value)
+
+
+def readable_events(events: Iterable[Record]) -> list[Record]:
+    """The events that have a kind and a time."""
+    return [each for each in events if isinstance(each.get("event"), str) and number(each, "time") is not None]
+
+
+def lives(events: Sequence[Record], lines: Sequence[Record], running: bool) -> list[Life]:
+    """Every life of the trainers, oldest first.
+
+    One that is followed by another without a word about its end was lost with its machine; it ends where the records
+    that it left end. The last one is still ``running`` if the run is.
+    """
+    found: list[Life] = []
+    open_life: Life | None = None
+    drilled = False
+    for event in events:
+        kind, time = event["event"], _time(event)
+        if kind == "trainers_started":
+            if open_life is not None:
+                found.append(_closed_by_silence(open_life, "lost", events, lines, before=time))
+            step = whole(event, "step") or 0
+            attempt = whole(event, "attempt") or 1
+            open_life = Life(attempt=attempt, start=time, end=time, first_step=step, last_step=None, ending="running")
+            drilled = False
+        elif kind == "drill_kill":
+            drilled = True
+        elif kind == "trainers_died" and open_life is not None:
+            killed = drilled or "SIGKILL" in str(event.get("why", ""))
+            found.append(_closed(open_life, time, "killed" if killed else "died", lines))
+            open_life = None
+        elif kind == "run_ended" and open_life is not None:
+            found.append(_closed(open_life, _last_word(lines, open_life.start, time), _state(event), lines))
+            open_life = None
+    if open_life is not None:
+        silence: Ending = "running" if running else "lost"
+        found.append(_closed_by_silence(open_life, silence, events, lines, before=math.inf))
+    return found
+
+
+def kills(events: Sequence[Record], all_lives: Sequence[Life]) -> list[Kill]:
+    """Every life that ended against its will, and what the events say about why."""
+    found = []
+    for life in all_lives:
+        if life.ending not in ("killed", "died", "lost"):
+            continue
+        within = [each for each in events if each.get("attempt", 1) == life.attempt]
+        within = [each for each in within if life.start <= _time(each) <= life.end]
+        drill = next((each for each in within if each["event"] == "drill_kill"), None)
+        died = next((each for each in within if each["event"] == "trainers_died"), None)
+        kind: KillKind = "lost" if life.ending == "lost" else "died" if life.ending == "died" else "killed"
+        why = str(died.get("why", "")) if died else "the machine was not heard of again"
+        if drill is not None and life.ending != "lost":
+            kind, why = "drill", f"fire drill: {why}"
+        step = life.last_step if life.last_step is not None else whole(drill or {}, "step")
+        found.append(Kill(time=life.end, attempt=life.attempt, step=step, kind=kind, why=why))
+    return found
+
+
+def resumes(events: Iterable[Record]) -> list[Resume]:
+    """Every checkpoint that was restored, in order."""
+    return [
+        Resume(
+            time=_time(each),
+            attempt=whole(each, "attempt") or 1,
+            step=whole(each, "step") or 0,
+            samples=whole(each, "samples"),
+        )
+        for each in events
+        if each["event"] == "checkpoint_restored"
+    ]
+
+
+def commits(events: Iterable[Record], in_bucket: Iterable[Commit]) -> list[Commit]:
+    """Every checkpoint that was ever committed, by step: what the events tell, and what only the bucket knows."""
+    found = {each.step: each for each in in_bucket}
+    kept = set(found)
+    for each in events:
+        step = whole(each, "step")
+        if each["event"] == "checkpoint_committed" and step is not None:
+            found[step] = Commit(
+                step=step,
+                samples=whole(each, "samples"),
+                bytes=whole(each, "bytes"),
+                seconds=number(each, "seconds"),
+                time=_time(each),
+                attempt=whole(each, "attempt"),
+                kept=step in kept,
+            )
+    return [found[step] for step in sorted(found)]
+
+
+def machine_seconds(events: Iterable[Record], all_lives: Iterable[Life]) -> float:
+    """How long machines worked on the run, over all attempts: each from its first word to its last."""
+    spans: dict[int, tuple[float, float]] = {}
+    words = [(whole(each, "attempt") or 1, _time(each)) for each in events]
+    words += [(life.attempt, life.end) for life in all_lives]
+    for attempt, time in words:
+        first, last = spans.get(attempt, (time, time))
+        spans[attempt] = (min(first, time), max(last, time))
+    return sum(last - first for first, last in spans.values())
+
+
+def _time(event: Record) -> float:
+    return float(event["time"])
+
+
+def _state(event: Record) -> Ending:
+    state = event.get("state")
+    return state if state in ("succeeded", "stopped") else "failed"
+
+
+def _closed(life: Life, end: float, ending: Ending, lines: Sequence[Record]) -> Life:
+    """``life`` ended at ``end``, with the last step that it had told of by then."""
+    steps = [line["step"] for line in lines if "loss" in line and life.start <= (number(line, "time") or 0.0) <= end]
+    return replace(life, end=max(end, life.start), last_step=steps[-1] if steps else None, ending=ending)
+
+
+def _closed_by_silence(
+    life: Life, ending: Ending, events: Sequence[Record], lines: Sequence[Record], before: float
+) -> Life:
+    """``life`` ended with the last record of its attempt before the time ``before``."""
+    own = [_time(each) for each in events if each.get("attempt", 1) == life.attempt and _time(each) <= before]
+    end = max([_last_word(lines, life.start, before, default=life.start), *own])
+    return _closed(life, end, ending, lines)
+
+
+def _last_word(lines: Sequence[Record], start: float, end: float, default: float | None = None) -> float:
+    """The time of the last metrics line between two times; ``default`` (else ``end``) where there is none."""
+    times = [time for line in lines if (time := number(line, "time")) is not None and start <= time <= end]
+    return max(times, default=end if default is None else default)

@@ -1,0 +1,158 @@
+"""A run's report as one HTML file: no script, nothing loaded from anywhere, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from bafogpt.cloud.report import drawing, figures, words
+from bafogpt.cloud.report.summary import Summary
+
+ROWS = 100
+"""Rows of a table at most; of a longer one, the first and the last halves are shown."""
+CELL = 300
+"""Characters of a cell at most."""
+
+
+def html(summary: Summary, zar_per_usd: float | None = None) -> str:
+    """The whole page. Where matplotlib is not installed it says so in the pictures' place."""
+    record = summary.record
+    body = [
+        "<header>",
+        f'<p class="state {escape(record.state)}">{escape(record.state)}</p>',
+        f"<h1>{escape(record.name)}</h1>",
+        f"<p>{escape(words.sentence(summary))}</p>",
+        f'<p class="message">{escape(record.message)}</p>' if record.message else "",
+        "</header>",
+        _facts(words.facts(summary, zar_per_usd)),
+        *_pictures(summary),
+        _section("Checkpoints", _checkpoints(summary)),
+        _section("Events", _events(summary)),
+        _section("Sample order", _problems(summary)),
+        _section("Configuration", f"<pre>{escape(_yaml(record.job))}</pre>" if record.job else ""),
+        _section("Code", _code(summary)),
+        f"<footer>record updated {escape(record.updated)}</footer>",
+    ]
+    head = [
+        '<!doctype html>\n<html lang="en">\n<head>',
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(record.name)}</title>",
+        f"<style>\n{_style()}</style>",
+        "</head>\n<body>",
+    ]
+    return "\n".join([*head, *(part for part in body if part), "</body>\n</html>\n"])
+
+
+def _pictures(summary: Summary) -> list[str]:
+    try:
+        training, timeline = figures.training_svg(summary), figures.timeline_svg(summary)
+    except ImportError:
+        return ['<p class="note">No pictures: matplotlib is not installed where this report was written.</p>']
+    if not training and not timeline:
+        return ['<p class="note">Nothing to draw: no trainer has told of anything yet.</p>']
+    caption = "<figcaption>Shaded: steps that a death had lost, as they were the first time.</figcaption>"
+    pictures = [training + (caption if training and summary.superseded else ""), timeline]
+    return [f"<figure>{each}</figure>" for each in pictures if each]
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    return f"<dl>{rows}</dl>"
+
+
+def _checkpoints(summary: Summary) -> str:
+    rows = [
+        [
+            f"{each.step:,}",
+            words.NONE if each.samples is None else f"{each.samples:,}",
+            words.size(each.bytes),
+            words.duration(each.seconds),
+            words.moment(each.time),
+            "yes" if each.kept else "no, removed",
+        ]
+        for each in summary.checkpoints
+    ]
+    return _table(["step", "samples", "size", "upload", "committed, UTC", "in the bucket"], rows, numbers=4)
+
+
+def _events(summary: Summary) -> str:
+    known = ("time", "attempt", "event")
+    rows = [
+        [
+            words.moment(float(each["time"])),
+            str(each.get("attempt", "")),
+            each["event"].replace("_", " "),
+            ", ".join(f"{key} {_plain(value)}" for key, value in each.items() if key not in known and value != ""),
+        ]
+        for each in summary.events
+    ]
+    return _table(["time, UTC", "attempt", "event", ""], rows, numbers=0)
+
+
+def _problems(summary: Summary) -> str:
+    if not summary.problems:
+        return ""
+    return _table(
+        [f"{words.plural(len(summary.problems), 'problem')}"], [[each] for each in summary.problems], numbers=0
+    )
+
+
+def _code(summary: Summary) -> str:
+    record = summary.record
+    rows = [[name, version] for name, version in record.versions.items()]
+    if record.git:
+        rows.append(["git", record.git])
+    return _table(["", "version"], rows, numbers=0)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
+    """A table whose first ``numbers`` columns are right-aligned; empty without rows."""
+    if not rows:
+        return ""
+    head = "".join(f"<th{_right(i < numbers)}>{escape(name)}</th>" for i, name in enumerate(header))
+    shown, left_out = rows, len(rows) - ROWS
+    if left_out > 0:
+        gap = [f"… {left_out:,} more …", *[""] * (len(header) - 1)]
+        shown = [*rows[: ROWS // 2], gap, *rows[-ROWS // 2 :]]
+    lines = (
+        "".join(f"<td{_right(i < numbers)}>{escape(_short(cell))}</td>" for i, cell in enumerate(row)) for row in shown
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _right(yes: bool) -> str:
+    return ' class="n"' if yes else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= CELL else f"{text[:CELL]}…"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _yaml(job: Any) -> str:
+    return str(yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _style() -> str:
+    light, dark = _variables(drawing.LIGHT), _variables(drawing.DARK)
+    rules = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{rules}"
+
+
+def _variables(palette: dict[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in palette.items())

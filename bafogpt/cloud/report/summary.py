@@ -1,0 +1,262 @@
+"""One run as one value: the records as the bucket has them, and all that is derived from them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from bafogpt.cloud import runs
+from bafogpt.cloud.report import history
+from bafogpt.cloud.report.history import Commit, Kill, Life, Record, Resume, number
+from bafogpt.cloud.runs import RunRecord, RunStore
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's records. What is derived from them is computed when it is asked for, and is None where nothing is known.
+
+    Records may be incomplete or odd (a run that has only begun, a loss that is not a number): that is never an error.
+    """
+
+    record: RunRecord
+    lines: Sequence[Record]
+    """Every metrics line with a step, in the order written, steps that were done twice included."""
+    events: Sequence[Record]
+    """Every event with a kind and a time, attempt after attempt."""
+    in_bucket: Sequence[Commit]
+    """The complete checkpoints that are in the bucket now."""
+
+    @cached_property
+    def curve(self) -> list[Record]:
+        """One training line a step; of a step done twice, the later line."""
+        return runs.curve(self.lines)
+
+    @cached_property
+    def superseded(self) -> list[list[Record]]:
+        """The training that was lost: for each loss, its lines in order, led by the last line that counts."""
+        kept = {line["step"]: index for index, line in enumerate(self.lines) if "loss" in line}
+        found: list[list[Record]] = []
+        before: Record | None = None
+        lost: list[Record] = []
+        for index, line in enumerate(self.lines):
+            if "loss" not in line:
+                continue
+            if lost and (kept[line["step"]] == index or line["step"] <= lost[-1]["step"]):
+                found.append(lost)
+                lost = []
+            if kept[line["step"]] != index:
+                lead = [before] if not lost and before is not None and before["step"] < line["step"] else []
+                lost += [*lead, line]
+            before = line
+        return found
+
+    @cached_property
+    def validation(self) -> list[tuple[int, float]]:
+        """(step, loss) of every validation; of a step done twice, the later one."""
+        last = {line["step"]: number(line, "validation_loss") for line in self.lines if "validation_loss" in line}
+        return [(step, loss) for step in sorted(last) if (loss := last[step]) is not None]
+
+    @cached_property
+    def lives(self) -> list[Life]:
+        """From each start of the trainers to their end."""
+        return history.lives(self.events, self.lines, running=self.record.state == "running")
+
+    @cached_property
+    def kills(self) -> list[Kill]:
+        """Deaths of the trainers, fire drills included."""
+        return history.kills(self.events, self.lives)
+
+    @cached_property
+    def resumes(self) -> list[Resume]:
+        """Checkpoints that were restored."""
+        return history.resumes(self.events)
+
+    @cached_property
+    def checkpoints(self) -> list[Commit]:
+        """Every checkpoint that was ever committed, by step."""
+        return history.commits(self.events, self.in_bucket)
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What is wrong with the order of samples; an empty list is a run that lost none and repeated none."""
+        named = [point for point in self.curve if _has_samples(point)]
+        wrong = runs.sample_gaps(named)
+        unnamed = len(self.curve) - len(named)
+        return wrong + ([f"{unnamed} metrics lines do not say which samples they cover"] if unnamed else [])
+
+    @property
+    def samples(self) -> int:
+        """Samples seen, each counted once."""
+        return int(self.curve[-1]["samples"][1]) if self.curve and _has_samples(self.curve[-1]) else 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen, each counted once."""
+        return int(self._last("tokens") or 0)
+
+    @property
+    def first_loss(self) -> float | None:
+        return number(self.curve[0], "loss") if self.curve else None
+
+    @property
+    def final_loss(self) -> float | None:
+        return number(self.curve[-1], "loss") if self.curve else None
+
+    @property
+    def best_validation(self) -> tuple[int, float] | None:
+        """(step, loss) of the validation with the lowest loss."""
+        return min(self.validation, key=lambda each: each[1], default=None)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median over the steps."""
+        return self._median("tokens_per_s")
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation, 0 to 1, median over the steps."""
+        return self._median("mfu")
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Time that went into the steps that count, over all attempts; restarts and lost work are not in it."""
+        return self._last("seconds")
+
+    @cached_property
+    def redone_steps(self) -> int:
+        """Steps that were done again because a kill had lost them."""
+        furthest = redone = 0
+        for line in self.lines:
+            if "loss" not in line:
+                continue
+            step = line["step"]
+            first, last = line["samples"] if _has_samples(line) else (step - 1, step)
+            before = step * first // last if last > 0 else step - 1  # a line covers the steps (before, step]
+            redone += max(0, min(furthest, step) - before)
+            furthest = max(furthest, step)
+        return redone
+
+    @cached_property
+    def started(self) -> float | None:
+        """When the first record was written, in seconds since the epoch."""
+        return min(self._times(), default=None) or _epoch(self.record.created)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """From the first record to the last, pauses between attempts included."""
+        last = max(self._times(), default=None)
+        return None if last is None or self.started is None else last - self.started
+
+    @cached_property
+    def machine_seconds(self) -> float:
+        """Time that machines worked on the run, over all attempts: what is paid for."""
+        return history.machine_seconds(self.events, self.lives)
+
+    @property
+    def usd(self) -> float:
+        """What the machines cost, at the record's price an hour."""
+        return self.machine_seconds / 3600 * self.record.price_per_hour
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) along the curve; a value that is missing or not finite is NaN, which breaks a drawn line."""
+        return [(point["step"], _or_nan(number(point, key))) for point in self.curve]
+
+    def stages(self) -> list[tuple[str, int, int]]:
+        """(name, first step, last step) of the curriculum's stages as they were met."""
+        found: list[tuple[str, int, int]] = []
+        end = 0
+        for point in self.curve:
+            name, start, end = str(point.get("stage") or ""), end, point["step"]
+            if found and found[-1][0] == name:
+                found[-1] = (name, found[-1][1], end)
+            else:
+                found.append((name, start, end))
+        return [stage for stage in found if stage[0]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record and everything derived, for ``--json``; the curve itself stays in the run's metrics."""
+        best = self.best_validation
+        return {
+            **asdict(self.record),
+            "first_loss": self.first_loss,
+            "final_loss": self.final_loss,
+            "best_validation": {"step": best[0], "loss": best[1]} if best else None,
+            "validation": [{"step": step, "loss": loss} for step, loss in self.validation],
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "sample_problems": self.problems,
+            "tokens_per_s": self.tokens_per_s,
+            "mfu": self.mfu,
+            "training_seconds": self.training_seconds,
+            "wall_seconds": self.wall_seconds,
+            "machine_seconds": self.machine_seconds,
+            "usd": self.usd,
+            "redone_steps": self.redone_steps,
+            "lives": [asdict(each) for each in self.lives],
+            "kills": [asdict(each) for each in self.kills],
+            "resumes": [asdict(each) for each in self.resumes],
+            "checkpoints": [asdict(each) for each in self.checkpoints],
+        }
+
+    def _times(self) -> list[float]:
+        return [time for each in (*self.events, *self.lines) if (time := number(each, "time")) is not None]
+
+    def _last(self, key: str) -> float | None:
+        return number(self.curve[-1], key) if self.curve else None
+
+    def _median(self, key: str) -> float | None:
+        values = [value for point in self.curve if (value := number(point, key)) is not None]
+        return statistics.median(values) if values else None
+
+
+def summarise(store: RunStore, name: str) -> Summary:
+    """Everything that the bucket knows about a run.
+
+    Raises :class:`~bafogpt.core.errors.RunNotFoundError` and :class:`~bafogpt.core.errors.StorageError`.
+    """
+    record = store.load(name)
+    in_bucket = [
+        Commit(
+            step=each.step,
+            samples=each.samples,
+            bytes=sum(file.bytes for file in each.files),
+            seconds=None,
+            time=_epoch(str(each.created)),
+            attempt=history.whole(each.metadata, "attempt"),
+            kept=True,
+        )
+        for each in store.checkpoints(name).complete()
+    ]
+    return Summary(
+        record=record,
+        lines=_readable_lines(store.metrics(name)),
+        events=history.readable_events(store.events(name)),
+        in_bucket=in_bucket,
+    )
+
+
+def _readable_lines(lines: Iterable[Record]) -> list[Record]:
+    """The metrics lines that name their step."""
+    return [line | {"step": step} for line in lines if (step := history.whole(line, "step")) is not None]
+
+
+def _has_samples(point: Record) -> bool:
+    samples = point.get("samples")
+    return isinstance(samples, list) and len(samples) == 2 and all(type(each) is int for each in samples)
+
+
+def _epoch(iso: str) -> float | None:
+    """Seconds since the epoch of an ISO 8601 time, or None."""
+    try:
+        return datetime.fromisoformat(iso).timestamp()
+    except ValueError:
+        return None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

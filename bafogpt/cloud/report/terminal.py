@@ -1,0 +1,103 @@
+"""A run's summary for a terminal: readable in a pipe as well, for it is text and nothing depends on its colours."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bafogpt.cloud.report import words
+from bafogpt.cloud.report.summary import Summary
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+STYLES = {"succeeded": "bold green", "running": "bold cyan", "stopped": "bold yellow", "failed": "bold red"}
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+WIDTH, HEIGHT = 60, 6
+
+
+def terminal(summary: Summary, zar_per_usd: float | None = None) -> Text:
+    """The summary as one Rich text of some twenty lines, at most a few more than 80 characters wide."""
+    from rich.text import Text
+
+    record = summary.record
+    text = Text()
+    text.append(record.name, "bold")
+    text.append("  ")
+    text.append(record.state, STYLES.get(record.state, "bold"))
+    text.append(f"  {record.message}\n" if record.message else "\n")
+    text.append(f"{words.sentence(summary)}\n\n", "dim")
+    chart = loss_chart(summary.series("loss"))
+    for label, row in chart:
+        text.append(f"{label:>8} ", "dim")
+        text.append(f"{row}\n", "blue")
+    if chart:
+        text.append(f"{' ' * 9}{_marks(summary)}\n")
+        text.append(f"{' ' * 9}{_step_axis(summary)}\n\n", "dim")
+    found = words.facts(summary, zar_per_usd)
+    width = max(len(name) for name, _ in found)
+    for name, value in found:
+        text.append(f"{name:<{width}}  ", "dim")
+        text.append(f"{value}\n", "bold red" if name == "samples" and summary.problems else "")
+    text.rstrip()
+    return text
+
+
+def loss_chart(series: list[tuple[int, float]]) -> list[tuple[str, str]]:
+    """(label, row) from the top: the curve as filled columns over the steps, lowest to highest loss.
+
+    Empty where fewer than two losses are finite.
+    """
+    columns = _columns(series)
+    finite = [value for value in columns if not math.isnan(value)]
+    if len(finite) < 2:
+        return []
+    low, high = min(finite), max(finite)
+    span = high - low or 1.0
+    # the lowest column is one eighth high: nothing at all is for columns without a loss
+    levels = [0 if math.isnan(v) else 1 + round((v - low) / span * (8 * HEIGHT - 1)) for v in columns]
+    rows = []
+    for row in reversed(range(HEIGHT)):
+        cells = "".join(EIGHTHS[min(8, max(0, level - 8 * row))] for level in levels)
+        label = f"{high:.2f}" if row == HEIGHT - 1 else f"{low:.2f}" if row == 0 else ""
+        rows.append((label, cells.rstrip()))
+    return rows
+
+
+def _columns(series: list[tuple[int, float]]) -> list[float]:
+    """Mean loss in each of the chart's columns; a column between two measured steps takes the earlier one's."""
+    if not series:
+        return []
+    sums, counts = [0.0] * WIDTH, [0] * WIDTH
+    for step, value in series:
+        if not math.isnan(value):
+            at = _column(step, series[-1][0])
+            sums[at] += value
+            counts[at] += 1
+    columns: list[float] = []
+    for total, count in zip(sums, counts, strict=True):
+        columns.append(total / count if count else columns[-1] if columns else math.nan)
+    return columns
+
+
+def _column(step: int, last: int) -> int:
+    return min(WIDTH - 1, max(0, (step - 1) * WIDTH // max(last, 1)))
+
+
+def _marks(summary: Summary) -> Text:
+    """Below the chart: ✕ where trainers died, ▸ where they went on."""
+    from rich.text import Text
+
+    cells: list[tuple[str, str]] = [(" ", "")] * WIDTH
+    last = summary.curve[-1]["step"]
+    for resume in summary.resumes:
+        cells[_column(resume.step, last)] = ("▸", "green")
+    for kill in summary.kills:
+        if kill.step is not None:
+            cells[_column(kill.step, last)] = ("✕", "red")
+    return Text.assemble(*cells)
+
+
+def _step_axis(summary: Summary) -> str:
+    first, last = f"step {summary.curve[0]['step']:,}", f"{summary.curve[-1]['step']:,}"
+    return f"{first}{last:>{WIDTH - len(first)}}"

@@ -1,0 +1,187 @@
+"""Numbers as people read them, and the facts that every report of a run begins with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from bafogpt.cloud.report.history import Commit, Kill
+from bafogpt.cloud.report.summary import Summary
+
+NONE = "–"
+KINDS = {"drill": "fire drill", "killed": "killed", "died": "crashed", "lost": "machine lost"}
+SHOWN = 4
+"""How many of a list are named before "and N more"."""
+
+
+def duration(seconds: float | None) -> str:
+    """``"48 s"``, ``"2 min 14 s"``, ``"3 h 05 min"``, ``"2 d 4 h"``; tenths below ten seconds."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def size(count: float | None) -> str:
+    """``"13.1 MB"``, in powers of 1,000."""
+    if count is None:
+        return NONE
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB"
+
+
+def loss(value: float | None) -> str:
+    """Four significant figures at most."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A share of 1 as ``"32.1 %"``."""
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def moment(seconds: float | None) -> str:
+    """Seconds since the epoch as ``"2026-03-01 14:02:11"``, UTC."""
+    try:
+        return NONE if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return NONE  # a time that no calendar has
+
+
+def plural(count: int, thing: str) -> str:
+    """``"1 step"``, ``"1,200 steps"``."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def sentence(summary: Summary) -> str:
+    """How far the run is, in one line."""
+    record = summary.record
+    parts = [f"step {record.step:,} of {record.steps:,}"]
+    if record.step == record.steps and record.steps:
+        parts = [plural(record.steps, "step")]
+    if summary.tokens:
+        parts.append(plural(summary.tokens, "token"))
+    if summary.training_seconds is not None:
+        parts.append(f"{duration(summary.training_seconds)} of training")
+    if summary.wall_seconds is not None:
+        parts.append(f"{duration(summary.wall_seconds)} in all")
+    return " · ".join(parts)
+
+
+def facts(summary: Summary, zar_per_usd: float | None = None) -> list[tuple[str, str]]:
+    """(name, value) of what a person wants to know first. Facts of which nothing is known are left out."""
+    record = summary.record
+    found = [
+        ("loss", _loss(summary)),
+        ("validation", _validation(summary)),
+        ("speed", _speed(summary)),
+        ("samples", _samples(summary)),
+        ("survived", _survived(summary.kills)),
+        ("resumed", _resumed(summary)),
+        ("checkpoints", _checkpoints(summary.checkpoints)),
+        ("cost", _cost(summary, zar_per_usd)),
+        ("where", ", ".join(part for part in (record.infra, record.host) if part)),
+        ("attempts", _attempts(summary)),
+        ("code", " · ".join([*(f"{name} {version}" for name, version in record.versions.items()), *_git(record.git)])),
+        ("started", f"{moment(summary.started)} UTC" if summary.started is not None else ""),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def _loss(summary: Summary) -> str:
+    if not summary.curve:
+        return "no step has been done"
+    if len(summary.curve) == 1:
+        return f"{loss(summary.final_loss)} at step {summary.curve[0]['step']}"
+    return f"{loss(summary.first_loss)} → {loss(summary.final_loss)}"
+
+
+def _validation(summary: Summary) -> str:
+    if summary.best_validation is None:
+        return ""
+    step, best = summary.best_validation
+    last_step, last = summary.validation[-1]
+    if step == last_step:
+        return f"{loss(best)} at step {step:,}, the best"
+    return f"{loss(last)} at step {last_step:,}; best {loss(best)} at step {step:,}"
+
+
+def _speed(summary: Summary) -> str:
+    if summary.tokens_per_s is None:
+        return ""
+    mfu = f", MFU {percent(summary.mfu)}" if summary.mfu is not None else ""
+    return f"{summary.tokens_per_s:,.0f} tokens/s{mfu} (medians)"
+
+
+def _samples(summary: Summary) -> str:
+    if not summary.curve:
+        return ""
+    if not summary.problems:
+        return f"{summary.samples:,}, each once and in order"
+    more = f" (and {len(summary.problems) - 1:,} more)" if summary.problems[1:] else ""
+    return f"NOT in order: {summary.problems[0]}{more}"
+
+
+def _survived(kills: Sequence[Kill]) -> str:
+    if len(kills) > SHOWN:
+        counts = Counter(each.kind for each in kills)
+        return ", ".join(f"{KINDS[kind]} {plural(count, 'time')}" for kind, count in counts.most_common())
+    named = [KINDS[each.kind] + ("" if each.step is None else f" after step {each.step:,}") for each in kills[:SHOWN]]
+    more = [f"and {len(kills) - SHOWN} more"] if len(kills) > SHOWN else []
+    return ", ".join(named + more)
+
+
+def _resumed(summary: Summary) -> str:
+    if not summary.resumes:
+        return ""
+    steps = [f"{each.step:,}" for each in summary.resumes[:SHOWN]]
+    more = f" and {len(summary.resumes) - SHOWN} more" if len(summary.resumes) > SHOWN else ""
+    again = f"; {plural(summary.redone_steps, 'step')} done again" if summary.redone_steps else "; no step done again"
+    return f"from step {', '.join(steps)}{more}{again}"
+
+
+def _checkpoints(commits: Sequence[Commit]) -> str:
+    if not commits:
+        return "none"
+    kept = [f"{each.step:,}" for each in commits if each.kept]
+    sizes = [each.bytes for each in commits if each.bytes is not None]
+    bucket = f"steps {', '.join(kept[-SHOWN:])} in the bucket" if kept else "none in the bucket"
+    if len(kept) == 1:
+        bucket = f"step {kept[0]} in the bucket"
+    each = ""
+    if sizes:
+        each = f", {size(max(sizes))} each" if min(sizes) > 0.95 * max(sizes) else f", up to {size(max(sizes))}"
+    return f"{len(commits):,} committed{each}; {bucket}"
+
+
+def _cost(summary: Summary, zar_per_usd: float | None) -> str:
+    if not summary.usd:
+        return ""
+    rand = f" (R{summary.usd * zar_per_usd:,.2f})" if zar_per_usd else ""
+    hour = f"${summary.record.price_per_hour:,.2f} an hour"
+    return f"${summary.usd:,.2f}{rand}: {duration(summary.machine_seconds)} at {hour}"
+
+
+def _attempts(summary: Summary) -> str:
+    record = summary.record
+    if record.attempts == 1 and not record.restarts:
+        return ""
+    return f"{plural(record.attempts, 'attempt')}, {plural(record.restarts, 'restart')} of the trainers"
+
+
+def _git(git: str) -> list[str]:
+    commit, plus, changes = git.partition("+")
+    return [f"git {commit[:10]}{plus}{changes}"] if git else []

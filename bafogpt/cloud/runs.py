@@ -1,0 +1,155 @@
+"""Run records: the bucket is the database, and ``runs/<name>/`` is all that is known about a run.
+
+::
+
+    run.json                  the record below, rewritten when the state changes
+    attempts/0001.json        who works on it; create-only, so two supervisors cannot both be attempt 1
+    events/  metrics/  logs/  feeds (see :mod:`bafogpt.cloud.feed`)
+    checkpoints/              see :mod:`bafogpt.storage.checkpoints`
+    report.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from bafogpt.cloud import feed
+from bafogpt.core import schema
+from bafogpt.core.errors import ConflictError, NotFoundError, RunNotFoundError, UsageError, did_you_mean
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints import CheckpointStore
+
+State = Literal["running", "succeeded", "stopped", "failed"]
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?")
+
+
+def check_name(name: str) -> str:
+    """A run's name is also its cluster's and its folder's. Raises :class:`UsageError`."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' cannot be a run's name: a letter, then up to 47 small letters, digits or hyphens",
+            "--name zulu-pretrain-2",
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run is and how far it is."""
+
+    name: str
+    trainer: str
+    state: State
+    created: str
+    """UTC, ISO 8601; so are the other times."""
+    updated: str
+    message: str = ""
+    """Why it failed or stopped."""
+    steps: int = 0
+    """Steps the whole run has."""
+    step: int = 0
+    attempts: int = 1
+    restarts: int = 0
+    """Trainer restarts over all attempts."""
+    infra: str = "local"
+    host: str = ""
+    price_per_hour: float = 0.0
+    job: dict[str, Any] = field(default_factory=dict)
+    """The resolved job."""
+    git: str = ""
+    """Commit of the code, with ``+dirty`` when the tree had changes."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class RunStore:
+    """The runs of one bucket."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket.child("runs")
+
+    def folder(self, name: str) -> Bucket:
+        """Everything of one run."""
+        return self.bucket.child(name)
+
+    def names(self) -> list[str]:
+        """Every run there is a record of."""
+        return sorted(self.bucket.folders())
+
+    def load(self, name: str) -> RunRecord:
+        """Raises :class:`RunNotFoundError` naming the nearest."""
+        try:
+            raw = self.folder(name).get("run.json")
+        except NotFoundError:
+            near = did_you_mean(name, self.names())
+            raise RunNotFoundError(f"no run '{name}' in {self.bucket.url}{near}", "bafogpt runs ls") from None
+        return schema.build(RunRecord, json.loads(raw), where=f"{self.bucket.url}/{name}/run.json")
+
+    def find(self, name: str) -> RunRecord | None:
+        """The record, or None where there is none."""
+        try:
+            return self.load(name)
+        except RunNotFoundError:
+            return None
+
+    def save(self, record: RunRecord) -> RunRecord:
+        """Write the record, with the time of writing."""
+        stamped = replace(record, updated=now())
+        self.folder(record.name).put("run.json", json.dumps(asdict(stamped), indent=1).encode())
+        return stamped
+
+    def claim_attempt(self, name: str, who: Mapping[str, Any]) -> int:
+        """The number of a new attempt at the run; nobody else can have the same."""
+        number = len(self.folder(name).list("attempts/")) + 1
+        while True:
+            try:
+                body = json.dumps({"attempt": number, "started": now(), **who}).encode()
+                self.folder(name).put(f"attempts/{number:04d}.json", body, create_only=True)
+                return number
+            except ConflictError:
+                number += 1
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What happened, in order: ``{"time", "attempt", "event", …}``."""
+        return list(feed.read_lines(self.folder(name), "events"))
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        """Every metrics line that was written, steps that were done twice included."""
+        return list(feed.read_lines(self.folder(name), "metrics"))
+
+    def logs(self, name: str) -> str:
+        """Everything supervisor and trainers have printed."""
+        return feed.read(self.folder(name), "logs").decode("utf-8", errors="replace")
+
+    def checkpoints(self, name: str) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(self.folder(name).child("checkpoints"))
+
+
+def now() -> str:
+    """The time in UTC, as records write it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def curve(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One training line a step: where a step was done again after a kill, the later line counts."""
+    last: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if "loss" in line:
+            last[int(line["step"])] = dict(line)
+    return [last[step] for step in sorted(last)]
+
+
+def sample_gaps(points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the order of samples along a curve; an empty list is a run with none lost or repeated."""
+    wrong, expected = [], 0
+    for point in points:
+        first, last = point["samples"]
+        if first != expected:
+            wrong.append(f"step {point['step']} begins at sample {first}, not {expected}")
+        expected = last
+    return wrong

@@ -1,0 +1,94 @@
+"""A task file: where a job runs. Every ``sky/*.yaml`` is a SkyPilot task that plain ``sky launch`` accepts.
+
+A launch lays its flags on the file; the result is again such a task, and what ``--dry-run`` prints. SkyPilot itself is
+not needed for any of this.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bafogpt.core import schema
+from bafogpt.core.errors import ConfigError, UsageError
+
+_GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?::([1-9][0-9]*))?")
+_SUPERVISOR = re.compile(r"^(?:exec )?bafogpt job run\b.*$", re.MULTILINE)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The task in a file. Raises :class:`ConfigError` unless its ``run:`` starts the supervisor."""
+    task = schema.load_yaml(path)
+    if not _SUPERVISOR.search(str(task.get("run", ""))):
+        raise ConfigError(f"{path}: 'run' does not start the supervisor", "run: exec bafogpt job run jobs/NAME.yaml")
+    return task
+
+
+def parse_gpus(text: str) -> tuple[str, int]:
+    """``"L40:4"`` as ``("L40", 4)``. Raises :class:`UsageError`."""
+    match = _GPUS.fullmatch(text)
+    if not match:
+        raise UsageError(f"--gpus {text}: not NAME or NAME:COUNT", "--gpus L40:4")
+    return match[1], int(match[2] or 1)
+
+
+def overlay(
+    task: Mapping[str, Any],
+    *,
+    name: str,
+    job_file: str,
+    assignments: Sequence[str] = (),
+    gpus: str | None = None,
+    infra: str | None = None,
+    envs: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The task with a launch's flags laid on it. Secrets appear by name with no value."""
+    words = ["exec", "bafogpt", "job", "run", job_file, "--run", name]
+    for assignment in assignments:
+        words += ["--set", assignment]
+    run = _SUPERVISOR.sub(lambda _: shlex.join(words), str(task["run"]))
+    over: dict[str, Any] = {"name": name, "run": run, "envs": dict(envs or {})}
+    resources: dict[str, Any] = {}
+    if gpus is not None:
+        kind, count = parse_gpus(gpus)
+        resources["accelerators"] = f"{kind}:{count}"
+    if infra is not None and infra != "local":
+        resources["infra"] = infra
+    if resources:
+        over["resources"] = resources
+    merged = schema.merge(task, over)
+    named = {**(task.get("secrets") or {}), **dict.fromkeys(secrets)}
+    if named:
+        merged["secrets"] = named
+    return merged
+
+
+def accelerators(task: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The GPU and count that a task asks for, or None."""
+    asked = (task.get("resources") or {}).get("accelerators")
+    if isinstance(asked, Mapping):
+        kind, count = next(iter(asked.items()))
+        return str(kind), int(count)
+    return parse_gpus(str(asked)) if asked else None
+
+
+def to_yaml(task: Mapping[str, Any]) -> str:
+    """The task as YAML, keys in the order in which a reader wants them, multi-line commands as blocks."""
+    return yaml.dump(dict(task), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes multi-line text as a block."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)

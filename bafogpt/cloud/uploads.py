@@ -1,0 +1,112 @@
+"""Carries saved checkpoints from local disk to the bucket while training goes on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from bafogpt.core.errors import BafoError, ConflictError, StorageError
+from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.train.config import CheckpointConfig
+from bafogpt.train.handoff import Handoff, StagedCheckpoint
+
+log = logging.getLogger(__name__)
+POLL_S = 0.1
+RETRY_S = 2.0
+
+
+class Uploader:
+    """A thread that sends whole checkpoints, oldest first, and then drops them from local disk.
+
+    A bucket that cannot be reached is tried again and again; ``failing_since`` says since when (monotonic seconds),
+    and the supervisor decides how long that may go on. Nothing leaves local disk before its manifest is committed.
+    """
+
+    def __init__(
+        self,
+        handoff: Handoff,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        attempt: int,
+        record: Callable[..., None],
+    ) -> None:
+        self._handoff = handoff
+        self._store = store
+        self._config = config
+        self._attempt = attempt
+        self._record = record
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+        self.failing_since: float | None = None
+        self.error: BafoError | None = None
+        """Why the last try failed."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def idle(self) -> bool:
+        """Whether nothing waits on local disk."""
+        return not self._handoff.staged()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until everything saved is committed (True) or the time is over (False), then stop."""
+        deadline = time.monotonic() + timeout_s
+        while not self.idle() and time.monotonic() < deadline and self._thread.is_alive():
+            time.sleep(POLL_S)
+        drained = self.idle()
+        self._closing.set()
+        self._thread.join(timeout=30)
+        return drained
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            staged = self._handoff.staged()
+            if not staged:
+                self._closing.wait(POLL_S)
+                continue
+            try:
+                self._send(staged[0])
+                self.failing_since, self.error = None, None
+            except StorageError as error:
+                if self.failing_since is None:
+                    self.failing_since = time.monotonic()
+                    self._record("upload_failed", step=staged[0].step, error=error.message)
+                self.error = error
+                self._closing.wait(RETRY_S)
+            except BafoError as error:
+                self.failing_since, self.error = float("-inf"), error  # no use in trying again
+                self._record("upload_failed", step=staged[0].step, error=error.message)
+                return
+
+    def _send(self, staged: StagedCheckpoint) -> None:
+        """One checkpoint: files, verification, manifest; then what is too old goes, here and there."""
+        start = time.monotonic()
+        upload_id = f"a{self._attempt:04d}-{uuid.uuid4().hex[:8]}"
+        try:
+            sent = self._store.upload(
+                staged.folder,
+                step=staged.step,
+                samples=staged.samples,
+                upload_id=upload_id,
+                metadata={"attempt": self._attempt},
+            )
+        except ConflictError as error:
+            # another attempt committed this step already; that one is complete, so this copy is of no use
+            log.warning("%s", error.message)
+            shutil.rmtree(staged.folder)
+            return
+        self._record(
+            "checkpoint_committed",
+            step=staged.step,
+            samples=staged.samples,
+            bytes=sum(each.bytes for each in sent.files),
+            seconds=round(time.monotonic() - start, 3),
+        )
+        shutil.rmtree(staged.folder)
+        removed = self._store.retain(last=self._config.keep_last, every=self._config.keep_every)
+        if removed:
+            self._record("checkpoints_removed", steps=removed)

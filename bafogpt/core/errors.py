@@ -1,0 +1,104 @@
+"""The exceptions that a user can meet.
+
+Each says what is wrong (``message``, one line) and what to type next (``hint``, one line); the command line
+prints those two lines and exits with ``exit_code``. Anything that is not a :class:`BafoError` is a defect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``bafogpt``. 100 to 103 are SkyPilot's codes for a job's outcome."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    AUTH = 4
+    JOB_FAILED = 100
+    JOB_NOT_FINISHED = 101
+    JOB_NOT_FOUND = 102
+    JOB_CANCELLED = 103
+    INTERRUPTED = 130
+
+
+class BafoError(Exception):
+    """A failure that the user can do something about."""
+
+    exit_code: ExitCode = ExitCode.FAILURE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(BafoError):
+    """The command's words are wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A job, task or settings file is wrong: unknown key, wrong type, impossible combination."""
+
+
+class NotFoundError(BafoError):
+    """The thing named does not exist."""
+
+
+class RunNotFoundError(NotFoundError):
+    """No run of that name is known."""
+
+    exit_code = ExitCode.JOB_NOT_FOUND
+
+
+class ConflictError(BafoError):
+    """The thing exists already, or somebody else holds it."""
+
+
+class AuthError(BafoError):
+    """Credentials are missing, wrong, expired or too weak."""
+
+    exit_code = ExitCode.AUTH
+
+
+class StorageError(BafoError):
+    """A bucket could not do what was asked."""
+
+
+class UnreachableError(StorageError):
+    """The storage server did not answer, retries included. What was being done can be done again later."""
+
+
+class CorruptError(StorageError):
+    """Bytes are not the bytes that were written: a digest or a size does not match."""
+
+
+class DataError(BafoError):
+    """Text or tokens are not usable; the message names file and line."""
+
+
+class DiskFullError(BafoError):
+    """A local disk has no room for what must be written."""
+
+
+class JobFailedError(BafoError):
+    """The job ran and failed."""
+
+    exit_code = ExitCode.JOB_FAILED
+
+
+class JobCancelledError(BafoError):
+    """The job was stopped before its end, on request."""
+
+    exit_code = ExitCode.JOB_CANCELLED
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest of ``known``, or an empty string when nothing is near."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""

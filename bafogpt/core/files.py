@@ -1,0 +1,74 @@
+"""Local files: written whole or not at all, named safely, never on a full disk by surprise."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from bafogpt.core.errors import CorruptError, DiskFullError
+
+
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """Put ``data`` at ``path`` so that a reader, or a power cut, meets the old content or the new, never a part."""
+    raw = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_named(path.parent):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def safe_relative(name: str) -> PurePosixPath:
+    """``name`` as a path below some folder.
+
+    Raises :class:`CorruptError` for what could leave it: absolute paths, ``..``, backslashes, NUL, empty parts.
+    Every name that comes from a manifest goes through here before it touches a disk.
+    """
+    parts = name.split("/")
+    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise CorruptError(f"unsafe file name in a manifest: {name!r}", "do not use what this manifest lists")
+    return PurePosixPath(name)
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise :class:`DiskFullError` unless ``folder``'s disk has ``needed`` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFullError(
+            f"{folder}: {what} needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free", f"df -h {folder}"
+        )
+
+
+@contextlib.contextmanager
+def disk_full_named(folder: Path) -> Iterator[None]:
+    """Turn "no space left on device" (and a quota that is used up) into :class:`DiskFullError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(f"{folder}: no space left on the disk", f"df -h {folder}") from error
+        raise

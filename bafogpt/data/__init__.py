@@ -1,0 +1,9 @@
+"""Text in, token shards out, in curriculum order.
+
+- ``sources``    files and folders of text, local or in a bucket, as one stream of documents
+- ``starter``    the corpus that ships with the project, as such files
+- ``tokenizer``  a ``tokenizer.json``, or the built-in bytes
+- ``spill``      tokenised documents on a local disk, one file a stage, so that a corpus need not fit in memory
+- ``curriculum`` the order of the stages, what is held out, how English replay is mixed in
+- ``prepare``    all of it together: sources to a dataset whose manifest is written last
+"""

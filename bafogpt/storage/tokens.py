@@ -1,0 +1,224 @@
+"""Writing a dataset: documents in, shards out, the manifest last.
+
+Memory holds one document; the local disk one open shard of each split. Until :meth:`TokenWriter.finish` has
+written the manifest nothing that was there before has changed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from bafogpt.core import digest, files
+from bafogpt.core.errors import DataError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.manifest import (
+    BLOCK_BYTES,
+    ITEM_BYTES,
+    MANIFEST,
+    SPLITS,
+    DType,
+    Shard,
+    Source,
+    Split,
+    Stage,
+    TokenizerInfo,
+    TokenManifest,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHARD_BYTES = 64 << 20
+
+
+class TokenWriter:
+    """Writes one dataset into ``bucket``. Use it once, from one thread; a ``with`` block cleans up after an error.
+
+    ``shard_bytes`` bounds a shard, ``block_bytes`` is the unit of verification, and ``workdir`` must have room for
+    one shard of each split.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        *,
+        dtype: DType,
+        shard_bytes: int = SHARD_BYTES,
+        workdir: Path,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        item = ITEM_BYTES[dtype]
+        if shard_bytes < item or shard_bytes % item or block_bytes < item or block_bytes % item:
+            raise ValueError(f"shard_bytes and block_bytes must be multiples of {item}")
+        self._bucket = bucket
+        self._dtype: DType = dtype
+        self._block_bytes = block_bytes
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix=".tokens-", dir=workdir))
+        self._largest = 0
+        self._splits = {
+            name: _SplitWriter(name, bucket, self._folder, item, shard_bytes, block_bytes) for name in SPLITS
+        }
+
+    def add(self, split: str, stage: str, source: str, tokens: NDArray[Any]) -> None:
+        """Append one document (1-D integers, its EOS included) to a split; it belongs to ``stage`` and ``source``.
+
+        Raises :class:`DataError` for a token that does not fit the dtype.
+        """
+        if tokens.size == 0:
+            raise DataError(f"an empty document in stage {stage} of {source}", "leave empty documents out")
+        largest, bits = int(tokens.max()), 8 * ITEM_BYTES[self._dtype]
+        if largest >> bits or int(tokens.min()) < 0:
+            raise DataError(f"token {largest} of {source} does not fit {self._dtype}", "use uint32 for this tokenizer")
+        self._largest = max(self._largest, largest)
+        little = tokens.astype(f"<u{bits // 8}", copy=False)
+        with files.disk_full_named(self._folder):
+            self._splits[split].add(stage, source, little.tobytes())
+
+    def finish(
+        self,
+        *,
+        tokenizer: TokenizerInfo,
+        vocab_size: int,
+        sources: Sequence[Source],
+        tokenizer_file: Path | None = None,
+    ) -> TokenManifest:
+        """Send what is left, then ``tokenizer/tokenizer.json``, then the manifest."""
+        if self._largest >= vocab_size:
+            raise DataError(f"token {self._largest} is outside a vocabulary of {vocab_size}", "check the tokenizer")
+        splits = {name: writer.finish() for name, writer in self._splits.items()}
+        if tokenizer_file is not None:
+            self._bucket.upload("tokenizer/tokenizer.json", tokenizer_file)
+        manifest = TokenManifest(
+            dtype=self._dtype,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            splits=splits,
+            sources=tuple(sources),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            block_bytes=self._block_bytes,
+        )
+        self._bucket.put(MANIFEST, manifest.to_json())
+        self.close()
+        return manifest
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        for writer in self._splits.values():
+            writer.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass
+class _OpenStage:
+    name: str
+    start_token: int
+    tokens: int = 0
+    documents: int = 0
+    sources: Counter[str] = field(default_factory=Counter)
+
+
+class _SplitWriter:
+    """One split: cuts its stream of bytes into shards, and hashes each block on its way."""
+
+    def __init__(
+        self, name: str, bucket: Bucket, folder: Path, item_bytes: int, shard_bytes: int, block_bytes: int
+    ) -> None:
+        self._name = name
+        self._bucket = bucket
+        self._item_bytes = item_bytes
+        self._shard_bytes = shard_bytes
+        self._block_bytes = block_bytes
+        self._path = folder / f"{name}.bin"
+        self._file = self._path.open("wb")
+        self._written = 0  # bytes of the open shard
+        self._block = digest.hasher("xxh3")
+        self._blocks: list[str] = []
+        self._begins = array("Q")
+        self._shards: list[Shard] = []
+        self._stages: list[_OpenStage] = []
+        self._tokens = 0
+
+    def add(self, stage: str, source: str, data: bytes) -> None:
+        """One document's bytes."""
+        if not self._stages or self._stages[-1].name != stage:
+            self._stages.append(_OpenStage(stage, self._tokens))
+        count = len(data) // self._item_bytes
+        span = self._stages[-1]
+        span.tokens += count
+        span.documents += 1
+        span.sources[source] += count
+        self._tokens += count
+        self._begins.append(self._written // self._item_bytes)
+        position = 0
+        while position < len(data):
+            left_in_block = self._block_bytes - self._written % self._block_bytes
+            piece = data[position : position + min(left_in_block, self._shard_bytes - self._written)]
+            position += len(piece)
+            self._file.write(piece)
+            self._block.update(piece)
+            self._written += len(piece)
+            if self._written % self._block_bytes == 0:
+                self._close_block()
+            if self._written == self._shard_bytes:
+                self._close_shard()
+
+    def finish(self) -> Split:
+        if self._written:
+            self._close_shard()
+        stages = tuple(
+            Stage(each.name, each.start_token, each.tokens, each.documents, dict(sorted(each.sources.items())))
+            for each in self._stages
+        )
+        return Split(self._tokens, sum(stage.documents for stage in stages), tuple(self._shards), stages)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _close_block(self) -> None:
+        self._blocks.append(self._block.hexdigest())
+        self._block = digest.hasher("xxh3")
+
+    def _close_shard(self) -> None:
+        """Send the open shard, under a name that its content gives, and begin the next."""
+        if self._written % self._block_bytes:
+            self._close_block()
+        if sys.byteorder == "big":
+            self._begins.byteswap()
+        offsets = self._begins.tobytes()
+        blocks = "".join(self._blocks)
+        content = digest.of_chunks((blocks.encode(), offsets)).partition(":")[2][:8]
+        shard = Shard(
+            name=f"{self._name}-{len(self._shards):05d}-{content}.bin",
+            tokens=self._written // self._item_bytes,
+            documents=len(self._begins),
+            blocks=blocks,
+            docs_digest=digest.of_bytes(offsets, "xxh3"),
+        )
+        self._file.flush()
+        self._bucket.upload(shard.object, self._path)
+        self._bucket.put(shard.docs_object, offsets)
+        self._shards.append(shard)
+        self._file.seek(0)
+        self._file.truncate()
+        self._written = 0
+        self._blocks = []
+        self._begins = array("Q")

@@ -1,0 +1,16 @@
+"""What is trained, and how: one loop for one process or many, on CPU or GPU.
+
+Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
+
+- ``config``    the ``train:`` section of a job file: data, model, batch, optimizer, schedule, checkpoints
+- ``handoff``   what the supervisor gives a trainer and what it gets back: files in one folder
+- ``worker``    ``python -m bafogpt.train.worker FOLDER``: one trainer process, its errors written down
+- ``loop``      the pretraining loop
+- ``model``     litgpt's GPT from a configuration; loss; floating point operations a token
+- ``parallel``  Fabric, FSDP2 and who reads which samples
+- ``state``     the one TrainState: what must come back exactly after a kill, saved and restored
+- ``schedule``  warm-up and cosine
+- ``metrics``   loss, tokens a second, MFU, money: one JSON line a step
+
+``config`` and ``handoff`` import no torch, because the launcher and the supervisor read them too.
+"""

@@ -1,0 +1,137 @@
+"""What the supervisor hands a trainer, and what it gets back: files in one local folder.
+
+::
+
+    order.json                          what to do, from the supervisor
+    resume/step-00000020/               the checkpoint to go on from, if there is one
+    metrics-0001.jsonl                  one line a step, appended by rank 0; one file an attempt
+    checkpoints/step-00000040/          a saved state; it appears under this name only when it is whole
+    results/rank-0.json                 how the trainer ended
+
+The trainer never talks to the bucket but to read tokens and first weights; the supervisor carries everything
+else. So a trainer can be killed at any moment without tearing what is in the bucket.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bafogpt.core import errors, files, schema
+from bafogpt.train.config import PretrainConfig
+
+Outcome = Literal["finished", "stopped", "failed"]
+CHECKPOINT_META = "checkpoint.json"
+_CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What one trainer process must know."""
+
+    job: str
+    """The kind of training; ``pretrain`` is the one there is."""
+    bucket: str
+    config: PretrainConfig
+    device: Literal["cpu", "cuda"] = "cpu"
+    attempt: int = 1
+    """The how-manieth machine, or supervisor, works on this run."""
+    price_per_hour: float = 0.0
+    """Dollars an hour for the whole machine set, for the cost column of the metrics."""
+    resume_step: int | None = None
+    """Step of the checkpoint in ``resume/`` to go on from; none starts anew."""
+
+
+class StopFlag:
+    """Set by SIGTERM; the loop saves and leaves at the end of the step it is in."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def set(self) -> None:
+        self.requested = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a trainer process ended, in its own words."""
+
+    outcome: Outcome
+    step: int
+    samples: int
+    error: str = ""
+    hint: str = ""
+    exit_code: int = 0
+    retry: bool = False
+    """Whether starting it again can help: not after a wrong configuration or a full disk."""
+
+
+@dataclass(frozen=True)
+class StagedCheckpoint:
+    """A whole checkpoint folder on local disk."""
+
+    folder: Path
+    step: int
+    samples: int
+    metadata: Mapping[str, Any]
+
+
+class Handoff:
+    """The folder that supervisor and trainer share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.resume = folder / "resume"
+        self.results = folder / "results"
+
+    def metrics(self, attempt: int) -> Path:
+        """The metrics file of one attempt at the run."""
+        return self.folder / f"metrics-{attempt:04d}.jsonl"
+
+    def write_order(self, order: Order) -> None:
+        """Written by the supervisor before it starts the trainers; results of earlier ones are cleared."""
+        for path in self.results.glob("rank-*.json"):
+            path.unlink()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(self.folder / "order.json", json.dumps(asdict(order), indent=2))
+
+    def read_order(self) -> Order:
+        """Read by each trainer process when it starts."""
+        path = self.folder / "order.json"
+        return schema.build(Order, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+
+    def write_result(self, rank: int, result: Result) -> None:
+        """Written by a trainer process as the last thing it does."""
+        files.write_atomic(self.results / f"rank-{rank}.json", json.dumps(asdict(result)))
+
+    def read_results(self) -> list[Result]:
+        """What the trainers that could still write said, by rank. A killed trainer says nothing."""
+        paths = sorted(self.results.glob("rank-*.json"))
+        return [schema.build(Result, json.loads(path.read_text(encoding="utf-8")), where=str(path)) for path in paths]
+
+    def staged(self) -> list[StagedCheckpoint]:
+        """The whole checkpoints on local disk, oldest first."""
+        found = []
+        for folder in sorted(self.checkpoints.glob("step-*")):
+            if _CHECKPOINT_NAME.fullmatch(folder.name):
+                found.append(read_staged(folder))
+        return found
+
+
+def read_staged(folder: Path) -> StagedCheckpoint:
+    """A checkpoint folder's own account of itself. Raises :class:`~bafogpt.core.errors.CorruptError`."""
+    try:
+        meta = json.loads((folder / CHECKPOINT_META).read_text(encoding="utf-8"))
+        return StagedCheckpoint(folder, int(meta["step"]), int(meta["samples"]), meta)
+    except (OSError, ValueError, KeyError) as error:
+        raise errors.CorruptError(f"{folder} is not a checkpoint: {error}", f"ls {folder}") from None
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:08d}"

@@ -1,0 +1,82 @@
+"""What a run tells while it trains: one JSON line a step.
+
+Fields: ``time`` (s since the epoch), ``step``, ``samples`` ([first, last) of what the line covers), ``tokens`` (seen
+in all), ``stage`` (of the curriculum, at the line's last token), ``loss`` (nats a token, mean over the batch),
+``learning_rate``, ``gradient_norm``, ``tokens_per_s``, ``mfu``, ``seconds`` (training time over all attempts), ``usd``.
+A validation adds ``validation_loss``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bafogpt.storage.manifest import Split
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L4": 121e12,
+}
+"""Dense bf16 operations a second, from the makers' data sheets; looked up in this order in the device's name."""
+
+
+def peak_flops(device: torch.device) -> float:
+    """Operations a second that one device could do at best.
+
+    A GPU's data sheet; on CPU, and for a GPU not listed, what a float32 matrix product of 1,024 x 1,024 reaches
+    here, best of three: MFU then says how near the loop comes to plain matrix products on this machine.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for key, value in PEAK_FLOPS.items():
+            if key in name.upper().replace(" ", ""):
+                return value
+    size = 1024
+    matrix = torch.ones(size, size, device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def stage_at(split: Split, token: int) -> str:
+    """The curriculum stage that holds a token of the split's stream (the stream begins anew at its end)."""
+    position = token % split.tokens
+    name = ""
+    for stage in split.stages:
+        if stage.start_token > position:
+            break
+        name = stage.name
+    return name
+
+
+class MetricsLog:
+    """Appends lines to a file; each line is whole even if the process is killed while writing the next."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, **values: Any) -> None:
+        """One line. Numbers are rounded to what they mean."""
+        line = {"time": round(time.time(), 3)} | {name: _rounded(value) for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value

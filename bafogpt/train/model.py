@@ -1,0 +1,104 @@
+"""litgpt's GPT from a job's configuration, its loss, and what a token costs in floating point operations."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from litgpt.config import configs as litgpt_configs
+from litgpt.model import GPT
+from litgpt.utils import chunked_cross_entropy
+from torch import nn
+
+from bafogpt.core.errors import ConfigError, did_you_mean
+from bafogpt.train.config import ModelConfig
+
+PADDING_MULTIPLE = 64
+LOSS_CHUNK_TOKENS = 256
+"""Tokens whose logits exist at a time. A full [tokens, 296,000] matrix would be the largest tensor of the run."""
+
+
+def gpt_config(model: ModelConfig, vocab_size: int) -> Config:
+    """litgpt's configuration with the job's overrides and the dataset's vocabulary.
+
+    ``norm_eps`` is 1e-6 unless overridden: litgpt's Gemma-2 has 1e-5 where the published model has 1e-6.
+    Raises :class:`ConfigError` for a name or a field litgpt does not have.
+    """
+    names = [config["name"] for config in litgpt_configs]
+    if model.name not in names:
+        hint = "see the names in litgpt.config.configs"
+        raise ConfigError(f"model.name: no litgpt configuration '{model.name}'{did_you_mean(model.name, names)}", hint)
+    known = {field.name for field in dataclasses.fields(Config)}
+    for key in model.overrides:
+        if key not in known:
+            raise ConfigError(f"model.overrides: no field '{key}'{did_you_mean(key, known)}", "fix model.overrides")
+    padded = -(-vocab_size // PADDING_MULTIPLE) * PADDING_MULTIPLE
+    fields: dict[str, Any] = {
+        "norm_eps": 1e-6,
+        **model.overrides,
+        "vocab_size": vocab_size,
+        "padded_vocab_size": padded,
+    }
+    layers = fields.get("n_layer")
+    base = Config.from_name(model.name)
+    if layers and base.sliding_window_indices and "sliding_window_indices" not in fields:
+        # every other layer, as in Gemma-2, for however many layers there are
+        fields["sliding_window_indices"] = [1 - i % 2 for i in range(layers)]
+    try:
+        return Config.from_name(model.name, **fields)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"model.overrides do not make a model: {error}", "fix model.overrides") from None
+
+
+def fingerprint(config: Config, tie_embeddings: bool) -> dict[str, Any]:
+    """What must be equal for one model's weights to fit another: the configuration without names and defaults."""
+    fields = dataclasses.asdict(config)
+    shape = {key: value for key, value in fields.items() if key not in ("name", "hf_config") and value is not None}
+    return {**shape, "tie_embeddings": tie_embeddings}
+
+
+def new_gpt(config: Config, *, tie_embeddings: bool, seed: int) -> GPT:
+    """A model with random weights that depend on ``seed`` alone, on the CPU in float32."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = GPT(config)
+    model.apply(model._init_weights)
+    torch.random.set_rng_state(generator_state)
+    if tie_embeddings:
+        tie(model)
+    return model
+
+
+def tie(model: GPT) -> None:
+    """Make the output head the embedding matrix itself. litgpt keeps two."""
+    model.lm_head.weight = model.transformer.wte.weight
+
+
+def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy (nats a token) of predicting ``batch[:, 1:]``; ``batch`` is [B, T+1], int64."""
+    logits = model(batch[:, :-1], lm_head_chunk_size=LOSS_CHUNK_TOKENS)
+    loss: torch.Tensor = chunked_cross_entropy(logits, batch[:, 1:], chunk_size=LOSS_CHUNK_TOKENS)
+    return loss
+
+
+def flops_per_token(config: Config, sequence_length: int) -> float:
+    """Floating point operations of one forward and backward pass, a token.
+
+    6 for each weight that multiplies an activation (2 forward, 4 backward; the embedding look-up multiplies
+    nothing, the output head does), and 12·L·H·Q·T/2 for causal attention (PaLM, appendix B, halved for the mask;
+    a sliding window caps T). Recomputation under activation checkpointing is not counted: this is the numerator
+    of MFU, not of hardware utilisation.
+    """
+    head, heads, groups = config.head_size or 0, config.n_head, config.n_query_groups or config.n_head
+    attention = config.n_embd * head * (heads + 2 * groups) + heads * head * config.n_embd
+    mlp = (3 if "LLaMA" in config.mlp_class_name or "Gemma" in config.mlp_class_name else 2) * (
+        config.n_embd * (config.intermediate_size or 0)
+    )
+    weights = config.n_layer * (attention + mlp) + config.n_embd * (config.padded_vocab_size or 0)
+    reach = 0.0
+    for layer in range(config.n_layer):
+        window = config.sliding_window_size if (config.sliding_window_indices or [0] * config.n_layer)[layer] else None
+        reach += min(sequence_length, window or sequence_length) / 2
+    return float(6 * weights + 12 * heads * head * reach)

@@ -1,0 +1,104 @@
+"""Fabric for one process or many, and the arithmetic of who reads which samples."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.strategies import ModelParallelStrategy
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from bafogpt.core.errors import ConfigError
+from bafogpt.train.config import PretrainConfig
+from bafogpt.train.handoff import Order
+
+
+def world_size() -> int:
+    """Processes of this run, over all machines, as the supervisor set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number among them."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def make_fabric(order: Order) -> Fabric:
+    """Fabric over the processes that the supervisor started.
+
+    One process trains on one device as it is. More of them shard parameters, gradients and optimizer state with
+    FSDP2, over gloo on CPU and NCCL on GPU; Fabric's own FSDPStrategy refuses CPU, so ModelParallelStrategy
+    carries it.
+    """
+    accelerator = "cuda" if order.device == "cuda" else "cpu"
+    if accelerator == "cpu":
+        torch.set_num_threads(1)  # processes share the cores, and one thread adds numbers in one order
+    if world_size() == 1:
+        return Fabric(accelerator=accelerator, devices=1, precision=order.config.precision)
+    strategy = ModelParallelStrategy(
+        parallelize_fn=functools.partial(_shard, config=order.config),
+        data_parallel_size=world_size(),
+        tensor_parallel_size=1,
+        process_group_backend="nccl" if accelerator == "cuda" else "gloo",
+    )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+    return Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=world_size() // local,
+        strategy=strategy,
+        precision="bf16-true" if order.config.precision == "bf16-true" else "32-true",
+        plugins=[TorchElasticEnvironment()],
+    )
+
+
+def prepare_blocks(model: Any, config: PretrainConfig) -> None:
+    """Wrap each block for activation checkpointing, before the model is sharded or set up."""
+    if config.activation_checkpointing:
+        for index, block in enumerate(model.transformer.h):
+            model.transformer.h[index] = checkpoint_wrapper(block)
+
+
+def _shard(model: Any, device_mesh: Any, config: PretrainConfig) -> Any:
+    """Fabric's ``parallelize_fn``: FSDP2 on each block and on the rest."""
+    mesh = device_mesh["data_parallel"]
+    mixed = MixedPrecisionPolicy()
+    if config.precision == "bf16-mixed":
+        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh, mp_policy=mixed)
+    fully_shard(model, mesh=mesh, mp_policy=mixed)
+    return model
+
+
+def check_batch(config: PretrainConfig, processes: int) -> None:
+    """Raise :class:`ConfigError` unless a step's samples divide evenly among the processes."""
+    share = config.batch.micro * processes
+    if config.batch_samples % share:
+        raise ConfigError(
+            f"a batch of {config.batch_samples} samples does not divide among {processes} processes "
+            f"with {config.batch.micro} a micro-batch",
+            f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
+        )
+
+
+def rank_samples(first: int, batch_samples: int, rank: int, processes: int) -> range:
+    """The samples that one process reads for the step that begins at sample ``first``.
+
+    A step is samples [first, first + batch_samples) whatever the number of processes; each takes one run of them,
+    in order. The position of a run is therefore one integer, and any other number of processes can go on from it.
+    """
+    share = batch_samples // processes
+    return range(first + rank * share, first + (rank + 1) * share)
+
+
+def all_rank_samples(first: int, last: int, batch_samples: int, rank: int, processes: int) -> Iterator[int]:
+    """Every sample that one process reads from position ``first`` up to ``last``, in order."""
+    for start in range(first, last, batch_samples):
+        yield from rank_samples(start, batch_samples, rank, processes)

@@ -1,0 +1,62 @@
+"""A trainer without a model: the real hand-off, a real process, real signals, and steps of a hundredth of a second.
+
+The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies without a word at step N of every try,
+``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bafogpt.core import files
+from bafogpt.train.handoff import CHECKPOINT_META, Handoff, Result, StopFlag, checkpoint_name, read_staged
+
+
+def main() -> int:
+    handoff = Handoff(Path(sys.argv[1]))
+    order = handoff.read_order()
+    behaviour = dict(part.partition("=")[::2] for part in os.environ.get("FAKE_WORKER", "").split(",") if part)
+    stop = StopFlag()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in behaviour else lambda *_: stop.set())
+    step = samples = 0
+    if order.resume_step is not None:
+        folder = handoff.resume / checkpoint_name(order.resume_step)
+        saved = read_staged(folder)
+        step, samples = saved.step, saved.samples
+        assert (folder / "weights").read_text() == f"weights of step {step}"
+    if "fail" in behaviour:
+        handoff.write_result(0, Result("failed", 0, 0, "the job is wrong", "mend the job", 2, retry=False))
+        return 2
+    config = order.config
+    while step < config.steps and not stop.requested:
+        time.sleep(float(behaviour.get("step_s", "0.01")))
+        step += 1
+        if step == int(behaviour.get("crash_at", "-1")):
+            os._exit(7)
+        line = {"step": step, "samples": [samples, samples + config.batch_samples], "loss": 5 / step}
+        line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step, "usd": 0}
+        samples += config.batch_samples
+        with handoff.metrics(order.attempt).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if step % config.checkpoint.every == 0 or step == config.steps or stop.requested:
+            save(handoff, step, samples)
+    done = step == config.steps
+    handoff.write_result(0, Result("finished" if done else "stopped", step, samples))
+    return 0
+
+
+def save(handoff: Handoff, step: int, samples: int) -> None:
+    partial = handoff.checkpoints / f".partial-{step}"
+    partial.mkdir()
+    files.write_atomic(partial / "weights", f"weights of step {step}")
+    files.write_atomic(partial / CHECKPOINT_META, json.dumps({"step": step, "samples": samples}))
+    partial.rename(handoff.checkpoints / checkpoint_name(step))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

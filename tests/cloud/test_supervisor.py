@@ -1,0 +1,194 @@
+"""The supervisor keeps a run alive: real processes, real signals, a real S3 server, and workers without a model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bafogpt.cloud import runs
+from bafogpt.cloud.runs import RunStore
+from bafogpt.cloud.supervisor import Ending, name_from_environment
+from bafogpt.core.errors import ExitCode, NotFoundError, UnreachableError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train.handoff import Handoff
+
+from .conftest import make_job
+
+Supervise = Callable[..., Ending]
+
+
+def events(bucket: Bucket, kind: str, name: str = "run") -> list[dict[str, object]]:
+    return [event for event in RunStore(bucket).events(name) if event["event"] == kind]
+
+
+def test_a_run_ends_with_everything_in_the_bucket_and_nothing_on_the_disk(
+    supervise: Supervise, bucket: Bucket, tmp_path: Path
+):
+    assert supervise(make_job()) == Ending("succeeded")
+    store = RunStore(bucket)
+    record = store.load("run")
+    assert (record.state, record.step, record.steps, record.attempts, record.restarts) == ("succeeded", 20, 20, 1, 0)
+    points = runs.curve(store.metrics("run"))
+    assert [point["step"] for point in points] == list(range(1, 21))
+    assert runs.sample_gaps(points) == []
+    assert [event["step"] for event in events(bucket, "checkpoint_committed")] == [5, 10, 15, 20]
+    assert [checkpoint.step for checkpoint in store.checkpoints("run").complete()] == [15, 20]
+    assert "run: succeeded" in store.logs("run")
+    assert bucket.exists("runs/run/report.html")
+    assert not (tmp_path / "work" / "run").exists()
+
+
+def test_a_killed_trainer_comes_back_at_the_sample_after_the_checkpoint(supervise: Supervise, bucket: Bucket):
+    job = make_job(supervisor={"drill_kill_at_step": 12}, train={"tokens": 1600})
+    assert supervise(job).state == "succeeded"
+    store = RunStore(bucket)
+    (killed,) = events(bucket, "drill_kill")
+    (restored,) = events(bucket, "checkpoint_restored")
+    assert int(str(killed["step"])) >= 12
+    assert restored["step"] in (10, 15)
+    assert store.load("run").restarts == 1
+    lines = [line for line in store.metrics("run") if "loss" in line]
+    again = next(i for i in range(1, len(lines)) if lines[i]["step"] <= lines[i - 1]["step"])
+    assert lines[again]["samples"][0] == restored["samples"]
+    assert runs.sample_gaps(runs.curve(lines)) == []
+
+
+def test_a_trainer_that_crashes_every_time_fails_the_run_after_the_set_count(
+    supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_WORKER", "crash_at=7")
+    ending = supervise(make_job(supervisor={"max_restarts": 1}))
+    assert ending.state == "failed"
+    assert "exit code 7; gave up after 1 restarts" in ending.message
+    record = RunStore(bucket).load("run")
+    assert (record.state, record.message) == ("failed", ending.message)
+    assert [checkpoint.step for checkpoint in RunStore(bucket).checkpoints("run").complete()] == [5]
+
+
+def test_a_failure_that_no_retry_helps_is_not_retried(
+    supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_WORKER", "fail")
+    ending = supervise(make_job())
+    assert (ending.message, ending.hint, ending.exit_code) == ("the job is wrong", "mend the job", ExitCode.USAGE)
+    assert len(events(bucket, "trainers_started")) == 1
+
+
+def after_steps(bucket: Bucket, action: Callable[[], None], steps: int = 3) -> threading.Thread:
+    """Do something once the run has shipped so many steps."""
+
+    def wait() -> None:
+        store = RunStore(bucket)
+        while len(store.metrics("run")) < steps:
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_sigterm_saves_drains_and_exits_and_the_run_can_go_on(
+    supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
+    waiting = after_steps(bucket, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    ending = supervise(make_job())
+    waiting.join()
+    assert (ending.state, ending.exit_code) == ("stopped", ExitCode.JOB_CANCELLED)
+    store = RunStore(bucket)
+    saved = store.checkpoints("run").complete()[-1]
+    lines = store.metrics("run")
+    assert saved.samples == lines[-1]["samples"][1]  # what was done last is what was saved
+    assert store.load("run").state == "stopped"
+
+    monkeypatch.setenv("FAKE_WORKER", "")
+    assert supervise(make_job()).state == "succeeded"
+    assert store.load("run").attempts == 2
+    assert runs.sample_gaps(runs.curve(store.metrics("run"))) == []
+    (restored,) = events(bucket, "checkpoint_restored")
+    assert restored["samples"] == saved.samples
+
+
+def test_a_trainer_that_ignores_sigterm_is_killed_after_the_grace_period(
+    supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_WORKER", "deaf,step_s=0.5")
+    waiting = after_steps(bucket, lambda: os.kill(os.getpid(), signal.SIGTERM), steps=1)
+    started = time.monotonic()
+    ending = supervise(make_job(supervisor={"grace_s": 0.5}))
+    waiting.join()
+    assert ending.state == "stopped"
+    assert time.monotonic() - started < 8  # twenty steps would take ten seconds
+
+
+def test_a_run_that_has_succeeded_is_not_run_again(supervise: Supervise, bucket: Bucket):
+    supervise(make_job())
+    assert supervise(make_job()).state == "succeeded"
+    assert RunStore(bucket).load("run").attempts == 1
+
+
+def test_checkpoints_left_on_the_disk_by_a_dead_supervisor_are_sent_and_used(
+    supervise: Supervise, bucket: Bucket, tmp_path: Path
+):
+    from .fake_worker import save
+
+    handoff = Handoff(tmp_path / "work" / "run")
+    handoff.checkpoints.mkdir(parents=True)
+    save(handoff, step=15, samples=60)
+    assert supervise(make_job()).state == "succeeded"
+    (restored,) = events(bucket, "checkpoint_restored")
+    assert restored["step"] == 15
+
+
+def test_a_missing_dataset_is_said_before_anything_starts(supervise: Supervise, bucket: Bucket):
+    with pytest.raises(NotFoundError, match="no dataset at") as caught:
+        supervise(make_job(train={"data": {"path": "data/other"}}))
+    assert "data prepare" in caught.value.hint
+    assert RunStore(bucket).names() == []
+
+
+def test_a_bucket_that_goes_away_ends_the_run_clearly_and_it_resumes_later(
+    supervise: Supervise, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every write is refused from step 3 on, as when the server is gone; then the server is back."""
+    monkeypatch.setenv("FAKE_WORKER", "step_s=0.05")
+    put, gone = Bucket.put, threading.Event()
+
+    def refuse(self: Bucket, path: str, data: bytes, **options: bool) -> None:
+        if gone.is_set():
+            raise UnreachableError("s3 does not answer", "start it again")
+        put(self, path, data, **options)
+
+    monkeypatch.setattr(Bucket, "put", refuse)
+    waiting = after_steps(bucket, gone.set)
+    ending = supervise(make_job(supervisor={"patience_s": 1.0}, train={"tokens": 4000}))
+    waiting.join()
+    assert ending.state == "failed"
+    assert "does not answer" in ending.message
+    assert "--resume" in ending.hint
+    left = [staged.step for staged in Handoff(tmp_path / "work" / "run").staged()]
+    assert left
+
+    gone.clear()
+    monkeypatch.setenv("FAKE_WORKER", "")
+    assert supervise(make_job(train={"tokens": 4000})).state == "succeeded"
+    store = RunStore(bucket)
+    (restored,) = events(bucket, "checkpoint_restored")
+    assert restored["step"] == left[-1]
+    assert store.load("run").state == "succeeded"
+
+
+def test_a_recovered_task_gets_the_name_it_had(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SKYPILOT_TASK_ID", raising=False)
+    assert name_from_environment("pretrain") == "pretrain"
+    monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-01_pretrain_7-0")
+    named = name_from_environment("pretrain")
+    assert named == name_from_environment("pretrain")
+    runs.check_name(named)

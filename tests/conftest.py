@@ -1,0 +1,62 @@
+"""Shared by all tests: nobody's own settings, and one real S3 server for the whole session."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from bafogpt.core.settings import EMBEDDED, Settings
+from bafogpt.storage import server
+from bafogpt.storage.bucket import Bucket
+
+OTHERS_VARIABLES = (
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "BAFOGPT_DEBUG",
+    *(f"BAFOGPT_{field.name.upper()}" for field in dataclasses.fields(Settings)),
+)
+
+
+@dataclass(frozen=True)
+class S3:
+    """The session's server: as settings of this process, and as the environment of another."""
+
+    settings: Settings
+    environment: dict[str, str]
+    url: str
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty home and none of the variables that a person may have set."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "nobody"))
+    for name in OTHERS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real SeaweedFS on the loopback address with an empty bucket, ``s3.url``."""
+    home = tmp_path_factory.mktemp("s3-home")
+    with server.lease(home) as lease:
+        url = "s3://bafogpt-tests"
+        settings = Settings(bucket=url, s3_endpoint=EMBEDDED, home=str(home), s3_timeout_s=10.0)
+        Bucket.open(url, settings).create()
+        own = {"BAFOGPT_BUCKET": url, "BAFOGPT_S3_ENDPOINT": lease.endpoint.url, "BAFOGPT_HOME": str(home)}
+        yield S3(settings, lease.endpoint.environment() | own, url)
+
+
+@pytest.fixture
+def bucket(s3: S3) -> Bucket:
+    """An empty folder of the session's bucket."""
+    return Bucket.open(f"{s3.url}/{uuid.uuid4().hex}", s3.settings)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bafogpt.core import process
+from bafogpt.core.errors import BafoError, ConflictError, StorageError
+from bafogpt.core.settings import Settings
+from bafogpt.storage import embedded, server
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.embedded import Folder
+
+WAIT_S = 15.0
+HOLDER = """
+import sys, time
+from pathlib import Path
+from bafogpt.storage import server
+lease = server.lease(Path(sys.argv[1]))
+print(lease.endpoint.url, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home without a server, and without one afterwards."""
+    yield tmp_path / "home"
+    server.stop(tmp_path / "home")
+
+
+def _servers(home: Path) -> list[psutil.Process]:
+    """Guardians and SeaweedFS of this home."""
+    found = []
+    for each in psutil.process_iter(["cmdline"]):
+        line = " ".join(each.info["cmdline"] or [])
+        if str(home) in line and ("storage.guardian" in line or "weed" in line):
+            found.append(each)
+    return found
+
+
+def _gone(home: Path) -> bool:
+    return process.wait_until(lambda: not _servers(home), WAIT_S)
+
+
+def _listening(processes: list[psutil.Process]) -> list[tuple[str, int]]:
+    return [
+        (connection.laddr.ip, connection.laddr.port)
+        for each in processes
+        for connection in each.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+    ]
+
+
+def test_a_lease_starts_the_server_and_the_last_release_ends_it(home: Path) -> None:
+    assert server.status(home) is None
+    first = server.lease(home)
+    second = server.lease(home)
+    assert first.endpoint == second.endpoint == server.status(home)
+    assert len(_servers(home)) == 2, "one guardian, one SeaweedFS"
+
+    first.release()
+    first.release()
+    assert not process.wait_until(lambda: server.status(home) is None, 0.3), "the second lease holds it"
+    second.release()
+    assert _gone(home)
+    assert server.status(home) is None
+    assert not list(Path("/tmp").glob(f"seaweedfs-*-{second.endpoint.url.rpartition(':')[2]}.sock"))
+
+
+def test_the_first_write_works_and_survives_a_restart_at_the_same_url(home: Path) -> None:
+    settings = Settings(home=str(home), s3_endpoint="embedded")
+    urls = []
+    for content in (b"1", b"2"):
+        with server.lease(home) as lease:
+            urls.append(lease.endpoint.url)
+            bucket = Bucket.open("s3://some-bucket", settings)
+            bucket.create()
+            if content == b"2":
+                assert bucket.get("x") == b"1"
+            bucket.put("x", content)
+        assert server.stop(home)  # Bucket holds a lease for the life of this process
+        assert _gone(home)
+    assert urls[0] == urls[1]
+
+
+def test_a_stopped_server_is_started_again_by_the_next_bucket(home: Path) -> None:
+    settings = Settings(home=str(home), s3_endpoint="embedded")
+    Bucket.open("s3://some-bucket", settings).create()
+    assert server.stop(home)
+    assert not server.stop(home)
+    Bucket.open("s3://some-bucket", settings).check()
+
+
+def test_a_holder_that_is_killed_leaves_no_server_behind(home: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline().startswith("http://127.0.0.1:")
+    assert _servers(home)
+    holder.kill()
+    holder.communicate()
+    assert _gone(home)
+
+
+def test_a_guardian_that_is_killed_takes_its_server_along_and_a_new_one_comes(home: Path) -> None:
+    with server.lease(home) as old:
+        state = Folder(home).state()
+        assert state is not None
+        os.kill(state.pid, signal.SIGKILL)
+        assert _gone(home)
+        with server.lease(home) as new:
+            assert server.status(home) == new.endpoint == old.endpoint
+
+
+def test_when_the_server_itself_dies_the_guardian_goes_and_a_new_one_comes(home: Path) -> None:
+    with server.lease(home):
+        (weed,) = (each for each in _servers(home) if "guardian" not in " ".join(each.cmdline()))
+        weed.kill()
+        assert _gone(home)
+        assert server.status(home) is None
+        with server.lease(home):
+            assert server.status(home) is not None
+
+
+def test_many_processes_that_ask_at_once_share_one_server(home: Path) -> None:
+    holders = [
+        subprocess.Popen([sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    urls = {holder.stdout.readline() for holder in holders if holder.stdout}
+    assert len(urls) == 1
+    assert len(_servers(home)) == 2
+    for holder in holders:
+        holder.kill()
+        holder.communicate()
+    assert _gone(home)
+
+
+def test_two_homes_run_side_by_side_on_the_loopback_address_only(home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with server.lease(home) as one, server.lease(other) as two:
+        assert one.endpoint.url != two.endpoint.url
+        assert one.endpoint.secret_key != two.endpoint.secret_key
+        sockets = _listening(_servers(home))
+        assert len(sockets) == len(embedded.PORTS)
+        assert {address for address, _ in sockets} == {"127.0.0.1"}
+        state = Folder(home).state()
+        assert state is not None
+        assert {port for _, port in sockets} == set(state.ports.values())
+    assert _gone(other)
+
+
+def test_a_kept_server_needs_no_lease_until_it_is_stopped(home: Path) -> None:
+    endpoint = server.keep(home)
+    assert server.keep(home) == endpoint
+    with server.lease(home) as lease:
+        assert lease.endpoint == endpoint
+    assert not process.wait_until(lambda: server.status(home) is None, 0.5)
+    assert server.stop(home)
+    assert _gone(home)
+    assert not server.stop(home)
+
+
+def test_a_port_can_be_chosen_and_must_be_free(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConflictError, match=f"port {port} is taken"):
+            server.lease(home, port=port)
+    with server.lease(home, port=port) as lease:
+        assert lease.endpoint.url == f"http://127.0.0.1:{port}"
+        with pytest.raises(ConflictError, match="runs already"):
+            server.lease(home, port=port + 1)
+        with server.lease(home, port=port):
+            pass
+
+
+def test_secrets_are_for_the_owner_only_and_never_shown(home: Path) -> None:
+    with server.lease(home) as lease:
+        folder = Folder(home)
+        for path in (folder.credentials, folder.identities):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert lease.endpoint.secret_key in path.read_text()
+        assert stat.S_IMODE(folder.root.stat().st_mode) == 0o700
+        assert lease.endpoint.secret_key not in repr(lease.endpoint)
+        commands = " ".join(" ".join(each.cmdline()) for each in _servers(home))
+        assert lease.endpoint.secret_key not in commands
+        script = f"set -a; . '{folder.credentials}'; env"
+        shown = subprocess.run(["/bin/sh", "-c", script], env={}, capture_output=True, text=True, check=True).stdout
+        for name, value in lease.endpoint.environment().items():
+            assert f"{name}={value}" in shown.splitlines()
+
+
+def test_a_server_that_does_not_start_shows_the_end_of_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Folder(home).prepare()
+    Folder(home).identities.write_text("this is not JSON")
+    with pytest.raises(StorageError, match="did not start") as raised:
+        server.lease(home)
+    assert "weed.log" in raised.value.hint
+    assert _gone(home)
+
+
+def test_a_missing_program_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(BafoError, match="not installed") as raised:
+        server.lease(home)
+    assert raised.value.hint == "pip install 'bafogpt[local]'"

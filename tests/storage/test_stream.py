@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bafogpt.core import process
+from bafogpt.core.errors import CorruptError, DataError, UnreachableError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.stream import BlockCache, Samples, TokenStream, prefetch
+
+Write = Callable[..., Any]
+
+
+def _flip(bucket: Bucket, path: str, at: int) -> None:
+    data = bytearray(bucket.get(path))
+    data[at] ^= 0x10
+    bucket.put(path, bytes(data))
+
+
+def _count_requests(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    requests: list[tuple[str, int]] = []
+    real = bucket.get_range
+
+    def get_range(path: str, start: int, length: int) -> bytes:
+        requests.append((path, start))
+        return real(path, start, length)
+
+    monkeypatch.setattr(bucket, "get_range", get_range)
+    return requests
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_the_stream_is_the_tokens_that_were_written(anywhere: Bucket, write: Write, dtype: str) -> None:
+    manifest, tokens = write(anywhere, [100, 3, 250, 7, 500], dtype=dtype)
+    assert len(manifest.splits["train"].shards) > 3
+    stream = TokenStream(anywhere, manifest, "train")
+    assert stream.tokens == len(tokens)
+    whole = stream.read(0, stream.tokens)
+    assert whole.dtype == np.dtype(dtype)
+    assert np.array_equal(whole, tokens)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_span_is_right_whatever_the_sizes(folder: Bucket, write: Write, data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 90), min_size=1, max_size=8))
+    block = data.draw(st.sampled_from([2, 6, 32, 64]))
+    shard = data.draw(st.sampled_from([10, 64, 130, 4096]))
+    manifest, tokens = write(folder, lengths, shard_bytes=shard, block_bytes=block)
+    start = data.draw(st.integers(0, len(tokens)))
+    count = data.draw(st.integers(0, len(tokens) - start))
+    stream = TokenStream(folder, manifest, "train")
+    assert np.array_equal(stream.read(start, count), tokens[start : start + count])
+
+
+@pytest.mark.parametrize(("start", "count"), [(-1, 2), (0, 101), (100, 1), (5, -1)])
+def test_a_span_outside_the_stream_is_an_index_error(folder: Bucket, write: Write, start: int, count: int) -> None:
+    manifest, _ = write(folder, [100])
+    with pytest.raises(IndexError):
+        TokenStream(folder, manifest, "train").read(start, count)
+
+
+def test_a_corrupt_byte_names_shard_and_range_and_the_rest_stays_readable(anywhere: Bucket, write: Write) -> None:
+    manifest, tokens = write(anywhere, [300])
+    shard = manifest.splits["train"].shards[1]
+    _flip(anywhere, shard.object, 70)  # the second block of the second shard: tokens 160 to 191
+    stream = TokenStream(anywhere, manifest, "train")
+    with pytest.raises(CorruptError, match=rf"{shard.object} bytes 64-127: not what was written"):
+        stream.read(150, 20)
+    assert np.array_equal(stream.read(0, 160), tokens[:160])
+    assert np.array_equal(stream.read(192, 108), tokens[192:])
+
+
+def test_a_bit_that_flips_on_the_way_is_fetched_again(
+    folder: Bucket, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, tokens = write(folder, [100])
+    answers = itertools.count()
+    real = folder.get_range
+
+    def once_wrong(path: str, start: int, length: int) -> bytes:
+        data = real(path, start, length)
+        return data if next(answers) else bytes([data[0] ^ 1]) + data[1:]
+
+    monkeypatch.setattr(folder, "get_range", once_wrong)
+    assert np.array_equal(TokenStream(folder, manifest, "train").read(0, 20), tokens[:20])
+    assert next(answers) == 2
+
+
+def test_a_shard_that_is_cut_short_is_corrupt(folder: Bucket, write: Write) -> None:
+    manifest, _ = write(folder, [100])
+    shard = manifest.splits["train"].shards[0]
+    folder.put(shard.object, folder.get(shard.object)[:150])
+    with pytest.raises(CorruptError, match=shard.object):
+        TokenStream(folder, manifest, "train").read(90, 10)
+
+
+def test_reading_on_fetches_each_block_once(folder: Bucket, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, _ = write(folder, [320])
+    requests = _count_requests(folder, monkeypatch)
+    samples = Samples(TokenStream(folder, manifest, "train"), 10)
+    for i in range(samples.count):
+        samples[i]
+    assert len(requests) == len(set(requests)) == 10
+
+
+def test_a_job_that_starts_in_the_middle_reads_only_what_it_needs(
+    folder: Bucket, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, _ = write(folder, [320])
+    requests = _count_requests(folder, monkeypatch)
+    TokenStream(folder, manifest, "train").read(200, 4)
+    assert requests == [(manifest.splits["train"].shards[1].object, 128)]
+
+
+def test_the_cache_serves_another_reader_without_the_bucket(
+    folder: Bucket, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, tokens = write(folder, [320])
+    cache = BlockCache(tmp_path / "cache", 1 << 20)
+    TokenStream(folder, manifest, "train", cache=cache).read(0, 320)
+    requests = _count_requests(folder, monkeypatch)
+    again = TokenStream(folder, manifest, "train", cache=BlockCache(tmp_path / "cache", 1 << 20))
+    assert np.array_equal(again.read(0, 320), tokens)
+    assert requests == []
+
+
+def test_a_damaged_cache_is_not_believed(folder: Bucket, write: Write, tmp_path: Path) -> None:
+    manifest, tokens = write(folder, [320])
+    cache = BlockCache(tmp_path / "cache", 1 << 20)
+    TokenStream(folder, manifest, "train", cache=cache).read(0, 320)
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert np.array_equal(TokenStream(folder, manifest, "train", cache=cache).read(0, 320), tokens)
+
+
+def test_the_cache_stays_within_its_limit_and_drops_the_least_recently_used(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, 250)
+    names = [f"{i:032x}" for i in range(3)]
+    (tmp_path / "somebody's file").write_bytes(bytes(1000))
+    cache.put(names[0], b"0" * 100)
+    cache.put(names[1], b"1" * 100)
+    assert cache.get(names[0]) == b"0" * 100
+    cache.put(names[2], b"2" * 100)
+    assert cache.get(names[1]) is None
+    assert cache.get(names[0])
+    assert cache.get(names[2])
+    cache.put("f" * 32, bytes(251))
+    assert cache.get("f" * 32) is None
+    assert (tmp_path / "somebody's file").exists()
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_reading(
+    folder: Bucket, write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, tokens = write(folder, [100])
+    cache = BlockCache(tmp_path / "cache", 1 << 20)
+    (tmp_path / "cache").rmdir()
+    assert np.array_equal(TokenStream(folder, manifest, "train", cache=cache).read(0, 100), tokens)
+    assert "block cache is not written" in caplog.text
+
+
+def test_a_sample_is_a_window_that_shares_its_last_token_with_the_next(folder: Bucket, write: Write) -> None:
+    manifest, tokens = write(folder, [321])
+    samples = Samples(TokenStream(folder, manifest, "train"), 32)
+    assert samples.count == 10
+    for i in range(10):
+        assert np.array_equal(samples[i], tokens[32 * i : 32 * i + 33])
+    assert samples[3][-1] == samples[4][0]
+
+
+@pytest.mark.parametrize(("tokens", "length", "count"), [(33, 32, 1), (64, 32, 1), (65, 32, 2), (100, 1, 99)])
+def test_how_many_samples_there_are(folder: Bucket, write: Write, tokens: int, length: int, count: int) -> None:
+    manifest, _ = write(folder, [tokens])
+    assert Samples(TokenStream(folder, manifest, "train"), length).count == count
+
+
+def test_the_next_epoch_gives_the_same_samples_in_the_same_order(folder: Bucket, write: Write) -> None:
+    manifest, _ = write(folder, [321])
+    samples = Samples(TokenStream(folder, manifest, "train"), 32)
+    for i in (0, 9, 4):
+        for epoch in (1, 2, 1000):
+            assert np.array_equal(samples[i + epoch * samples.count], samples[i])
+    with pytest.raises(IndexError):
+        samples[-1]
+
+
+def test_too_little_text_for_one_sample_says_so(folder: Bucket, write: Write) -> None:
+    manifest, _ = write(folder, [32])
+    with pytest.raises(DataError, match="has 32 tokens, one sample of 32 needs 33"):
+        Samples(TokenStream(folder, manifest, "train"), 32)
+    with pytest.raises(DataError, match="has 0 tokens"):
+        Samples(TokenStream(folder, manifest, "validation"), 32)
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_the_samples_are_the_same_however_many_readers_share_them(folder: Bucket, write: Write, readers: int) -> None:
+    manifest, _ = write(folder, [321])
+    one = Samples(TokenStream(folder, manifest, "train"), 32)
+    seen: list[Any] = [None] * 25  # two epochs and a half
+    for reader in range(readers):
+        own = Samples(TokenStream(folder, manifest, "train"), 32)
+        for i, sample in prefetch(own, range(reader, 25, readers), depth=2):
+            seen[i] = sample
+    for i in range(25):
+        assert np.array_equal(seen[i], one[i])
+
+
+def test_prefetch_keeps_the_order_and_ends_with_its_indices(folder: Bucket, write: Write) -> None:
+    manifest, _ = write(folder, [321])
+    samples = Samples(TokenStream(folder, manifest, "train"), 32)
+    order = [7, 0, 12, 3]
+    got = list(prefetch(samples, order, depth=2))
+    assert [i for i, _ in got] == order
+    assert all(np.array_equal(sample, samples[i]) for i, sample in got)
+    assert list(prefetch(samples, [], depth=2)) == []
+
+
+def test_prefetch_raises_where_the_sample_would_have_come(folder: Bucket, write: Write) -> None:
+    manifest, _ = write(folder, [321])
+    _flip(folder, manifest.splits["train"].shards[1].object, 0)  # token 128: sample 3 ends with it, sample 4 has it
+    stream = prefetch(Samples(TokenStream(folder, manifest, "train"), 32), itertools.count(), depth=3)
+    assert [next(stream)[0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(CorruptError, match="shards/train-00001"):
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_prefetch_reads_no_further_ahead_than_asked_and_ends_when_closed(folder: Bucket, write: Write) -> None:
+    manifest, _ = write(folder, [321])
+    asked: list[int] = []
+
+    def indices() -> Any:
+        for i in itertools.count():
+            asked.append(i)
+            yield i
+
+    before = threading.active_count()
+    stream = prefetch(Samples(TokenStream(folder, manifest, "train"), 32), indices(), depth=3)
+    next(stream)
+    process.wait_until(lambda: len(asked) >= 5, 2, poll_s=0.005)
+    assert not process.wait_until(lambda: len(asked) > 5, 0.1, poll_s=0.005), "1 taken, 3 ready, 1 in hand"
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_an_unreachable_bucket_is_reported_as_that(
+    folder: Bucket, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, _ = write(folder, [100])
+
+    def fail(*_: Any) -> bytes:
+        raise UnreachableError("gone", "wait")
+
+    monkeypatch.setattr(folder, "get_range", fail)
+    with pytest.raises(UnreachableError):
+        TokenStream(folder, manifest, "train").read(0, 1)
+
+
+def test_the_default_block_is_read_in_one_request(
+    folder: Bucket, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, tokens = write(folder, [3000], shard_bytes=64 << 20, block_bytes=8 << 20)
+    requests = _count_requests(folder, monkeypatch)
+    stream = TokenStream(folder, manifest, "train")
+    assert np.array_equal(stream.read(1, 2999), tokens[1:])
+    assert len(requests) == 1
