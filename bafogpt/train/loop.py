@@ -35,21 +35,21 @@ def pretrain(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
     """Train until the last token, or until ``stop``; checkpoints appear in ``handoff`` on the way."""
     run = _set_up(order, handoff)
     config, state = run.config, run.state
-    last_saved = state.progress.step
     batches = run.batches(first=state.progress.samples, last=config.steps * config.batch_samples)
     while state.progress.step < config.steps:
-        run.train_step(batches)
-        done = state.progress.step
-        if config.validation.every and (done % config.validation.every == 0 or done == config.steps):
-            run.validate()
+        measured = run.train_step(batches)
+        done, last = state.progress.step, state.progress.step == config.steps
         stopping = run.any_process(stop.requested)
-        if done % config.checkpoint.every == 0 or done == config.steps or stopping:
+        saving = done % config.checkpoint.every == 0 or last or stopping
+        if done % config.log_every == 0 or saving:  # so a resumed run's first line begins where the last one ended
+            run.log_step(*measured)
+        if config.validation.every and (done % config.validation.every == 0 or last):
+            run.validate()
+        if saving:
             run.wait_for_uploads()
             state.save(handoff)
-            last_saved = done
-        if stopping and done < config.steps:
+        if stopping:
             break
-    assert last_saved == state.progress.step  # whatever ends the loop has saved what it did
     batches.close()
     finished = state.progress.step == config.steps
     return Result("finished" if finished else "stopped", state.progress.step, state.progress.samples)
@@ -97,8 +97,8 @@ class _Run:
         finally:
             reader.close()
 
-    def train_step(self, batches: Iterator[torch.Tensor]) -> None:
-        """One optimizer step, and its line in the metrics."""
+    def train_step(self, batches: Iterator[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """One optimizer step. Returns loss and gradient norm, still on the device, and the learning rate."""
         config, fabric, progress = self.config, self.fabric, self.state.progress
         rate = learning_rate(
             progress.step, peak=config.optimizer.learning_rate, steps=config.steps, schedule=config.schedule
@@ -118,10 +118,9 @@ class _Run:
         progress.step += 1
         progress.samples += config.batch_samples
         self.window_tokens += config.batch.tokens
-        if progress.step % config.log_every == 0 or progress.step == config.steps:
-            self._log_step(total, norm, rate)
+        return total, norm, rate
 
-    def _log_step(self, loss: torch.Tensor, norm: torch.Tensor, rate: float) -> None:
+    def log_step(self, loss: torch.Tensor, norm: torch.Tensor, rate: float) -> None:
         """Bring the step's numbers to the host (the loop's only wait for the device) and write them down."""
         config, progress = self.config, self.state.progress
         mean = self._reduce(loss, "mean")
@@ -168,6 +167,7 @@ class _Run:
             rows = [self.validation[index] for index in own[start : start + micro]]
             total += models.loss_of(self.model, _to_device(rows, fabric.device)) * len(rows)
         self.model.train()
+        parallel.reshard(self.state.model)
         mean = self._reduce(total / len(own), "mean")
         self.window_started = time.perf_counter()
         if self.log is not None:

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.strategies import ModelParallelStrategy
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import PretrainConfig
@@ -75,6 +75,17 @@ def _shard(model: Any, device_mesh: Any, config: PretrainConfig) -> Any:
         fully_shard(block, mesh=mesh, mp_policy=mixed)
     fully_shard(model, mesh=mesh, mp_policy=mixed)
     return model
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Give back the parameters that a forward pass without a backward pass left gathered on every process.
+
+    FSDP2 keeps the outermost ones for a backward pass that never comes after a validation; they would be saved whole,
+    and without their optimizer state.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def check_batch(config: PretrainConfig, processes: int) -> None:

@@ -108,9 +108,9 @@ class TrainState:
         tensors = {}
         for name, parameter in _named(self.model):
             tensors[MODEL + name] = parameter.detach()
-            for key in ADAM_STATE:
-                if parameter in self.optimizer.state:
-                    tensors[f"{OPTIMIZER}{key}.{name}"] = self.optimizer.state[parameter][key]
+            if self.progress.step or self.optimizer.state:  # before the first step there is none
+                state = self.optimizer.state[parameter]
+                tensors |= {f"{OPTIMIZER}{key}.{name}": state[key] for key in ADAM_STATE}
         return tensors
 
     def _new_optimizer_state(self) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from bafogpt.cloud import report
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -26,7 +29,6 @@ class SyntheticRun:
     clock: float = BEGIN
     step_s: float = 1.0
     steps: int = 120
-    lines: list[dict[str, Any]] = field(default_factory=list)
 
     def event(self, kind: str, **values: Any) -> None:
         self._append("events", {"time": self.clock, "attempt": self.attempt, "event": kind, **values})
@@ -128,3 +130,16 @@ def drilled(folder: Path) -> SyntheticRun:
         run.checkpoint(step)
     run.save(restarts=1)
     return run
+
+
+def summarise(run: SyntheticRun) -> report.Summary:
+    """What the report makes of it."""
+    return report.summarise(run.store, NAME)
+
+
+def plain(summary: report.Summary, **options: Any) -> str:
+    """The terminal's text where there is no terminal."""
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as captured:
+        console.print(report.terminal(summary, **options), soft_wrap=True)
+    return captured.get()

@@ -13,7 +13,7 @@ import pytest
 
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.manifest import DType, Source, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens import TokenWriter
 
 TOKENIZER = TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None)
@@ -45,7 +45,7 @@ Written = tuple[TokenManifest, np.ndarray[Any, Any]]
 def write(tmp_path: Path) -> Iterator[Callable[..., Written]]:
     """``write(bucket, lengths)`` stores documents of those lengths in two stages: the manifest, and the tokens."""
 
-    def store(bucket: Bucket, lengths: list[int], *, dtype: str = "uint16", seed: int = 0, **sizes: int) -> Written:
+    def store(bucket: Bucket, lengths: list[int], *, dtype: DType = "uint16", seed: int = 0, **sizes: int) -> Written:
         options = {"shard_bytes": 256, "block_bytes": 64, **sizes}
         random = np.random.default_rng(seed)
         top = 1 << 16 if dtype == "uint16" else 200_000

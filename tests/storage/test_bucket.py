@@ -125,7 +125,8 @@ def test_files_travel_whole_in_one_part_or_many(
     monkeypatch.setattr(bucket_module, "PART_BYTES", 5 << 20)  # the least that S3 takes; the last size makes two
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
-    sent, received = [], []
+    sent: list[int] = []
+    received: list[int] = []
 
     anywhere.upload("x", tmp_path / "file", progress=sent.append)
     anywhere.download("x", tmp_path / "sub" / "copy", progress=received.append)

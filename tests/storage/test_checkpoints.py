@@ -50,6 +50,19 @@ def _object(checkpoint: Checkpoint, name: str = "weights.safetensors") -> str:
     return next(file.object for file in checkpoint.files if file.name == name)
 
 
+def _record_calls(bucket: Bucket, method: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that ``method`` is called with from now on."""
+    paths: list[str] = []
+    real = getattr(bucket, method)
+
+    def recorded(path: str, *arguments: Any, **options: Any) -> Any:
+        paths.append(path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(bucket, method, recorded)
+    return paths
+
+
 def test_what_was_saved_is_what_is_fetched(anywhere: Bucket, save: Save, tmp_path: Path) -> None:
     store = CheckpointStore(anywhere.child("runs/x/checkpoints"))
     folder = save(40, empty=b"")
@@ -73,15 +86,10 @@ def test_no_checkpoint_is_none(anywhere: Bucket, tmp_path: Path) -> None:
 def test_the_manifest_comes_last_and_its_objects_lie_below_the_upload(
     folder: Bucket, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = []
-    put, upload = folder.put, folder.upload
-    monkeypatch.setattr(folder, "put", lambda path, *a, **k: (order.append(path), put(path, *a, **k)))
-    monkeypatch.setattr(folder, "upload", lambda path, *a, **k: (order.append(path), upload(path, *a, **k)))
+    order = _record_calls(folder, "put", monkeypatch)
     _upload(CheckpointStore(folder), save(40), 40, "a0003-77")
-    assert order == [
+    assert order == [  # Bucket.upload puts small files
         "step-00000040/a0003-77/config.json",
-        "step-00000040/a0003-77/config.json",  # Bucket.upload puts small files
-        "step-00000040/a0003-77/weights.safetensors",
         "step-00000040/a0003-77/weights.safetensors",
         "step-00000040.json",
     ]
@@ -163,7 +171,8 @@ def test_two_uploaders_of_one_step_make_one_checkpoint(
     """The late one wakes up between its look at the bucket and its manifest."""
     store, rival = CheckpointStore(folder), CheckpointStore(Bucket.open(folder.url))
     saved = save(40)
-    upload, winner = folder.upload, []
+    upload = folder.upload
+    winner: list[Checkpoint] = []
 
     def slow(path: str, file: Path, progress: Any = None) -> None:
         if not winner:
@@ -243,16 +252,14 @@ def test_files_that_are_right_already_are_not_fetched_again(
     saved = save(40)
     made = _upload(store, saved, 40)
     local = store.fetch(made, tmp_path)
-    fetched = []
-    download = folder.download
-    monkeypatch.setattr(folder, "download", lambda path, file: (fetched.append(file.name), download(path, file)))
+    fetched = _record_calls(folder, "download", monkeypatch)
     assert store.fetch(made, tmp_path) == local
     assert fetched == []
 
     (local / "weights.safetensors").write_bytes(b"torn")
     (local / "stranger").write_bytes(b"?")
     assert _content(store.fetch(made, tmp_path)) == _content(saved)
-    assert fetched == ["weights.safetensors"]
+    assert fetched == [_object(made)]
 
 
 def test_a_fetch_that_was_cut_off_goes_on_where_it_was(
@@ -261,12 +268,13 @@ def test_a_fetch_that_was_cut_off_goes_on_where_it_was(
     store = CheckpointStore(folder)
     saved = save(40)
     made = _upload(store, saved, 40)
-    download, fetched = folder.download, []
+    download = folder.download
+    fetched: list[str] = []
 
     def cut_off(path: str, file: Path) -> None:
         if len(fetched) == 1:
             raise UnreachableError("gone", "wait")
-        fetched.append(file.name)
+        fetched.append(path)
         download(path, file)
 
     with monkeypatch.context() as patch:
@@ -274,9 +282,9 @@ def test_a_fetch_that_was_cut_off_goes_on_where_it_was(
         with pytest.raises(UnreachableError):
             store.fetch(made, tmp_path)
     assert not (tmp_path / "step-00000040").exists()
-    monkeypatch.setattr(folder, "download", lambda path, file: (fetched.append(file.name), download(path, file)))
+    later = _record_calls(folder, "download", monkeypatch)
     assert _content(store.fetch(made, tmp_path)) == _content(saved)
-    assert sorted(fetched) == ["config.json", "weights.safetensors"]
+    assert sorted(fetched + later) == [_object(made, "config.json"), _object(made)]
 
 
 def test_retention_keeps_the_newest_and_the_milestones_and_every_object_they_name(
@@ -301,9 +309,7 @@ def test_retention_removes_manifests_before_objects(
     store = CheckpointStore(folder)
     for step in (10, 20, 30):
         _upload(store, save(step), step)
-    order = []
-    delete = folder.delete
-    monkeypatch.setattr(folder, "delete", lambda path: (order.append(path), delete(path)))
+    order = _record_calls(folder, "delete", monkeypatch)
     store.retain(last=1)
     assert order[:2] == ["step-00000010.json", "step-00000020.json"]
     assert all(path.endswith(".safetensors") for path in order[2:])

@@ -249,7 +249,7 @@ def test_prefetch_reads_no_further_ahead_than_asked_and_ends_when_closed(folder:
     next(stream)
     process.wait_until(lambda: len(asked) >= 5, 2, poll_s=0.005)
     assert not process.wait_until(lambda: len(asked) > 5, 0.1, poll_s=0.005), "1 taken, 3 ready, 1 in hand"
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert threading.active_count() == before
 
 

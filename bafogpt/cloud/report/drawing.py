@@ -48,7 +48,7 @@ POINTS = 800
 
 _PATH = re.compile(r' d="([^"]*)"')
 _LONG = re.compile(r"(\.\d\d)\d+")
-_GROUP_ID = re.compile(r'<g id="[A-Za-z]\w*(?:\.\w+)?_\d+">')
+_COUNTED_ID = re.compile(r' id="[^"]*_\d+"')
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def svg(figure: Any, description: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg ") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = _GROUP_ID.sub("<g>", text)  # ids that repeat from picture to picture, and that nothing refers to
+    text = _COUNTED_ID.sub("", text)  # ids that repeat from picture to picture, and that nothing refers to
     text = _PATH.sub(lambda path: f' d="{_LONG.sub(lambda digits: digits[1], path[1])}"', text)
     for name, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{name})")
@@ -121,7 +121,8 @@ def svg(figure: Any, description: str) -> str:
 
 def png(figure: Any, path: Path) -> None:
     """The figure as a PNG file on the light palette's paper."""
-    figure.savefig(path, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    look = {"dpi": 144, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.2}
+    figure.savefig(path, format="png", metadata={"Software": None}, **look)
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float], points: int = POINTS) -> tuple[list[float], list[float]]:

@@ -98,7 +98,9 @@ def _loss_panel(axes: Sequence[Any], summary: Summary) -> None:
         loss.plot(*thinned(steps, values, points), color=LIGHT["train"], alpha=0.25, linewidth=7)
     training = summary.series("loss")
     _line(loss, *_split(training), color=LIGHT["train"])
-    dots = {"marker": "o", "markersize": 4, "clip_on": False} if len(summary.validation) <= DOTS else {}
+    dots: dict[str, Any] = {}
+    if len(summary.validation) <= DOTS:
+        dots = {"marker": "o", "markersize": 4, "clip_on": False}
     _line(loss, *_split(summary.validation), color=LIGHT["validation"], linewidth=1.2, **dots)
     _headroom(loss)
     _name_lines(loss, [("training", "train", training), ("validation", "validation", summary.validation)])

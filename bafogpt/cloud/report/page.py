@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -28,7 +28,7 @@ def html(summary: Summary, zar_per_usd: float | None = None) -> str:
         f"<p>{escape(words.sentence(summary))}</p>",
         f'<p class="message">{escape(record.message)}</p>' if record.message else "",
         "</header>",
-        _facts(words.facts(summary, zar_per_usd)),
+        _facts(summary, zar_per_usd),
         *_pictures(summary),
         _section("Checkpoints", _checkpoints(summary)),
         _section("Events", _events(summary)),
@@ -60,9 +60,12 @@ def _pictures(summary: Summary) -> list[str]:
     return [f"<figure>{each}</figure>" for each in pictures if each]
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    return f"<dl>{rows}</dl>"
+def _facts(summary: Summary, zar_per_usd: float | None) -> str:
+    rows = []
+    for name, value in words.facts(summary, zar_per_usd):
+        bad = ' class="bad"' if name == "samples" and summary.problems else ""
+        rows.append(f"<div><dt>{escape(name)}</dt><dd{bad}>{escape(value)}</dd></div>")
+    return f"<dl>{''.join(rows)}</dl>"
 
 
 def _checkpoints(summary: Summary) -> str:

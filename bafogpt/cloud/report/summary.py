@@ -150,17 +150,17 @@ class Summary:
     def wall_seconds(self) -> float | None:
         """From the first record to the last, pauses between attempts included."""
         last = max(self._times(), default=None)
-        return None if last is None or self.started is None else last - self.started
+        return None if last is None or self.started is None else round(last - self.started, 3)
 
     @cached_property
     def machine_seconds(self) -> float:
         """Time that machines worked on the run, over all attempts: what is paid for."""
-        return history.machine_seconds(self.events, self.lives)
+        return round(history.machine_seconds(self.events, self.lives), 3)
 
     @property
     def usd(self) -> float:
         """What the machines cost, at the record's price an hour."""
-        return self.machine_seconds / 3600 * self.record.price_per_hour
+        return round(self.machine_seconds / 3600 * self.record.price_per_hour, 6)
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) along the curve; a value that is missing or not finite is NaN, which breaks a drawn line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -12,7 +13,7 @@ from bafogpt.cloud.report.summary import Summary
 NONE = "–"
 KINDS = {"drill": "fire drill", "killed": "killed", "died": "crashed", "lost": "machine lost"}
 SHOWN = 4
-"""How many of a list are named before "and N more"."""
+"""A longer list is counted, or only its end shown."""
 
 
 def duration(seconds: float | None) -> str:
@@ -139,18 +140,17 @@ def _survived(kills: Sequence[Kill]) -> str:
     if len(kills) > SHOWN:
         counts = Counter(each.kind for each in kills)
         return ", ".join(f"{KINDS[kind]} {plural(count, 'time')}" for kind, count in counts.most_common())
-    named = [KINDS[each.kind] + ("" if each.step is None else f" after step {each.step:,}") for each in kills[:SHOWN]]
-    more = [f"and {len(kills) - SHOWN} more"] if len(kills) > SHOWN else []
-    return ", ".join(named + more)
+    return ", ".join(KINDS[each.kind] + ("" if each.step is None else f" after step {each.step:,}") for each in kills)
 
 
 def _resumed(summary: Summary) -> str:
     if not summary.resumes:
         return ""
-    steps = [f"{each.step:,}" for each in summary.resumes[:SHOWN]]
-    more = f" and {len(summary.resumes) - SHOWN} more" if len(summary.resumes) > SHOWN else ""
-    again = f"; {plural(summary.redone_steps, 'step')} done again" if summary.redone_steps else "; no step done again"
-    return f"from step {', '.join(steps)}{more}{again}"
+    where = f"from step {', '.join(f'{each.step:,}' for each in summary.resumes)}"
+    if len(summary.resumes) > SHOWN:
+        where = plural(len(summary.resumes), "time")
+    again = plural(summary.redone_steps, "step") if summary.redone_steps else "no step"
+    return f"{where}; {again} done again"
 
 
 def _checkpoints(commits: Sequence[Commit]) -> str:

@@ -1,0 +1,94 @@
+"""Real trainers on a real stream: a small dataset in the session's bucket, and a way to run trainer processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.cloud import job as jobs
+from bafogpt.cloud.trainers import Trainers
+from bafogpt.core import schema
+from bafogpt.data import prepare, tokenizer
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train.config import PretrainConfig
+from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, checkpoint_name
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "tokens": 12 * 256,
+    "data": {"path": "data/starter", "sequence_length": 32},
+    "model": {"overrides": {"n_layer": 2, "n_embd": 64, "n_head": 2, "head_size": 32, "intermediate_size": 128}},
+    "batch": {"tokens": 256, "micro": 2},
+    "validation": {"every": 6, "samples": 8},
+    "checkpoint": {"every": 6, "max_pending": 99},
+}
+
+
+def tiny(**over: Any) -> PretrainConfig:
+    """The demo's job cut down to 12 steps of a model of 0.1 M parameters."""
+    demo = schema.to_dict(jobs.load(ROOT / "jobs" / "demo.yaml").train)
+    return schema.build(PretrainConfig, schema.merge(schema.merge(demo, TINY), over), where="test")
+
+
+@pytest.fixture(scope="session")
+def dataset(s3: Any) -> Bucket:
+    """The session's bucket with the starter corpus, as bytes, at ``data/starter``."""
+    bucket = Bucket.open(s3.url, s3.settings)
+    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
+    return bucket
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a trainer left."""
+
+    results: list[Result]
+    lines: list[dict[str, Any]]
+    staged: list[StagedCheckpoint]
+    output: list[str]
+
+    @property
+    def losses(self) -> dict[int, float]:
+        return {line["step"]: line["loss"] for line in self.lines if "loss" in line}
+
+
+@pytest.fixture
+def train(dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trained]:
+    """``train(config, processes=1, resume=CHECKPOINT, watch=f)``: real worker processes, to their end."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    count = iter(range(100))
+
+    def run(
+        config: PretrainConfig,
+        processes: int = 1,
+        resume: Path | None = None,
+        watch: Callable[[Trainers, Handoff], None] = lambda *_: None,
+        folder: Path | None = None,
+    ) -> Trained:
+        handoff = Handoff(folder or tmp_path / f"trainer-{next(count)}")
+        step = None
+        if resume is not None:
+            step = int(resume.name.removeprefix("step-"))
+            shutil.copytree(resume, handoff.resume / checkpoint_name(step))
+        handoff.write_order(Order(job="pretrain", bucket=dataset.url, config=config, resume_step=step))
+        output: list[str] = []
+        trainers = Trainers(handoff.folder, processes, output.append)
+        while trainers.running():
+            watch(trainers, handoff)
+            time.sleep(0.01)
+        trainers.end()
+        path = handoff.metrics(1)
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return Trained(handoff.read_results(), lines, handoff.staged(), output)
+
+    assert os.environ["BAFOGPT_BUCKET"] == dataset.url
+    return run

@@ -1,0 +1,193 @@
+"""Trainers as they really run: processes on a stream from a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from bafogpt.core.errors import ConfigError, ExitCode
+from bafogpt.train import parallel
+from bafogpt.train.handoff import Handoff, StagedCheckpoint
+
+from .conftest import Trained, tiny
+
+Train = Callable[..., Trained]
+
+
+def tensors(checkpoint: StagedCheckpoint) -> dict[str, torch.Tensor]:
+    """All that a one-process checkpoint holds: weights and optimizer state."""
+    (file,) = checkpoint.folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_bit_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.fixture(scope="module")
+def baseline() -> dict[str, Trained]:
+    """The uninterrupted run, made once."""
+    return {}
+
+
+@pytest.fixture
+def whole(train: Train, baseline: dict[str, Trained]) -> Trained:
+    if "run" not in baseline:
+        baseline["run"] = train(tiny())
+    return baseline["run"]
+
+
+def test_a_run_learns_and_says_what_it_read(whole: Trained):
+    (result,) = whole.results
+    assert (result.outcome, result.step, result.samples) == ("finished", 12, 96)
+    trained = [line for line in whole.lines if "loss" in line]
+    assert [line["samples"] for line in trained] == [[8 * i, 8 * i + 8] for i in range(12)]
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert {line["stage"] for line in trained} == {"dictionary"}
+    assert [line["step"] for line in whole.lines if "validation_loss" in line] == [6, 12]
+    assert all(0 < line["mfu"] < 2 and line["tokens_per_s"] > 0 for line in trained)
+    assert [staged.step for staged in whole.staged] == [6, 12]
+
+
+def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, whole: Trained):
+    def kill_after_step_8(trainers: parallel.object, handoff: Handoff) -> None:  # type: ignore[name-defined]
+        path = handoff.metrics(1)
+        if path.exists() and '"step": 8' in path.read_text():
+            trainers.signal(signal.SIGKILL)
+
+    killed = train(tiny(), watch=kill_after_step_8)
+    assert killed.results == []
+    assert [staged.step for staged in killed.staged] == [6]
+    resumed = train(tiny(), resume=killed.staged[0].folder)
+    assert resumed.lines[0]["samples"] == [48, 56]
+    assert resumed.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
+    assert_bit_equal(tensors(resumed.staged[-1]), tensors(whole.staged[-1]))
+
+
+def test_sigterm_saves_the_step_it_is_in_and_leaves(train: Train, whole: Trained):
+    sent: list[int] = []
+
+    def ask_after_step_2(trainers: object, handoff: Handoff) -> None:
+        path = handoff.metrics(1)
+        if not sent and path.exists() and '"step": 2' in path.read_text():
+            sent.append(1)
+            trainers.signal(signal.SIGTERM)  # type: ignore[attr-defined]
+
+    stopped = train(tiny(), watch=ask_after_step_2)
+    (result,) = stopped.results
+    assert result.outcome == "stopped"
+    assert 2 <= result.step < 12
+    assert stopped.staged[-1].step == result.step
+    resumed = train(tiny(), resume=stopped.staged[-1].folder)
+    assert_bit_equal(tensors(resumed.staged[-1]), tensors(whole.staged[-1]))
+
+
+def test_two_processes_read_the_same_stream_and_learn_the_same(train: Train, whole: Trained, tmp_path: Path):
+    two = train(tiny(), processes=2)
+    assert [result.outcome for result in two.results] == ["finished", "finished"]
+    assert [line["samples"] for line in two.lines if "loss" in line] == [
+        line["samples"] for line in whole.lines if "loss" in line
+    ]
+    assert two.losses == pytest.approx(whole.losses, rel=1e-5)
+    files = sorted(path.name for path in two.staged[0].folder.glob("*.safetensors"))
+    assert len(files) == 2  # a shard a process
+
+    one = train(tiny(), processes=1, resume=two.staged[0].folder)  # 2 → 1
+    assert one.losses == pytest.approx({s: loss for s, loss in whole.losses.items() if s > 6}, rel=1e-5)
+    again = train(tiny(), processes=2, resume=whole.staged[0].folder)  # 1 → 2
+    assert again.losses == pytest.approx(one.losses, rel=1e-5)
+
+
+@given(
+    steps=st.integers(1, 5),
+    shares=st.sampled_from([(1, 2), (1, 4), (2, 4), (2, 6), (3, 6), (1, 6)]),
+    micros=st.integers(1, 3),
+    first_step=st.integers(0, 3),
+)
+def test_the_stream_is_the_same_for_every_number_of_processes(
+    steps: int, shares: tuple[int, int], micros: int, first_step: int
+):
+    few, many = shares
+    batch = 12 * micros
+
+    def stream(processes: int) -> list[int]:
+        """Every step's samples, rank after rank."""
+        ranks = [
+            list(parallel.all_rank_samples(first_step * batch, (first_step + steps) * batch, batch, rank, processes))
+            for rank in range(processes)
+        ]
+        share = batch // processes
+        return [i for step in range(steps) for own in ranks for i in own[step * share : (step + 1) * share]]
+
+    assert stream(few) == stream(many) == list(range(first_step * batch, (first_step + steps) * batch))
+
+
+def test_a_batch_that_does_not_divide_names_one_that_does():
+    with pytest.raises(ConfigError, match="does not divide among 3 processes") as caught:
+        parallel.check_batch(tiny(), 3)
+    assert caught.value.hint == "--set train.batch.tokens=384"
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(train: Train, whole: Trained):
+    other = tiny(model={"overrides": {"n_embd": 32}})
+    refused = train(other, resume=whole.staged[0].folder)
+    (result,) = refused.results
+    assert (result.outcome, result.exit_code, result.retry) == ("failed", ExitCode.USAGE, False)
+    assert "step-00000006 belongs to another run: model.n_embd is 64 there and 32 here" in result.error
+
+
+def test_a_checkpoint_torn_on_this_disk_is_refused_and_can_be_fetched_again(
+    train: Train, whole: Trained, tmp_path: Path
+):
+    import shutil
+
+    torn = tmp_path / "step-00000006"
+    shutil.copytree(whole.staged[0].folder, torn)
+    (file,) = torn.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (result,) = train(tiny(), resume=torn).results
+    assert result.outcome == "failed"
+    assert result.retry
+    assert "cannot be loaded" in result.error
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_samples(train: Train):
+    (result,) = train(tiny(optimizer={"learning_rate": 1e30}, schedule={"warmup_steps": 0})).results
+    assert result.outcome == "failed"
+    assert not result.retry
+    assert "samples" in result.error
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A disk of 2 MB: one checkpoint of 1.2 MB fits, a second one does not."""
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        ended = train(tiny(data={"cache_gb": 0}), folder=disk / "run")
+        assert [staged.step for staged in ended.staged] == [6]
+        assert json.loads((ended.staged[0].folder / "checkpoint.json").read_text())["step"] == 6
+        assert tensors(ended.staged[0])
+        left = [path.name for path in (disk / "run" / "checkpoints").iterdir()]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    (result,) = ended.results
+    assert (result.outcome, result.exit_code, result.retry) == ("failed", ExitCode.FAILURE, False)
+    assert "step-00000012 needs" in result.error
+    assert "MB are free" in result.error
+    assert left == ["step-00000006"]
