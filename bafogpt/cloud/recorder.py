@@ -13,6 +13,7 @@ from typing import Any
 from bafogpt.cloud.feed import Feed
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import StorageError
+from bafogpt.train.handoff import Handoff
 
 
 class Recorder:
@@ -22,18 +23,23 @@ class Recorder:
     local files and goes with the next sending.
     """
 
-    def __init__(self, store: RunStore, record: RunRecord, attempt: int, folder: Path, metrics: Path, every_s: float):
+    def __init__(self, store: RunStore, record: RunRecord, attempt: int, handoff: Handoff, every_s: float):
         self.record = record
         self.attempt = attempt
         self.failing_since: float | None = None
         self._store = store
-        self._log = (folder / f"log-{attempt:04d}.txt").open("a", encoding="utf-8", buffering=1)
-        self._events = (folder / f"events-{attempt:04d}.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._log = _log_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
+        self._events = _events_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
         bucket = store.folder(record.name)
         self._feeds = [
-            Feed(bucket, "logs", attempt, Path(self._log.name), "log"),
-            Feed(bucket, "events", attempt, Path(self._events.name), "jsonl"),
-            Feed(bucket, "metrics", attempt, metrics, "jsonl"),
+            feed
+            for each in range(1, attempt + 1)  # what an earlier attempt on this disk could not send goes too
+            if _log_file(handoff, each).exists()
+            for feed in (
+                Feed(bucket, "logs", each, _log_file(handoff, each), "log"),
+                Feed(bucket, "events", each, _events_file(handoff, each), "jsonl"),
+                Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl"),
+            )
         ]
         self._every_s = every_s
         self._changed = False
@@ -87,3 +93,11 @@ class Recorder:
                 if self.failing_since is None:
                     self.failing_since = time.monotonic()
                     print(f"cannot send records: {error.message}", file=sys.stderr, flush=True)
+
+
+def _log_file(handoff: Handoff, attempt: int) -> Path:
+    return handoff.folder / f"log-{attempt:04d}.txt"
+
+
+def _events_file(handoff: Handoff, attempt: int) -> Path:
+    return handoff.folder / f"events-{attempt:04d}.jsonl"

@@ -32,7 +32,7 @@ from bafogpt.cloud.uploads import Uploader
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConflictError, ExitCode, NotFoundError, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff, Order
+from bafogpt.train.handoff import Handoff, Order, checkpoint_step
 
 POLL_S = 0.05
 PROGRESS_EVERY_S = 1.0
@@ -51,6 +51,9 @@ class Ending:
     message: str = ""
     hint: str = ""
     exit_code: ExitCode = ExitCode.OK
+
+    def __post_init__(self) -> None:
+        assert (self.state == "succeeded") == (self.exit_code == ExitCode.OK), self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +108,7 @@ def supervise(
         handoff = Handoff(folder)
         handoff.checkpoints.mkdir(parents=True, exist_ok=True)
         record = store.save(_record(job, name, place, attempt, earlier))
-        recorder = Recorder(
-            store, record, attempt, folder, handoff.metrics(attempt), every_s=job.supervisor.ship_every_s
-        )
+        recorder = Recorder(store, record, attempt, handoff, every_s=job.supervisor.ship_every_s)
         ending = _Supervisor(job, store, bucket, handoff, recorder, place, worker).run()
     if ending.state == "succeeded":
         shutil.rmtree(folder, ignore_errors=True)
@@ -205,9 +206,8 @@ class _Supervisor:
             restarts += 1
             self._recorder.update(restarts=self._recorder.record.restarts + 1)
             if restarts > self._config.max_restarts:
-                return Ending(
-                    "failed", f"{why}; gave up after {restarts - 1} restarts", f"bafogpt cloud logs {self._name}"
-                )
+                message = f"{why}; gave up after {restarts - 1} restarts"
+                return Ending("failed", message, f"bafogpt cloud logs {self._name}", ExitCode.JOB_FAILED)
             self._stop.wait(min(30.0, 2.0 ** (restarts - 1) - 1))
 
     def _order(self) -> Order:
@@ -304,7 +304,7 @@ class _Supervisor:
         patience = self._config.patience_s if ending.state == "succeeded" else self._config.grace_s
         if self._uploader.drain(0 if self._storage_problem() else patience):
             return ending
-        left = [staged.step for staged in self._handoff.staged()]
+        left = [checkpoint_step(folder) for folder in self._handoff.pending()]
         message = f"checkpoints of steps {left} are on local disk, not in the bucket"
         if ending.message:
             message = f"{ending.message}; {message}"

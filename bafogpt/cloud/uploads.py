@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable
 
-from bafogpt.core.errors import BafoError, ConflictError, StorageError
+from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError
 from bafogpt.storage.checkpoints import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import Handoff, StagedCheckpoint
+from bafogpt.train.handoff import Handoff, StagedCheckpoint, checkpoint_step, read_staged
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -50,7 +49,7 @@ class Uploader:
 
     def idle(self) -> bool:
         """Whether nothing waits on local disk."""
-        return not self._handoff.staged()
+        return not self._handoff.pending()
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything saved is committed (True) or the time is over (False), then stop."""
@@ -64,22 +63,29 @@ class Uploader:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            staged = self._handoff.staged()
-            if not staged:
+            pending = self._handoff.pending()
+            if not pending:
                 self._closing.wait(POLL_S)
                 continue
+            step = checkpoint_step(pending[0])
             try:
-                self._send(staged[0])
+                staged = read_staged(pending[0])
+            except CorruptError as error:  # a disk that lost power: the checkpoint before it is the newest
+                self._record("checkpoint_discarded", step=step, error=error.message)
+                self._handoff.drop(pending[0])
+                continue
+            try:
+                self._send(staged)
                 self.failing_since, self.error = None, None
             except StorageError as error:
                 if self.failing_since is None:
                     self.failing_since = time.monotonic()
-                    self._record("upload_failed", step=staged[0].step, error=error.message)
+                    self._record("upload_failed", step=step, error=error.message)
                 self.error = error
                 self._closing.wait(RETRY_S)
             except BafoError as error:
                 self.failing_since, self.error = float("-inf"), error  # no use in trying again
-                self._record("upload_failed", step=staged[0].step, error=error.message)
+                self._record("upload_failed", step=step, error=error.message)
                 return
 
     def _send(self, staged: StagedCheckpoint) -> None:
@@ -97,7 +103,7 @@ class Uploader:
         except ConflictError as error:
             # another attempt committed this step already; that one is complete, so this copy is of no use
             log.warning("%s", error.message)
-            shutil.rmtree(staged.folder)
+            self._handoff.drop(staged.folder)
             return
         self._record(
             "checkpoint_committed",
@@ -106,7 +112,7 @@ class Uploader:
             bytes=sum(each.bytes for each in sent.files),
             seconds=round(time.monotonic() - start, 3),
         )
-        shutil.rmtree(staged.folder)
+        self._handoff.drop(staged.folder)
         removed = self._store.retain(last=self._config.keep_last, every=self._config.keep_every)
         if removed:
             self._record("checkpoints_removed", steps=removed)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,13 +115,15 @@ class Handoff:
         paths = sorted(self.results.glob("rank-*.json"))
         return [schema.build(Result, json.loads(path.read_text(encoding="utf-8")), where=str(path)) for path in paths]
 
-    def staged(self) -> list[StagedCheckpoint]:
-        """The whole checkpoints on local disk, oldest first."""
-        found = []
-        for folder in sorted(self.checkpoints.glob("step-*")):
-            if _CHECKPOINT_NAME.fullmatch(folder.name):
-                found.append(read_staged(folder))
-        return found
+    def pending(self) -> list[Path]:
+        """The folders of whole checkpoints that wait on local disk, oldest first."""
+        return sorted(path for path in self.checkpoints.glob("step-*") if _CHECKPOINT_NAME.fullmatch(path.name))
+
+    def drop(self, folder: Path) -> None:
+        """Remove a checkpoint folder; it disappears whole, as it appeared."""
+        doomed = folder.with_name(f".{folder.name}.dropped")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def read_staged(folder: Path) -> StagedCheckpoint:
@@ -135,3 +138,8 @@ def read_staged(folder: Path) -> StagedCheckpoint:
 def checkpoint_name(step: int) -> str:
     """The folder name of a step's checkpoint."""
     return f"step-{step:08d}"
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(folder.name.removeprefix("step-"))

@@ -188,7 +188,7 @@ class _Run:
     def wait_for_uploads(self) -> None:
         """Pause while as many checkpoints as may be wait on this disk; the supervisor takes them away."""
         if self.fabric.is_global_zero:
-            while len(self.handoff.staged()) >= self.config.checkpoint.max_pending:
+            while len(self.handoff.pending()) >= self.config.checkpoint.max_pending:
                 time.sleep(0.05)
         self.fabric.barrier()
         self.window_started = time.perf_counter()

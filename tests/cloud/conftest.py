@@ -33,11 +33,11 @@ def make_job(**over: Any) -> Job:
 
 @pytest.fixture
 def supervise(bucket: Bucket, tmp_path: Path) -> Callable[..., supervisor.Ending]:
-    """``supervise(job, name="run")``: one attempt at a run, with fake workers, on the test's bucket."""
-    bucket.put("data/x/manifest.json", b"{}")
+    """``supervise(job, name="run")``: one attempt at a run, with fake workers, on the test's bucket or another."""
 
-    def run(job: Job, name: str = "run", **options: Any) -> supervisor.Ending:
-        place = supervisor.Place()
-        return supervisor.supervise(job, name, bucket, tmp_path / "work" / name, place, worker=FAKE_WORKER, **options)
+    def run(job: Job, name: str = "run", on: Bucket = bucket) -> supervisor.Ending:
+        on.put("data/x/manifest.json", b"{}")
+        folder = tmp_path / "work" / name
+        return supervisor.supervise(job, name, on, folder, supervisor.Place(), worker=FAKE_WORKER)
 
     return run

@@ -14,9 +14,11 @@ import pytest
 from bafogpt.cloud import runs
 from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.supervisor import Ending, name_from_environment
-from bafogpt.core.errors import ExitCode, NotFoundError, UnreachableError
+from bafogpt.core.errors import ExitCode, NotFoundError
+from bafogpt.core.settings import Settings
+from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.handoff import Handoff, checkpoint_step
 
 from .conftest import make_job
 
@@ -147,6 +149,18 @@ def test_checkpoints_left_on_the_disk_by_a_dead_supervisor_are_sent_and_used(
     assert restored["step"] == 15
 
 
+def test_a_checkpoint_that_a_power_cut_tore_on_this_disk_is_discarded(
+    supervise: Supervise, bucket: Bucket, tmp_path: Path
+):
+    torn = Handoff(tmp_path / "work" / "run").checkpoints / "step-00000015"
+    torn.mkdir(parents=True)
+    (torn / "checkpoint.json").write_text("")
+    assert supervise(make_job()).state == "succeeded"
+    (discarded,) = events(bucket, "checkpoint_discarded")
+    assert discarded["step"] == 15
+    assert runs.sample_gaps(runs.curve(RunStore(bucket).metrics("run"))) == []
+
+
 def test_a_missing_dataset_is_said_before_anything_starts(supervise: Supervise, bucket: Bucket):
     with pytest.raises(NotFoundError, match="no dataset at") as caught:
         supervise(make_job(train={"data": {"path": "data/other"}}))
@@ -154,35 +168,36 @@ def test_a_missing_dataset_is_said_before_anything_starts(supervise: Supervise, 
     assert RunStore(bucket).names() == []
 
 
-def test_a_bucket_that_goes_away_ends_the_run_clearly_and_it_resumes_later(
-    supervise: Supervise, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_back(
+    supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Every write is refused from step 3 on, as when the server is gone; then the server is back."""
-    monkeypatch.setenv("FAKE_WORKER", "step_s=0.05")
-    put, gone = Bucket.put, threading.Event()
+    home = tmp_path / "s3"
+    endpoint = server.keep(home)
+    for name, value in endpoint.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url, s3_timeout_s=1))
+    bucket.create()
+    job = make_job(supervisor={"patience_s": 1.0}, train={"tokens": 4000})
+    monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
+    try:
+        waiting = after_steps(bucket, lambda: server.stop(home))
+        ending = supervise(job, on=bucket)
+        waiting.join()
+        assert (ending.state, ending.exit_code) == ("failed", ExitCode.FAILURE)
+        assert "cannot be reached" in ending.message
+        assert "on local disk, not in the bucket" in ending.message
+        assert "--resume" in ending.hint
+        left = [checkpoint_step(folder) for folder in Handoff(tmp_path / "work" / "run").pending()]
+        assert left
 
-    def refuse(self: Bucket, path: str, data: bytes, **options: bool) -> None:
-        if gone.is_set():
-            raise UnreachableError("s3 does not answer", "start it again")
-        put(self, path, data, **options)
-
-    monkeypatch.setattr(Bucket, "put", refuse)
-    waiting = after_steps(bucket, gone.set)
-    ending = supervise(make_job(supervisor={"patience_s": 1.0}, train={"tokens": 4000}))
-    waiting.join()
-    assert ending.state == "failed"
-    assert "does not answer" in ending.message
-    assert "--resume" in ending.hint
-    left = [staged.step for staged in Handoff(tmp_path / "work" / "run").staged()]
-    assert left
-
-    gone.clear()
-    monkeypatch.setenv("FAKE_WORKER", "")
-    assert supervise(make_job(train={"tokens": 4000})).state == "succeeded"
-    store = RunStore(bucket)
-    (restored,) = events(bucket, "checkpoint_restored")
-    assert restored["step"] == left[-1]
-    assert store.load("run").state == "succeeded"
+        server.keep(home, port=int(endpoint.url.rsplit(":", 1)[1]))
+        monkeypatch.setenv("FAKE_WORKER", "")
+        assert supervise(job, on=bucket).state == "succeeded"
+        (restored,) = events(bucket, "checkpoint_restored")
+        assert restored["step"] == left[-1]
+        assert runs.sample_gaps(runs.curve(RunStore(bucket).metrics("run"))) == []
+    finally:
+        server.stop(home)
 
 
 def test_a_recovered_task_gets_the_name_it_had(monkeypatch: pytest.MonkeyPatch):

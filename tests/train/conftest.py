@@ -19,7 +19,7 @@ from bafogpt.core import schema
 from bafogpt.data import prepare, tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import PretrainConfig
-from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, checkpoint_name
+from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, checkpoint_name, read_staged
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -88,7 +88,7 @@ def train(dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         trainers.end()
         path = handoff.metrics(1)
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return Trained(handoff.read_results(), lines, handoff.staged(), output)
+        return Trained(handoff.read_results(), lines, [read_staged(folder) for folder in handoff.pending()], output)
 
     assert os.environ["BAFOGPT_BUCKET"] == dataset.url
     return run
