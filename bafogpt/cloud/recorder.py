@@ -6,27 +6,35 @@ import json
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bafogpt.cloud.feed import Feed
 from bafogpt.cloud.runs import RunRecord, RunStore
-from bafogpt.core.errors import StorageError
+from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.train.handoff import Handoff
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A bucket that does not do what is asked: since when (monotonic seconds), and what it last said."""
+
+    since: float
+    error: BafoError
 
 
 class Recorder:
     """Local files first, the bucket every ``every_s`` seconds by a thread, so that nobody waits for a bucket.
 
-    ``failing_since`` says since when (monotonic seconds) the bucket has refused; what could not be sent stays in the
-    local files and goes with the next sending.
+    ``failing`` is set while the bucket refuses; what could not be sent stays in the local files and goes with the next
+    sending.
     """
 
     def __init__(self, store: RunStore, record: RunRecord, attempt: int, handoff: Handoff, every_s: float):
         self.record = record
         self.attempt = attempt
-        self.failing_since: float | None = None
+        self.failing: Failing | None = None
         self._store = store
         self._log = _log_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
         self._events = _events_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
@@ -88,11 +96,11 @@ class Recorder:
         while not self._closing.wait(self._every_s):
             try:
                 self.ship()
-                self.failing_since = None
+                self.failing = None
             except StorageError as error:
-                if self.failing_since is None:
-                    self.failing_since = time.monotonic()
+                if self.failing is None:
                     print(f"cannot send records: {error.message}", file=sys.stderr, flush=True)
+                self.failing = Failing(self.failing.since if self.failing else time.monotonic(), error)
 
 
 def _log_file(handoff: Handoff, attempt: int) -> Path:

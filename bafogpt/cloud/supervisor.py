@@ -215,7 +215,7 @@ class _Supervisor:
         self._wait_for_bucket()
         if not self._uploader.idle():  # what an earlier process saved but had not sent
             self._recorder.say("sending checkpoints that were left on this disk")
-            while not self._uploader.idle() and self._uploader.failing_since is None:
+            while not self._uploader.idle() and self._uploader.failing is None:
                 time.sleep(POLL_S)
         found = self._checkpoints.fetch_newest(self._handoff.resume)
         step = None
@@ -279,10 +279,10 @@ class _Supervisor:
 
     def _storage_problem(self) -> Ending | None:
         """An ending when the bucket has been out of reach for longer than the job's patience."""
-        since = [each for each in (self._uploader.failing_since, self._recorder.failing_since) if each is not None]
-        if not since or time.monotonic() - min(since) < self._config.patience_s:
+        failing = [each for each in (self._uploader.failing, self._recorder.failing) if each is not None]
+        if not failing or time.monotonic() - min(each.since for each in failing) < self._config.patience_s:
             return None
-        error = self._uploader.error or UnreachableError(f"{self._bucket.url} does not answer")
+        error = failing[0].error
         return Ending("failed", error.message, f"bafogpt cloud launch … --name {self._name} --resume", error.exit_code)
 
     def _wait_for_bucket(self) -> None:

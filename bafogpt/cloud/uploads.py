@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+from bafogpt.cloud.recorder import Failing
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError
 from bafogpt.storage.checkpoints import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
@@ -21,8 +22,8 @@ RETRY_S = 2.0
 class Uploader:
     """A thread that sends whole checkpoints, oldest first, and then drops them from local disk.
 
-    A bucket that cannot be reached is tried again and again; ``failing_since`` says since when (monotonic seconds),
-    and the supervisor decides how long that may go on. Nothing leaves local disk before its manifest is committed.
+    A bucket that cannot be reached is tried again and again; ``failing`` says since when and why, and the supervisor
+    decides how long that may go on. Nothing leaves local disk before its manifest is committed.
     """
 
     def __init__(
@@ -40,9 +41,7 @@ class Uploader:
         self._record = record
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
-        self.failing_since: float | None = None
-        self.error: BafoError | None = None
-        """Why the last try failed."""
+        self.failing: Failing | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -76,15 +75,14 @@ class Uploader:
                 continue
             try:
                 self._send(staged)
-                self.failing_since, self.error = None, None
+                self.failing = None
             except StorageError as error:
-                if self.failing_since is None:
-                    self.failing_since = time.monotonic()
+                if self.failing is None:
                     self._record("upload_failed", step=step, error=error.message)
-                self.error = error
+                self.failing = Failing(self.failing.since if self.failing else time.monotonic(), error)
                 self._closing.wait(RETRY_S)
             except BafoError as error:
-                self.failing_since, self.error = float("-inf"), error  # no use in trying again
+                self.failing = Failing(float("-inf"), error)  # no use in trying again
                 self._record("upload_failed", step=step, error=error.message)
                 return
 

@@ -7,8 +7,10 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``worker``    ``python -m bafogpt.train.worker FOLDER``: one trainer process, its errors written down
 - ``loop``      the pretraining loop
 - ``model``     litgpt's GPT from a configuration; loss; floating point operations a token
-- ``parallel``  Fabric, FSDP2 and who reads which samples
-- ``state``     the one TrainState: what must come back exactly after a kill, saved and restored
+- ``parallel``  Fabric and FSDP2
+- ``shares``    who reads which samples
+- ``state``     the one TrainState: what must come back exactly after a kill
+- ``saving``    checkpoints written by a thread while training goes on
 - ``schedule``  warm-up and cosine
 - ``metrics``   loss, tokens a second, MFU, money: one JSON line a step
 

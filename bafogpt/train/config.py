@@ -21,14 +21,14 @@ class DataConfig:
     """The dataset: a folder of the bucket (``data/zulu``) with a ``manifest.json``."""
     sequence_length: int = 2048
     """Tokens a sample, T."""
-    prefetch: int = 8
-    """Samples read ahead of the step that needs them."""
+    prefetch: int = 2
+    """Blocks (8 MiB) fetched ahead of the one that is read; 0 fetches each when it is needed."""
     cache_gb: float = 4.0
     """Local disk for verified blocks of the stream; 0 keeps only what is being read, in memory."""
 
     def __post_init__(self) -> None:
         _require(self.sequence_length >= 2, f"sequence_length is {self.sequence_length}; a sample needs 2 tokens")
-        _require(self.prefetch >= 1, f"prefetch is {self.prefetch}; at least 1")
+        _require(self.prefetch >= 0, f"prefetch is {self.prefetch}; at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,10 @@ class CheckpointConfig:
     keep_every: int | None = None
     """Steps that are multiples of this stay as well."""
     max_pending: int = 2
-    """Checkpoints that may wait on local disk for their upload; the trainer pauses rather than save one more."""
+    """Checkpoints that may wait on local disk for their upload."""
+    when_behind: Literal["wait", "skip"] = "wait"
+    """What the trainer does at a checkpoint while ``max_pending`` wait: pause, or leave this one out. The one at the
+    end and the one on SIGTERM always wait."""
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"every is {self.every}; at least 1")

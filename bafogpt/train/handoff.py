@@ -15,6 +15,7 @@ else. So a trainer can be killed at any moment without tearing what is in the bu
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -95,9 +96,11 @@ class Handoff:
         return self.folder / f"metrics-{attempt:04d}.jsonl"
 
     def write_order(self, order: Order) -> None:
-        """Written by the supervisor before it starts the trainers; results of earlier ones are cleared."""
+        """Written by the supervisor before it starts the trainers; what earlier ones left half is cleared."""
         for path in self.results.glob("rank-*.json"):
             path.unlink()
+        for path in self.checkpoints.glob(".step-*"):  # begun by trainers that were killed
+            shutil.rmtree(path, ignore_errors=True)  # or just being dropped by the uploads' thread
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.write_atomic(self.folder / "order.json", json.dumps(asdict(order), indent=2))
 
@@ -119,11 +122,25 @@ class Handoff:
         """The folders of whole checkpoints that wait on local disk, oldest first."""
         return sorted(path for path in self.checkpoints.glob("step-*") if _CHECKPOINT_NAME.fullmatch(path.name))
 
+    def partial(self, step: int) -> Path:
+        """Where the files of a step's checkpoint are written until :meth:`commit`."""
+        return self.checkpoints / f".{checkpoint_name(step)}.partial"
+
+    def commit(self, partial: Path, meta: Mapping[str, Any]) -> Path:
+        """Make a written folder the checkpoint of step ``meta["step"]``: on disk first, then under its name."""
+        final = self.checkpoints / checkpoint_name(meta["step"])
+        files.write_atomic(partial / CHECKPOINT_META, json.dumps(meta, indent=1))
+        _sync_files(partial)
+        partial.rename(final)
+        files.sync_folder(self.checkpoints)
+        return final
+
     def drop(self, folder: Path) -> None:
         """Remove a checkpoint folder; it disappears whole, as it appeared."""
         doomed = folder.with_name(f".{folder.name}.dropped")
+        shutil.rmtree(doomed, ignore_errors=True)  # a kill left it half removed
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_staged(folder: Path) -> StagedCheckpoint:
@@ -143,3 +160,13 @@ def checkpoint_name(step: int) -> str:
 def checkpoint_step(folder: Path) -> int:
     """The step in a checkpoint folder's name."""
     return int(folder.name.removeprefix("step-"))
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    files.sync_folder(folder)

@@ -24,9 +24,10 @@ from bafogpt.storage.checkpoints import CheckpointStore
 from bafogpt.storage.stream import BlockCache, Samples, TokenStream, prefetch
 from bafogpt.train import metrics as metric
 from bafogpt.train import model as models
-from bafogpt.train import parallel
+from bafogpt.train import parallel, shares
 from bafogpt.train.config import OptimizerConfig, PretrainConfig
 from bafogpt.train.handoff import Handoff, Order, Result, StopFlag, checkpoint_name
+from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.schedule import learning_rate
 from bafogpt.train.state import TrainState
 
@@ -45,12 +46,12 @@ def pretrain(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
             run.log_step(*measured)
         if config.validation.every and (done % config.validation.every == 0 or last):
             run.validate()
-        if saving:
-            run.wait_for_uploads()
-            state.save(handoff)
+        if saving and run.may_save(must=last or stopping):
+            run.saver.begin(state)
         if stopping:
             break
     batches.close()
+    run.saver.finish()
     finished = state.progress.step == config.steps
     return Result("finished" if finished else "stopped", state.progress.step, state.progress.samples)
 
@@ -68,6 +69,7 @@ class _Run:
     curriculum: manifests.Split
     """Where the stages of the training stream begin."""
     validation: Samples | None
+    saver: CheckpointSaver
     log: metric.MetricsLog | None
     """Rank 0's; the others have none."""
     flops_per_token: float
@@ -85,9 +87,9 @@ class _Run:
     def batches(self, first: int, last: int) -> Generator[torch.Tensor]:
         """This process's micro-batches, [micro, T+1] each, in the order of the stream."""
         config, fabric = self.config, self.fabric
-        indices = parallel.all_rank_samples(first, last, config.batch_samples, fabric.global_rank, fabric.world_size)
+        indices = shares.all_rank_samples(first, last, config.batch_samples, fabric.global_rank, fabric.world_size)
         rows: list[np.ndarray] = []
-        reader = prefetch(self.train, indices, depth=max(config.data.prefetch, config.batch.micro))
+        reader = prefetch(self.train, indices, depth=config.data.prefetch)
         try:
             for _, tokens in reader:
                 rows.append(tokens)
@@ -160,7 +162,7 @@ class _Run:
         count = min(self.config.validation.samples, self.validation.count) // fabric.world_size * fabric.world_size
         if count == 0:
             return
-        own = list(parallel.rank_samples(0, count, fabric.global_rank, fabric.world_size))
+        own = list(shares.rank_samples(0, count, fabric.global_rank, fabric.world_size))
         total = torch.zeros((), device=fabric.device)
         self.model.eval()
         for start in range(0, len(own), micro):
@@ -185,13 +187,22 @@ class _Run:
         assert isinstance(reduced, torch.Tensor)
         return reduced.item()
 
-    def wait_for_uploads(self) -> None:
-        """Pause while as many checkpoints as may be wait on this disk; the supervisor takes them away."""
-        if self.fabric.is_global_zero:
-            while len(self.handoff.pending()) >= self.config.checkpoint.max_pending:
+    def may_save(self, must: bool) -> bool:
+        """Whether there is place for one more checkpoint on this disk; the supervisor takes them away as it sends them.
+
+        Where there is none, and the checkpoint is not a ``must``, the job's ``when_behind`` says whether to wait.
+        """
+        config = self.config.checkpoint
+        self.saver.finish()
+        full = self.any_process(self.fabric.is_global_zero and len(self.handoff.pending()) >= config.max_pending)
+        if full and config.when_behind == "skip" and not must:
+            self.fabric.print(f"no checkpoint at step {self.state.progress.step}: {config.max_pending} wait to be sent")
+            return False
+        if full and self.fabric.is_global_zero:
+            while len(self.handoff.pending()) >= config.max_pending:
                 time.sleep(0.05)
-        self.fabric.barrier()
         self.window_started = time.perf_counter()
+        return True
 
 
 def _set_up(order: Order, handoff: Handoff) -> _Run:
@@ -235,6 +246,7 @@ def _set_up(order: Order, handoff: Handoff) -> _Run:
         train=train,
         curriculum=manifest.splits["train"],
         validation=validation,
+        saver=CheckpointSaver(handoff),
         log=metric.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
         flops_per_token=models.flops_per_token(gpt_config, length),
         peak_flops=metric.peak_flops(fabric.device) * fabric.world_size,

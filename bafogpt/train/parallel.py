@@ -1,10 +1,9 @@
-"""Fabric for one process or many, and the arithmetic of who reads which samples."""
+"""Fabric for one process or many."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def make_fabric(order: Order) -> Fabric:
         parallelize_fn=functools.partial(_shard, config=order.config),
         data_parallel_size=world_size(),
         tensor_parallel_size=1,
-        process_group_backend="nccl" if accelerator == "cuda" else "gloo",
+        process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
     )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
     return Fabric(
@@ -97,19 +96,3 @@ def check_batch(config: PretrainConfig, processes: int) -> None:
             f"with {config.batch.micro} a micro-batch",
             f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
         )
-
-
-def rank_samples(first: int, batch_samples: int, rank: int, processes: int) -> range:
-    """The samples that one process reads for the step that begins at sample ``first``.
-
-    A step is samples [first, first + batch_samples) whatever the number of processes; each takes one run of them,
-    in order. The position of a run is therefore one integer, and any other number of processes can go on from it.
-    """
-    share = batch_samples // processes
-    return range(first + rank * share, first + (rank + 1) * share)
-
-
-def all_rank_samples(first: int, last: int, batch_samples: int, rank: int, processes: int) -> Iterator[int]:
-    """Every sample that one process reads from position ``first`` up to ``last``, in order."""
-    for start in range(first, last, batch_samples):
-        yield from rank_samples(start, batch_samples, rank, processes)

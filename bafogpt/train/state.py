@@ -1,4 +1,4 @@
-"""The one TrainState: everything that must come back exactly after a kill, and how it is saved.
+"""The one TrainState: everything that must come back exactly after a kill, and how it comes back.
 
 Tensors go through torch's distributed checkpoint into plain safetensors files, one a process, each knowing its
 slice: any other number of processes can read them, and nothing is ever unpickled. The position, the totals and
@@ -8,25 +8,22 @@ state to keep.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from bafogpt.core import files
 from bafogpt.core.errors import ConfigError, CorruptError
-from bafogpt.train.handoff import CHECKPOINT_META, Handoff, checkpoint_name, read_staged
-from bafogpt.train.parallel import rank, world_size
+from bafogpt.train.handoff import read_staged
+from bafogpt.train.parallel import world_size
+
+# with one process DCP works without a process group, and says so each time; here that is meant
+warnings.filterwarnings("ignore", message=".*assuming the intent is to.*")
 
 MODEL, OPTIMIZER = "model.", "optimizer."
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -54,37 +51,6 @@ class TrainState:
     """What a checkpoint must agree with to be this run's: ``model``, ``data``, ``sequence_length``."""
     progress: Progress = field(default_factory=Progress)
 
-    def save(self, handoff: Handoff) -> Path:
-        """Save to ``handoff.checkpoints`` under the step's name. Every process calls it; the folder appears whole.
-
-        Raises :class:`~bafogpt.core.errors.DiskFullError` with nothing left behind when there is no room.
-        """
-        final = handoff.checkpoints / checkpoint_name(self.progress.step)
-        partial = final.with_name(f".{final.name}.partial")
-        if rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            files.require_space(handoff.checkpoints, self._bytes(), f"checkpoint {final.name}")
-            partial.mkdir(parents=True)
-        _barrier()
-        try:
-            with files.disk_full_named(partial), _one_process_is_fine():
-                writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-                dcp.save(self._tensors(), storage_writer=writer, no_dist=world_size() == 1)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if _is_disk_full(error):
-                files.require_space(handoff.checkpoints, self._bytes(), f"checkpoint {final.name}")
-            raise
-        _barrier()
-        if rank() == 0:
-            meta = {**asdict(self.progress), "fingerprint": self.fingerprint, "processes": world_size()}
-            files.write_atomic(partial / CHECKPOINT_META, json.dumps(meta, indent=1))
-            _sync_files(partial)
-            partial.rename(final)
-            files.sync_folder(final.parent)
-        _barrier()
-        return final
-
     def load(self, folder: Path) -> None:
         """Restore from a checkpoint folder saved by any number of processes.
 
@@ -94,7 +60,7 @@ class TrainState:
         meta = read_staged(folder).metadata
         self._require_same(meta.get("fingerprint", {}), folder)
         self._new_optimizer_state()
-        _load_tensors(self._tensors(), folder)
+        _load_tensors(self.tensors(), folder)
         self.progress = Progress(int(meta["step"]), int(meta["samples"]), float(meta["seconds"]))
 
     def load_weights(self, folder: Path) -> None:
@@ -103,7 +69,7 @@ class TrainState:
         _refuse_difference(saved.get("model", {}), self.fingerprint["model"], folder)
         _load_tensors({MODEL + name: value.detach() for name, value in _named(self.model)}, folder)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         """Name → tensor of all that is saved; tied weights once."""
         tensors = {}
         for name, parameter in _named(self.model):
@@ -121,11 +87,6 @@ class TrainState:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-
-    def _bytes(self) -> int:
-        """Room that all processes' files need on this disk, with a margin for headers."""
-        total = sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
-        return int(total * 1.02) + 64_000
 
     def _require_same(self, saved: dict[str, Any], folder: Path) -> None:
         for part in ("model", "data", "sequence_length"):
@@ -156,36 +117,7 @@ def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _load_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     try:
-        with _one_process_is_fine():
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
     except (dcp.api.CheckpointException, RuntimeError, KeyError, ValueError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise CorruptError(f"{folder} cannot be loaded: {first}", "bafogpt runs show RUN") from error
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether an error anywhere says that the disk is full; DCP and safetensors wrap the original."""
-    return any(text in str(error) for text in ("No space left", "os error 28", "File too large", "Disk quota"))
-
-
-def _barrier() -> None:
-    if world_size() > 1:
-        torch.distributed.barrier()
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    files.sync_folder(folder)
-
-
-@contextlib.contextmanager
-def _one_process_is_fine() -> Iterator[None]:
-    """Silence DCP's remark that it works without a process group: with one process that is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*assuming the intent is to.*")
-        yield

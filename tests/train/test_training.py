@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from bafogpt.cloud.trainers import Trainers
 from bafogpt.core.errors import ConfigError, ExitCode
-from bafogpt.train import parallel
+from bafogpt.train import parallel, shares
 from bafogpt.train.handoff import Handoff, StagedCheckpoint
 
 from .conftest import Trained, tiny
@@ -59,7 +60,7 @@ def test_a_run_learns_and_says_what_it_read(whole: Trained):
 
 
 def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, whole: Trained):
-    def kill_after_step_8(trainers: parallel.object, handoff: Handoff) -> None:  # type: ignore[name-defined]
+    def kill_after_step_8(trainers: Trainers, handoff: Handoff) -> None:
         path = handoff.metrics(1)
         if path.exists() and '"step": 8' in path.read_text():
             trainers.signal(signal.SIGKILL)
@@ -76,11 +77,11 @@ def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, who
 def test_sigterm_saves_the_step_it_is_in_and_leaves(train: Train, whole: Trained):
     sent: list[int] = []
 
-    def ask_after_step_2(trainers: object, handoff: Handoff) -> None:
+    def ask_after_step_2(trainers: Trainers, handoff: Handoff) -> None:
         path = handoff.metrics(1)
         if not sent and path.exists() and '"step": 2' in path.read_text():
             sent.append(1)
-            trainers.signal(signal.SIGTERM)  # type: ignore[attr-defined]
+            trainers.signal(signal.SIGTERM)
 
     stopped = train(tiny(), watch=ask_after_step_2)
     (result,) = stopped.results
@@ -109,20 +110,20 @@ def test_two_processes_read_the_same_stream_and_learn_the_same(train: Train, who
 
 @given(
     steps=st.integers(1, 5),
-    shares=st.sampled_from([(1, 2), (1, 4), (2, 4), (2, 6), (3, 6), (1, 6)]),
+    counts=st.sampled_from([(1, 2), (1, 4), (2, 4), (2, 6), (3, 6), (1, 6)]),
     micros=st.integers(1, 3),
     first_step=st.integers(0, 3),
 )
 def test_the_stream_is_the_same_for_every_number_of_processes(
-    steps: int, shares: tuple[int, int], micros: int, first_step: int
+    steps: int, counts: tuple[int, int], micros: int, first_step: int
 ):
-    few, many = shares
+    few, many = counts
     batch = 12 * micros
 
     def stream(processes: int) -> list[int]:
         """Every step's samples, rank after rank."""
         ranks = [
-            list(parallel.all_rank_samples(first_step * batch, (first_step + steps) * batch, batch, rank, processes))
+            list(shares.all_rank_samples(first_step * batch, (first_step + steps) * batch, batch, rank, processes))
             for rank in range(processes)
         ]
         share = batch // processes
@@ -165,6 +166,25 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(train: Train):
     assert result.outcome == "failed"
     assert not result.retry
     assert "samples" in result.error
+
+
+def test_a_trainer_that_may_not_wait_for_uploads_leaves_a_checkpoint_out_but_never_the_last(train: Train):
+    def take_one_away(trainers: Trainers, handoff: Handoff) -> None:
+        if (handoff.folder / "metrics-0001.jsonl").exists() and len(seen) < 1 and len(handoff.pending()) == 1:
+            text = handoff.metrics(1).read_text()
+            if '"step": 12' in text:  # at the end it waits, whatever the setting
+                seen.append(handoff.pending()[0].name)
+                handoff.drop(handoff.pending()[0])
+
+    seen: list[str] = []
+    config = tiny(checkpoint={"every": 3, "max_pending": 1, "when_behind": "skip"})
+    ended = train(config, watch=take_one_away)
+    assert [result.outcome for result in ended.results] == ["finished"]
+    assert seen == ["step-00000003"]
+    assert [staged.step for staged in ended.staged] == [12]
+    assert [line for line in ended.output if line.startswith("no checkpoint at step")] == [
+        f"no checkpoint at step {step}: 1 wait to be sent" for step in (6, 9)
+    ]
 
 
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(

@@ -1,0 +1,112 @@
+"""Checkpoints are written by a thread while training goes on; the loop waits only for the copy in host memory.
+
+Every process copies its own slices and writes its own file (torch's ``dcp.async_save``); when all have, rank 0 adds the
+metadata, syncs and renames, and only then there is a checkpoint under its name. One save is under way at a time: the
+next one begins by waiting for the last, and that is where its error is raised.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+from bafogpt.core import files
+from bafogpt.core.errors import DiskFullError
+from bafogpt.train.handoff import Handoff, checkpoint_name
+from bafogpt.train.parallel import rank, world_size
+from bafogpt.train.state import TrainState
+
+
+class CheckpointSaver:
+    """Saves a :class:`TrainState` into the hand-off folder. Every process has one and calls it at the same steps."""
+
+    def __init__(self, handoff: Handoff) -> None:
+        self._handoff = handoff
+        # a group of its own: its messages come from another thread and must not mix with those of training
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._saving: _Save | None = None
+
+    def begin(self, state: TrainState) -> None:
+        """Copy the state and start writing it. Returns when the copy is made, so training may change the state.
+
+        Raises :class:`DiskFullError` when there is no room for it, and what the save before it ended with.
+        """
+        self.finish()
+        name, partial = checkpoint_name(state.progress.step), self._handoff.partial(state.progress.step)
+        tensors = state.tensors()
+        needed = _bytes(tensors)
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            files.require_space(self._handoff.checkpoints, needed, f"checkpoint {name}")
+            partial.mkdir(parents=True)
+        if self._group is not None:
+            dist.barrier(self._group)
+        meta = {**asdict(state.progress), "fingerprint": state.fingerprint, "processes": world_size()}
+        writing = dcp.async_save(
+            tensors,
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        self._saving = _Save(writing, self._handoff, partial, meta, needed)
+
+    def finish(self) -> None:
+        """Wait until the save under way, if there is one, is a checkpoint under its name; raise what went wrong."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.join()
+        if self._group is not None:
+            dist.barrier(self._group)
+
+
+class _Save:
+    """One checkpoint on its way to the disk."""
+
+    def __init__(self, writing: Any, handoff: Handoff, partial: Path, meta: dict[str, Any], needed: int) -> None:
+        self._writing = writing
+        self._handoff = handoff
+        self._partial = partial
+        self._meta = meta
+        self._needed = needed
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+        if self._error is None:
+            return
+        shutil.rmtree(self._partial, ignore_errors=True)
+        if _is_disk_full(self._error):
+            folder, name = self._handoff.checkpoints, checkpoint_name(self._meta["step"])
+            message = f"{folder}: no room for checkpoint {name} ({self._needed / 1e6:,.1f} MB)"
+            raise DiskFullError(message, f"df -h {folder}") from self._error
+        raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._writing.result()  # of this process; on rank 0 that of all
+            if rank() == 0:
+                self._handoff.commit(self._partial, self._meta)
+        except BaseException as error:
+            self._error = error
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Room that all processes' files need on this disk, with a margin for headers."""
+    return int(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) * 1.02) + 64_000
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full; DCP and safetensors wrap the original in their own."""
+    return isinstance(error, DiskFullError) or any(
+        text in str(error) for text in ("No space left", "os error 28", "File too large", "Disk quota")
+    )

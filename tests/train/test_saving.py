@@ -1,0 +1,72 @@
+"""Saving while training goes on: what is written is the state at the step, whatever happens to it meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bafogpt.core.errors import DiskFullError
+from bafogpt.train import handoff as handoffs
+from bafogpt.train.handoff import Handoff
+from bafogpt.train.saving import CheckpointSaver
+from bafogpt.train.state import Progress, TrainState
+
+
+def make_state(seed: int) -> TrainState:
+    """A small state with optimizer state, as after a step."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    fingerprint = {"model": {"size": 64}, "data": "d", "sequence_length": 8}
+    return TrainState(model, optimizer, fingerprint, Progress(step=7, samples=28, seconds=1.5))
+
+
+@pytest.fixture
+def handoff(tmp_path: Path) -> Handoff:
+    made = Handoff(tmp_path)
+    made.checkpoints.mkdir()
+    return made
+
+
+def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(handoff: Handoff):
+    state = make_state(1)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    saver = CheckpointSaver(handoff)
+    saver.begin(state)
+    with torch.no_grad():  # training goes on while the thread writes
+        for tensor in state.tensors().values():
+            tensor.add_(1.0)
+    saver.finish()
+    other = make_state(2)
+    other.load(handoff.pending()[0])
+    assert other.progress == Progress(step=7, samples=28, seconds=1.5)
+    assert other.tensors().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
+
+
+def test_there_is_no_checkpoint_before_everything_is_on_the_disk(handoff: Handoff, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(handoffs, "_sync_files", lambda folder: seen.append(handoff.pending()))
+    seen: list[list[Path]] = []
+    saver = CheckpointSaver(handoff)
+    saver.begin(make_state(1))
+    saver.finish()
+    assert seen == [[]]
+    assert [path.name for path in handoff.pending()] == ["step-00000007"]
+
+
+def test_an_error_of_the_thread_is_raised_by_the_loop_and_nothing_half_is_left(
+    handoff: Handoff, monkeypatch: pytest.MonkeyPatch
+):
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(handoffs, "_sync_files", full)
+    saver = CheckpointSaver(handoff)
+    saver.begin(make_state(1))
+    with pytest.raises(DiskFullError, match="no room for checkpoint step-00000007"):
+        saver.finish()
+    assert list(handoff.checkpoints.iterdir()) == []
