@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bafogpt.core import files
-from bafogpt.train.handoff import CHECKPOINT_META, Handoff, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.handoff import Handoff, Result, StopFlag, checkpoint_name, read_staged
 
 
 def main() -> int:
@@ -51,11 +51,10 @@ def main() -> int:
 
 
 def save(handoff: Handoff, step: int, samples: int) -> None:
-    partial = handoff.checkpoints / f".partial-{step}"
+    partial = handoff.partial(step)
     partial.mkdir()
     files.write_atomic(partial / "weights", f"weights of step {step}")
-    files.write_atomic(partial / CHECKPOINT_META, json.dumps({"step": step, "samples": samples}))
-    partial.rename(handoff.checkpoints / checkpoint_name(step))
+    handoff.commit(partial, {"step": step, "samples": samples})
 
 
 if __name__ == "__main__":
