@@ -29,8 +29,8 @@ def run(
     """Supervise JOB on this machine until it is done: the command of every task in sky/."""
     import os
 
+    from bafogpt.cloud import claim, project, runs, supervisor
     from bafogpt.cloud import job as jobs
-    from bafogpt.cloud import project, runs, supervisor
     from bafogpt.cloud.engines.local import work_folder
     from bafogpt.core import settings
     from bafogpt.core.errors import BafoError, UsageError
@@ -40,13 +40,13 @@ def run(
         raise UsageError("a job on more than one node is not in this version of bafogpt", "num_nodes: 1")
     config = settings.load()
     path: Path = project.job_file(job)
-    name = runs.check_name(run or supervisor.name_from_environment(path.stem))
+    name = runs.check_name(run or claim.name_from_environment(path.stem))
     ending = supervisor.supervise(
         jobs.load(path, set_ or ()),
         name,
         Bucket.open(config.bucket, config),
         work_folder(config, name),
-        supervisor.Place.from_environment(),
+        claim.Place.from_environment(),
     )
     if ending.state != "succeeded":
         error = BafoError(ending.message, ending.hint)

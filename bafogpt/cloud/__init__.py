@@ -10,9 +10,11 @@ On the machine where you type:
 
 On the machine that runs the job:
 
+- ``claim``      before anything works on a run: nobody else is at it, the attempt has a number
 - ``supervisor`` ``bafogpt job run``: starts trainers, restarts them, turns SIGTERM into save-drain-exit
 - ``trainers``   the trainer processes of one machine, as one thing
 - ``uploads``    carries saved checkpoints to the bucket while training goes on
+- ``recorder``   what the supervisor writes down, and its way to the bucket
 - ``feed``       append-only records (logs, metrics, events) in a store that cannot append
 
 Anywhere, with the bucket alone:

@@ -31,9 +31,9 @@ class Recorder:
     sending.
     """
 
-    def __init__(self, store: RunStore, record: RunRecord, attempt: int, handoff: Handoff, every_s: float):
+    def __init__(self, store: RunStore, record: RunRecord, handoff: Handoff, every_s: float) -> None:
         self.record = record
-        self.attempt = attempt
+        self.attempt = attempt = record.attempts
         self.failing: Failing | None = None
         self._store = store
         self._log = _log_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
@@ -53,6 +53,7 @@ class Recorder:
         self._changed = False
         self._closing = threading.Event()
         self._lock = threading.Lock()
+        self._shipping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def start(self) -> None:
@@ -76,16 +77,17 @@ class Recorder:
         self._changed = True
 
     def ship(self) -> None:
-        """Send everything now. Raises :class:`StorageError`."""
-        for feed in self._feeds:
-            feed.ship()
-        if self._changed:
-            self._changed = False
-            try:
-                self.record = self._store.save(self.record)
-            except StorageError:
-                self._changed = True
-                raise
+        """Send everything now; from any thread. Raises :class:`StorageError`."""
+        with self._shipping:
+            for feed in self._feeds:
+                feed.ship()
+            if self._changed:
+                self._changed = False
+                try:
+                    self._store.save(self.record)  # which may have changed again when this returns
+                except StorageError:
+                    self._changed = True
+                    raise
 
     def close(self) -> None:
         """Stop the thread. Call :meth:`ship` after it, for the last lines."""

@@ -8,10 +8,7 @@ can be read after the machine is gone. It never imports torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import platform
 import shutil
 import signal
@@ -22,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bafogpt import __version__
 from bafogpt.cloud import report
+from bafogpt.cloud.claim import Place, claim
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.runs import RunRecord, RunStore, State, now
+from bafogpt.cloud.runs import RunStore, State
 from bafogpt.cloud.trainers import WORKER, Trainers, describe_exit, gpu_count
 from bafogpt.cloud.uploads import Uploader
-from bafogpt.core import schema
-from bafogpt.core.errors import BafoError, ConflictError, ExitCode, NotFoundError, StorageError, UnreachableError
+from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order, checkpoint_step
 
@@ -56,33 +52,6 @@ class Ending:
         assert (self.state == "succeeded") == (self.exit_code == ExitCode.OK), self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a supervisor is: what the engine told it."""
-
-    infra: str = "local"
-    price_per_hour: float = 0.0
-    git: str = ""
-
-    @classmethod
-    def from_environment(cls) -> Place:
-        """As the launch wrote it into the task's ``envs``."""
-        price = os.environ.get("BAFOGPT_PRICE_PER_HOUR", "0")
-        return cls(
-            infra=os.environ.get("BAFOGPT_INFRA", "local"),
-            price_per_hour=float(price),
-            git=os.environ.get("BAFOGPT_GIT", ""),
-        )
-
-
-def name_from_environment(job: str) -> str:
-    """A run's name where the launch gave none (plain ``sky launch``); a recovered task gets the same again."""
-    task = os.environ.get("SKYPILOT_TASK_ID")
-    if not task:
-        return job
-    return f"{job}-{hashlib.sha256(task.encode()).hexdigest()[:6]}"
-
-
 def supervise(
     job: Job, name: str, bucket: Bucket, folder: Path, place: Place, worker: Sequence[str] = WORKER
 ) -> Ending:
@@ -92,24 +61,14 @@ def supervise(
     Raises :class:`BafoError` for what is wrong before the first trainer starts; after that everything ends in an
     :class:`Ending`.
     """
-    bucket.check()
-    if not bucket.exists(f"{job.train.data.path}/manifest.json"):
-        raise NotFoundError(
-            f"no dataset at {bucket.url}/{job.train.data.path}",
-            f"bafogpt data prepare starter --tokenizer bytes --out {job.train.data.path}",
-        )
-    store = RunStore(bucket)
-    with _only_one(folder, name):
-        earlier = store.find(name)
-        if earlier and earlier.state == "succeeded":
-            print(f"{name} has succeeded already, at step {earlier.step}")
+    with claim(job, name, bucket, folder, place) as record:
+        if record.state == "succeeded":
+            print(f"{name} has succeeded already, at step {record.step}")
             return Ending("succeeded")
-        attempt = store.claim_attempt(name, {"host": platform.node()})
         handoff = Handoff(folder)
         handoff.checkpoints.mkdir(parents=True, exist_ok=True)
-        record = store.save(_record(job, name, place, attempt, earlier))
-        recorder = Recorder(store, record, attempt, handoff, every_s=job.supervisor.ship_every_s)
-        ending = _Supervisor(job, store, bucket, handoff, recorder, place, worker).run()
+        recorder = Recorder(RunStore(bucket), record, handoff, every_s=job.supervisor.ship_every_s)
+        ending = _Supervisor(job, bucket, handoff, recorder, worker).run()
     if ending.state == "succeeded":
         shutil.rmtree(folder, ignore_errors=True)
     return ending
@@ -118,29 +77,24 @@ def supervise(
 class _Supervisor:
     """One attempt at a run."""
 
-    def __init__(
-        self,
-        job: Job,
-        store: RunStore,
-        bucket: Bucket,
-        handoff: Handoff,
-        recorder: Recorder,
-        place: Place,
-        worker: Sequence[str],
-    ):
+    def __init__(self, job: Job, bucket: Bucket, handoff: Handoff, recorder: Recorder, worker: Sequence[str]) -> None:
         self._job = job
         self._config = job.supervisor
-        self._store = store
+        self._store = RunStore(bucket)
         self._bucket = bucket
         self._handoff = handoff
         self._recorder = recorder
-        self._place = place
         self._worker = worker
         self._name = recorder.record.name
         self._gpus = gpu_count()
-        self._checkpoints = store.checkpoints(self._name)
+        self._checkpoints = self._store.checkpoints(self._name)
         self._uploader = Uploader(
-            handoff, self._checkpoints, job.train.checkpoint, recorder.attempt, record=recorder.event
+            handoff,
+            self._checkpoints,
+            job.train.checkpoint,
+            recorder.attempt,
+            record=recorder.event,
+            ship=recorder.ship,
         )
         self._stop = threading.Event()
         self._metrics = _Tail(handoff.metrics(recorder.attempt))
@@ -189,6 +143,7 @@ class _Supervisor:
             if problem is not None:
                 return problem
             if results and len(results) == len(codes) and all(result.outcome == "finished" for result in results):
+                self._recorder.update(step=results[0].step)  # a run that had only to be ended writes no metrics
                 return Ending("succeeded")
             if self._stop.is_set():
                 return Ending(
@@ -233,7 +188,7 @@ class _Supervisor:
             config=self._job.train,
             device=self._device(),
             attempt=self._recorder.attempt,
-            price_per_hour=self._place.price_per_hour,
+            price_per_hour=self._recorder.record.price_per_hour,
             resume_step=step,
         )
 
@@ -339,27 +294,6 @@ class _Tail:
                     yield json.loads(raw)
 
 
-def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord | None) -> RunRecord:
-    """The run's record at the start of an attempt."""
-    return RunRecord(
-        name=name,
-        trainer=job.trainer,
-        state="running",
-        created=earlier.created if earlier else now(),
-        updated=now(),
-        steps=job.train.steps,
-        step=earlier.step if earlier else 0,
-        attempts=attempt,
-        restarts=earlier.restarts if earlier else 0,
-        infra=place.infra,
-        host=platform.node(),
-        price_per_hour=place.price_per_hour,
-        job=schema.to_dict(job),
-        git=place.git,
-        versions={"bafogpt": __version__, "python": platform.python_version()},
-    )
-
-
 def _progress(line: dict[str, Any], steps: int) -> str:
     """One metrics line for people."""
     return (
@@ -377,17 +311,3 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path, name: str) -> Iterator[None]:
-    """Hold the run on this machine. Raises :class:`ConflictError` when another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"run {name} is at work on this machine already", f"bafogpt cloud status {name}"
-            ) from None
-        yield

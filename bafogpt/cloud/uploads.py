@@ -33,12 +33,14 @@ class Uploader:
         config: CheckpointConfig,
         attempt: int,
         record: Callable[..., None],
+        ship: Callable[[], None],
     ) -> None:
         self._handoff = handoff
         self._store = store
         self._config = config
         self._attempt = attempt
         self._record = record
+        self._ship = ship
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self.failing: Failing | None = None
@@ -88,6 +90,7 @@ class Uploader:
 
     def _send(self, staged: StagedCheckpoint) -> None:
         """One checkpoint: files, verification, manifest; then what is too old goes, here and there."""
+        self._ship()  # the metrics of its steps: once it is committed nobody does these steps again
         start = time.monotonic()
         upload_id = f"a{self._attempt:04d}-{uuid.uuid4().hex[:8]}"
         try:

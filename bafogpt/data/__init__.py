@@ -1,6 +1,7 @@
 """Text in, token shards out, in curriculum order.
 
-- ``sources``    files and folders of text, local or in a bucket, as one stream of documents
+- ``documents``  one file of text as documents, and what is wrong with it by file and line
+- ``sources``    where text lies: files and folders, local or in a bucket
 - ``starter``    the corpus that ships with the project, as such files
 - ``tokenizer``  a ``tokenizer.json``, or the built-in bytes
 - ``spill``      tokenised documents on a local disk, one file a stage, so that a corpus need not fit in memory

@@ -20,7 +20,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.data import curriculum
 from bafogpt.data import sources as reading
 from bafogpt.data.curriculum import REPLAY, STAGES
-from bafogpt.data.sources import Document
+from bafogpt.data.documents import Document
 from bafogpt.data.spill import Spill, Spilled
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from bafogpt.data import sources
-from bafogpt.data.sources import TextFile
+from bafogpt.data.documents import TextFile, in_memory, on_disk
 
 FOLDER = Path(__file__).parent / "starter"
 CLDR_NAME = "starter/dictionary_cldr.jsonl"
@@ -25,11 +24,11 @@ PLURALS = ("ama", "izi", "imi")
 
 def files() -> list[TextFile]:
     """The shipped files, and the names in CLDR where Babel is installed."""
-    shipped = [sources.on_disk(path, f"starter/{path.name}") for path in sorted(FOLDER.glob("*.jsonl"))]
+    shipped = [on_disk(path, f"starter/{path.name}") for path in sorted(FOLDER.glob("*.jsonl"))]
     if importlib.util.find_spec("babel") is None:
         return shipped
     entries = (json.dumps(_record(text), ensure_ascii=False) for text in cldr_entries())
-    return [*shipped, sources.in_memory(CLDR_NAME, "\n".join(entries).encode())]
+    return [*shipped, in_memory(CLDR_NAME, "\n".join(entries).encode())]
 
 
 def cldr_entries() -> Iterator[str]:

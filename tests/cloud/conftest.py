@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bafogpt.cloud import supervisor
+from bafogpt.cloud.claim import Place
 from bafogpt.cloud.job import Job
 from bafogpt.core import schema
 from bafogpt.storage.bucket import Bucket
@@ -38,6 +39,6 @@ def supervise(bucket: Bucket, tmp_path: Path) -> Callable[..., supervisor.Ending
     def run(job: Job, name: str = "run", on: Bucket = bucket) -> supervisor.Ending:
         on.put("data/x/manifest.json", b"{}")
         folder = tmp_path / "work" / name
-        return supervisor.supervise(job, name, on, folder, supervisor.Place(), worker=FAKE_WORKER)
+        return supervisor.supervise(job, name, on, folder, Place(), worker=FAKE_WORKER)
 
     return run

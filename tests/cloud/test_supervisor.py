@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bafogpt.cloud import runs
+from bafogpt.cloud.claim import name_from_environment
 from bafogpt.cloud.runs import RunStore
-from bafogpt.cloud.supervisor import Ending, name_from_environment
+from bafogpt.cloud.supervisor import Ending
 from bafogpt.core.errors import ExitCode, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.storage import server
@@ -175,7 +176,7 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
     endpoint = server.keep(home)
     for name, value in endpoint.environment().items():
         monkeypatch.setenv(name, value)
-    bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url, s3_timeout_s=1))
+    bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url, s3_timeout_s=4))
     bucket.create()
     job = make_job(supervisor={"patience_s": 1.0}, train={"tokens": 4000})
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")

@@ -11,7 +11,7 @@ import pytest
 from backports import zstd
 
 from bafogpt.core.errors import BafoError, DataError, NotFoundError
-from bafogpt.data import sources
+from bafogpt.data import documents, sources
 
 
 def texts(source: Path | str, **arguments: Any) -> list[str]:
@@ -30,7 +30,7 @@ def failure(source: Path | str, **arguments: Any) -> BafoError:
 def test_a_record_says_where_it_belongs(corpus: Any) -> None:
     path = corpus("a.jsonl", {"text": "Sawubona", "stage": "poem", "source": "S", "lang": "zul", "id": 7})
     assert list(sources.read_documents(str(path))) == [
-        sources.Document(text="Sawubona", stage="poem", source="S", lang="zul", where=f"{path}:1")
+        documents.Document(text="Sawubona", stage="poem", source="S", lang="zul", where=f"{path}:1")
     ]
 
 
@@ -51,7 +51,7 @@ def test_compression_changes_neither_text_nor_digest(tmp_path: Path, suffix: str
     path.write_bytes({"": plain, ".gz": gzip.compress(plain), ".zst": zstd.compress(plain)}[suffix])
     (file,) = sources.find(str(path))
     assert [each.text for each in file.read()] == ["Ukukhanya — light"]
-    (uncompressed,) = [sources.in_memory("web.jsonl", plain)]
+    (uncompressed,) = [documents.in_memory("web.jsonl", plain)]
     list(uncompressed.read())
     assert file.digest == uncompressed.digest
 
@@ -147,7 +147,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, content
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    file = sources.on_disk(tmp_path / "gone.jsonl", "gone.jsonl")
+    file = documents.on_disk(tmp_path / "gone.jsonl", "gone.jsonl")
     with pytest.raises(DataError, match=r"gone\.jsonl: No such file or directory"):
         list(file.read())
 

@@ -1,0 +1,104 @@
+"""Claiming a run before anything works on it: the dataset is there, nobody else is at it, the attempt has a number."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bafogpt import __version__
+from bafogpt.cloud.job import Job
+from bafogpt.cloud.runs import RunRecord, RunStore, now
+from bafogpt.core import schema
+from bafogpt.core.errors import ConflictError, NotFoundError
+from bafogpt.storage.bucket import Bucket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a supervisor is: what the engine told it."""
+
+    infra: str = "local"
+    price_per_hour: float = 0.0
+    git: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Place:
+        """As the launch wrote it into the task's ``envs``."""
+        price = os.environ.get("BAFOGPT_PRICE_PER_HOUR", "0")
+        return cls(
+            infra=os.environ.get("BAFOGPT_INFRA", "local"),
+            price_per_hour=float(price),
+            git=os.environ.get("BAFOGPT_GIT", ""),
+        )
+
+
+def name_from_environment(job: str) -> str:
+    """A run's name where the launch gave none (plain ``sky launch``); a recovered task gets the same again."""
+    task = os.environ.get("SKYPILOT_TASK_ID")
+    if not task:
+        return job
+    return f"{job}-{hashlib.sha256(task.encode()).hexdigest()[:6]}"
+
+
+@contextlib.contextmanager
+def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: Place) -> Iterator[RunRecord]:
+    """Hold run ``name`` on this machine, as a new attempt with a record that says "running".
+
+    A run that has succeeded already is not claimed again: its record says so. Raises what the bucket raises,
+    :class:`NotFoundError` for a dataset that is not there, :class:`ConflictError` when another process here is at it.
+    """
+    bucket.check()
+    if not bucket.exists(f"{job.train.data.path}/manifest.json"):
+        raise NotFoundError(
+            f"no dataset at {bucket.url}/{job.train.data.path}",
+            f"bafogpt data prepare starter --tokenizer bytes --out {job.train.data.path}",
+        )
+    store = RunStore(bucket)
+    with _only_one(folder, name):
+        earlier = store.find(name)
+        if earlier and earlier.state == "succeeded":
+            yield earlier
+            return
+        attempt = store.claim_attempt(name, {"host": platform.node()})
+        yield store.save(_record(job, name, place, attempt, earlier))
+
+
+def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord | None) -> RunRecord:
+    """The run's record at the start of an attempt."""
+    return RunRecord(
+        name=name,
+        trainer=job.trainer,
+        state="running",
+        created=earlier.created if earlier else now(),
+        updated=now(),
+        steps=job.train.steps,
+        step=earlier.step if earlier else 0,
+        attempts=attempt,
+        restarts=earlier.restarts if earlier else 0,
+        infra=place.infra,
+        host=platform.node(),
+        price_per_hour=place.price_per_hour,
+        job=schema.to_dict(job),
+        git=place.git,
+        versions={"bafogpt": __version__, "python": platform.python_version()},
+    )
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path, name: str) -> Iterator[None]:
+    """Hold the run on this machine. Raises :class:`ConflictError` when another process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"run {name} is at work on this machine already", f"bafogpt cloud status {name}"
+            ) from None
+        yield

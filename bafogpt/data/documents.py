@@ -1,0 +1,176 @@
+"""One file of text as documents: what is in it, and what is wrong with it by file and line.
+
+``.jsonl`` holds one document a line (``text``, and ``stage``, ``source``, ``lang`` where known); ``.txt`` and
+``.md`` hold one document a file; each may be ``.gz`` or ``.zst``. Nothing here holds more than one document in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from bafogpt.core import digest as digests
+from bafogpt.core.errors import DataError, UnreachableError
+from bafogpt.data import curriculum
+
+COMPRESSED = (".gz", ".zst")
+TEXT = (".txt", ".md")
+SUFFIXES = (".jsonl", *TEXT)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and where it belongs."""
+
+    text: str
+    stage: str
+    """One of :data:`bafogpt.data.curriculum.KNOWN`."""
+    source: str
+    """Where the text comes from, in words; the file's name where the record does not say."""
+    lang: str
+    """ISO 639 code, ``eng-zul`` for text that holds both, or empty where the record does not say."""
+    where: str
+    """``FILE:LINE``, for messages."""
+
+
+@dataclass
+class TextFile:
+    """One file of text. After :meth:`read` has run to its end the last three fields hold what was read."""
+
+    path: str
+    """What messages call it."""
+    name: str
+    """What a manifest calls it: the path below the source that was asked for, never a path of this machine."""
+    open: Callable[[], IO[bytes]]
+    """The file's content, decompressed."""
+    documents: int = 0
+    empty: int = 0
+    """Records without any text, skipped."""
+    digest: str = ""
+    """Of the decompressed content, so that compressing a file again does not change it."""
+
+    def read(self, stage: str | None = None) -> Iterator[Document]:
+        """The documents in the file's order. ``stage`` is for records that do not name one.
+
+        Raises :class:`DataError` naming file and line for what is not text, not JSON, without ``text`` or without
+        a known stage.
+        """
+        self.documents = self.empty = 0
+        hasher = digests.hasher("blake3")
+        read = self._lines if kind_of(self.name) == ".jsonl" else self._whole
+        with self._readable(), self.open() as file:
+            for document in read(file, stage, hasher):
+                if document.text.strip():
+                    self.documents += 1
+                    yield document
+                else:
+                    self.empty += 1
+        self.digest = f"blake3:{hasher.hexdigest()}"
+
+    def _lines(self, file: IO[bytes], stage: str | None, hasher: digests.Hasher) -> Iterator[Document]:
+        for number, line in enumerate(file, start=1):
+            hasher.update(line)
+            where = f"{self.path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1})", f"file {self.path}") from None
+            if text.strip():
+                yield self._document(_record(text, where, self.path), stage, where)
+
+    def _whole(self, file: IO[bytes], stage: str | None, hasher: digests.Hasher) -> Iterator[Document]:
+        raw = file.read()
+        hasher.update(raw)
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            message = f"{self.path}:{line}: not UTF-8 text (byte {error.start} of the file)"
+            raise DataError(message, f"file {self.path}") from None
+        yield self._document({"text": text}, stage, f"{self.path}:1")
+
+    def _document(self, record: dict[str, Any], stage: str | None, where: str) -> Document:
+        text, own = record.get("text"), record.get("stage")
+        if not isinstance(text, str):
+            there = ", ".join(map(repr, list(record)[:5])) or "nothing"
+            what = "'text' is not a string" if "text" in record else f"no 'text' (there is {there})"
+            raise DataError(f"{where}: {what}", f"edit {self.path}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can spell it: "\ud800"
+            raise DataError(f"{where}: 'text' holds half of a surrogate pair", f"edit {self.path}") from None
+        name = str(own or stage or self._stage_of_name())
+        if not name:
+            raise DataError(f"{where}: no 'stage', and the file's name does not begin with one", "add --stage NAME")
+        curriculum.require_stage(name, where)
+        source = str(record.get("source") or stem_of(self.name))
+        return Document(text, name, source, str(record.get("lang") or ""), where)
+
+    def _stage_of_name(self) -> str:
+        first = re.split(r"[^a-z]", self.name.rpartition("/")[2].lower(), maxsplit=1)[0]
+        return first if first in curriculum.KNOWN else ""
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say which file it was when a disk, a decompressor or a bucket fails in the middle of it."""
+        try:
+            yield
+        except (EOFError, zlib.error, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(f"{self.path}: {error.strerror}", f"ls -l {self.path}") from error
+            raise DataError(f"{self.path}: cannot be read ({error})", f"file {self.path}") from error
+        except Exception as error:
+            package = type(error).__module__.split(".")[0]
+            if package in ("backports", "compression"):  # ZstdError, wherever this Python has it
+                raise DataError(f"{self.path}: cannot be read ({error})", f"file {self.path}") from error
+            if package in ("botocore", "urllib3"):
+                raise UnreachableError(
+                    f"{self.path}: reading failed ({error})", "run the same command again"
+                ) from error
+            raise
+
+
+def in_memory(name: str, content: bytes) -> TextFile:
+    """A file that is not on any disk."""
+    return TextFile(name, name, lambda: io.BytesIO(content))
+
+
+def on_disk(path: Path, name: str) -> TextFile:
+    """A local file, decompressed by its suffix."""
+
+    def opened() -> IO[bytes]:
+        import smart_open
+
+        return cast(IO[bytes], smart_open.open(str(path), "rb"))
+
+    return TextFile(str(path), name, opened)
+
+
+def _record(text: str, where: str, path: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})", f"edit {path}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON {type(record).__name__}, not an object with 'text'", f"edit {path}")
+    return record
+
+
+def kind_of(name: str) -> str:
+    """``.jsonl``, ``.txt`` or ``.md``, whether compressed or not; empty for anything else."""
+    plain = name.lower()
+    for suffix in COMPRESSED:
+        plain = plain.removesuffix(suffix)
+    return next((suffix for suffix in SUFFIXES if plain.endswith(suffix)), "")
+
+
+def stem_of(name: str) -> str:
+    """The file's name without folder and endings."""
+    return name.rpartition("/")[2].partition(".")[0]
