@@ -20,6 +20,7 @@ from bafogpt.core.errors import BafoError, ExitCode, did_you_mean
 
 EXTRAS = {
     "babel": "train",
+    "huggingface_hub": "hub",
     "lightning": "train",
     "litgpt": "train",
     "safetensors": "train",

@@ -19,7 +19,7 @@ COMMANDS = {
     "job": "What a launched machine runs: the supervisor and its trainers.",
     "runs": "Look at runs: state, logs, cost, report.",
     "data": "Make datasets of tokens from text, and look at them.",
-    "storage": "The bucket, and this machine's own S3 server.",
+    "storage": "Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.",
     "config": "The settings in force, and who said so.",
 }
 """The sub-commands: module ``bafogpt.cli.NAME`` has an ``app``, which is imported when the command is called."""

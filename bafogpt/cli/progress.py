@@ -17,13 +17,21 @@ Advance = Callable[[int], None]
 def bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     """A bar that goes away when the step ends; with no ``total`` it only shows that something goes on."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[amount]}", markup=False),
+        *([TransferSpeedColumn()] if unit == "B" else []),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -56,7 +64,8 @@ def lines(label: str, total: int | None, unit: str, clock: Callable[[], float]) 
             if now - last >= INTERVAL_S:
                 last = now
                 share = f"{100 * done / total:.0f} % " if total else ""
-                print(f"{label}: {share}({_amount(done, total, unit)})", file=sys.stderr, flush=True)
+                pace = _pace(done, total, now - began) if unit == "B" else ""
+                print(f"{label}: {share}({_amount(done, total, unit)}{pace})", file=sys.stderr, flush=True)
 
     yield advance
     if last > began:
@@ -76,3 +85,12 @@ def _amount(done: int, total: int | None, unit: str) -> str:
         return f"{done / 1e6:,.1f}{of} MB"
     of = f" of {total:,}" if total else ""
     return f"{done:,}{of} {unit}".rstrip()
+
+
+def _pace(done: int, total: int | None, seconds: float) -> str:
+    """Rate and time left of a transfer: ``", 5.0 MB/s, 1:12 left"``."""
+    rate = done / seconds
+    if not total or rate <= 0:
+        return f", {rate / 1e6:,.1f} MB/s"
+    left = round(max(total - done, 0) / rate)
+    return f", {rate / 1e6:,.1f} MB/s, {left // 60}:{left % 60:02d} left"

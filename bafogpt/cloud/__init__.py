@@ -14,6 +14,7 @@ On the machine that runs the job:
 - ``supervisor`` ``bafogpt job run``: starts trainers, restarts them, turns SIGTERM into save-drain-exit
 - ``trainers``   the trainer processes of one machine, as one thing
 - ``uploads``    carries saved checkpoints to the bucket while training goes on
+- ``publishing`` ... and to the Hugging Face Hub
 - ``recorder``   what the supervisor writes down, and its way to the bucket
 - ``feed``       append-only records (logs, metrics, events) in a store that cannot append
 

@@ -30,6 +30,9 @@ class SupervisorConfig:
     """Seconds between sendings of logs, metrics and events to the bucket."""
     patience_s: float = 300.0
     """How long the bucket may be out of reach before the run ends, to be resumed later."""
+    publish_to: str | None = None
+    """Repository of the Hugging Face Hub (``hf://ORG/NAME``) that gets the newest checkpoint while training goes on; it
+    is made private. The token is read from HF_TOKEN."""
     drill_kill_at_step: int | None = None
     """A fire drill: SIGKILL the trainers once, when they reach this step, and let the run come back by itself."""
 
@@ -37,6 +40,8 @@ class SupervisorConfig:
         for name in ("processes", "max_restarts", "grace_s", "patience_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
+        if self.publish_to is not None and not self.publish_to.startswith("hf://"):
+            raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
         if self.ship_every_s <= 0:
             raise ValueError(f"ship_every_s is {self.ship_every_s}; must be above 0")
 

@@ -22,10 +22,12 @@ from typing import Any
 from bafogpt.cloud import report
 from bafogpt.cloud.claim import Place, claim
 from bafogpt.cloud.job import Job
+from bafogpt.cloud.publishing import DRAIN_S, Publisher
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.runs import RunStore, State
 from bafogpt.cloud.trainers import WORKER, Trainers, describe_exit, gpu_count
 from bafogpt.cloud.uploads import Uploader
+from bafogpt.core import settings
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order, checkpoint_step
@@ -93,9 +95,13 @@ class _Supervisor:
             self._checkpoints,
             job.train.checkpoint,
             recorder.attempt,
-            record=recorder.event,
+            record=self._record_upload,
             ship=recorder.ship,
         )
+        self._publisher: Publisher | None = None
+        if job.supervisor.publish_to:
+            folder = bucket.child(f"runs/{self._name}/checkpoints")
+            self._publisher = Publisher(folder, job.supervisor.publish_to, settings.load(), recorder.event)
         self._stop = threading.Event()
         self._metrics = _Tail(handoff.metrics(recorder.attempt))
         self._last_progress = 0.0
@@ -106,6 +112,8 @@ class _Supervisor:
         say, event = self._recorder.say, self._recorder.event
         self._recorder.start()
         self._uploader.start()
+        if self._publisher:
+            self._publisher.start()
         event("run_started", host=platform.node(), processes=self._processes())
         say(f"{self._name}: attempt {self._recorder.attempt}, {self._processes()} process(es) on {self._device()}")
         with _signals(self._stop):
@@ -114,6 +122,7 @@ class _Supervisor:
             except BafoError as error:
                 ending = Ending("failed", error.message, error.hint, error.exit_code)
             ending = self._drain(ending)
+            self._finish_publishing(ending)
         event("run_ended", state=ending.state, message=ending.message)
         say(f"{self._name}: {ending.state}" + (f": {ending.message}" if ending.message else ""))
         self._recorder.close()
@@ -124,6 +133,19 @@ class _Supervisor:
         except StorageError as error:
             say(f"the final status could not be written: {error.message}")
         return ending
+
+    def _record_upload(self, kind: str, **values: Any) -> None:
+        """An event of the uploads; what is committed may be published."""
+        self._recorder.event(kind, **values)
+        if kind == "checkpoint_committed" and self._publisher:
+            self._publisher.offer(values["step"])
+
+    def _finish_publishing(self, ending: Ending) -> None:
+        """Wait for the last publication: long after success, no longer than the grace period otherwise."""
+        if self._publisher:
+            self._recorder.say(f"publishing on {self._config.publish_to}")
+            if not self._publisher.close(DRAIN_S if ending.state == "succeeded" else self._config.grace_s):
+                self._recorder.say("the last publication did not end in time")
 
     def _train(self) -> Ending:
         """Start trainers and start them again, until there is an ending."""
@@ -172,6 +194,7 @@ class _Supervisor:
             self._recorder.say("sending checkpoints that were left on this disk")
             while not self._uploader.idle() and self._uploader.failing is None:
                 time.sleep(POLL_S)
+        self._handoff.clear_leftovers()  # their room may be needed
         found = self._checkpoints.fetch_newest(self._handoff.resume)
         step = None
         if found is not None:

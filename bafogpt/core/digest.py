@@ -1,7 +1,8 @@
 """Content hashes, written as ``algorithm:hex``.
 
 ``xxh3`` (128 bit, ~8 GB/s) finds the flipped bit in a stream; ``blake3`` (~3 GB/s) names files by content, where
-two different files must never share a name. A digest names its algorithm, so either can be read anywhere.
+two different files must never share a name; ``sha256`` (~0.6 GB/s) is what the Hugging Face Hub knows its large
+files by. A digest names its algorithm, so each can be read anywhere.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Literal, Protocol, cast
 
 from bafogpt.core.errors import CorruptError
 
-Algorithm = Literal["xxh3", "blake3"]
-READ_BYTES = 8 << 20
+Algorithm = Literal["xxh3", "blake3", "sha256"]
+READ_BYTES = 1 << 20
 
 
 class Hasher(Protocol):
     """What xxhash and blake3 objects share."""
 
-    def update(self, data: bytes, /) -> object: ...
+    def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -33,6 +34,10 @@ def hasher(algorithm: str) -> Hasher:
         import blake3
 
         return cast(Hasher, blake3.blake3())
+    if algorithm == "sha256":
+        import hashlib
+
+        return hashlib.sha256()
     raise CorruptError(f"unknown digest algorithm '{algorithm}'", "pip install --upgrade bafogpt")
 
 
@@ -50,9 +55,13 @@ def of_bytes(data: bytes, algorithm: Algorithm = "blake3") -> str:
 
 
 def of_file(path: Path, algorithm: Algorithm = "blake3") -> str:
-    """The digest of a file's content, read in pieces."""
-    with path.open("rb") as file:
-        return of_chunks(iter(lambda: file.read(READ_BYTES), b""), algorithm)
+    """The digest of a file's content, read in pieces into one small buffer, which stays in the processor's cache."""
+    state = hasher(algorithm)
+    buffer = memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            state.update(buffer[:count])
+    return f"{algorithm}:{state.hexdigest()}"
 
 
 def matches(path: Path, digest: str) -> bool:

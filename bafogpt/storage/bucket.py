@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 
@@ -23,6 +24,9 @@ from bafogpt.core.errors import CorruptError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.connect import Connection, boto3_client, parse
 from bafogpt.storage.failures import translated
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 __all__ = ["Bucket", "ObjectInfo", "boto3_client"]
 
@@ -42,6 +46,8 @@ class ObjectInfo:
     path: str
     bytes: int
     modified: datetime
+    etag: str = ""
+    """What the server calls this content: new content, new name. Often, not always, it is the content's MD5."""
 
 
 class Bucket:
@@ -80,14 +86,18 @@ class Bucket:
     def get(self, path: str) -> bytes:
         """The whole object. Raises :class:`NotFoundError` when there is none."""
         with translated(self.url, path):
-            return bytes(obstore.get(self._connection.store, self._key(path)).bytes())
+            return bytes(obstore.get(self._connection.reading, self._key(path)).bytes())
 
-    def get_range(self, path: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from byte ``start``, or :class:`CorruptError` naming the object and the range."""
+    def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """Exactly ``length`` bytes from byte ``start``, or :class:`CorruptError` naming the object and the range.
+
+        Read-only, and not a copy: the client's own buffer lives as long as the view does.
+        """
         if length == 0:
-            return b""
+            return memoryview(b"")
         with translated(self.url, path):
-            data = bytes(obstore.get_range(self._connection.store, self._key(path), start=start, length=length))
+            store = self._connection.reading
+            data = memoryview(obstore.get_range(store, self._key(path), start=start, length=length))
         if len(data) != length:
             raise CorruptError(
                 f"{self.url}/{path} bytes {start}-{start + length - 1}: {len(data)} of {length} are there",
@@ -99,7 +109,7 @@ class Bucket:
         """The object in pieces, never all of it in memory."""
         total = 0
         with translated(self.url, path):
-            answer = obstore.get(self._connection.store, self._key(path))
+            answer = obstore.get(self._connection.reading, self._key(path))
             for chunk in answer.stream(min_chunk_size=chunk_bytes):
                 total += len(chunk)
                 yield bytes(chunk)
@@ -162,7 +172,7 @@ class Bucket:
             key = self._key(prefix.rstrip("/"))
             found = obstore.list(self._connection.store, key or None).collect()
         cut = len(self._prefix) + 1 if self._prefix else 0
-        infos = [ObjectInfo(meta["path"][cut:], meta["size"], meta["last_modified"]) for meta in found]
+        infos = [_info(meta, meta["path"][cut:]) for meta in found]
         return sorted(infos, key=lambda info: info.path)
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
@@ -179,7 +189,7 @@ class Bucket:
         """Size and time of one object. Raises :class:`NotFoundError` when there is none."""
         with translated(self.url, path):
             meta = obstore.head(self._connection.store, self._key(path))
-        return ObjectInfo(path, meta["size"], meta["last_modified"])
+        return _info(meta, path)
 
     def exists(self, path: str) -> bool:
         """Whether there is an object of that name."""
@@ -202,6 +212,10 @@ class Bucket:
                 obstore.delete(self._connection.store, keys)
         return len(keys)
 
+    def address(self, path: str) -> tuple[Connection, str]:
+        """The connection and the full name of ``path``, for what needs more of S3 than a bucket offers."""
+        return self._connection, self._key(path)
+
     def _key(self, path: str) -> str:
         """The full name of ``path``, which must stay within this folder."""
         if not path:
@@ -213,6 +227,10 @@ class Bucket:
                 f"{path!r} is not a name below {self.url}", "leave out '..', '\\' and double '/'"
             ) from None
         return f"{self._prefix}/{name}" if self._prefix else name
+
+
+def _info(meta: ObjectMeta, path: str) -> ObjectInfo:
+    return ObjectInfo(path, meta["size"], meta["last_modified"], (meta["e_tag"] or "").strip('"'))
 
 
 def _pieces(file: Path, progress: Progress | None) -> Iterator[bytes]:

@@ -21,16 +21,17 @@ from obstore.store import LocalStore, S3Store
 from bafogpt.core import settings as settings_module
 from bafogpt.core.errors import AuthError, ConfigError, NotFoundError
 from bafogpt.core.settings import EMBEDDED, Settings
-from bafogpt.storage import server
-from bafogpt.storage.embedded import Endpoint
 from bafogpt.storage.failures import CREDENTIALS_HINT, creation_failure
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
 
+    from bafogpt.storage.embedded import Endpoint
+    from bafogpt.storage.server import Lease
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_leases: dict[Path, server.Lease] = {}
+_leases: dict[Path, Lease] = {}
 _leases_lock = threading.Lock()
 
 
@@ -55,6 +56,8 @@ def parse(url: str) -> Location:
 
 def embedded(home: Path) -> Endpoint:
     """This machine's own S3 server, started if need be and kept for the life of this process."""
+    from bafogpt.storage import server  # a process that reads from elsewhere need not load what starts servers
+
     with _leases_lock:
         held = _leases.get(home)
         if held is not None and server.status(home) == held.endpoint:
@@ -70,8 +73,12 @@ def endpoint_url(settings: Settings) -> str:
     return embedded(Path(settings.home)).url if settings.s3_endpoint == EMBEDDED else settings.s3_endpoint
 
 
-def boto3_client(settings: Settings | None = None) -> Any:
-    """A boto3 S3 client for the server and the credentials that buckets use."""
+def boto3_client(settings: Settings | None = None, *, bulk: bool = False) -> Any:
+    """A boto3 S3 client for the server and the credentials that buckets use.
+
+    One for ``bulk`` is for a caller who tries again and checks content himself: it asks once, and does not hash what
+    it sends in order to sign it.
+    """
     import boto3
     from botocore.config import Config
 
@@ -84,8 +91,8 @@ def boto3_client(settings: Settings | None = None) -> Any:
     config = Config(
         connect_timeout=5,
         read_timeout=settings.s3_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": 5},
-        s3={"addressing_style": "path" if url else "auto"},
+        retries={"mode": "standard", "total_max_attempts": 1 if bulk else 5},
+        s3={"addressing_style": "path" if url else "auto", **({"payload_signing_enabled": False} if bulk else {})},
         # no checksums beyond what S3 demands: not every server knows them, and content is verified by its own digests
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -101,11 +108,25 @@ class Connection:
     def __init__(self, location: Location, settings: Settings) -> None:
         self.location = location
         self.settings = settings
+        self.verifies_checksums: bool | None = None
+        """Whether the server refuses content that does not match its checksum; ``None`` until it was tried."""
 
     @functools.cached_property
     def store(self) -> S3Store | LocalStore:
         """The store that retries for ``s3_timeout_s`` seconds."""
         return self.open(retry=True)
+
+    @functools.cached_property
+    def reading(self) -> S3Store | LocalStore:
+        """The same for reading: a connection that falls silent is given up early enough to try another in time."""
+        if self.location.scheme != "s3":
+            return self.store
+        return self._open_s3(retry=True, silence_s=self.settings.s3_timeout_s / 3)
+
+    @functools.cached_property
+    def bulk_client(self) -> Any:
+        """The boto3 client for uploads in parts."""
+        return boto3_client(self.settings, bulk=True)
 
     def open(self, *, retry: bool) -> S3Store | LocalStore:
         """A new store. Raises :class:`NotFoundError` for a folder that does not exist, :class:`AuthError` without
@@ -114,6 +135,10 @@ class Connection:
             if not os.path.isdir(self.location.store):
                 raise NotFoundError(f"folder {self.location.store} does not exist", f"mkdir -p {self.location.store}")
             return LocalStore(self.location.store, automatic_cleanup=True)
+        return self._open_s3(retry=retry, silence_s=self.settings.s3_timeout_s)
+
+    def _open_s3(self, *, retry: bool, silence_s: float) -> S3Store:
+        """A store that gives up a request, and tries again, when nothing comes for ``silence_s`` seconds."""
         url = endpoint_url(self.settings)
         options: dict[str, Any] = {}
         if url:
@@ -125,7 +150,7 @@ class Connection:
         return S3Store(
             self.location.store,
             region=self.settings.s3_region,
-            client_options=self._client_options(url),
+            client_options=self._client_options(url, silence_s),
             retry_config=self._retry_config() if retry else {"max_retries": 0},
             **options,
         )
@@ -147,12 +172,11 @@ class Connection:
             if problem is not None:
                 raise problem from error
 
-    def _client_options(self, url: str) -> ClientConfig:
-        seconds = timedelta(seconds=self.settings.s3_timeout_s)
+    def _client_options(self, url: str, silence_s: float | None = None) -> ClientConfig:
         options: ClientConfig = {
             "allow_http": True,
             "connect_timeout": timedelta(seconds=min(5.0, self.settings.s3_timeout_s)),
-            "read_timeout": seconds,
+            "read_timeout": timedelta(seconds=silence_s or self.settings.s3_timeout_s),
             # bounds a whole request, body included: it must let a big object through a slow line
             "timeout": timedelta(hours=6),
             "pool_max_idle_per_host": "16",

@@ -30,6 +30,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 _OS_REASON = re.compile(r'message: "([^"\\]{1,80})"')
 _DISK_FULL = ("(os error 28)", "(os error 122)", "(os error 27)")  # ENOSPC, EDQUOT, EFBIG
+_DIGEST_CODES = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
 _RANGE = ("416 Range Not Satisfiable", "StartTooLarge", "Requested range was invalid")
 
 
@@ -60,6 +61,30 @@ def creation_failure(error: Exception, name: str) -> BafoError | None:
     if error.response["ResponseMetadata"]["HTTPStatusCode"] in (401, 403):
         return AuthError(f"bucket '{name}' cannot be made: access refused ({code})", CREDENTIALS_HINT)
     return StorageError(f"bucket '{name}' cannot be made ({code})", "bafogpt config show")
+
+
+def request_failure(error: Exception, where: str) -> BafoError:
+    """What boto3's failure of one request about ``where`` means; :class:`UnreachableError` where trying again helps."""
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    if isinstance(error, NoCredentialsError):
+        return AuthError("no S3 credentials in the environment, and no AWS profile", CREDENTIALS_HINT)
+    if not isinstance(error, ClientError):
+        return UnreachableError(f"{where}: cannot be reached ({type(error).__name__})", AGAIN_HINT)
+    code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
+        return AuthError(f"{where}: access refused ({code})", CREDENTIALS_HINT)
+    if (
+        (status >= 500 and status != 501)
+        or status in (408, 429)
+        or code in ("RequestTimeout", "SlowDown", "InternalError")
+    ):
+        return UnreachableError(f"{where}: the server answers {status} {code}", AGAIN_HINT)
+    if status == 404:
+        return NotFoundError(f"{where} does not exist ({code})", "bafogpt config show")
+    if code in _DIGEST_CODES:
+        return CorruptError(f"{where}: what arrived is not what was sent ({code})", "send it again")
+    return StorageError(f"{where}: {code}", "bafogpt config show")
 
 
 def _meaning(error: Exception, bucket: str, where: str) -> BafoError:

@@ -1,93 +1,47 @@
 """Reading a dataset: one split as one flat array of tokens, cut into samples by arithmetic.
 
 The state of a reader is one integer, the index of the next sample. So what a run reads does not depend on how many
-processes read, nor on when they were stopped.
+processes read, how far they read ahead, nor on when they were stopped.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import queue
-import re
-import tempfile
+import functools
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Generator, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bafogpt.core import digest
-from bafogpt.core.errors import CorruptError, DataError
+from bafogpt.core.errors import DataError
+from bafogpt.storage.blocks import BlockCache, VerifiedReader
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import HASH_CHARS, ITEM_BYTES, Shard, TokenManifest
+from bafogpt.storage.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["BlockCache", "Samples", "TokenStream", "prefetch"]
+
 BLOCKS_IN_MEMORY = 3
-_CACHED = re.compile(rf"[0-9a-f]{{{HASH_CHARS}}}|\.block-.*")
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+"""How many are kept for reading at random, and for samples that share one."""
+READ_AHEAD = 3
+"""Blocks. Two requests fill a line while the third block is hashed and handed over; more only hold more memory."""
+_GROUP = 1024  # samples that are handed on together
+_GROUPS_AHEAD = 64  # bounds what is planned where the blocks do not: a dataset smaller than the read-ahead
+Tokens: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
 
-class BlockCache:
-    """Blocks on local disk, named by their hash, ``limit_bytes`` in all; the least recently used go first.
+class Block(NamedTuple):
+    """Tokens [first, end) of the stream: block ``number`` of shard ``shard``."""
 
-    Several processes may share a folder. A cache never fails its reader: on a full disk it keeps less.
-    """
-
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = folder
-        self._limit = limit_bytes
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def get(self, name: str) -> bytes | None:
-        """The block whose hash is ``name``, as the disk gives it back; the caller verifies it."""
-        path = self._folder / name
-        try:
-            data = path.read_bytes()
-            now = time.time_ns()  # finer than the file system's own clock
-            os.utime(path, ns=(now, now))
-        except OSError:
-            return None
-        return data
-
-    def put(self, name: str, data: bytes) -> None:
-        """Keep a block. Not synced to disk: after a power cut its hash tells."""
-        if len(data) > self._limit:
-            return
-        try:
-            self._make_room(len(data))
-            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".block-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                os.replace(temporary, self._folder / name)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-        except OSError as error:
-            log.warning("%s: the block cache is not written: %s", self._folder, error.strerror)
-
-    def _make_room(self, needed: int) -> None:
-        entries = []
-        for entry in os.scandir(self._folder):
-            if not _CACHED.fullmatch(entry.name):
-                continue
-            try:
-                found = entry.stat()
-            except FileNotFoundError:  # another process made room
-                continue
-            entries.append((found.st_mtime_ns, found.st_size, entry.path))
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total + needed <= self._limit:
-                return
-            Path(path).unlink(missing_ok=True)
-            total -= size
+    shard: int
+    number: int
+    first: int
+    end: int
 
 
 class TokenStream:
@@ -98,12 +52,12 @@ class TokenStream:
     """
 
     def __init__(self, bucket: Bucket, manifest: TokenManifest, split: str, *, cache: BlockCache | None = None) -> None:
-        self._bucket = bucket
         self._split = manifest.splits[split]
         self._dtype = np.dtype(f"<u{ITEM_BYTES[manifest.dtype]}")
-        self._block_bytes = manifest.block_bytes
-        self._cache = cache
-        self._recent: OrderedDict[tuple[int, int], Tokens] = OrderedDict()
+        self._per_block = manifest.block_bytes // self._dtype.itemsize
+        self._reader = VerifiedReader(bucket, cache)
+        self._recent: OrderedDict[Block, Future[Tokens]] = OrderedDict()
+        self._begins: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
         self._lock = threading.Lock()
         self.tokens = self._split.tokens
 
@@ -113,56 +67,88 @@ class TokenStream:
         Raises :class:`CorruptError` naming the shard and the byte range where content is not what was written, and
         IndexError outside [0, ``tokens``).
         """
-        if start < 0 or count < 0 or start + count > self.tokens:
-            raise IndexError(f"tokens [{start}, {start + count}) of {self.tokens}")
-        result = np.empty(count, self._dtype)
-        per_block = self._block_bytes // self._dtype.itemsize
-        done = 0
-        while done < count:
-            index, offset = self._split.locate(start + done)
-            block = self._block(index, offset // per_block)
-            piece = block[offset % per_block :][: count - done]
-            result[done : done + len(piece)] = piece
-            done += len(piece)
-        return result
+        blocks = self.blocks(start, count)
+        if not blocks:
+            return np.empty(0, self._dtype)
+        return _gather(blocks, map(self.load, blocks), start, count)
 
-    def _block(self, index: int, number: int) -> Tokens:
-        """Block ``number`` of shard ``index``, decoded."""
-        key = (index, number)
+    def documents(self, start: int, count: int) -> NDArray[np.int64]:
+        """Where documents begin in tokens [start, start + count), ascending and relative to ``start``; 1-D int64.
+
+        The span's first token is among them only if a document begins there. Raises as :meth:`read` does.
+        """
+        self._require(start, count)
+        found = [np.empty(0, np.int64)]
+        position, end = start, start + count
+        while position < end:
+            shard, offset = self._split.locate(position)
+            first, stop = self._split.starts[shard], min(end, self._split.starts[shard + 1])
+            begins = self._document_begins(shard)
+            low, high = np.searchsorted(begins, (offset, stop - first))
+            found.append(begins[low:high] + (first - start))
+            position = stop
+        return np.concatenate(found)
+
+    def blocks(self, start: int, count: int) -> tuple[Block, ...]:
+        """The blocks that hold tokens [start, start + count), in order; nothing is fetched."""
+        self._require(start, count)
+        found = []
+        position = start
+        while position < start + count:
+            shard, offset = self._split.locate(position)
+            number, starts = offset // self._per_block, self._split.starts
+            first = starts[shard] + number * self._per_block
+            found.append(Block(shard, number, first, min(first + self._per_block, starts[shard + 1])))
+            position = found[-1].end
+        return tuple(found)
+
+    def load(self, block: Block) -> Tokens:
+        """The tokens of a block, read-only; fetched once however many threads ask for it at the same time."""
         with self._lock:
-            block = self._recent.pop(key, None)
-            if block is None:
-                data = self._fetch(self._split.shards[index], number)
-                block = np.frombuffer(data, self._dtype)
-            self._recent[key] = block
+            known = self._recent.get(block)
+            if known is None:
+                mine = self._recent[block] = Future()
+            self._recent.move_to_end(block)
             if len(self._recent) > BLOCKS_IN_MEMORY:
                 self._recent.popitem(last=False)
-            return block
+        if known is not None:
+            return known.result()
+        try:
+            tokens = self._fetch(block)
+        except BaseException as error:
+            with self._lock:
+                self._recent.pop(block, None)
+            mine.set_exception(error)
+            raise
+        mine.set_result(tokens)
+        return tokens
 
-    def _fetch(self, shard: Shard, number: int) -> bytes:
-        """A verified block, from the cache or from the bucket."""
-        expected = shard.blocks[number * HASH_CHARS : (number + 1) * HASH_CHARS]
-        if self._cache is not None:
-            cached = self._cache.get(expected)
-            if cached is not None and _hash(cached) == expected:
-                return cached
-        start = number * self._block_bytes
-        length = min(self._block_bytes, shard.tokens * self._dtype.itemsize - start)
-        for _ in range(2):  # once more: the bit may have flipped on its way
-            data = self._bucket.get_range(shard.object, start, length)
-            if _hash(data) == expected:
-                if self._cache is not None:
-                    self._cache.put(expected, data)
-                return data
-            log.warning("%s bytes %d-%d do not match their hash", shard.object, start, start + length - 1)
-        raise CorruptError(
-            f"{self._bucket.url}/{shard.object} bytes {start}-{start + length - 1}: not what was written",
-            "bafogpt data prepare … --overwrite writes the dataset anew",
-        )
+    def _fetch(self, block: Block) -> Tokens:
+        """A block, verified, as a view of the bytes that came."""
+        shard, item = self._split.shards[block.shard], self._dtype.itemsize
+        expected = shard.blocks[block.number * HASH_CHARS : (block.number + 1) * HASH_CHARS]
+        start, length = block.number * self._per_block * item, (block.end - block.first) * item
+        return np.frombuffer(self._reader.read(shard.object, start, length, expected), self._dtype)
 
+    def _document_begins(self, index: int) -> NDArray[np.int64]:
+        """The offsets, relative to a shard's start, at which documents begin."""
+        with self._lock:
+            begins = self._begins.get(index)
+        if begins is None:
+            shard = self._split.shards[index]
+            expected = shard.docs_digest.removeprefix("xxh3:")
+            data = self._reader.read(shard.docs_object, 0, 8 * shard.documents, expected)
+            begins = np.frombuffer(data, "<u8").astype(np.int64)
+        with self._lock:
+            self._begins[index] = begins
+            self._begins.move_to_end(index)
+            if len(self._begins) > BLOCKS_IN_MEMORY:
+                self._begins.popitem(last=False)
+        return begins
 
-def _hash(data: bytes) -> str:
-    return digest.of_bytes(data, "xxh3").removeprefix("xxh3:")
+    def _require(self, start: int, count: int) -> None:
+        if start < 0 or count < 0 or start + count > self.tokens:
+            raise IndexError(f"tokens [{start}, {start + count}) of {self.tokens}")
 
 
 @dataclass(frozen=True)
@@ -187,42 +173,109 @@ class Samples:
         object.__setattr__(self, "count", count)
 
     def __getitem__(self, index: int) -> Tokens:
-        """Sample ``index`` ≥ 0, of shape (T+1,)."""
+        """Sample ``index`` ≥ 0, of shape (T+1,), as an array of its own."""
+        return self.stream.read(self.start(index), self.length + 1)
+
+    def start(self, index: int) -> int:
+        """The first token of sample ``index`` ≥ 0 in the stream."""
         if index < 0:
             raise IndexError(index)
-        return self.stream.read(index % self.count * self.length, self.length + 1)
+        return index % self.count * self.length
 
 
-def prefetch(samples: Samples, indices: Iterable[int], depth: int) -> Generator[tuple[int, Tokens]]:
-    """(index, sample) for each of ``indices`` in order, read ``depth`` samples ahead by a thread.
+def prefetch(
+    samples: Samples, indices: Iterable[int], depth: int = READ_AHEAD
+) -> Generator[tuple[int, Tokens], None, None]:
+    """(index, sample) for each of ``indices`` in order, while up to ``depth`` blocks are fetched ahead by threads.
 
-    An error is raised where its sample would have come. Closing the iterator ends the thread.
+    The first block has the line to itself; after it ``depth`` are in flight, and ``depth`` + 3 in memory at most.
+    With ``depth`` 0 each is fetched when it is needed. A sample within one block is a read-only view of it: copy
+    what is to stay. An error of the data is raised where its sample would have come. Closing the iterator does not
+    wait for what is in flight; that ends by itself, at the latest after the bucket's ``s3_timeout_s``.
     """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
-    finished = object()
+    length, count = samples.length, samples.count
+    with _ReadAhead(samples.stream, _groups(samples, indices), depth) as ahead:
+        for blocks, members, loaded in ahead:
+            if len(blocks) > 1:
+                start = samples.start(members[0])
+                yield members[0], _gather(blocks, loaded, start, length + 1)
+                continue
+            tokens, first = loaded[0], blocks[0].first
+            for index in members:
+                offset = index % count * length - first
+                yield index, tokens[offset : offset + length + 1]
 
-    def work() -> None:
-        try:
-            for index in indices:
-                ready.put((index, samples[index]))
-                if closed.is_set():
-                    return
-            ready.put(finished)
-        except BaseException as error:
-            ready.put(error)
 
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not finished:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        while thread.is_alive():
-            try:
-                ready.get(timeout=0.05)
-            except queue.Empty:
-                thread.join(0)
+def _groups(samples: Samples, indices: Iterable[int]) -> Iterator[tuple[tuple[Block, ...], list[int]]]:
+    """``indices`` in order, cut where another block is needed: (blocks, indices of the samples within them).
+
+    A sample that crosses a border is a group of its own, so that what lies before it does not wait for what it needs.
+    """
+    length, count = samples.length, samples.count
+    blocks: tuple[Block, ...] = ()
+    members: list[int] = []
+    first = end = 0
+    for index in indices:
+        start = index % count * length
+        if first <= start and start + length < end and len(members) < _GROUP and index >= 0:  # most, so kept cheap
+            members.append(index)
+            continue
+        if members:
+            yield blocks, members
+        blocks, members = samples.stream.blocks(samples.start(index), length + 1), [index]
+        first, end = (blocks[0].first, blocks[0].end) if len(blocks) == 1 else (0, 0)
+    if members:
+        yield blocks, members
+
+
+class _ReadAhead:
+    """Iterates (blocks, members, the blocks' tokens) over ``groups`` and keeps ``depth`` blocks coming."""
+
+    def __init__(self, stream: TokenStream, groups: Iterator[tuple[tuple[Block, ...], list[int]]], depth: int) -> None:
+        self._stream = stream
+        self._groups = groups
+        self._depth = depth
+        self._pool = ThreadPoolExecutor(depth, "prefetch") if depth else None
+        self._planned: deque[tuple[tuple[Block, ...], list[int]]] = deque()
+        self._coming: dict[Block, Callable[[], Tokens]] = {}
+        """How to get each block that a planned group needs."""
+
+    def __iter__(self) -> Iterator[tuple[tuple[Block, ...], list[int], list[Tokens]]]:
+        while self._planned or self._plan():
+            blocks, members = self._planned[0]
+            loaded = [self._coming[block]() for block in blocks]
+            while len(self._coming) <= self._depth and len(self._planned) < _GROUPS_AHEAD and self._plan():
+                pass
+            yield blocks, members, loaded
+            self._planned.popleft()
+            needed = {block for group, _ in self._planned for block in group}
+            self._coming = {block: get for block, get in self._coming.items() if block in needed}
+
+    def _plan(self) -> bool:
+        """Put the next group on its way, if there is one."""
+        group = next(self._groups, None)
+        if group is None:
+            return False
+        for block in group[0]:
+            if block not in self._coming:
+                load = functools.partial(self._stream.load, block)
+                self._coming[block] = self._pool.submit(load).result if self._pool else load
+        self._planned.append(group)
+        return True
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _gather(blocks: Iterable[Block], loaded: Iterable[Tokens], start: int, count: int) -> Tokens:
+    """Tokens [start, start + count), copied together from the blocks that hold them."""
+    pieces: list[Any] = [
+        tokens[max(start - block.first, 0) : start + count - block.first]
+        for block, tokens in zip(blocks, loaded, strict=True)
+    ]
+    joined: Tokens = np.concatenate(pieces)
+    return joined

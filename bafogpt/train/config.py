@@ -21,7 +21,7 @@ class DataConfig:
     """The dataset: a folder of the bucket (``data/zulu``) with a ``manifest.json``."""
     sequence_length: int = 2048
     """Tokens a sample, T."""
-    prefetch: int = 2
+    prefetch: int = 3
     """Blocks (8 MiB) fetched ahead of the one that is read; 0 fetches each when it is needed."""
     cache_gb: float = 4.0
     """Local disk for verified blocks of the stream; 0 keeps only what is being read, in memory."""

@@ -96,13 +96,16 @@ class Handoff:
         return self.folder / f"metrics-{attempt:04d}.jsonl"
 
     def write_order(self, order: Order) -> None:
-        """Written by the supervisor before it starts the trainers; what earlier ones left half is cleared."""
+        """Written by the supervisor before it starts the trainers; results of earlier ones are cleared."""
         for path in self.results.glob("rank-*.json"):
             path.unlink()
-        for path in self.checkpoints.glob(".step-*"):  # begun by trainers that were killed
-            shutil.rmtree(path, ignore_errors=True)  # or just being dropped by the uploads' thread
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.write_atomic(self.folder / "order.json", json.dumps(asdict(order), indent=2))
+
+    def clear_leftovers(self) -> None:
+        """Remove what kills left half written or half removed. Only while no trainer runs."""
+        for path in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)  # one may just be going, by the uploads' thread
 
     def read_order(self) -> Order:
         """Read by each trainer process when it starts."""

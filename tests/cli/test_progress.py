@@ -48,7 +48,17 @@ def test_bytes_are_shown_in_megabytes_and_a_total_may_be_unknown(capsys):
         clock.now += 5
         advance(2_500_000)
 
-    assert capsys.readouterr().err.splitlines()[0] == "reading: (2.5 MB)"
+    assert capsys.readouterr().err.splitlines()[0] == "reading: (2.5 MB, 0.5 MB/s)"
+
+
+def test_a_transfer_shows_its_rate_and_the_time_left(capsys):
+    clock = Clock()
+
+    with Output(clock=clock).progress("copying", total=50_000_000, unit="B") as advance:
+        clock.now += 5
+        advance(2_500_000)
+
+    assert capsys.readouterr().err.splitlines()[0] == "copying: 5 % (2.5 of 50.0 MB, 0.5 MB/s, 1:35 left)"
 
 
 @pytest.mark.parametrize("out", [Output(quiet=True, clock=Clock()), Output(json=True, clock=Clock())])

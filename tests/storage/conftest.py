@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import resource
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from bafogpt.core.settings import Settings
+from bafogpt.storage import sending, transfer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.manifest import DType, Source, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens import TokenWriter
@@ -61,6 +64,34 @@ def write(tmp_path: Path) -> Iterator[Callable[..., Written]]:
 
     yield store
     assert not list((tmp_path / "work").glob("*")), "temporary files are left"
+
+
+@pytest.fixture
+def random_file(tmp_path: Path) -> Callable[[int], Path]:
+    """``random_file(size)`` is a new file of random bytes."""
+
+    def write(size: int) -> Path:
+        path = tmp_path / f"{size}-{len(list(tmp_path.iterdir()))}.bin"
+        path.write_bytes(random.Random(size).randbytes(size))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Uploads go in the smallest parts that S3 takes; their size."""
+    for module in (sending, transfer):
+        monkeypatch.setattr(module, "PART_BYTES", 5 << 20)
+    return 5 << 20
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """``full_disk(size)``: from now on a file that grows beyond ``size`` bytes is refused as a full disk refuses it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bafogpt.core import process
 from bafogpt.core.errors import CorruptError, DataError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.stream import BlockCache, Samples, TokenStream, prefetch
+from bafogpt.storage.stream import BlockCache, Samples, TokenStream
 
 Write = Callable[..., Any]
 
@@ -29,7 +27,7 @@ def _count_requests(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> list[tup
     requests: list[tuple[str, int]] = []
     real = bucket.get_range
 
-    def get_range(path: str, start: int, length: int) -> bytes:
+    def get_range(path: str, start: int, length: int) -> memoryview:
         requests.append((path, start))
         return real(path, start, length)
 
@@ -86,7 +84,7 @@ def test_a_bit_that_flips_on_the_way_is_fetched_again(
     answers = itertools.count()
     real = folder.get_range
 
-    def once_wrong(path: str, start: int, length: int) -> bytes:
+    def once_wrong(path: str, start: int, length: int) -> memoryview:
         data = real(path, start, length)
         return data if next(answers) else bytes([data[0] ^ 1]) + data[1:]
 
@@ -199,58 +197,6 @@ def test_too_little_text_for_one_sample_says_so(folder: Bucket, write: Write) ->
         Samples(TokenStream(folder, manifest, "train"), 32)
     with pytest.raises(DataError, match="has 0 tokens"):
         Samples(TokenStream(folder, manifest, "validation"), 32)
-
-
-@pytest.mark.parametrize("readers", [1, 2, 4])
-def test_the_samples_are_the_same_however_many_readers_share_them(folder: Bucket, write: Write, readers: int) -> None:
-    manifest, _ = write(folder, [321])
-    one = Samples(TokenStream(folder, manifest, "train"), 32)
-    seen: list[Any] = [None] * 25  # two epochs and a half
-    for reader in range(readers):
-        own = Samples(TokenStream(folder, manifest, "train"), 32)
-        for i, sample in prefetch(own, range(reader, 25, readers), depth=2):
-            seen[i] = sample
-    for i in range(25):
-        assert np.array_equal(seen[i], one[i])
-
-
-def test_prefetch_keeps_the_order_and_ends_with_its_indices(folder: Bucket, write: Write) -> None:
-    manifest, _ = write(folder, [321])
-    samples = Samples(TokenStream(folder, manifest, "train"), 32)
-    order = [7, 0, 12, 3]
-    got = list(prefetch(samples, order, depth=2))
-    assert [i for i, _ in got] == order
-    assert all(np.array_equal(sample, samples[i]) for i, sample in got)
-    assert list(prefetch(samples, [], depth=2)) == []
-
-
-def test_prefetch_raises_where_the_sample_would_have_come(folder: Bucket, write: Write) -> None:
-    manifest, _ = write(folder, [321])
-    _flip(folder, manifest.splits["train"].shards[1].object, 0)  # token 128: sample 3 ends with it, sample 4 has it
-    stream = prefetch(Samples(TokenStream(folder, manifest, "train"), 32), itertools.count(), depth=3)
-    assert [next(stream)[0] for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(CorruptError, match="shards/train-00001"):
-        next(stream)
-    with pytest.raises(StopIteration):
-        next(stream)
-
-
-def test_prefetch_reads_no_further_ahead_than_asked_and_ends_when_closed(folder: Bucket, write: Write) -> None:
-    manifest, _ = write(folder, [321])
-    asked: list[int] = []
-
-    def indices() -> Any:
-        for i in itertools.count():
-            asked.append(i)
-            yield i
-
-    before = threading.active_count()
-    stream = prefetch(Samples(TokenStream(folder, manifest, "train"), 32), indices(), depth=3)
-    next(stream)
-    process.wait_until(lambda: len(asked) >= 5, 2, poll_s=0.005)
-    assert not process.wait_until(lambda: len(asked) > 5, 0.1, poll_s=0.005), "1 taken, 3 ready, 1 in hand"
-    stream.close()
-    assert threading.active_count() == before
 
 
 def test_an_unreachable_bucket_is_reported_as_that(

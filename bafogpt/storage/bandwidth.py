@@ -1,0 +1,37 @@
+"""A bound on bytes a second, shared by all the transfers it is given to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Bandwidth:
+    """At most ``bytes_per_s`` on average, from the first byte on; ``None`` is no bound. Threads may share it."""
+
+    def __init__(
+        self,
+        bytes_per_s: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if bytes_per_s is not None and bytes_per_s <= 0:
+            raise ValueError(f"{bytes_per_s} bytes a second")
+        self._bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+        self._lock = threading.Lock()
+
+    def take(self, n: int) -> None:
+        """Wait until ``n`` bytes may pass. Time that nobody used is not made up for later."""
+        if self._bytes_per_s is None:
+            return
+        with self._lock:
+            now = self._clock()
+            starts = max(self._free_at, now)
+            self._free_at = starts + n / self._bytes_per_s
+            ends = self._free_at
+        if ends > now:
+            self._sleep(ends - now)

@@ -1,0 +1,281 @@
+"""What there is to copy at a place: its files by name, and the hashes that are known of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bafogpt.core import digest
+from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, StorageError, UsageError
+from bafogpt.storage import models
+from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
+from bafogpt.storage.checkpoint import Checkpoint
+from bafogpt.storage.hub import HubRepo
+from bafogpt.storage.lanes import in_parallel
+from bafogpt.storage.locations import Place
+from bafogpt.storage.models import MANIFEST
+
+HASH_LANES = 4
+CHUNK_BYTES = 4 << 20
+_STEP = re.compile(r"(step-\d{8,})(?:\.json)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file to copy: the name it has in a folder, and the object that holds its content."""
+
+    name: str
+    object: str
+    bytes: int
+    digest: str = ""
+    """What the content must have; empty when nobody has said so."""
+    sha256: str = ""
+    modified: datetime | None = None
+    changed_ns: int = 0
+    """A local file's time when it was listed: with another it is another file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A folder's files."""
+
+    place: Place
+    bucket: Bucket
+    entries: tuple[Entry, ...]
+    proof: str
+    """By what the content can be verified, in words."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    foreign: bool = False
+    """The folder has a ``manifest.json`` of another kind: it is one of the files, and the last of them."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that a person works in, if it is one."""
+        return self.place.local if self.place.own else None
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries)
+
+
+def read(place: Place) -> Listing:
+    """What is at a place: a model folder, a checkpoint (of a folder of them, the newest), or any folder of files.
+
+    Raises :class:`NotFoundError` when nothing is there, :class:`StorageError` for a folder whose push was never
+    finished, :class:`UsageError` for a symbolic link, :class:`CorruptError` for names that no folder can have.
+    """
+    step = None if place.hub or place.own else _STEP.fullmatch(place.url.rpartition("/")[2])
+    if step is not None:
+        return _checkpoint(place, place.parent(), step.group(1))
+    if place.local is not None:
+        regular = _regular_files(place.local)
+        if place.own:
+            return _own(place, place.local, regular)
+    bucket = place.bucket()
+    infos = {info.path: info for info in bucket.list()}
+    if not infos:
+        raise NotFoundError(f"nothing below {place.url}", "bafogpt storage ls")
+    steps = sorted(name for name in infos if _STEP.fullmatch(name) and name.endswith(".json"))
+    if steps and MANIFEST not in infos:
+        return _checkpoint(place, bucket, steps[-1].removesuffix(".json"))
+    manifest = models.load(bucket) if MANIFEST in infos else None
+    if manifest is None:
+        return _plain(place, bucket, infos)
+    _require_complete(manifest, place)
+    entries = tuple(
+        Entry(name=each.name, object=each.name, bytes=each.bytes, digest=each.digest, sha256=each.sha256)
+        for each in manifest.files
+    )
+    for entry in entries:
+        found = infos.get(entry.object)
+        if found is None or found.bytes != entry.bytes:
+            there = "missing" if found is None else f"{found.bytes} bytes long"
+            message = f"{place.url}/{entry.name} is {there}, its manifest says {entry.bytes} bytes"
+            raise CorruptError(message, f"bafogpt storage verify {place.url}")
+    return Listing(place=place, bucket=bucket, entries=entries, proof="manifest (blake3)", metadata=manifest.metadata)
+
+
+def hashed(listing: Listing, *, sha256: bool = False, progress: Progress | None = None) -> Listing:
+    """The listing with the blake3 of every file, and with its sha256 where that is asked for.
+
+    Reads what it must, several files at a time. Raises :class:`CorruptError` for content that is not what was said.
+    """
+
+    def fill(entry: Entry, check: Callable[[], None]) -> Entry:
+        if entry.digest.startswith("blake3:") and (entry.sha256 or not sha256):
+            return entry
+        states = [digest.hasher("blake3"), *([digest.hasher("sha256")] if sha256 else [])]
+        for chunk in _content(listing, entry):
+            check()
+            for state in states:
+                state.update(chunk)
+            if progress:
+                progress(len(chunk))
+        found = f"blake3:{states[0].hexdigest()}"
+        if entry.digest.startswith("blake3:") and entry.digest != found:
+            raise CorruptError(f"{listing.place.url}/{entry.object}: not what was written", _verify(listing.place))
+        return replace(entry, digest=found, sha256=states[1].hexdigest() if sha256 else entry.sha256)
+
+    return replace(listing, entries=tuple(in_parallel(fill, listing.entries, HASH_LANES)))
+
+
+class Source:
+    """One file's bytes, read from any position; what a transfer sends."""
+
+    def __init__(self, listing: Listing, entry: Entry) -> None:
+        self._listing = listing
+        self._entry = entry
+        self.size = entry.bytes
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly those bytes, or :class:`CorruptError`."""
+        if self._listing.folder is None:
+            return bytes(self._listing.bucket.get_range(self._entry.object, start, length))
+        path = self._listing.folder / self._entry.object
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+        if len(data) != length:
+            raise CorruptError(f"{path} became shorter while it was sent", "give the same command again")
+        return data
+
+
+def require_unchanged(listing: Listing, entry: Entry) -> None:
+    """Raise :class:`StorageError` when a local file is not the one any more that was listed and hashed."""
+    if listing.folder is None:
+        return
+    path = listing.folder / entry.object
+    found = path.stat()
+    if (found.st_size, found.st_mtime_ns) != (entry.bytes, entry.changed_ns):
+        raise StorageError(f"{path} was changed while it was being copied", "give the same command again")
+
+
+def _content(listing: Listing, entry: Entry) -> Iterable[bytes]:
+    if listing.folder is None:
+        yield from listing.bucket.chunks(entry.object)
+        return
+    with (listing.folder / entry.object).open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+    require_unchanged(listing, entry)
+
+
+def _own(place: Place, folder: Path, regular: list[Path]) -> Listing:
+    entries = [_entry(folder, path) for path in regular]
+    bucket = place.bucket()
+    manifest = models.load(bucket) if (folder / MANIFEST).is_file() else None
+    foreign = manifest is None and any(entry.name == MANIFEST for entry in entries)
+    if manifest is not None:
+        _require_complete(manifest, place)
+    if not foreign:
+        entries = [entry for entry in entries if entry.name != MANIFEST]
+    if not entries:
+        raise NotFoundError(f"there is no file in {folder}", f"ls -la {folder}")
+    models.check_names((entry.name for entry in entries if entry.name != MANIFEST), str(folder))
+    metadata = manifest.metadata if manifest else _facts_of_a_checkpoint(folder / "checkpoint.json")
+    return Listing(
+        place=place,
+        bucket=bucket,
+        entries=_manifest_last(entries),
+        proof="manifest (blake3)",
+        metadata=metadata,
+        foreign=foreign,
+    )
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """Every file below a folder. Raises :class:`UsageError` for a symbolic link, a socket and the like."""
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise NotFoundError(f"{folder} {what}", f"ls -d {folder.parent}")
+    found = []
+    for base, below, names in os.walk(folder):
+        for name in [*below, *names]:
+            path = Path(base) / name
+            if path.is_symlink():
+                raise UsageError(f"{path} is a symbolic link", "copy what it points to into the folder, or remove it")
+            if name in names:
+                if not path.is_file():
+                    raise UsageError(f"{path} is not a regular file", f"ls -l {path}")
+                found.append(path)
+    return sorted(found)
+
+
+def _entry(folder: Path, path: Path) -> Entry:
+    name = path.relative_to(folder).as_posix()
+    found = path.stat()
+    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+    return Entry(name=name, object=name, bytes=found.st_size, modified=modified, changed_ns=found.st_mtime_ns)
+
+
+def _plain(place: Place, bucket: Bucket, infos: Mapping[str, ObjectInfo]) -> Listing:
+    """A folder that no manifest of ours speaks for: a repository of the Hub, a dataset, anybody's files."""
+    known = bucket if isinstance(bucket, HubRepo) else None
+    names = [name for name in infos if known is None or name != ".gitattributes"]
+    models.check_names((name for name in names if name != MANIFEST), place.url)
+    entries = [
+        Entry(
+            name=name,
+            object=name,
+            bytes=infos[name].bytes,
+            digest=(known.digest(name) or "") if known else "",
+            sha256=(known.digest(name) or "").removeprefix("sha256:") if known else "",
+            modified=infos[name].modified,
+        )
+        for name in names
+    ]
+    proof = "the Hub's sha256 and git hashes" if known else "sizes only"
+    return Listing(place=place, bucket=bucket, entries=_manifest_last(entries), proof=proof, foreign=MANIFEST in infos)
+
+
+def _manifest_last(entries: list[Entry]) -> tuple[Entry, ...]:
+    return tuple(sorted(entries, key=lambda entry: (entry.name == MANIFEST, entry.name)))
+
+
+def _checkpoint(place: Place, bucket: Bucket, name: str) -> Listing:
+    where = f"{bucket.url}/{name}.json"
+    checkpoint = Checkpoint.from_json(bucket.get(f"{name}.json"), where)
+    entries = tuple(
+        Entry(name=file.name, object=file.object, bytes=file.bytes, digest=file.digest) for file in checkpoint.files
+    )
+    models.check_names((entry.name for entry in entries), where)
+    facts = {"step": checkpoint.step, "samples": checkpoint.samples, **_facts_of_a_run(bucket)}
+    return Listing(place=place, bucket=bucket, entries=entries, proof="manifest (blake3)", metadata=facts)
+
+
+def _facts_of_a_run(checkpoints: Bucket) -> dict[str, Any]:
+    """What the run's record, beside its folder of checkpoints, says of the model: for its card."""
+    run = Bucket.open(checkpoints.url.rpartition("/")[0], checkpoints.address("")[0].settings)
+    try:
+        record = json.loads(run.get("run.json"))
+        train = record["job"]["train"]
+        facts = {"run": record["name"], "model": train["model"]["name"], "dataset": train["data"]["path"]}
+        return {**facts, "sequence_length": train["data"]["sequence_length"], "precision": train["precision"]}
+    except (ConfigError, NotFoundError, ValueError, KeyError, TypeError):  # checkpoints without a run are fine
+        return {}
+
+
+def _facts_of_a_checkpoint(path: Path) -> dict[str, Any]:
+    """The same from a trainer's own ``checkpoint.json``, if that is what a local folder has."""
+    try:
+        record = json.loads(path.read_bytes())
+        return {name: record[name] for name in ("step", "samples") if isinstance(record.get(name), int)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _require_complete(manifest: models.ModelManifest, place: Place) -> None:
+    if manifest.state != "complete":
+        raise StorageError(
+            f"{place.url} is unfinished: what was copying to it was cut off", "give that command again; it goes on"
+        )
+
+
+def _verify(place: Place) -> str:
+    return f"bafogpt storage verify {place.url}"

@@ -1,0 +1,28 @@
+"""A place in the session's server: its own folder, and the dataset that the runs under test read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bafogpt.storage.bucket import Bucket
+
+from .place import Place, write_dataset
+
+
+@pytest.fixture(scope="module")
+def place(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A folder of the session's bucket as the bench's bucket; runs in it have names of their own."""
+    home = tmp_path_factory.mktemp("faults")
+    bucket = Bucket.open(f"{s3.url}/{home.name}", s3.settings)
+    write_dataset(bucket, home / "dataset")
+    environment = s3.environment | {"BAFOGPT_BUCKET": bucket.url}
+    return Place(home, bucket, s3.settings, environment, s3.environment["AWS_ENDPOINT_URL"])
+
+
+@pytest.fixture(autouse=True)
+def keys(isolated: None, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's keys, for what reaches it through a proxy."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bafogpt.core import digest
+from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError, UnreachableError
+from bafogpt.storage import fetching, transfer
+from bafogpt.storage.bucket import Bucket
+
+Make = Callable[[int], Path]
+
+
+@pytest.fixture
+def stored(folder: Bucket, random_file: Make, monkeypatch: pytest.MonkeyPatch) -> tuple[transfer.Sent, bytes]:
+    """An object ``x`` of five small ranges."""
+    monkeypatch.setattr(fetching, "RANGE_BYTES", 1000)
+    file = random_file(4321)
+    return transfer.send(file, folder, "x"), file.read_bytes()
+
+
+def _ranges(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None) -> list[int]:
+    """Where the ranges begin that are asked for from now on."""
+    starts: list[int] = []
+    real = bucket.get_range
+
+    def recorded(path: str, start: int, length: int) -> memoryview:
+        starts.append(start)
+        if len(starts) == fails_at:
+            raise UnreachableError("gone", "wait")
+        return real(path, start, length)
+
+    monkeypatch.setattr(bucket, "get_range", recorded)
+    return starts
+
+
+def test_a_fetch_that_was_cut_off_goes_on_with_the_ranges_that_are_missing(
+    folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, data = stored
+    target = tmp_path / "into" / "x"
+    monkeypatch.setattr(fetching, "RANGES_IN_FLIGHT", 1)
+    with monkeypatch.context() as patch:
+        _ranges(folder, patch, fails_at=4)
+        with pytest.raises(UnreachableError):
+            transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
+    assert not target.exists()
+    moved: list[int] = []
+    starts = _ranges(folder, monkeypatch)
+    transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest, progress=moved.append)
+    assert starts == [3000, 4000]
+    assert sum(moved) == sent.bytes
+    assert target.read_bytes() == data
+    assert os.listdir(target.parent) == ["x"]
+
+
+@pytest.mark.parametrize("what", ["of another object", "journal torn", "journal only", "torn by a power cut"])
+def test_what_an_earlier_fetch_left_is_used_only_when_it_is_right(
+    folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    sent, data = stored
+    folder.put("other", bytes(sent.bytes))
+    target = tmp_path / "into" / "x"
+    monkeypatch.setattr(fetching, "RANGES_IN_FLIGHT", 1)
+    with monkeypatch.context() as patch:
+        _ranges(folder, patch, fails_at=4)
+        path, content = (
+            ("other", digest.of_bytes(bytes(sent.bytes))) if what == "of another object" else ("x", sent.digest)
+        )
+        with pytest.raises(UnreachableError):
+            transfer.fetch(folder, path, target, size=sent.bytes, digest=content)
+    partial, journal = target.with_name("x.partial"), target.with_name("x.partial.journal")
+    if what == "journal torn":
+        journal.write_bytes(b"\xff\xfe")
+    elif what == "journal only":
+        partial.unlink()
+    elif what == "torn by a power cut":  # the journal says more than the disk holds
+        partial.write_bytes(bytes(sent.bytes))
+    transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
+    assert target.read_bytes() == data
+    assert os.listdir(target.parent) == ["x"]
+
+
+def test_a_bit_that_flips_on_its_way_here_is_fetched_again(
+    folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, data = stored
+    real = folder.get_range
+    asked: list[int] = []
+    moved: list[int] = []
+
+    def flip(path: str, start: int, length: int) -> memoryview:
+        asked.append(start)
+        good = real(path, start, length)
+        return memoryview(bytes([good[0] ^ 1]) + bytes(good[1:])) if start == 2000 and asked.count(2000) == 1 else good
+
+    monkeypatch.setattr(folder, "get_range", flip)
+    transfer.fetch(folder, "x", tmp_path / "x", size=sent.bytes, digest=sent.digest, progress=moved.append)
+    assert (tmp_path / "x").read_bytes() == data
+    assert sum(moved) == sent.bytes
+    assert len(asked) == 10
+
+
+def test_an_object_that_is_not_what_was_written_is_an_error_and_nothing_stays(
+    folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path
+) -> None:
+    sent, data = stored
+    target = tmp_path / "into" / "x"
+    for content in (data[:-1] + b"?", data[:1000], b""):
+        folder.put("x", content)
+        with pytest.raises(CorruptError):
+            transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
+        assert os.listdir(target.parent) == []
+    folder.delete("x")
+    with pytest.raises(NotFoundError):
+        transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
+    assert os.listdir(target.parent) == []
+
+
+def test_without_a_digest_the_size_must_be_right(
+    folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path
+) -> None:
+    sent, data = stored
+    transfer.fetch(folder, "x", tmp_path / "x", size=sent.bytes, digest=None)
+    assert (tmp_path / "x").read_bytes() == data
+    with pytest.raises(CorruptError, match="has 4321 bytes, not 4320"):
+        transfer.fetch(folder, "x", tmp_path / "y", size=sent.bytes - 1, digest=None)
+
+
+def test_a_fetch_that_does_not_fit_leaves_nothing(
+    full_disk: Callable[[int], None], folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path
+) -> None:
+    sent, _ = stored
+    target = tmp_path / "into" / "x"
+    full_disk(2000)
+    with pytest.raises(DiskFullError):
+        transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
+    assert os.listdir(target.parent) == []

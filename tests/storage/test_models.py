@@ -1,0 +1,372 @@
+"""The manifest of a model folder, and copying such folders between local disk and buckets."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, DiskFullError, StorageError
+from bafogpt.core.settings import Settings
+from bafogpt.storage import models, sync
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.fetching import PARTIAL
+from bafogpt.storage.locations import Place, locate
+from bafogpt.storage.models import ModelFile, ModelManifest
+from bafogpt.storage.sync import Plan, Report, execute, prepare
+
+FILES = {"model.safetensors": b"w" * 3_000_000, "config.json": b"{}", "tokenizer/tokenizer.json": b"[]", "empty": b""}
+DIGEST = "blake3:" + "0" * 64
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != models.MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model", FILES)
+
+
+Planner = Callable[..., Plan]
+Copier = Callable[..., Report]
+
+
+@pytest.fixture
+def plan(anywhere: Bucket) -> Planner:
+    """``plan(source, target)`` of paths, URLs and names in the bucket."""
+    settings = anywhere.address("")[0].settings
+
+    def place(what: str | Path) -> Place:
+        text = str(what)
+        return locate(text if "/" in text else f"{anywhere.url}/{text}", settings)
+
+    return lambda source, target: prepare(place(source), place(target))
+
+
+@pytest.fixture
+def copy(plan: Planner) -> Copier:
+    return lambda source, target: execute(plan(source, target))
+
+
+def manifest_of(bucket: Bucket, name: str) -> ModelManifest:
+    found = models.load(bucket.child(name))
+    assert found is not None
+    return found
+
+
+def test_a_manifest_reads_back_and_leaves_out_what_is_not_known():
+    manifest = ModelManifest(
+        files=(ModelFile(name="a", bytes=1, digest=DIGEST), ModelFile(name="b/c", bytes=0, digest=DIGEST, etag="x")),
+        created="2026-01-01T00:00:00+00:00",
+        metadata={"step": 4},
+    )
+    assert models.from_json(manifest.to_json(), "here") == manifest
+    assert "sha256" not in json.loads(manifest.to_json())["files"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "bafogpt.files/2"},
+        {"state": "half"},
+        {"files": [{"name": "a"}]},
+        {"files": [{"name": "a", "bytes": -1, "digest": DIGEST}]},
+        {"files": [{"name": "a", "bytes": 1, "digest": "crc:00"}]},
+        {"files": [{"name": 1, "bytes": 1, "digest": DIGEST}]},
+        {"files": 3},
+        {"metadata": []},
+        {"more": 1},
+    ],
+)
+def test_a_manifest_that_is_not_one_is_refused(change: dict[str, Any]):
+    raw = json.loads(ModelManifest(files=(), created="now").to_json()) | change
+    del raw["digest"]
+    raw["digest"] = models._digest_of(raw)
+    with pytest.raises(CorruptError, match="here"):
+        models.from_json(json.dumps(raw).encode(), "here")
+
+
+def test_a_manifest_with_one_bit_flipped_is_refused():
+    data = ModelManifest(files=(), created="now", metadata={"step": 44}).to_json()
+    with pytest.raises(CorruptError, match="not what was written"):
+        models.from_json(data.replace(b"44", b"45"), "here")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["../a"], "unsafe file name '../a'"),
+        (["/etc/passwd"], "unsafe"),
+        (["a//b"], "unsafe"),
+        (["a\\b"], "unsafe"),
+        (["a", "a"], "'a' is listed twice"),
+        (["Model.bin", "model.bin"], "one file on some disks"),
+        (["caf\u00e9", "cafe\u0301"], "one file on some disks"),
+        (["a", "a/b"], "a file and, in 'a/b', a folder"),
+        (["A/b", "a"], "a folder"),
+        (["manifest.json"], "as the manifest itself"),
+        ([f"a{PARTIAL}"], "unfinished fetch"),
+    ],
+)
+def test_names_that_no_folder_can_have_are_refused(names: list[str], message: str):
+    with pytest.raises(CorruptError) as caught:
+        models.check_names(names, "here")
+    assert message in caught.value.message
+
+
+@given(st.lists(st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}){0,2}", fullmatch=True), unique=True))
+def test_names_are_accepted_exactly_when_a_disk_can_hold_them_all(names: list[str]):
+    folders = {"/".join(name.split("/")[:end]) for name in names for end in range(1, len(name.split("/")))}
+    try:
+        models.check_names(names, "here")
+    except CorruptError:
+        assert folders & set(names)
+    else:
+        assert not folders & set(names)
+
+
+def test_a_folder_there_and_back_is_the_same(copy: Copier, anywhere: Bucket, model: Path, tmp_path: Path):
+    pushed = copy(model, "m")
+    assert (pushed.files, pushed.sent_files, pushed.bytes) == (4, 4, 3_000_004)
+    assert anywhere.get("m/config.json") == b"{}", "files keep their names, for other tools"
+    copy("m", tmp_path / "back")
+    assert content(tmp_path / "back") == FILES
+    copy(tmp_path / "back", "again")
+    one, other = manifest_of(anywhere, "m"), manifest_of(anywhere, "again")
+    assert [(each.name, each.digest) for each in one.files] == [(each.name, each.digest) for each in other.files]
+
+
+def test_a_second_push_sends_what_changed_only(copy: Copier, plan: Planner, anywhere: Bucket, model: Path):
+    copy(model, "m")
+    assert copy(model, "m").sent_files == 0
+    (model / "config.json").write_bytes(b"[]")  # as long as before
+    assert [entry.name for entry in plan(model, "m").to_send] == ["config.json"]
+    assert copy(model, "m").sent_files == 1
+    assert anywhere.get("m/config.json") == b"[]"
+
+
+def test_an_object_that_somebody_else_wrote_over_is_sent_again(copy: Copier, anywhere: Bucket, model: Path):
+    copy(model, "m")
+    anywhere.put("m/config.json", b"??")
+    assert copy(model, "m").sent_files == 1
+    assert anywhere.get("m/config.json") == b"{}"
+
+
+def test_between_two_folders_of_buckets(copy: Copier, anywhere: Bucket, model: Path):
+    copy(model, "a")
+    report = copy("a", "b")
+    assert report.sent_bytes == 3_000_004
+    assert anywhere.get("b/model.safetensors") == FILES["model.safetensors"]
+    assert copy("a", "b").sent_files == 0
+
+
+class Killed(Exception):  # noqa: N818 - stands for kill -9
+    pass
+
+
+def test_a_push_that_is_cut_off_leaves_an_unfinished_folder_and_goes_on(
+    copy: Copier, plan: Planner, anywhere: Bucket, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy(model, "m")
+    (model / "model.safetensors").write_bytes(b"x" * 3_000_000)
+    (model / "config.json").write_bytes(b"[1]")
+    original = sync._move
+
+    def die_at_the_large_file(listing: Any, entry: Any, *rest: Any) -> ModelFile:
+        if entry.bytes > sync.SMALL_BYTES:
+            raise Killed
+        return original(listing, entry, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(sync, "_move", die_at_the_large_file)
+        copy(model, "m")
+    left = manifest_of(anywhere, "m")
+    assert left.state == "unfinished"
+    assert "model.safetensors" not in {each.name for each in left.files}, "an old file under a new manifest"
+    with pytest.raises(StorageError, match="unfinished"):
+        copy("m", tmp_path / "back")
+    assert [entry.name for entry in plan(model, "m").to_send] == ["model.safetensors"]
+    copy(model, "m")
+    copy("m", tmp_path / "back")
+    assert content(tmp_path / "back") == content(model)
+
+
+def test_of_two_pushes_at_a_time_the_one_that_began_first_fails(
+    plan: Planner, anywhere: Bucket, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, original = plan(model, "m"), sync._move
+
+    def another_begins(listing: Any, entry: Any, *rest: Any) -> ModelFile:
+        if entry.bytes > sync.SMALL_BYTES:
+            monkeypatch.setattr(sync, "_move", original)
+            execute(replace(plan(model, "m"), kept={}))
+        return original(listing, entry, *rest)
+
+    monkeypatch.setattr(sync, "_move", another_begins)
+    with pytest.raises(ConflictError, match="began after this one"):
+        execute(first)
+    assert manifest_of(anywhere, "m").state == "complete"
+
+
+def test_a_corrupt_object_is_never_copied(copy: Copier, anywhere: Bucket, model: Path, tmp_path: Path):
+    copy(model, "m")
+    anywhere.put("m/config.json", b"[]")
+    for target in (tmp_path / "back", "other"):
+        with pytest.raises(CorruptError, match=r"config\.json"):
+            copy("m", target)
+    assert not (tmp_path / "back" / "config.json").exists()
+    assert not anywhere.exists("other/config.json")
+
+
+def test_an_object_of_another_size_is_found_before_anything_is_copied(copy: Copier, anywhere: Bucket, model: Path):
+    copy(model, "m")
+    anywhere.put("m/config.json", b"{ }")
+    with pytest.raises(CorruptError, match=r"3 bytes long, its manifest says 2 bytes"):
+        copy("m", "other")
+    anywhere.delete("m/config.json")
+    with pytest.raises(CorruptError, match="missing"):
+        copy("m", "other")
+    assert anywhere.list("other") == []
+
+
+def test_a_manifest_with_an_unsafe_name_touches_nothing(copy: Copier, anywhere: Bucket, tmp_path: Path):
+    manifest = ModelManifest(files=(ModelFile(name="../evil", bytes=1, digest=DIGEST),), created="now")
+    anywhere.put("m/manifest.json", manifest.to_json())
+    with pytest.raises(CorruptError, match="unsafe file name"):
+        copy("m", tmp_path / "back")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_symbolic_links_are_refused_on_either_side(copy: Copier, anywhere: Bucket, model: Path, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (model / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BafoError, match="symbolic link"):
+        copy(model, "m")
+    (model / "link").unlink()
+    copy(model, "m")
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="symbolic link"):
+        copy("m", tmp_path / "back")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_named_pipe_in_the_tree_is_refused(copy: Copier, model: Path):
+    os.mkfifo(model / "pipe")
+    with pytest.raises(BafoError, match="not a regular file"):
+        copy(model, "m")
+
+
+def test_a_full_disk_is_found_before_anything_is_fetched(
+    copy: Copier, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy(model, "m")
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DiskFullError, match=r"needs 3\.0 MB"):
+        copy("m", tmp_path / "back")
+    assert content(tmp_path / "back") == {}
+
+
+def test_a_file_that_changes_while_it_is_pushed_is_told(
+    copy: Copier, anywhere: Bucket, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    original = sync.deliver
+
+    def change(source: Any, bucket: Bucket, path: str, **options: Any) -> Any:
+        sent = original(source, bucket, path, **options)
+        os.utime(model / path, (1, 1))
+        return sent
+
+    monkeypatch.setattr(sync, "deliver", change)
+    with pytest.raises(StorageError, match="was changed while"):
+        copy(model, "m")
+    assert manifest_of(anywhere, "m").state == "unfinished"
+
+
+def test_a_folder_without_a_manifest_is_copied_and_its_sizes_are_all_that_is_known(
+    copy: Copier, anywhere: Bucket, tmp_path: Path
+):
+    anywhere.put("plain/a.txt", b"abc")
+    report = copy("plain", tmp_path / "back")
+    assert report.verified_by == "sizes only of the source"
+    assert content(tmp_path / "back") == {"a.txt": b"abc"}
+
+
+def test_a_dataset_is_copied_with_its_own_manifest_last(
+    copy: Copier, write: Callable[..., Any], anywhere: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    from bafogpt.storage import manifest as manifests
+
+    written, _ = write(anywhere.child("data"), [50, 60, 70])
+    order = []
+    original = sync._move
+
+    def record(listing: Any, entry: Any, *rest: Any) -> ModelFile:
+        order.append(entry.name)
+        return original(listing, entry, *rest)
+
+    monkeypatch.setattr(sync, "_move", record)
+    copy("data", "copied")
+    assert manifests.load(anywhere.child("copied")).digest == written.digest
+    assert order[-1] == "manifest.json"
+    assert copy("data", "copied").sent_files == 0
+
+
+def test_nothing_at_the_source_is_an_error(copy: Copier, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "not-there", tmp_path / "empty", "nothing"):
+        with pytest.raises(BafoError, match=r"does not exist|no file|nothing below"):
+            copy(source, "m")
+    (tmp_path / "file").touch()
+    with pytest.raises(BafoError, match="is a file"):
+        copy(tmp_path / "file", "m")
+
+
+def test_a_place_cannot_be_copied_to_itself(copy: Copier):
+    with pytest.raises(BafoError, match="source and target"):
+        copy("m", "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "bare", "url"),
+    [
+        ("models/m", "bucket", "s3://zulu/below/models/m"),
+        ("", "bucket", "s3://zulu/below"),
+        ("models/m", "local", "file://{here}/models/m"),
+        ("./models", "bucket", "file://{here}/models"),
+        ("/data/m/", "bucket", "file:///data/m"),
+        ("file:///data/a%20b", "bucket", "file:///data/a%20b"),
+        ("s3://other/x/", "local", "s3://other/x"),
+        ("hf://a/b@v1", "local", "hf://a/b@v1"),
+    ],
+)
+def test_what_a_path_names(text: str, bare: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    place = locate(text, Settings(bucket="s3://zulu/below"), bare)
+    assert place.url == url.format(here=tmp_path)
+    assert (place.local is not None) == url.startswith("file:")
+
+
+def test_what_is_no_place_is_refused():
+    for wrong in ("gs://bucket/x", "s3://X", "hf://one"):
+        with pytest.raises(ConfigError):
+            locate(wrong, Settings())
+    with pytest.raises(ConfigError):
+        locate("", Settings(), "local")

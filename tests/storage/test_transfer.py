@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.core import digest
+from bafogpt.core.errors import AuthError, CorruptError, DiskFullError, UnreachableError
+from bafogpt.core.process import wait_until
+from bafogpt.core.settings import Settings
+from bafogpt.storage import multipart, transfer
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.multipart import MultipartUpload, Part, UploadEndedError
+from tests.faults.proxy import Proxy
+
+PART = 5 << 20  # the least that S3 takes
+
+Make = Callable[[int], Path]
+
+
+def _fetched(bucket: Bucket, path: str, sent: transfer.Sent, into: Path) -> bytes:
+    target = into / "fetched" / path
+    transfer.fetch(bucket, path, target, size=sent.bytes, digest=sent.digest)
+    assert os.listdir(target.parent) == [target.name]
+    return target.read_bytes()
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_bandwidth_is_kept_on_average_and_unused_time_is_not_made_up_for() -> None:
+    clock = _Clock()
+    line = transfer.Bandwidth(1000, clock, clock.sleep)
+    for _ in range(5):
+        line.take(500)
+    assert clock.now == pytest.approx(102.5)
+    clock.now += 60
+    line.take(1000)
+    assert clock.now == pytest.approx(163.5)
+    transfer.Bandwidth(None, clock, clock.sleep).take(1 << 40)
+    assert clock.now == pytest.approx(163.5)
+    with pytest.raises(ValueError, match="0 bytes"):
+        transfer.Bandwidth(0)
+
+
+def test_threads_share_a_bandwidth() -> None:
+    waits: list[float] = []
+    line = transfer.Bandwidth(1000, clock=lambda: 0.0, sleep=waits.append)
+    threads = [threading.Thread(target=line.take, args=(100,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(waits) == pytest.approx([0.1 * i for i in range(1, 9)])
+
+
+@pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 2 * PART + 77])
+def test_what_is_sent_is_what_is_fetched(
+    anywhere: Bucket, random_file: Make, tmp_path: Path, small_parts: int, size: int
+) -> None:
+    file = random_file(size)
+    moved: list[int] = []
+    sent = transfer.send(file, anywhere, "a folder/x.bin", progress=moved.append)
+    assert (sent.bytes, sent.digest, sent.resumed) == (size, digest.of_file(file), 0)
+    assert sum(moved) == size
+    assert anywhere.info("a folder/x.bin").etag == sent.etag
+    assert _fetched(anywhere, "a folder/x.bin", sent, tmp_path) == file.read_bytes()
+
+
+def test_seaweedfs_is_seen_to_verify_checksums_and_nothing_is_read_back(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "chunks", None)
+    file = random_file(PART + 1)
+    sent = transfer.send(file, bucket, "x")
+    assert (sent.proof, sent.etag) == ("checksum", transfer.etag_of(file))
+    small = random_file(10)
+    sent = transfer.send(small, bucket, "y")
+    assert (sent.proof, sent.etag) == ("etag", transfer.etag_of(small))
+    assert multipart.unfinished(bucket) == []
+
+
+def _flip(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A line that flips a bit in each of the next ``times`` big requests."""
+    flipped: list[int] = []
+
+    class Flipping(multipart._Body):
+        def __init__(self, data: bytes, gate: Any) -> None:
+            if len(flipped) < times:
+                flipped.append(len(data))
+                data = data[:-1] + bytes([data[-1] ^ 1])
+            super().__init__(data, gate)
+
+    monkeypatch.setattr(multipart, "_Body", Flipping)
+    return flipped
+
+
+def test_a_bit_that_flips_on_its_way_is_refused_and_the_part_is_sent_again(
+    bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flipped = _flip(2, monkeypatch)
+    file = random_file(PART + 1)
+    sent = transfer.send(file, bucket, "x")
+    assert len(flipped) == 2
+    assert _fetched(bucket, "x", sent, tmp_path) == file.read_bytes()
+
+
+def test_a_line_that_flips_a_bit_every_time_is_an_error_and_no_object(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flipped = _flip(1000, monkeypatch)
+    with pytest.raises(CorruptError, match="what arrived is not what was sent"):
+        transfer.send(random_file(PART + 1), bucket, "x")
+    assert len(flipped) <= 2 * multipart.TRIES_OF_A_PART
+    assert not bucket.exists("x")
+
+
+def test_reading_back_finds_the_bit_where_the_server_does_not(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.address("")[0].verifies_checksums = False
+    _flip(1, monkeypatch)
+    with pytest.raises(CorruptError, match="what arrived is not what was sent"):
+        transfer.send(random_file(PART + 1), bucket, "x")
+    assert not bucket.exists("x")
+
+
+def test_an_upload_that_was_cut_off_goes_on_and_only_parts_that_are_right_are_believed(
+    bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int
+) -> None:
+    file = random_file(3 * PART + 5)
+    data = file.read_bytes()
+    upload = multipart.begin(bucket, "x", checksum=True)
+    upload.send(1, data[:PART], checksum=True)
+    upload.send(2, bytes(PART), checksum=True)  # of the right size only
+    upload.send(3, data[2 * PART : 3 * PART - 1], checksum=True)
+    upload.send(4, data[3 * PART :], checksum=True)
+    sent = transfer.send(file, bucket, "x")
+    assert sent.resumed == PART + 5
+    assert _fetched(bucket, "x", sent, tmp_path) == data
+    assert multipart.unfinished(bucket) == []
+
+
+def test_the_upload_of_another_object_is_left_alone(bucket: Bucket, random_file: Make, small_parts: int) -> None:
+    for path in ("x/y", "xy", "x"):
+        multipart.begin(bucket, path, checksum=True)
+    assert [upload.path for upload in multipart.unfinished(bucket, "x/")] != []
+    assert {upload.path for upload in multipart.unfinished(bucket, "x")} == {"x", "x/y"}
+    transfer.send(random_file(PART + 1), bucket, "x")
+    assert {upload.path for upload in multipart.unfinished(bucket)} == {"x/y", "xy"}
+
+
+SENDER = """
+    import sys
+    from pathlib import Path
+    from bafogpt.core.settings import Settings
+    from bafogpt.storage import transfer
+    from bafogpt.storage.bucket import Bucket
+
+    url, endpoint, file = sys.argv[1:]
+    bucket = Bucket.open(url, Settings(bucket=url, s3_endpoint=endpoint))
+    transfer.send(Path(file), bucket, "big", bandwidth=transfer.Bandwidth(100e6))
+"""
+
+
+def test_a_sender_that_is_killed_costs_at_most_one_part(
+    bucket: Bucket, s3: Any, random_file: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (64 << 20) + 321
+    file = random_file(size)
+    with Proxy(s3.environment["AWS_ENDPOINT_URL"]) as line:
+        command = [sys.executable, "-c", textwrap.dedent(SENDER), bucket.url, line.url, str(file)]
+        child = subprocess.Popen(command, env=os.environ | s3.environment)
+        assert wait_until(lambda: line.up > 40 << 20 or child.poll() is not None, 60, poll_s=0.001)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert not bucket.exists("big")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, s3.environment[name])
+        through = Bucket.open(bucket.url, Settings(bucket=bucket.url, s3_endpoint=line.url))
+        sent = transfer.send(file, through, "big")
+        assert size < line.up <= size + transfer.PART_BYTES + 10_000  # what asks for something has a body too
+    assert sent.resumed >= 32 << 20
+    assert _fetched(bucket, "big", sent, tmp_path) == file.read_bytes()
+
+
+def test_a_completion_whose_answer_was_lost_is_a_completion(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = MultipartUpload.complete
+
+    def lose(self: MultipartUpload, parts: list[Part]) -> str:
+        complete(self, parts)
+        raise UploadEndedError("gone", "again")
+
+    monkeypatch.setattr(MultipartUpload, "complete", lose)
+    file = random_file(PART + 1)
+    assert transfer.send(file, bucket, "x").etag == transfer.etag_of(file) == bucket.info("x").etag
+
+
+def test_an_upload_that_somebody_ends_can_be_begun_again(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = MultipartUpload.complete
+
+    def abort_first(self: MultipartUpload, parts: list[Part]) -> str:
+        self.abort()
+        self.abort()  # twice is fine
+        return complete(self, parts)
+
+    file = random_file(PART + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(MultipartUpload, "complete", abort_first)
+        with pytest.raises(UnreachableError, match="somebody ended this upload"):
+            transfer.send(file, bucket, "x")
+    assert not bucket.exists("x")
+    assert transfer.send(file, bucket, "x").resumed == 0
+
+
+def test_who_may_not_list_uploads_may_send_all_the_same(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AuthError("access refused", "ask")
+
+    monkeypatch.setattr(multipart, "unfinished", refuse)
+    assert transfer.send(random_file(PART + 1), bucket, "x").proof == "checksum"
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
+    anywhere: Bucket, random_file: Make, small_parts: int
+) -> None:
+    file = random_file(4 * PART)
+
+    def shrink(_: int) -> None:
+        os.truncate(file, PART)
+
+    with pytest.raises(CorruptError, match="became shorter"):
+        transfer.send(file, anywhere, "x", progress=shrink)
+    assert not anywhere.exists("x")
+
+
+def test_what_fails_on_local_disk_leaves_nothing(
+    full_disk: Callable[[int], None], folder: Bucket, random_file: Make, small_parts: int, tmp_path: Path
+) -> None:
+    file = random_file(2 * PART)
+    full_disk(PART)
+    with pytest.raises(DiskFullError):
+        transfer.send(file, folder, "x/y")
+    assert [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()] == []
+
+
+def test_a_copy_goes_from_any_bucket_to_any_other(
+    anywhere: Bucket, folder: Bucket, bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int
+) -> None:
+    file = random_file(2 * PART + 3)
+    sent = transfer.send(file, anywhere, "x")
+    for target in (folder, bucket):
+        moved: list[int] = []
+        copied = transfer.copy(anywhere, "x", target, "copy/x", size=sent.bytes, progress=moved.append)
+        assert copied == sent.digest
+        assert sum(moved) == sent.bytes
+        assert _fetched(target, "copy/x", sent, tmp_path / target.url.partition(":")[0]) == file.read_bytes()
+    assert transfer.copy(anywhere, "x", folder, "short", size=PART) == digest.of_bytes(file.read_bytes()[:PART])
+
+
+def test_a_bandwidth_bounds_what_is_sent_and_fetched(
+    bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock()
+    line = transfer.Bandwidth(1e6, clock, clock.sleep)
+    sent = transfer.send(random_file(PART + 1), bucket, "x", bandwidth=line)
+    assert clock.now - 100 == pytest.approx(sent.bytes / 1e6)
+    transfer.fetch(bucket, "x", tmp_path / "x", size=sent.bytes, digest=sent.digest, bandwidth=line)
+    assert clock.now - 100 == pytest.approx(2 * sent.bytes / 1e6)
+
+
+def test_an_object_has_no_more_parts_than_s3_takes() -> None:
+    for size in (1, 37 << 30, 5 << 40):
+        assert transfer.part_bytes(size) * 9_000 >= size
+    assert transfer.part_bytes(37 << 30) == transfer.PART_BYTES
+    assert dataclasses.is_dataclass(transfer.Sent)
