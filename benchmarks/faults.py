@@ -56,7 +56,7 @@ def main() -> int:
     for each in wrong:
         console.print(each, style="red", markup=False)
     again = f"./scripts/bench faults --kills {options.kills} --torch {options.torch} --faults {options.faults}"
-    console.print(f"{'FAILED' if wrong else 'passed'}; again: {again} --seed {options.seed}")
+    console.print(f"{'FAILED' if wrong else 'passed'}; again: {again} --seed {options.seed}", soft_wrap=True)
     return 1 if wrong else 0
 
 
@@ -98,14 +98,14 @@ def _told_kills(title: str, table: Table, seconds: float) -> dict[str, Any]:
     moments = sum(each.kill.how == "moment" for each in table.fallen)
     console.print(
         f"{kills} kills in {table.runs} runs, {moments} at random moments, {table.in_save} ({share:.0%}) in a save; "
-        f"{table.redone} steps done again; {len(table.problems)} problems; {seconds:.0f} s"
+        f"{len(table.problems)} problems; {seconds:.0f} s",
+        soft_wrap=True,
     )
     return {
         "kills": kills,
         "runs": table.runs,
         "at_random_moments": moments,
         "in_save": table.in_save,
-        "steps_redone": table.redone,
         "seconds": round(seconds, 1),
         "points": table.rows(),
     }

@@ -17,6 +17,8 @@ from bafogpt.train.handoff import Handoff, StagedCheckpoint, checkpoint_step, re
 log = logging.getLogger(__name__)
 POLL_S = 0.1
 RETRY_S = 2.0
+BEST = "validation_loss"
+"""What the best checkpoint has the lowest of, in the trainer's metadata and in the manifest's."""
 
 
 class Uploader:
@@ -99,7 +101,7 @@ class Uploader:
                 step=staged.step,
                 samples=staged.samples,
                 upload_id=upload_id,
-                metadata={"attempt": self._attempt},
+                metadata={"attempt": self._attempt, BEST: staged.metadata.get(BEST)},
             )
         except ConflictError as error:
             # another attempt committed this step already; that one is complete, so this copy is of no use
@@ -114,6 +116,7 @@ class Uploader:
             seconds=round(time.monotonic() - start, 3),
         )
         self._handoff.drop(staged.folder)
-        removed = self._store.retain(last=self._config.keep_last, every=self._config.keep_every)
+        config = self._config
+        removed = self._store.retain(config.keep_last, config.keep_every, BEST if config.keep_best else None)
         if removed:
             self._record("checkpoints_removed", steps=removed)

@@ -106,6 +106,8 @@ class CheckpointConfig:
     """Complete checkpoints kept in the bucket."""
     keep_every: int | None = None
     """Steps that are multiples of this stay as well."""
+    keep_best: bool = True
+    """Whether the one with the lowest validation loss stays as well; only steps that are validated have one."""
     max_pending: int = 2
     """Checkpoints that may wait on local disk for their upload."""
     when_behind: Literal["wait", "skip"] = "wait"

@@ -118,6 +118,7 @@ class _Run:
         self.state.optimizer.step()
         self.state.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
+        progress.validation_loss = None
         progress.samples += config.batch_samples
         self.window_tokens += config.batch.tokens
         return total, norm, rate
@@ -172,6 +173,7 @@ class _Run:
         parallel.reshard(self.state.model)
         mean = self._reduce(total / len(own), "mean")
         self.window_started = time.perf_counter()
+        self.state.progress.validation_loss = mean
         if self.log is not None:
             self.log.write(step=self.state.progress.step, validation_loss=mean, validation_samples=count)
 

@@ -39,6 +39,8 @@ class Progress:
     """Samples consumed; the next one read is this one."""
     seconds: float = 0.0
     """Time spent training, over all attempts."""
+    validation_loss: float | None = None
+    """Of this very step; none where it was not validated."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A trainer without a model: the real hand-off, a real process, real signals, and steps of a hundredth of a second.
 
 The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies without a word at step N of every try,
-``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM.
+``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM, ``best_at=N`` makes step N's
+checkpoint the best.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ def main() -> int:
         with handoff.metrics(order.attempt).open("a") as file:
             file.write(json.dumps(line) + "\n")
         if step % config.checkpoint.every == 0 or step == config.steps or stop.requested:
-            save(handoff, step, samples)
+            save(handoff, step, samples, loss=abs(step - int(behaviour.get("best_at", "0"))))
     done = step == config.steps
     handoff.write_result(0, Result("finished" if done else "stopped", step, samples))
     return 0
 
 
-def save(handoff: Handoff, step: int, samples: int) -> None:
+def save(handoff: Handoff, step: int, samples: int, loss: float = 0) -> None:
     partial = handoff.partial(step)
     partial.mkdir()
     files.write_atomic(partial / "weights", f"weights of step {step}")
-    handoff.commit(partial, {"step": step, "samples": samples})
+    handoff.commit(partial, {"step": step, "samples": samples, "validation_loss": loss})
 
 
 if __name__ == "__main__":

@@ -41,10 +41,18 @@ def test_a_run_ends_with_everything_in_the_bucket_and_nothing_on_the_disk(
     assert [point["step"] for point in points] == list(range(1, 21))
     assert runs.sample_gaps(points) == []
     assert [event["step"] for event in events(bucket, "checkpoint_committed")] == [5, 10, 15, 20]
-    assert [checkpoint.step for checkpoint in store.checkpoints("run").complete()] == [15, 20]
+    assert [checkpoint.step for checkpoint in store.checkpoints("run").complete()] == [5, 15, 20]
     assert "run: succeeded" in store.logs("run")
     assert bucket.exists("runs/run/report.html")
     assert not (tmp_path / "work" / "run").exists()
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(
+    supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_WORKER", "best_at=10,step_s=0.05")
+    supervise(make_job(train={"checkpoint": {"keep_last": 1}}))
+    assert [checkpoint.step for checkpoint in RunStore(bucket).checkpoints("run").complete()] == [10, 20]
 
 
 def test_a_killed_trainer_comes_back_at_the_sample_after_the_checkpoint(supervise: Supervise, bucket: Bucket):

@@ -45,14 +45,12 @@ class Table:
     missed: int = 0
     problems: list[str] = field(default_factory=list)
     runs: int = 0
-    redone: int = 0
 
     def add(self, outcome: Outcome) -> None:
         self.fallen += outcome.fallen
         self.missed += len(outcome.missed)
         self.problems += outcome.problems
         self.runs += 1
-        self.redone += sum(outcome.redone)
 
     @property
     def in_save(self) -> int:

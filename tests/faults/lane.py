@@ -272,7 +272,6 @@ class Lane:
             bound = self.plan.every * (self.plan.max_pending + 1 if lost else 1)
             if steps > bound and self.plan.when_behind == "wait":
                 outcome.problems.append(f"{self.name}: {steps} steps were done again, more than {bound}")
-        outcome.redone = [steps for steps, _ in history.redone]
 
     def _end_all(self) -> None:
         if self._process is not None and self._process.poll() is None:

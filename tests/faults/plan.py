@@ -63,7 +63,6 @@ class Outcome:
     missed: list[Kill] = field(default_factory=list)
     """The run ended before it came to that point."""
     problems: list[str] = field(default_factory=list)
-    redone: list[int] = field(default_factory=list)
     state: bytes = b""
     """The state of the last checkpoint, as the bucket has it."""
     history: ledger.History = field(default_factory=ledger.History)

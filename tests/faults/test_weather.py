@@ -29,7 +29,7 @@ def test_what_a_bad_line_does_is_undone_or_said(place: Place, caplog: pytest.Log
 def test_a_whole_run_over_a_bad_line_ends_as_if_it_were_good(place: Place):
     plan = Plan(steps=16, every=4)
     truth = in_peace(place, plan, "in-peace")
-    script = Script(11, rate=0.1)
+    script = Script(11, rate=0.25)
 
     def decide(request: Request) -> Fault | None:
         """All but the one request that asks without retries, so that a wrong bucket is said at once."""
