@@ -23,7 +23,7 @@ class SupervisorConfig:
     processes: int = 0
     """Trainer processes on each machine; 0 is one a GPU, and one where there is none."""
     max_restarts: int = 3
-    """How often crashed trainers are started again before the run has failed."""
+    """How often in a row crashed trainers are started again, without getting further, before the run has failed."""
     grace_s: float = 90.0
     """Seconds from SIGTERM until trainers that have not saved and left are killed."""
     ship_every_s: float = 5.0

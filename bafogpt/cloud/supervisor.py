@@ -149,7 +149,7 @@ class _Supervisor:
 
     def _train(self) -> Ending:
         """Start trainers and start them again, until there is an ending."""
-        restarts = 0
+        restarts = furthest = 0
         while True:
             order = self._order()
             self._handoff.write_order(order)
@@ -180,7 +180,8 @@ class _Supervisor:
             self._recorder.say(f"trainers died: {why}")
             if failed and not failed.retry:
                 return Ending("failed", why, failed.hint, ExitCode(failed.exit_code))
-            restarts += 1
+            done = self._recorder.record.step
+            restarts, furthest = (1, done) if done > furthest else (restarts + 1, furthest)
             self._recorder.update(restarts=self._recorder.record.restarts + 1)
             if restarts > self._config.max_restarts:
                 message = f"{why}; gave up after {restarts - 1} restarts"

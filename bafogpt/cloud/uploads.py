@@ -89,6 +89,11 @@ class Uploader:
                 self.failing = Failing(float("-inf"), error)  # no use in trying again
                 self._record("upload_failed", step=step, error=error.message)
                 return
+            except Exception as error:  # a defect: the run ends with it instead of waiting for ever
+                message = f"the upload of step {step} failed unexpectedly: {type(error).__name__}: {error}"
+                self.failing = Failing(float("-inf"), BafoError(message, "report it"))
+                log.exception("%s", message)
+                return
 
     def _send(self, staged: StagedCheckpoint) -> None:
         """One checkpoint: files, verification, manifest; then what is too old goes, here and there."""
