@@ -200,6 +200,7 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         assert left
 
         server.keep(home, port=int(endpoint.url.rsplit(":", 1)[1]))
+        bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url))  # with its usual patience
         monkeypatch.setenv("FAKE_WORKER", "")
         assert supervise(job, on=bucket).state == "succeeded"
         (restored,) = events(bucket, "checkpoint_restored")

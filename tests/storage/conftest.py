@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import resource
 import socket
@@ -87,11 +88,22 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """``full_disk(size)``: from now on a file that grows beyond ``size`` bytes is refused as a full disk refuses it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def full_disk() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """``with full_disk(size)``: a file that grows beyond ``size`` bytes is refused as a full disk refuses it.
+
+    It holds for this whole process, so for no longer than the call under test: pytest writes files too.
+    """
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bafogpt.storage.checkpoints import CheckpointStore
 
 PART = 5 << 20
 Save = Callable[..., Path]
+Limit = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -254,12 +256,11 @@ def test_the_progress_of_a_fetch_ends_at_the_whole(folder: Bucket, save: Save, t
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_nothing(
-    full_disk: Callable[[int], None], folder: Bucket, save: Save, tmp_path: Path
+    full_disk: Limit, folder: Bucket, save: Save, tmp_path: Path
 ) -> None:
     store = CheckpointStore(folder)
     made = _upload(store, save(**FOUR), 1)
-    full_disk(2000)
-    with pytest.raises(DiskFullError):
+    with full_disk(2000), pytest.raises(DiskFullError):
         store.fetch(made, tmp_path / "into")
     assert os.listdir(tmp_path / "into") == []
 

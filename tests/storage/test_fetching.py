@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bafogpt.storage import fetching, transfer
 from bafogpt.storage.bucket import Bucket
 
 Make = Callable[[int], Path]
+Limit = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -131,11 +133,10 @@ def test_without_a_digest_the_size_must_be_right(
 
 
 def test_a_fetch_that_does_not_fit_leaves_nothing(
-    full_disk: Callable[[int], None], folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path
+    full_disk: Limit, folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path
 ) -> None:
     sent, _ = stored
     target = tmp_path / "into" / "x"
-    full_disk(2000)
-    with pytest.raises(DiskFullError):
+    with full_disk(2000), pytest.raises(DiskFullError):
         transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
     assert os.listdir(target.parent) == []

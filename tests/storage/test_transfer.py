@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.faults.proxy import Proxy
 PART = 5 << 20  # the least that S3 takes
 
 Make = Callable[[int], Path]
+Limit = Callable[[int], AbstractContextManager[None]]
 
 
 def _fetched(bucket: Bucket, path: str, sent: transfer.Sent, into: Path) -> bytes:
@@ -258,11 +260,10 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
 
 
 def test_what_fails_on_local_disk_leaves_nothing(
-    full_disk: Callable[[int], None], folder: Bucket, random_file: Make, small_parts: int, tmp_path: Path
+    full_disk: Limit, folder: Bucket, random_file: Make, small_parts: int, tmp_path: Path
 ) -> None:
     file = random_file(2 * PART)
-    full_disk(PART)
-    with pytest.raises(DiskFullError):
+    with full_disk(PART), pytest.raises(DiskFullError):
         transfer.send(file, folder, "x/y")
     assert [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()] == []
 
