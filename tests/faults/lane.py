@@ -182,7 +182,11 @@ class Lane:
         return saves
 
     def _metrics_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.work.glob("metrics-*"))
+        total = 0
+        for path in self.work.glob("metrics-*"):
+            with contextlib.suppress(FileNotFoundError):  # a run that has just succeeded takes its folder away
+                total += path.stat().st_size
+        return total
 
     def _at_a_file_operation(self, kill: Kill) -> list[int] | None:
         process = "trainer" if kill.victim == "trainer" else "supervisor"
