@@ -1,0 +1,39 @@
+"""The demo's own job, as it is: killed in the middle, it ends with the bits of one that was left in peace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bafogpt.cloud import job as jobs
+from bafogpt.cloud.claim import Place
+from bafogpt.cloud.runs import RunStore
+from bafogpt.cloud.supervisor import supervise
+from bafogpt.storage.bucket import Bucket
+
+from .conftest import ROOT
+
+
+def test_the_demo_killed_and_resumed_has_the_very_same_weights_as_one_left_in_peace(
+    dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    store = RunStore(dataset)
+    weights = {}
+    for name, kill_at, restarts in (("demo-in-peace", "null", 0), ("demo-killed", "50", 1)):
+        job = jobs.load(ROOT / "jobs" / "demo.yaml", [f"supervisor.drill_kill_at_step={kill_at}"])
+        assert supervise(job, name, dataset, tmp_path / name, Place()).state == "succeeded"
+        assert store.load(name).restarts == restarts
+        found = store.checkpoints(name).fetch_newest(tmp_path / "fetched" / name)
+        assert found is not None
+        assert found[0].step == job.train.steps
+        (file,) = found[1].glob("*.safetensors")
+        weights[name] = load_file(file)
+    left, killed = weights.values()
+    assert left.keys() == killed.keys()
+    assert [name for name in left if not torch.equal(left[name], killed[name])] == []
