@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from bafogpt.core.settings import EMBEDDED, Settings
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.embedded import server
 from bafogpt.train.handoff import Handoff
 from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import TrainState

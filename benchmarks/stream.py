@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import environment
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket, boto3_client
-from bafogpt.storage.manifest import TokenizerInfo
-from bafogpt.storage.tokens import TokenWriter
+from bafogpt.storage.embedded import server
+from bafogpt.storage.tokens.manifest import TokenizerInfo
+from bafogpt.storage.tokens.writer import TokenWriter
 
 HERE = Path(__file__).parent
 LENGTH = 2048

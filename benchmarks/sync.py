@@ -30,9 +30,9 @@ import environment
 from stream import null_server
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.embedded import server
 
 HERE = Path(__file__).parent
 BUCKET = "bench"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from bafogpt.core.settings import EMBEDDED, Settings
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.embedded import server
 
 OTHERS_VARIABLES = (
     "XDG_CONFIG_HOME",

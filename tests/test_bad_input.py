@@ -17,8 +17,8 @@ import pytest
 
 from bafogpt.core.errors import ExitCode
 from bafogpt.data import prepare, tokenizer
-from bafogpt.storage import manifest
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.tokens import manifest
 
 from .conftest import S3
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
     from bafogpt.data.prepare import PrepareReport
     from bafogpt.storage.bucket import Bucket
-    from bafogpt.storage.manifest import TokenManifest
+    from bafogpt.storage.tokens.manifest import TokenManifest
 
 app = typer.Typer(no_args_is_help=True, help="Make datasets of tokens from text, and look at them.")
 
@@ -82,7 +82,7 @@ def prepare_command(
 def show_command(url: DatasetArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Show what a dataset holds: its stages in order, and their sources."""
     from bafogpt.core import settings as configuration
-    from bafogpt.storage import manifest as manifests
+    from bafogpt.storage.tokens import manifest as manifests
 
     sink = Output.of(json=json, quiet=quiet)
     bucket = _dataset(url, configuration.load())

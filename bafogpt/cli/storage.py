@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from bafogpt.storage.embedded import Endpoint
-    from bafogpt.storage.locations import Bare, Place
-    from bafogpt.storage.sync import Plan, Report
+    from bafogpt.storage.embedded.files import Endpoint
+    from bafogpt.storage.folders.locations import Bare, Place
+    from bafogpt.storage.folders.sync import Plan, Report
 
 app = typer.Typer(help="Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.")
 
@@ -94,7 +94,7 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
     Model folders, datasets and checkpoints; exit code 1 when anything is wrong.
     """
     from bafogpt.core.errors import CorruptError
-    from bafogpt.storage import upkeep
+    from bafogpt.storage.folders import upkeep
 
     out = Output.of(json=json, quiet=quiet)
     contents = upkeep.survey(_place(url).bucket())
@@ -117,7 +117,7 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
 @app.command()
 def du(url: UrlArgument = "", depth: DepthOption = 1, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """How much each folder below a URL holds."""
-    from bafogpt.storage import upkeep
+    from bafogpt.storage.folders import upkeep
 
     out = Output.of(json=json, quiet=quiet)
     bucket = _place(url).bucket()
@@ -151,7 +151,7 @@ def gc(
     import sys
     from datetime import UTC, datetime
 
-    from bafogpt.storage import upkeep
+    from bafogpt.storage.folders import upkeep
 
     out = Output.of(json=json, quiet=quiet)
     place = _place(url)
@@ -184,7 +184,7 @@ def serve(
     from pathlib import Path
 
     from bafogpt.core import settings
-    from bafogpt.storage import server
+    from bafogpt.storage.embedded import server
 
     out = Output.of(json=json, quiet=quiet)
     home = Path(settings.load().home)
@@ -209,7 +209,7 @@ def stop(json: JsonOption = False, quiet: QuietOption = False) -> None:
     from pathlib import Path
 
     from bafogpt.core import settings
-    from bafogpt.storage import server
+    from bafogpt.storage.embedded import server
 
     home = Path(settings.load().home)
     was_running = server.stop(home)
@@ -219,7 +219,7 @@ def stop(json: JsonOption = False, quiet: QuietOption = False) -> None:
 
 def _place(url: str) -> Place:
     from bafogpt.core import settings
-    from bafogpt.storage.locations import locate
+    from bafogpt.storage.folders.locations import locate
 
     return locate(url, settings.load())
 
@@ -236,8 +236,8 @@ def _copy(
 ) -> None:
     """What push and pull do; they differ in what a bare path means."""
     from bafogpt.core import settings
-    from bafogpt.storage import sync
-    from bafogpt.storage.locations import locate
+    from bafogpt.storage.folders import sync
+    from bafogpt.storage.folders.locations import locate
     from bafogpt.storage.transfer import Bandwidth
 
     config = settings.load()
@@ -298,7 +298,7 @@ def _report(out: Output, home: Path, endpoint: Endpoint) -> None:
     """Say where the server is and how to use it; the secret key stays in its file."""
     import sys
 
-    from bafogpt.storage.embedded import Folder
+    from bafogpt.storage.embedded.files import Folder
 
     credentials = Folder(home).credentials
     record = {"endpoint": endpoint.url, "region": endpoint.region, "credentials": str(credentials)}

@@ -68,8 +68,8 @@ class Publisher:
                 )
 
     def _push(self) -> str:
-        from bafogpt.storage import sync
-        from bafogpt.storage.locations import locate
+        from bafogpt.storage.folders import sync
+        from bafogpt.storage.folders.locations import locate
 
         plan = sync.prepare(
             locate(self._checkpoints.url, self._settings), locate(self._target, self._settings, bare="bucket")

@@ -5,7 +5,7 @@
     run.json                  the record below, rewritten when the state changes
     attempts/0001.json        who works on it; create-only, so two supervisors cannot both be attempt 1
     events/  metrics/  logs/  feeds (see :mod:`bafogpt.cloud.feed`)
-    checkpoints/              see :mod:`bafogpt.storage.checkpoints`
+    checkpoints/              see :mod:`bafogpt.storage.checkpoints.store`
     report.html
 """
 
@@ -22,7 +22,7 @@ from bafogpt.cloud import feed
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError, RunNotFoundError, UsageError, did_you_mean
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.store import CheckpointStore
 
 State = Literal["running", "succeeded", "stopped", "failed"]
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?")

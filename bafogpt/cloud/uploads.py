@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from bafogpt.cloud.recorder import Failing
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import Handoff, StagedCheckpoint, checkpoint_step, read_staged
 

@@ -24,8 +24,8 @@ from bafogpt.data.documents import Document
 from bafogpt.data.spill import Spill, Spilled
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import MANIFEST, Source, TokenizerInfo, TokenManifest
-from bafogpt.storage.tokens import SHARD_BYTES, TokenWriter
+from bafogpt.storage.tokens.manifest import MANIFEST, Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -26,8 +26,8 @@ from bafogpt.storage.failures import CREDENTIALS_HINT, creation_failure
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
 
-    from bafogpt.storage.embedded import Endpoint
-    from bafogpt.storage.server import Lease
+    from bafogpt.storage.embedded.files import Endpoint
+    from bafogpt.storage.embedded.server import Lease
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -56,7 +56,7 @@ def parse(url: str) -> Location:
 
 def embedded(home: Path) -> Endpoint:
     """This machine's own S3 server, started if need be and kept for the life of this process."""
-    from bafogpt.storage import server  # a process that reads from elsewhere need not load what starts servers
+    from bafogpt.storage.embedded import server  # a process that reads from elsewhere need not load what starts servers
 
     with _leases_lock:
         held = _leases.get(home)

@@ -18,10 +18,10 @@ import torch
 from lightning.fabric import Fabric
 
 from bafogpt.core.errors import BafoError
-from bafogpt.storage import manifest as manifests
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
-from bafogpt.storage.stream import BlockCache, Samples, TokenStream, prefetch
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
 from bafogpt.train import metrics as metric
 from bafogpt.train import model as models
 from bafogpt.train import parallel, shares

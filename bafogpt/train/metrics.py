@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bafogpt.storage.manifest import Split
+from bafogpt.storage.tokens.manifest import Split
 
 PEAK_FLOPS = {
     "H200": 989e12,

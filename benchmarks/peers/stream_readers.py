@@ -178,9 +178,9 @@ def bafogpt_samples(job: Job) -> Iterator[int]:
     from pathlib import Path
 
     from bafogpt.core.settings import Settings
-    from bafogpt.storage import manifest
     from bafogpt.storage.bucket import Bucket
-    from bafogpt.storage.stream import BlockCache, Samples, TokenStream, prefetch
+    from bafogpt.storage.tokens import manifest
+    from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
 
     yield 0
     settings = Settings(s3_endpoint=job["endpoint"])

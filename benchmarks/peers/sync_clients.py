@@ -166,9 +166,9 @@ def rclone(job: Job) -> Act:
 
 def _checkpoints(job: Job) -> Any:
     from bafogpt.core.settings import Settings
-    from bafogpt.storage import sending
     from bafogpt.storage.bucket import Bucket
-    from bafogpt.storage.checkpoints import CheckpointStore
+    from bafogpt.storage.checkpoints.store import CheckpointStore
+    from bafogpt.storage.transfer import sending
 
     bucket = Bucket.open(f"s3://{job['bucket']}/{job['prefix']}", Settings(s3_endpoint=job["endpoint"]))
     connection = bucket.address("")[0]

@@ -17,8 +17,8 @@ from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.supervisor import Ending
 from bafogpt.core.errors import ExitCode, NotFoundError
 from bafogpt.core.settings import Settings
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.embedded import server
 from bafogpt.train.handoff import Handoff, checkpoint_step
 
 from .conftest import make_job

@@ -14,10 +14,10 @@ import pytest
 from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.data import curriculum, tokenizer
 from bafogpt.data.prepare import PrepareOptions, PrepareReport, prepare
-from bafogpt.storage import manifest as manifests
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import TokenManifest
-from bafogpt.storage.stream import TokenStream
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.manifest import TokenManifest
+from bafogpt.storage.tokens.stream import TokenStream
 
 BYTES = tokenizer.load("bytes")
 SHARED = Path(os.environ.get("BAFOGPT_SHARED") or Path(__file__).parents[3] / "shared")

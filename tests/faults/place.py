@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import Source, TokenizerInfo
-from bafogpt.storage.tokens import TokenWriter
+from bafogpt.storage.embedded import server
+from bafogpt.storage.tokens.manifest import Source, TokenizerInfo
+from bafogpt.storage.tokens.writer import TokenWriter
 
 DATA = "data/faults"
 BUCKET = "s3://faults"

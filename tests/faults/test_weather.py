@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from bafogpt.core.errors import CorruptError
-from bafogpt.storage import manifest as manifests
+from bafogpt.storage.tokens import manifest as manifests
 
 from .lane import Lane, in_peace
 from .place import DATA, Place

@@ -22,9 +22,9 @@ import numpy as np
 
 from bafogpt.core import files
 from bafogpt.core.errors import ConfigError
-from bafogpt.storage import manifest as manifests
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.stream import BlockCache, Samples, TokenStream, prefetch
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
 from bafogpt.train import shares
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import Handoff, Order, Result, StopFlag, checkpoint_name, read_staged

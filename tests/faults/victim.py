@@ -23,7 +23,8 @@ def main(job: Path, name: str, folder: Path, loop: list[str]) -> int:
     from bafogpt.cloud.job import Job
     from bafogpt.core import schema, settings
     from bafogpt.storage import bucket as buckets
-    from bafogpt.storage import sending, transfer
+    from bafogpt.storage import transfer
+    from bafogpt.storage.transfer import sending
 
     for module in (buckets, sending, transfer):
         module.PART_BYTES = PART_BYTES  # type: ignore[attr-defined]

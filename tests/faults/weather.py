@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bafogpt.core.errors import BafoError, CorruptError, StorageError
-from bafogpt.storage import manifest as manifests
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
-from bafogpt.storage.stream import Samples, TokenStream, prefetch
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
 
 from .place import DATA, Place
 from .proxy import Proxy

@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import constants
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage import hub_push
-from bafogpt.storage.locations import Place, locate
-from bafogpt.storage.sync import Report, execute, prepare
+from bafogpt.storage.folders.locations import Place, locate
+from bafogpt.storage.folders.sync import Report, execute, prepare
+from bafogpt.storage.hub import push as hub_push
 
 from ..conftest import S3
 from .server import Hub

@@ -10,12 +10,14 @@ from huggingface_hub import HfApi
 
 from bafogpt.core.errors import CorruptError, StorageError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage import card, hub_push, lfs, models, upkeep
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
-from bafogpt.storage.hub import HubLocation, HubRepo
-from bafogpt.storage.locations import locate
-from bafogpt.storage.sync import Plan, execute, prepare
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.folders import models, upkeep
+from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders.sync import Plan, execute, prepare
+from bafogpt.storage.hub import card, lfs
+from bafogpt.storage.hub import push as hub_push
+from bafogpt.storage.hub.repository import HubLocation, HubRepo
 
 from .conftest import BIG, REPO, Copy, content, write_model
 from .server import Hub

@@ -8,7 +8,7 @@ from typing import Any
 from bafogpt.cloud.publishing import Publisher
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.store import CheckpointStore
 
 from .conftest import REPO, Copy, content
 from .server import Hub

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage import sending, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import DType, Source, TokenizerInfo, TokenManifest
-from bafogpt.storage.tokens import TokenWriter
+from bafogpt.storage.tokens.manifest import DType, Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.writer import TokenWriter
+from bafogpt.storage.transfer import sending
 
 TOKENIZER = TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None)
 

@@ -12,8 +12,8 @@ import pytest
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoint import Checkpoint, CheckpointFile
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.manifest import Checkpoint, CheckpointFile
+from bafogpt.storage.checkpoints.store import CheckpointStore
 
 Save = Callable[..., Path]
 

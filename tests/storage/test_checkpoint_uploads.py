@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from bafogpt.core.errors import AuthError, BafoError, ConflictError, CorruptError, DiskFullError, UnreachableError
-from bafogpt.storage import multipart, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoint import Checkpoint
-from bafogpt.storage.checkpoints import CheckpointStore
+from bafogpt.storage.checkpoints.manifest import Checkpoint
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.transfer import multipart
 
 PART = 5 << 20
 Save = Callable[..., Path]
@@ -313,7 +314,7 @@ WRITER = """
     from bafogpt.core.errors import ConflictError
     from bafogpt.core.settings import Settings
     from bafogpt.storage.bucket import Bucket
-    from bafogpt.storage.checkpoints import CheckpointStore
+    from bafogpt.storage.checkpoints.store import CheckpointStore
 
     url, endpoint, folder, name = sys.argv[1:]
     store = CheckpointStore(Bucket.open(url, Settings(bucket=url, s3_endpoint=endpoint)))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, UnreachableError
-from bafogpt.storage import checkpoints, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import Checkpoint, CheckpointStore
+from bafogpt.storage.checkpoints import store as checkpoints
+from bafogpt.storage.checkpoints.store import Checkpoint, CheckpointStore
 
 Save = Callable[..., Path]
 

@@ -9,8 +9,9 @@ import pytest
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError, UnreachableError
-from bafogpt.storage import fetching, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.transfer import fetching
 
 Make = Callable[[int], Path]
 Limit = Callable[[int], AbstractContextManager[None]]

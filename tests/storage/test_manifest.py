@@ -12,10 +12,10 @@ import pytest
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, DataError, NotFoundError
-from bafogpt.storage import manifest as manifests
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import Shard, Source, Split, Stage, TokenizerInfo, TokenManifest, from_json, load
-from bafogpt.storage.tokens import TokenWriter
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.manifest import Shard, Source, Split, Stage, TokenizerInfo, TokenManifest, from_json, load
+from bafogpt.storage.tokens.writer import TokenWriter
 
 TOKENIZER = TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None)
 

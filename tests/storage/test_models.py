@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, DiskFullError, StorageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage import models, sync
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.fetching import PARTIAL
-from bafogpt.storage.locations import Place, locate
-from bafogpt.storage.models import ModelFile, ModelManifest
-from bafogpt.storage.sync import Plan, Report, execute, prepare
+from bafogpt.storage.folders import models, sync
+from bafogpt.storage.folders.locations import Place, locate
+from bafogpt.storage.folders.models import ModelFile, ModelManifest
+from bafogpt.storage.folders.sync import Plan, Report, execute, prepare
+from bafogpt.storage.transfer.fetching import PARTIAL
 
 FILES = {"model.safetensors": b"w" * 3_000_000, "config.json": b"{}", "tokenizer/tokenizer.json": b"[]", "empty": b""}
 DIGEST = "blake3:" + "0" * 64
@@ -312,7 +312,7 @@ def test_a_folder_without_a_manifest_is_copied_and_its_sizes_are_all_that_is_kno
 def test_a_dataset_is_copied_with_its_own_manifest_last(
     copy: Copier, write: Callable[..., Any], anywhere: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
-    from bafogpt.storage import manifest as manifests
+    from bafogpt.storage.tokens import manifest as manifests
 
     written, _ = write(anywhere.child("data"), [50, 60, 70])
     order = []

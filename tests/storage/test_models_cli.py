@@ -13,8 +13,11 @@ import pytest
 from bafogpt.cli import storage
 from bafogpt.cli.main import main
 from bafogpt.core.errors import AuthError, ExitCode, UsageError
-from bafogpt.storage import bandwidth, embedded, server, sync
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.embedded import files as embedded
+from bafogpt.storage.embedded import server
+from bafogpt.storage.folders import sync
+from bafogpt.storage.transfer import bandwidth
 
 if TYPE_CHECKING:
     from tests.conftest import S3

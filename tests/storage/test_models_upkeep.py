@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from bafogpt.core.errors import BafoError, NotFoundError
-from bafogpt.storage import models, multipart, upkeep
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints import CheckpointStore
-from bafogpt.storage.locations import locate
-from bafogpt.storage.sync import execute, prepare
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.folders import models, upkeep
+from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders.sync import execute, prepare
+from bafogpt.storage.transfer import multipart
 
 DAY = timedelta(hours=24)
 TOMORROW = datetime.now(UTC) + timedelta(hours=25)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bafogpt.core.errors import AuthError, NotFoundError, StorageError, UnreachableError
-from bafogpt.storage import multipart, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.transfer import multipart
 
 PART = 5 << 20
 Make = Callable[[int], Path]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from bafogpt.core import digest, process
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import Shard, Split, Stage, TokenizerInfo, TokenManifest
-from bafogpt.storage.stream import Samples, TokenStream, prefetch
+from bafogpt.storage.tokens.manifest import Shard, Split, Stage, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
 from bafogpt.train.shares import all_rank_samples
 
 Write = Callable[..., Any]
@@ -253,6 +253,6 @@ def test_a_run_resumes_at_the_billionth_sample_of_a_trillion_tokens_at_once(
 
 def test_reading_does_not_load_what_reading_does_not_need() -> None:
     heavy = ["boto3", "botocore", "psutil", "torch", "http.client", "numpy.typing", "asyncio", "smart_open"]
-    code = f"import sys, bafogpt.storage.stream; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, bafogpt.storage.tokens.stream; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -16,15 +16,16 @@ import pytest
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, StorageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage import embedded, server
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.embedded import Folder
+from bafogpt.storage.embedded import files as embedded
+from bafogpt.storage.embedded import server
+from bafogpt.storage.embedded.files import Folder
 
 WAIT_S = 15.0
 HOLDER = """
 import sys, time
 from pathlib import Path
-from bafogpt.storage import server
+from bafogpt.storage.embedded import server
 lease = server.lease(Path(sys.argv[1]))
 print(lease.endpoint.url, flush=True)
 time.sleep(600)
@@ -43,7 +44,7 @@ def _servers(home: Path) -> list[psutil.Process]:
     found = []
     for each in psutil.process_iter(["cmdline"]):
         line = " ".join(each.info["cmdline"] or [])
-        if str(home) in line and ("storage.guardian" in line or "weed" in line):
+        if str(home) in line and ("embedded.guardian" in line or "weed" in line):
             found.append(each)
     return found
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bafogpt.cli.main import main
-from bafogpt.storage import server
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.embedded import server
 
 if TYPE_CHECKING:
     from tests.conftest import S3

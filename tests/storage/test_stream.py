@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bafogpt.core.errors import CorruptError, DataError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.stream import BlockCache, Samples, TokenStream
+from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
 
 Write = Callable[..., Any]
 

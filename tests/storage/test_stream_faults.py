@@ -13,7 +13,7 @@ import pytest
 
 from bafogpt.core.errors import CorruptError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.stream import Samples, TokenStream, prefetch
+from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
 from tests.faults.proxy import Fault, Proxy, Request
 
 Write = Callable[..., Any]

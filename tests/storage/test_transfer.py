@@ -18,9 +18,10 @@ from bafogpt.core import digest
 from bafogpt.core.errors import AuthError, CorruptError, DiskFullError, UnreachableError
 from bafogpt.core.process import wait_until
 from bafogpt.core.settings import Settings
-from bafogpt.storage import multipart, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.multipart import MultipartUpload, Part, UploadEndedError
+from bafogpt.storage.transfer import multipart
+from bafogpt.storage.transfer.multipart import MultipartUpload, Part, UploadEndedError
 from tests.faults.proxy import Proxy
 
 PART = 5 << 20  # the least that S3 takes

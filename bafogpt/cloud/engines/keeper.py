@@ -35,7 +35,7 @@ def keep(folder: Path, workdir: Path) -> int:
     with contextlib.ExitStack() as stack:
         environment = dict(os.environ)
         if config.s3_endpoint == settings.EMBEDDED and config.bucket.startswith("s3://"):
-            from bafogpt.storage import server
+            from bafogpt.storage.embedded import server
 
             lease = stack.enter_context(server.lease(Path(config.home)))
             environment |= lease.endpoint.environment() | {"BAFOGPT_S3_ENDPOINT": lease.endpoint.url}

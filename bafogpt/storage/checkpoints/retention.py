@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 
 from bafogpt.core.errors import AuthError, StorageError
-from bafogpt.storage import multipart, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoint import Checkpoint
+from bafogpt.storage.checkpoints.manifest import Checkpoint
+from bafogpt.storage.transfer import multipart
 
 log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d+)/")

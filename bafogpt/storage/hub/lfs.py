@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core import files
 from bafogpt.core.errors import StorageError
-from bafogpt.storage.bandwidth import Bandwidth
 from bafogpt.storage.bucket import Progress
-from bafogpt.storage.hub import HubLocation
-from bafogpt.storage.listing import Source
+from bafogpt.storage.folders.listing import Source
+from bafogpt.storage.hub.repository import HubLocation
+from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core.errors import CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage import card, models
-from bafogpt.storage.bandwidth import Bandwidth
 from bafogpt.storage.bucket import Progress
-from bafogpt.storage.hub import HubLocation, HubRepo, client, git_id, translated
-from bafogpt.storage.lfs import Uploads
-from bafogpt.storage.listing import Entry, Listing, Source, require_unchanged
-from bafogpt.storage.models import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.folders import models
+from bafogpt.storage.folders.listing import Entry, Listing, Source, require_unchanged
+from bafogpt.storage.folders.models import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.hub import card
+from bafogpt.storage.hub.lfs import Uploads
+from bafogpt.storage.hub.repository import HubLocation, HubRepo, client, git_id, translated
+from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -44,7 +45,7 @@ def push(
 
     A new repository is private unless ``public``. A model card is written unless a person wrote one. Raises
     :class:`UsageError` for a repository that is public and was not asked for as one, :class:`ConflictError` when
-    somebody else commits meanwhile, and what :func:`bafogpt.storage.hub.translated` gives.
+    somebody else commits meanwhile, and what :func:`bafogpt.storage.hub.repository.translated` gives.
     """
     with translated(location, "write"):
         api = client()

@@ -22,12 +22,13 @@ from typing import Any
 
 from bafogpt.core import files
 from bafogpt.core.errors import ConflictError, CorruptError, DiskFullError, NotFoundError
-from bafogpt.storage import retention, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, Progress
-from bafogpt.storage.checkpoint import HINT, Checkpoint, CheckpointFile, flat_files, matches
-from bafogpt.storage.checkpoint_upload import FILES_AT_ONCE, FolderUpload, Listing, is_sound, is_whole
-from bafogpt.storage.fetching import JOURNAL, PARTIAL
+from bafogpt.storage.checkpoints import retention
+from bafogpt.storage.checkpoints.manifest import HINT, Checkpoint, CheckpointFile, flat_files, matches
+from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, Listing, is_sound, is_whole
 from bafogpt.storage.lanes import Check, in_parallel
+from bafogpt.storage.transfer.fetching import JOURNAL, PARTIAL
 
 __all__ = ["Checkpoint", "CheckpointFile", "CheckpointStore"]
 

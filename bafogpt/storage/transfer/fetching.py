@@ -10,9 +10,9 @@ from pathlib import Path
 from bafogpt.core import digest as digests
 from bafogpt.core import files
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError
-from bafogpt.storage.bandwidth import Bandwidth
 from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.lanes import in_parallel
+from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 log = logging.getLogger(__name__)
 

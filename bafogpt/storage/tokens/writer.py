@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bafogpt.core import digest, files
 from bafogpt.core.errors import DataError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import (
+from bafogpt.storage.tokens.manifest import (
     BLOCK_BYTES,
     ITEM_BYTES,
     MANIFEST,

@@ -11,7 +11,7 @@ from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.storage import connect
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.hub import HubLocation, HubRepo
+from bafogpt.storage.hub.repository import HubLocation, HubRepo
 
 
 @dataclass(frozen=True)

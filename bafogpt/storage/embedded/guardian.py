@@ -1,8 +1,8 @@
-"""The process that holds the embedded S3 server: ``python -m bafogpt.storage.guardian HOME PORT REPORT_FD``.
+"""The process that holds the embedded S3 server: ``python -m bafogpt.storage.embedded.guardian HOME PORT REPORT_FD``.
 
-Started by :func:`bafogpt.storage.server.lease` only. It starts SeaweedFS, says so through the pipe ``REPORT_FD``,
-and blocks until nobody holds a lease, or SIGTERM, or SeaweedFS ends; then it stops the server and goes. SIGUSR1
-makes it stay without leases. If it is killed outright the kernel ends SeaweedFS with it.
+Started by :func:`bafogpt.storage.embedded.server.lease` only. It starts SeaweedFS, says so through the pipe
+``REPORT_FD``, and blocks until nobody holds a lease, or SIGTERM, or SeaweedFS ends; then it stops the server and goes.
+SIGUSR1 makes it stay without leases. If it is killed outright the kernel ends SeaweedFS with it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import psutil
 
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, StorageError
-from bafogpt.storage import embedded
-from bafogpt.storage.embedded import HOST, S3_PORT, Folder, State
+from bafogpt.storage.embedded import files as embedded
+from bafogpt.storage.embedded.files import HOST, S3_PORT, Folder, State
 
 START_TIMEOUT_S = 30.0
 STOP_GRACE_S = 10.0

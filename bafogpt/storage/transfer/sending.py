@@ -16,12 +16,12 @@ from obstore.exceptions import GenericError
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
-from bafogpt.storage import multipart
-from bafogpt.storage.bandwidth import Bandwidth
 from bafogpt.storage.bucket import MAX_PARTS, Bucket, Progress
 from bafogpt.storage.failures import translated
 from bafogpt.storage.lanes import Call
-from bafogpt.storage.multipart import MultipartUpload, Part, UploadEndedError
+from bafogpt.storage.transfer import multipart
+from bafogpt.storage.transfer.bandwidth import Bandwidth
+from bafogpt.storage.transfer.multipart import MultipartUpload, Part, UploadEndedError
 
 PART_BYTES = 8 << 20
 PARTS_IN_FLIGHT = 1

@@ -13,7 +13,7 @@ from typing import cast
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import HASH_CHARS
+from bafogpt.storage.tokens.manifest import HASH_CHARS
 
 log = logging.getLogger(__name__)
 _CACHED = re.compile(rf"[0-9a-f]{{{HASH_CHARS}}}|\.block-.*")

@@ -17,14 +17,16 @@ from pathlib import Path
 from bafogpt.core import digest, files
 from bafogpt.core.errors import ConflictError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import EMBEDDED
-from bafogpt.storage import hub_push, models, transfer
-from bafogpt.storage.bandwidth import Bandwidth
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
+from bafogpt.storage.folders import models
+from bafogpt.storage.folders.listing import Entry, Listing, Source, hashed, read, require_unchanged
+from bafogpt.storage.folders.locations import Place
+from bafogpt.storage.folders.models import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.hub import push as hub_push
 from bafogpt.storage.lanes import in_parallel
-from bafogpt.storage.listing import Entry, Listing, Source, hashed, read, require_unchanged
-from bafogpt.storage.locations import Place
-from bafogpt.storage.models import MANIFEST, ModelFile, ModelManifest
-from bafogpt.storage.sending import deliver
+from bafogpt.storage.transfer.bandwidth import Bandwidth
+from bafogpt.storage.transfer.sending import deliver
 
 SMALL_BYTES = 1 << 20
 """Files up to this size go side by side: all that a kill can cost then is no more than a part of a large one."""
@@ -70,7 +72,7 @@ class Report:
 def prepare(source: Place, target: Place, *, progress: Progress | None = None) -> Plan:
     """Find out what a copy from ``source`` to ``target`` must send. ``progress`` counts bytes that are hashed here.
 
-    Raises what :func:`bafogpt.storage.listing.read` does.
+    Raises what :func:`bafogpt.storage.folders.listing.read` does.
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} is source and target", "name two places")

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
-from bafogpt.storage import multipart, transfer
+from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
-from bafogpt.storage.checkpoint import Checkpoint, CheckpointFile
+from bafogpt.storage.checkpoints.manifest import Checkpoint, CheckpointFile
 from bafogpt.storage.lanes import Check, in_parallel
+from bafogpt.storage.transfer import multipart
 
 FILES_AT_ONCE = 4
 Listing = Mapping[str, ObjectInfo]

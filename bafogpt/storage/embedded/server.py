@@ -1,8 +1,8 @@
 """This machine's own S3 server (SeaweedFS, on the loopback address), for as long as somebody needs it.
 
 A server lives while anyone holds a **lease** on it: a shared ``flock``, which the kernel drops when its holder
-ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.guardian`) waits for the
-exclusive lock; when it gets it nobody is left, and it stops the server and goes. So no server is ever left behind,
+ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.embedded.guardian`) waits for
+the exclusive lock; when it gets it nobody is left, and it stops the server and goes. So no server is ever left behind,
 and none goes away under somebody who uses it.
 
 The S3 port asks for keys that only the owner of ``HOME/s3`` can read. SeaweedFS' inner ports ask for none: other
@@ -25,9 +25,11 @@ import psutil
 import bafogpt
 from bafogpt.core import process
 from bafogpt.core.errors import ConflictError, StorageError
-from bafogpt.storage import embedded
-from bafogpt.storage.embedded import Endpoint, Folder, State
+from bafogpt.storage.embedded import files as embedded
+from bafogpt.storage.embedded.files import Endpoint, Folder, State
 
+GUARDIAN = "bafogpt.storage.embedded.guardian"
+"""The module that the guardian's process runs."""
 HEALTH_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
 
@@ -137,7 +139,14 @@ def _start(folder: Folder, port: int) -> State:
     with os.fdopen(receive, "rb") as report:
         try:
             launcher = subprocess.Popen(
-                [sys.executable, "-m", "bafogpt.storage.guardian", str(folder.root.parent), str(port), str(send)],
+                [
+                    sys.executable,
+                    "-m",
+                    "bafogpt.storage.embedded.guardian",
+                    str(folder.root.parent),
+                    str(port),
+                    str(send),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -8,8 +8,8 @@ All of them go on after a ``kill -9`` where they were: ``send`` and ``copy`` sen
 fetches at most the ranges that were on their way twice. A :class:`Bandwidth` bounds all the transfers it is given to.
 """
 
-from bafogpt.storage.bandwidth import Bandwidth
-from bafogpt.storage.fetching import fetch
-from bafogpt.storage.sending import PART_BYTES, Sent, copy, etag_of, part_bytes, send
+from bafogpt.storage.transfer.bandwidth import Bandwidth
+from bafogpt.storage.transfer.fetching import fetch
+from bafogpt.storage.transfer.sending import PART_BYTES, Sent, copy, etag_of, part_bytes, send
 
 __all__ = ["PART_BYTES", "Bandwidth", "Sent", "copy", "etag_of", "fetch", "part_bytes", "send"]

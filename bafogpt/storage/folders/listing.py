@@ -13,13 +13,13 @@ from typing import Any
 
 from bafogpt.core import digest
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, StorageError, UsageError
-from bafogpt.storage import models
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
-from bafogpt.storage.checkpoint import Checkpoint
-from bafogpt.storage.hub import HubRepo
+from bafogpt.storage.checkpoints.manifest import Checkpoint
+from bafogpt.storage.folders import models
+from bafogpt.storage.folders.locations import Place
+from bafogpt.storage.folders.models import MANIFEST
+from bafogpt.storage.hub.repository import HubRepo
 from bafogpt.storage.lanes import in_parallel
-from bafogpt.storage.locations import Place
-from bafogpt.storage.models import MANIFEST
 
 HASH_LANES = 4
 CHUNK_BYTES = 4 << 20

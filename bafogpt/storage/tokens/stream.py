@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from bafogpt.core.errors import DataError
-from bafogpt.storage.blocks import BlockCache, VerifiedReader
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest
+from bafogpt.storage.tokens.blocks import BlockCache, VerifiedReader
+from bafogpt.storage.tokens.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,14 +15,15 @@ from typing import Literal
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError, StorageError, UsageError
-from bafogpt.storage import manifest as manifests
-from bafogpt.storage import models, multipart
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
-from bafogpt.storage.checkpoint import Checkpoint
+from bafogpt.storage.checkpoints.manifest import Checkpoint
+from bafogpt.storage.folders import models
+from bafogpt.storage.folders.models import MANIFEST
 from bafogpt.storage.lanes import in_parallel
-from bafogpt.storage.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest
-from bafogpt.storage.models import MANIFEST
-from bafogpt.storage.multipart import MultipartUpload
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest
+from bafogpt.storage.transfer import multipart
+from bafogpt.storage.transfer.multipart import MultipartUpload
 
 log = logging.getLogger(__name__)
 LANES = 4
