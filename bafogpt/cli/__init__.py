@@ -7,7 +7,7 @@
 - ``failures`` every exception becomes two lines (what is wrong, what to type next) and an exit code
 - ``config``   ``bafogpt config``: the settings in force and who said so
 
-Each other module is one sub-command (``cloud``, ``job``, ``runs``, ``data``, ``storage``) and has an ``app``. It is
-imported only when it is called, and imports the lower floors only inside its functions, so that ``--help``, shell
-completion and a mistyped word answer at once.
+Each other module is one sub-command (``cloud``, ``job``, ``runs``, ``data``, ``storage``, ``image``) and has an
+``app``. It is imported only when it is called, and imports the lower floors only inside its functions, so that
+``--help``, shell completion and a mistyped word answer at once.
 """

@@ -15,6 +15,7 @@ from bafogpt.cli.options import (
     EnvOption,
     FollowOption,
     GpusOption,
+    ImageOption,
     InfraOption,
     JobArgument,
     JsonOption,
@@ -40,6 +41,7 @@ def launch(
     name: NameOption = None,
     gpus: GpusOption = None,
     infra: InfraOption = None,
+    image: ImageOption = None,
     set_: SetOption = None,
     env: EnvOption = None,
     bucket: BucketOption = None,
@@ -58,7 +60,9 @@ def launch(
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
-    plan = plans.make(job, config, name=name, gpus=gpus, infra=infra, assignments=set_ or (), env_names=env or ())
+    plan = plans.make(
+        job, config, name=name, gpus=gpus, infra=infra, image=image, assignments=set_ or (), env_names=env or ()
+    )
     if dry_run:
         out.result({"name": plan.name, "infra": plan.infra, "task": plan.task}, tasks.to_yaml(plan.task), plan.name)
         return

@@ -20,6 +20,7 @@ COMMANDS = {
     "runs": "Look at runs: state, logs, cost, report.",
     "data": "Make datasets of tokens from text, and look at them.",
     "storage": "Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.",
+    "image": "The container image that the tasks run in: show, check and pin it.",
     "config": "The settings in force, and who said so.",
 }
 """The sub-commands: module ``bafogpt.cli.NAME`` has an ``app``, which is imported when the command is called."""

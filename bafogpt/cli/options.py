@@ -51,6 +51,10 @@ InfraOption = Annotated[
     str | None,
     typer.Option("--infra", metavar="WHERE", help="Where to run: local, or a SkyPilot infra such as runpod or slurm."),
 ]
+ImageOption = Annotated[
+    str | None,
+    typer.Option("--image", metavar="REF", help="Container image to run in, in place of the one that is pinned."),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the run; default: made from the job's.")
 ]

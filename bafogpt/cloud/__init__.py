@@ -5,6 +5,8 @@ On the machine where you type:
 - ``project``    where ``jobs/`` and ``sky/`` are found
 - ``job``        a job file (what is trained), resolved: ``extends:``, ``--set``
 - ``task``       a task file (where): a SkyPilot task with the launch's flags laid on it
+- ``images``     the container image that the tasks run in: pinned in one file, repeated in every task, checked
+- ``reference``  how an image is named
 - ``plan``       both, frozen, with a name and a price: all that an engine needs
 - ``engines``    ``local`` and ``skypilot`` behind one small interface
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bafogpt import __version__
 from bafogpt.cloud.job import Job
+from bafogpt.cloud.reference import PREFIX, digest_of
 from bafogpt.cloud.runs import RunRecord, RunStore, now
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError
 from bafogpt.storage.bucket import Bucket
+
+IMAGE_LABELS = Path("/etc/bafogpt/image.json")
+"""Where an image of ``docker/`` says what it was built from: ``revision``, ``constraints``, ``base``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +31,32 @@ class Place:
     infra: str = "local"
     price_per_hour: float = 0.0
     git: str = ""
+    image: str | None = None
+    """Reference of the container image, where the launch named one."""
+    image_labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_environment(cls) -> Place:
-        """As the launch wrote it into the task's ``envs``."""
+    def from_environment(cls, labels: Path = IMAGE_LABELS) -> Place:
+        """As the launch wrote it into the task's ``envs``, and the image into its file of ``labels``."""
         price = os.environ.get("BAFOGPT_PRICE_PER_HOUR", "0")
+        launched = os.environ.get("BAFOGPT_INFRA")
+        image = os.environ.get("BAFOGPT_IMAGE", "").removeprefix(PREFIX)
         return cls(
-            infra=os.environ.get("BAFOGPT_INFRA", "local"),
+            infra=launched or "local",
             price_per_hour=float(price),
             git=os.environ.get("BAFOGPT_GIT", ""),
+            image=image if image and launched != "local" else None,  # of a local run, the variable is somebody else's
+            image_labels=_read_labels(labels),
         )
+
+
+def _read_labels(path: Path) -> dict[str, str]:
+    """The labels in a file, those that are text; a file that cannot be read has none, and is no reason not to train."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in values.items() if isinstance(value, str)} if isinstance(values, dict) else {}
 
 
 def name_from_environment(job: str) -> str:
@@ -86,6 +107,9 @@ def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord 
         price_per_hour=place.price_per_hour,
         job=schema.to_dict(job),
         git=place.git,
+        image=place.image,
+        image_digest=digest_of(place.image),
+        image_labels=dict(place.image_labels),
         versions={"bafogpt": __version__, "python": platform.python_version()},
     )
 

@@ -13,6 +13,8 @@ from bafogpt.cloud import job as jobs
 from bafogpt.cloud import project, runs
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.job import Job
+from bafogpt.cloud.reference import Reference
+from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
 
 LOCAL = "local"
@@ -44,6 +46,7 @@ def make(
     name: str | None = None,
     gpus: str | None = None,
     infra: str | None = None,
+    image: str | None = None,
     assignments: Sequence[str] = (),
     env_names: Sequence[str] = (),
 ) -> Plan:
@@ -56,6 +59,10 @@ def make(
     root = path.resolve().parent.parent
     run = runs.check_name(name or f"{path.stem}-{secrets.token_hex(2)}")
     where = infra or settings.infra
+    if image is not None:
+        image = str(Reference.parse(image))
+        if where == LOCAL:
+            raise UsageError(f"--image {image}: a job on this machine runs in no image", "--infra runpod")
     envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": git_state(root)}
     if settings.s3_region != Settings().s3_region:
         envs["BAFOGPT_S3_REGION"] = settings.s3_region
@@ -68,6 +75,7 @@ def make(
         assignments=assignments,
         gpus=gpus,
         infra=where,
+        image=image,
         envs=envs,
         secrets=env_names,
     )

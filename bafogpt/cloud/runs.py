@@ -63,6 +63,12 @@ class RunRecord:
     """The resolved job."""
     git: str = ""
     """Commit of the code, with ``+dirty`` when the tree had changes."""
+    image: str | None = None
+    """The container image that the last attempt was launched in; null on ``local``."""
+    image_digest: str | None = None
+    """Its ``sha256:…`` in the registry, when it was named by its digest: then this, and nothing else, is what ran."""
+    image_labels: dict[str, str] = field(default_factory=dict)
+    """What the image says about itself: ``revision``, ``constraints``, ``base``."""
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from bafogpt.cloud.reference import PREFIX
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, UsageError
 
@@ -45,10 +46,15 @@ def overlay(
     assignments: Sequence[str] = (),
     gpus: str | None = None,
     infra: str | None = None,
+    image: str | None = None,
     envs: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The task with a launch's flags laid on it. Secrets appear by name with no value."""
+    """The task with a launch's flags laid on it. Secrets appear by name with no value.
+
+    ``image`` is a reference that takes the place of the file's. Whatever image the task then has on a rented machine is
+    told to it as ``BAFOGPT_IMAGE``, for the run's record; ``local`` runs in no image.
+    """
     words = ["exec", "bafogpt", "job", "run", job_file, "--run", name]
     for assignment in assignments:
         words += ["--set", assignment]
@@ -60,13 +66,28 @@ def overlay(
         resources["accelerators"] = f"{kind}:{count}"
     if infra is not None and infra != "local":
         resources["infra"] = infra
+    if image is not None:
+        resources["image_id"] = f"{PREFIX}{image}"
     if resources:
         over["resources"] = resources
     merged = schema.merge(task, over)
     named = {**(task.get("secrets") or {}), **dict.fromkeys(secrets)}
     if named:
         merged["secrets"] = named
+    final = image_id(merged)
+    if final is not None and infra != "local":
+        merged["envs"] = {**merged["envs"], "BAFOGPT_IMAGE": final}
     return merged
+
+
+def image_id(task: Mapping[str, Any]) -> str | None:
+    """The image that a task runs in, as SkyPilot names it; None where it names none, or one of several."""
+    resources = task.get("resources") or {}
+    choices = [resources, *(resources.get("any_of") or ()), *(resources.get("ordered") or ())]
+    found: set[str] = set()
+    for each in (choice.get("image_id") for choice in choices):
+        found |= set(map(str, each.values())) if isinstance(each, Mapping) else {str(each)} if each else set()
+    return found.pop() if len(found) == 1 else None
 
 
 def accelerators(task: Mapping[str, Any]) -> tuple[str, int] | None:

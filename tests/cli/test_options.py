@@ -20,6 +20,7 @@ def test_every_option_reads_what_it_says(cli, stub):
         env: options.EnvOption = None,
         gpus: options.GpusOption = None,
         infra: options.InfraOption = None,
+        image: options.ImageOption = None,
         name: options.NameOption = None,
         bucket: options.BucketOption = None,
     ) -> None:
@@ -29,7 +30,7 @@ def test_every_option_reads_what_it_says(cli, stub):
 
     flags = ("--json", "-q", "-y", "--dry-run", "-d", "-f")
     repeated = ("--set", "a=1", "--set", "b.c=2", "--env", "HF_TOKEN", "--env", "X")
-    values = ("--gpus", "L40:4", "--infra", "runpod", "-n", "one", "--bucket", "s3://b")
+    values = ("--gpus", "L40:4", "--infra", "runpod", "--image", "r/i:1", "-n", "one", "--bucket", "s3://b")
     ran = cli("stub", "run", "demo", *flags, *repeated, *values)
 
     assert (ran.code, ran.err) == (0, "")
@@ -37,7 +38,7 @@ def test_every_option_reads_what_it_says(cli, stub):
     assert got == {
         **dict.fromkeys(("json", "quiet", "yes", "dry_run", "detach", "follow"), True),
         **{"job": "demo", "overrides": ["a=1", "b.c=2"], "env": ["HF_TOKEN", "X"], "gpus": "L40:4"},
-        **{"infra": "runpod", "name": "one", "bucket": "s3://b"},
+        **{"infra": "runpod", "image": "r/i:1", "name": "one", "bucket": "s3://b"},
     }
 
 

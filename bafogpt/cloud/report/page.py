@@ -110,6 +110,9 @@ def _code(summary: Summary) -> str:
     rows = [[name, version] for name, version in record.versions.items()]
     if record.git:
         rows.append(["git", record.git])
+    if record.image:
+        rows.append(["image", record.image])
+    rows += [[f"image {name}", value] for name, value in record.image_labels.items()]
     return _table(["", "version"], rows, numbers=0)
 
 

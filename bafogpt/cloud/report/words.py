@@ -97,6 +97,7 @@ def facts(summary: Summary, zar_per_usd: float | None = None) -> list[tuple[str,
         ("where", ", ".join(part for part in (record.infra, record.host) if part)),
         ("attempts", _attempts(summary)),
         ("code", " · ".join([*(f"{name} {version}" for name, version in record.versions.items()), *_git(record.git)])),
+        ("image", record.image or ""),
         ("started", f"{moment(summary.started)} UTC" if summary.started is not None else ""),
     ]
     return [(name, value) for name, value in found if value]
