@@ -3,7 +3,8 @@
     ./scripts/bench stream [--mb 1000] [--repeat 3] [--servers null,seaweedfs] [--only NAME,…] [--json FILE]
 
 Every reader reads the same tokens in order, in a fresh process, from the same server on this machine: one that does
-nothing (so the client is what is measured) and SeaweedFS. A row's figures are medians of its runs.
+nothing (so the client is what is measured) and SeaweedFS. A row's figures are medians of its runs; its ratios are
+medians of the ratios of each turn, in which all rows ran one after the other.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def _measure_all(
     job = {"endpoint": endpoint, "bucket": BUCKET, "objects": objects, "urls": urls, "length": LENGTH}
     job |= {"tokens": "tokens", "litdata": "litdata", "mds": "mds"}
     runs: dict[str, list[dict[str, Any]]] = {}
-    for turn in range(options.repeat):  # in turns, so that a busy minute does not fall on one row alone
+    for turn in range(options.repeat):  # in turns, so that a busy minute weighs on all of them
         for row in ROWS:
             if options.only and row.title != RAW and not any(word in row.title for word in options.only.split(",")):
                 continue
@@ -178,11 +179,15 @@ def _measure_all(
             rows.append({"server": which, "title": row.title, "gives": row.gives, "runs": len(good), **middle})
         elif row.title in runs:
             rows.append({"server": which, "title": row.title, "gives": row.gives, **runs[row.title][0]})
-    raw = next((row for row in rows if row["title"] == RAW and "error" not in row), None)
     for row in rows:
-        if raw is not None and "error" not in row:
-            row["speed_ratio"] = row["mb_per_s"] / raw["mb_per_s"]
-            row["cpu_ratio"] = row["cpu_s_per_gb"] / raw["cpu_s_per_gb"]
+        pairs = [
+            (_figures(run), _figures(raw))
+            for run, raw in zip(runs[row["title"]], runs[RAW], strict=True)
+            if "error" not in run and "error" not in raw
+        ]
+        if pairs:
+            row["speed_ratio"] = statistics.median(run["mb_per_s"] / raw["mb_per_s"] for run, raw in pairs)
+            row["cpu_ratio"] = statistics.median(run["cpu_s_per_gb"] / raw["cpu_s_per_gb"] for run, raw in pairs)
     return rows
 
 
@@ -241,7 +246,7 @@ def _table(which: str, rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['title']} | {row['gives']} | {row['mb_per_s']:.0f} | {row['tokens_per_s'] / 1e6:.0f} "
             f"| {row['cpu_s_per_gb']:.2f} | {row['first_sample_s']:.2f} | {row['rss_mb']:.0f} "
-            f"| {row['speed_ratio']:.2f} | {row['cpu_ratio']:.2f} |"
+            f"| {row.get('speed_ratio', 0):.2f} | {row.get('cpu_ratio', 0):.2f} |"
         )
     return "\n".join(lines)
 

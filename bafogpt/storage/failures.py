@@ -7,8 +7,10 @@ reads those texts.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from obstore import exceptions
 
@@ -23,6 +25,12 @@ from bafogpt.core.errors import (
     UnreachableError,
 )
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LOOKS = 3
+"""How often bytes that are not what was written are read before they count as damaged where they are kept."""
+
 CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… with keys that may use this bucket"
 AGAIN_HINT = "check the network and the endpoint (bafogpt config show), then give the same command again"
 
@@ -32,6 +40,21 @@ _OS_REASON = re.compile(r'message: "([^"\\]{1,80})"')
 _DISK_FULL = ("(os error 28)", "(os error 122)", "(os error 27)")  # ENOSPC, EDQUOT, EFBIG
 _DIGEST_CODES = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
 _RANGE = ("416 Range Not Satisfiable", "StartTooLarge", "Requested range was invalid")
+
+
+def believed(read: Callable[[], T]) -> T:
+    """What ``read`` gives; its :class:`CorruptError` only after :data:`LOOKS` tries.
+
+    A bit may have flipped on its way. What looking again does not mend is damaged at the other end.
+    """
+    for left in reversed(range(LOOKS)):
+        try:
+            return read()
+        except CorruptError as error:
+            if not left:
+                raise
+            log.warning("%s: reading it again", error.message)
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

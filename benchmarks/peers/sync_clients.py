@@ -8,6 +8,7 @@ when it is started.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -51,21 +52,22 @@ def _files(job: Job) -> list[Path]:
     return sorted(Path(job["folder"]).iterdir())
 
 
-def _store(job: Job) -> Any:
+def _store(job: Job, signed: bool = True) -> Any:
+    """Unless told not to, obstore signs what it sends: a SHA-256 of every part."""
     from obstore.store import S3Store
 
-    options: Any = {"allow_http": True, "timeout": "600s"}
-    store = S3Store(job["bucket"], endpoint=job["endpoint"], region="us-east-1", client_options=options)
+    options: Any = {"client_options": {"allow_http": True, "timeout": "600s"}, "unsigned_payload": not signed}
+    store = S3Store(job["bucket"], endpoint=job["endpoint"], region="us-east-1", **options)
     import obstore
 
     obstore.put(store, f"{job['prefix']}-warm", b"x")
     return store
 
 
-def obstore_put(job: Job, lanes: int, part: int, in_flight: int) -> Act:
+def obstore_put(job: Job, lanes: int, part: int, in_flight: int, signed: bool = True) -> Act:
     import obstore
 
-    store = _store(job)
+    store = _store(job, signed)
 
     def one(file: Path) -> None:
         obstore.put(store, f"{job['prefix']}/{file.name}", file, chunk_size=part, max_concurrency=in_flight)
@@ -165,6 +167,7 @@ def rclone(job: Job) -> Act:
 
 
 def _checkpoints(job: Job) -> Any:
+    from bafogpt.core.errors import NotFoundError
     from bafogpt.core.settings import Settings
     from bafogpt.storage.bucket import Bucket
     from bafogpt.storage.checkpoints.store import CheckpointStore
@@ -176,6 +179,9 @@ def _checkpoints(job: Job) -> Any:
         connection.verifies_checksums = True
         sending._checked = lambda _, __, sent, **___: dataclasses.replace(sent, etag=f"{sent.bytes:x}")
     connection.bulk_client.list_multipart_uploads(Bucket=job["bucket"], Prefix=job["prefix"])
+    bucket.exists("warm")
+    with contextlib.suppress(NotFoundError):
+        bucket.get("warm")
     return CheckpointStore(bucket)
 
 
@@ -213,6 +219,7 @@ def checkpoint_fetch(job: Job) -> Act:
 
 CLIENTS: dict[str, Callable[[Job], Act]] = {
     "obstore put side by side": lambda job: obstore_put(job, 4, 8 << 20, 2),
+    "obstore put unsigned": lambda job: obstore_put(job, 4, 8 << 20, 2, signed=False),
     "obstore put in turn": lambda job: obstore_put(job, 1, 32 << 20, 4),
     "obstore get": obstore_get,
     "boto3 upload": lambda job: boto3_upload(job, tuned=False),

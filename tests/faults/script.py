@@ -7,6 +7,8 @@ import re
 import threading
 from collections import Counter
 
+from bafogpt.storage.failures import LOOKS
+
 from .proxy import Direction, Fault, Kind, Request
 
 KINDS: tuple[Kind, ...] = ("status", "hang-up", "lost-answer", "reset", "stall", "truncate", "flip")
@@ -19,9 +21,9 @@ class Script:
 
     A request is known by what it asks for and how often that was asked before, not by when it comes; so the same
     seed gives the same faults however the threads of a client are scheduled. A request that comes again and again
-    gets through at the ``patience``-th time, and content is not damaged twice in a row: what a repeated look does not
-    mend counts as damaged in the bucket, rightly. Bits are flipped in objects, not in what the server says about them
-    (listings, the names of uploads): S3 has nothing that vouches for that but TLS.
+    gets through at the ``patience``-th time, and content is damaged less than :data:`LOOKS` times in a row: what
+    looking again does not mend counts as damaged in the bucket, rightly. Bits are flipped in objects, not in what the
+    server says about them (listings, the names of uploads): S3 has nothing that vouches for that but TLS.
     """
 
     def __init__(self, seed: int, rate: float = 0.15, patience: int = 4) -> None:
@@ -30,6 +32,7 @@ class Script:
         self._patience = patience
         self._asked: Counter[str] = Counter()
         self._hit: Counter[str] = Counter()
+        self._damaged: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def __call__(self, request: Request) -> Fault | None:
@@ -39,12 +42,15 @@ class Script:
             self._asked[name] += 1
             chance = random.Random(f"{self._seed} {name} {self._asked[name]}")
             if chance.random() >= self._rate or self._hit[name] == self._patience:
-                self._hit[name] = 0
+                self._hit[name] = self._damaged[name] = 0
                 return None
             self._hit[name] += 1
             fault = draw(chance, request)
             if fault.kind in ("flip", "truncate"):
-                self._hit[name] = self._patience
+                self._damaged[name] += 1
+                if self._damaged[name] == LOOKS:
+                    self._hit[name] = self._damaged[name] = 0
+                    return None
             if fault.kind == "flip" and request.label.split()[1] in _ABOUT_OBJECTS:
                 return None
         return fault

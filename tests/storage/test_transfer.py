@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +24,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.transfer import multipart
+from bafogpt.storage.transfer.checksum import crc32
 from bafogpt.storage.transfer.multipart import MultipartUpload, Part, UploadEndedError
 from tests.faults.proxy import Proxy
 
@@ -108,7 +112,7 @@ def _flip(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def __init__(self, data: bytes, gate: Any) -> None:
             if len(flipped) < times:
                 flipped.append(len(data))
-                data = data[:-1] + bytes([data[-1] ^ 1])
+                data = bytes(data[:-1]) + bytes([data[-1] ^ 1])
             super().__init__(data, gate)
 
     monkeypatch.setattr(multipart, "_Body", Flipping)
@@ -299,3 +303,31 @@ def test_an_object_has_no_more_parts_than_s3_takes() -> None:
         assert transfer.part_bytes(size) * 9_000 >= size
     assert transfer.part_bytes(37 << 30) == transfer.PART_BYTES
     assert dataclasses.is_dataclass(transfer.Sent)
+
+
+def test_the_checksum_is_the_one_that_servers_compute() -> None:
+    """Whichever of the two modules does it: the check value of CRC-32/ISO-HDLC."""
+    assert crc32(b"123456789") == 0xCBF43926
+    data = random.Random(0).randbytes((1 << 20) + 7)
+    assert crc32(memoryview(data)) == crc32(data) == zlib.crc32(data)
+
+
+def test_a_part_on_its_way_is_not_overwritten_by_the_next(
+    bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are read into memory that is used again: while one is on its way, the next goes elsewhere."""
+    real = MultipartUpload.send
+    changed: list[int] = []
+
+    def slow(self: MultipartUpload, number: int, data: multipart.Buffer, *, checksum: bool, gate: Any) -> Part:
+        before = digest.of_bytes(bytes(data))
+        part = real(self, number, data, checksum=checksum, gate=gate)
+        time.sleep(0.05)  # the next part has been read by then
+        if digest.of_bytes(bytes(data)) != before:
+            changed.append(number)
+        return part
+
+    monkeypatch.setattr(MultipartUpload, "send", slow)
+    file = random_file(5 * PART + 1)
+    assert transfer.send(file, bucket, "x").etag == transfer.etag_of(file)
+    assert changed == []

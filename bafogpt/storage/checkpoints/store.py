@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.manifest import HINT, Checkpoint, CheckpointFile, flat_files, matches
 from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, Listing, is_sound, is_whole
+from bafogpt.storage.failures import believed
 from bafogpt.storage.lanes import Check, in_parallel
 from bafogpt.storage.transfer.fetching import JOURNAL, PARTIAL
 
@@ -54,13 +55,15 @@ class CheckpointStore:
         upload_id: str,
         metadata: Mapping[str, Any],
         progress: Progress | None = None,
+        others: Callable[[], Sequence[CheckpointFile]] = tuple,
     ) -> Checkpoint:
         """Send the files of ``folder`` (flat, complete) side by side, verified, then commit the manifest.
 
         ``upload_id`` must be new for each try; what an earlier try of this step has sent is not sent again. A step
         that is complete already with the same content is returned; with other content it raises
         :class:`ConflictError`, unless it is damaged: then it is replaced. Raises :class:`CorruptError` when what
-        arrived is not what was sent.
+        arrived is not what was sent. ``others`` is asked, once these files are in the bucket, for those that other
+        machines have sent by :meth:`send`.
         """
         listing = self._listing()
         complete = self._complete(listing)
@@ -70,8 +73,15 @@ class CheckpointStore:
             if other.step == step and self._settle(other, samples, upload.digests(every=True), folder, listing):
                 return other
         sent = upload.send(progress)
+        sent += self._still_there(tuple(others()))
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return self._commit(Checkpoint(step, samples, created, upload_id, sent, dict(metadata)))
+
+    def send(self, paths: Sequence[Path], *, step: int, upload_id: str) -> tuple[CheckpointFile, ...]:
+        """Send some files of a checkpoint, verified. They are part of it once another machine's manifest names them."""
+        listing = self._listing()
+        prefix = f"step-{step:08d}"
+        return FolderUpload(self._bucket, paths, prefix, upload_id, self._complete(listing), listing).send(None)
 
     def complete(self) -> list[Checkpoint]:
         """Every checkpoint with a readable manifest, newest last."""
@@ -163,10 +173,7 @@ class CheckpointStore:
 
     def _read(self, name: str) -> Checkpoint:
         where = f"{self._bucket.url}/{name}"
-        try:
-            checkpoint = Checkpoint.from_json(self._bucket.get(name), where)
-        except CorruptError:  # once more: the bit may have flipped on its way
-            checkpoint = Checkpoint.from_json(self._bucket.get(name), where)
+        checkpoint = believed(lambda: Checkpoint.from_json(self._bucket.get(name), where))
         if f"{checkpoint.name}.json" != name:
             raise CorruptError(f"{where} is the manifest of step {checkpoint.step}", HINT)
         return checkpoint
@@ -207,6 +214,14 @@ class CheckpointStore:
         log.warning("%s/%s.json is damaged (%s) and is replaced", self._bucket.url, other.name, damaged[0].object)
         self._bucket.delete(f"{other.name}.json")
         return False
+
+    def _still_there(self, sent: tuple[CheckpointFile, ...]) -> tuple[CheckpointFile, ...]:
+        """What other machines have sent, if the bucket still has it. Raises :class:`CorruptError`."""
+        listing = self._listing() if sent else {}
+        for file in sent:
+            if not is_sound(self._bucket, file, listing):
+                raise CorruptError(f"{self._bucket.url}/{file.object} is not what was sent", "launch with --resume")
+        return sent
 
     def _conflict(self, name: str) -> ConflictError:
         where = f"{self._bucket.url}/{name}"

@@ -102,9 +102,10 @@ class FolderUpload:
         if left is not None:
             moved(size)
             return CheckpointFile(path.name, size, content or digest.of_file(path), left.path, left.etag)
-        target = self._left_in_part(path.name) if size > transfer.PART_BYTES else None
-        target = target or f"{self._prefix}/{self._upload_id}/{path.name}"
-        sent = transfer.send(path, self._bucket, target, progress=moved)
+        unfinished = self._unfinished if size > transfer.PART_BYTES else []
+        left_in_part = (upload.path for upload in unfinished if self._is_of_a_try(upload.path, path.name))
+        target = next(left_in_part, f"{self._prefix}/{self._upload_id}/{path.name}")
+        sent = transfer.send(path, self._bucket, target, progress=moved, unfinished=unfinished)
         if content not in (None, sent.digest):
             raise CorruptError(f"{path} changed while it was sent", "send it again")
         return CheckpointFile(path.name, sent.bytes, sent.digest, target, sent.etag)
@@ -121,16 +122,13 @@ class FolderUpload:
         etag = transfer.etag_of(path) if found else ""
         return next((info for info in found if info.etag == etag), None)
 
-    def _left_in_part(self, name: str) -> str | None:
-        """The object that an earlier try has begun to send.
-
-        Going on with it is safe: whoever completes it first ends it for everybody else, and the server completes only
-        what has the hashes it is asked for.
-        """
-        return next((upload.path for upload in self._unfinished if self._is_of_a_try(upload.path, name)), None)
-
     @functools.cached_property
     def _unfinished(self) -> list[multipart.MultipartUpload]:
+        """What earlier tries have begun to send.
+
+        Going on with it is safe: whoever completes an upload first ends it for everybody else, and the server
+        completes only what has the hashes it is asked for.
+        """
         return multipart.to_resume(self._bucket, self._prefix)
 
     def _is_of_a_try(self, path: str, name: str) -> bool:

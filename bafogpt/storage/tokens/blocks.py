@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from typing import cast
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.failures import believed
 from bafogpt.storage.tokens.manifest import HASH_CHARS
 
 log = logging.getLogger(__name__)
@@ -87,36 +89,27 @@ class VerifiedReader:
     def read(self, path: str, start: int, length: int, expected: str) -> Buffer:
         """Bytes [start, start + length) of the object ``path``, whose xxh3 is ``expected`` (hex).
 
-        What does not match is fetched once more: a bit may have flipped on its way. Raises :class:`CorruptError`
-        naming object and range when it still does not, and what :class:`Bucket` raises once its retries are over.
+        Raises :class:`CorruptError` naming object and range when they do not match (see
+        :func:`bafogpt.storage.failures.believed`), and what :class:`Bucket` raises once its retries are over.
         """
         if self._cache is not None:
             cached = self._cache.get(expected)
             if cached is not None and _hash(cached) == expected:
                 return cached
-        data = self._fetch(path, start, length, expected)
-        if data is None:
-            data = self._fetch(path, start, length, expected)
-        if data is None:
-            raise CorruptError(
-                f"{self._bucket.url}/{path} bytes {start}-{start + length - 1}: not what was written",
-                "bafogpt data prepare … --overwrite writes the dataset anew",
-            )
+        data = believed(lambda: self._fetch(path, start, length, expected))
         if self._cache is not None:
             self._cache.put(expected, data)
         return data
 
-    def _fetch(self, path: str, start: int, length: int, expected: str) -> memoryview | None:
-        """What the bucket gives, or None when it is not what was written."""
-        try:
+    def _fetch(self, path: str, start: int, length: int, expected: str) -> memoryview:
+        with contextlib.suppress(CorruptError):  # not all there
             data = self._bucket.get_range(path, start, length)
             if _hash(data) == expected:
                 return data
-            reason = "do not match their hash"
-        except CorruptError:
-            reason = "are not all there"
-        log.warning("%s bytes %d-%d %s", path, start, start + length - 1, reason)
-        return None
+        raise CorruptError(
+            f"{self._bucket.url}/{path} bytes {start}-{start + length - 1}: not what was written",
+            "bafogpt data prepare … --overwrite writes the dataset anew",
+        )
 
 
 def _hash(data: Buffer) -> str:

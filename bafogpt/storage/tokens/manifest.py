@@ -14,7 +14,6 @@ only 32 characters of the shard's ``blocks``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -28,6 +27,7 @@ from typing import Any, Literal, TypeVar
 from bafogpt.core import digest, files
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.failures import believed
 
 FORMAT = "bafogpt.tokens/1"
 MANIFEST = "manifest.json"
@@ -144,14 +144,11 @@ def load(bucket: Bucket) -> TokenManifest:
     """The manifest of the dataset in ``bucket``. Raises :class:`NotFoundError` when there is none."""
     where = f"{bucket.url}/{MANIFEST}"
     try:
-        with contextlib.suppress(CorruptError):  # once more: the bit may have flipped on its way
-            return from_json(bucket.get(MANIFEST), where)
-        data = bucket.get(MANIFEST)
+        return believed(lambda: from_json(bucket.get(MANIFEST), where))
     except NotFoundError as error:
         if not error.message.startswith(where):  # the bucket itself is missing
             raise
         raise NotFoundError(f"no dataset at {bucket.url}", "bafogpt data prepare --help") from None
-    return from_json(data, where)
 
 
 def from_json(data: bytes, where: str) -> TokenManifest:

@@ -7,6 +7,7 @@ processes read, how far they read ahead, nor on when they were stopped.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -30,7 +31,7 @@ BLOCKS_IN_MEMORY = 3
 """How many are kept for reading at random, and for samples that share one."""
 READ_AHEAD = 3
 """Blocks. Two requests fill a line while the third block is hashed and handed over; more only hold more memory."""
-_GROUP = 1024  # samples that are handed on together
+_GROUP = 1024  # samples that are planned and handed on together, so that each costs no line of Python
 _GROUPS_AHEAD = 64  # bounds what is planned where the blocks do not: a dataset smaller than the read-ahead
 Tokens: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
@@ -193,62 +194,66 @@ def prefetch(
     what is to stay. An error of the data is raised where its sample would have come. Closing the iterator does not
     wait for what is in flight; that ends by itself, at the latest after the bucket's ``s3_timeout_s``.
     """
-    length, count = samples.length, samples.count
+    size = samples.length + 1
     with _ReadAhead(samples.stream, _groups(samples, indices), depth) as ahead:
-        for blocks, members, loaded in ahead:
-            if len(blocks) > 1:
-                start = samples.start(members[0])
-                yield members[0], _gather(blocks, loaded, start, length + 1)
-                continue
-            tokens, first = loaded[0], blocks[0].first
-            for index in members:
-                offset = index % count * length - first
-                yield index, tokens[offset : offset + length + 1]
+        for group, loaded in ahead:
+            if len(loaded) > 1:
+                index = group.members[0]
+                yield index, _gather(group.blocks, loaded, samples.start(index), size)
+            else:
+                windows = np.lib.stride_tricks.sliding_window_view(loaded[0], size)
+                yield from zip(group.members, map(windows.__getitem__, group.offsets), strict=True)
 
 
-def _groups(samples: Samples, indices: Iterable[int]) -> Iterator[tuple[tuple[Block, ...], list[int]]]:
-    """``indices`` in order, cut where another block is needed: (blocks, indices of the samples within them).
+class _Group(NamedTuple):
+    """Samples that need the same blocks: their indices, and where in the first block each of them begins."""
+
+    blocks: tuple[Block, ...]
+    members: list[int]
+    offsets: list[int]
+
+
+def _groups(samples: Samples, indices: Iterable[int]) -> Iterator[_Group]:
+    """``indices`` in order, cut where another block is needed.
 
     A sample that crosses a border is a group of its own, so that what lies before it does not wait for what it needs.
     """
-    length, count = samples.length, samples.count
-    blocks: tuple[Block, ...] = ()
-    members: list[int] = []
-    first = end = 0
-    for index in indices:
-        start = index % count * length
-        if first <= start and start + length < end and len(members) < _GROUP and index >= 0:  # most, so kept cheap
-            members.append(index)
-            continue
-        if members:
-            yield blocks, members
-        blocks, members = samples.stream.blocks(samples.start(index), length + 1), [index]
-        first, end = (blocks[0].first, blocks[0].end) if len(blocks) == 1 else (0, 0)
-    if members:
-        yield blocks, members
+    source = iter(indices)
+    while members := list(itertools.islice(source, _GROUP)):
+        numbers = np.array(members)
+        starts = numbers % samples.count * samples.length
+        while members:
+            start = samples.start(members[0])
+            blocks = samples.stream.blocks(start, samples.length + 1)
+            offsets, many = starts - blocks[0].first, 1
+            if len(blocks) == 1:
+                room = blocks[0].end - blocks[0].first - samples.length
+                outside = (offsets < 0) | (offsets >= room) | (numbers < 0)
+                many = int(outside.argmax()) or len(members)
+            yield _Group(blocks, members[:many], offsets[:many].tolist())
+            members, numbers, starts = members[many:], numbers[many:], starts[many:]
 
 
 class _ReadAhead:
-    """Iterates (blocks, members, the blocks' tokens) over ``groups`` and keeps ``depth`` blocks coming."""
+    """Iterates (group, its blocks' tokens) over ``groups`` and keeps ``depth`` blocks coming."""
 
-    def __init__(self, stream: TokenStream, groups: Iterator[tuple[tuple[Block, ...], list[int]]], depth: int) -> None:
+    def __init__(self, stream: TokenStream, groups: Iterator[_Group], depth: int) -> None:
         self._stream = stream
         self._groups = groups
         self._depth = depth
         self._pool = ThreadPoolExecutor(depth, "prefetch") if depth else None
-        self._planned: deque[tuple[tuple[Block, ...], list[int]]] = deque()
+        self._planned: deque[_Group] = deque()
         self._coming: dict[Block, Callable[[], Tokens]] = {}
         """How to get each block that a planned group needs."""
 
-    def __iter__(self) -> Iterator[tuple[tuple[Block, ...], list[int], list[Tokens]]]:
+    def __iter__(self) -> Iterator[tuple[_Group, list[Tokens]]]:
         while self._planned or self._plan():
-            blocks, members = self._planned[0]
-            loaded = [self._coming[block]() for block in blocks]
+            loaded = [self._coming[block]() for block in self._planned[0].blocks]
             while len(self._coming) <= self._depth and len(self._planned) < _GROUPS_AHEAD and self._plan():
                 pass
-            yield blocks, members, loaded
+            yield self._planned[0], loaded
             self._planned.popleft()
-            needed = {block for group, _ in self._planned for block in group}
+            needed = {block for group in self._planned for block in group.blocks}
             self._coming = {block: get for block, get in self._coming.items() if block in needed}
 
     def _plan(self) -> bool:
@@ -256,7 +261,7 @@ class _ReadAhead:
         group = next(self._groups, None)
         if group is None:
             return False
-        for block in group[0]:
+        for block in group.blocks:
             if block not in self._coming:
                 load = functools.partial(self._stream.load, block)
                 self._coming[block] = self._pool.submit(load).result if self._pool else load

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from bafogpt.core import digest as digests
 from bafogpt.core import files
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError
 from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.failures import believed
 from bafogpt.storage.lanes import in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
-
-log = logging.getLogger(__name__)
 
 RANGE_BYTES = 4 << 20
 RANGES_IN_FLIGHT = 2  # together no more than one part of an upload: all that an interruption costs
@@ -33,10 +31,9 @@ def fetch(
 ) -> None:
     """Fetch the object ``path`` of ``size`` bytes into ``file``, which appears whole or not at all.
 
-    A fetch that was cut off goes on with the ranges that ``file.partial`` lacks. Content that does not match
-    ``digest`` is fetched once more, for a bit may have flipped on its way, and then raises :class:`CorruptError`;
-    nothing of it stays. Without a digest only the size is verified. Raises :class:`DiskFullError` when it does not
-    fit, and what :class:`Bucket` raises.
+    A fetch that was cut off goes on with the ranges that ``file.partial`` lacks. Content that does not match ``digest``
+    raises :class:`CorruptError` (see :func:`bafogpt.storage.failures.believed`); nothing of it stays. Without a digest
+    only the size is verified. Raises :class:`DiskFullError` when it does not fit, and what :class:`Bucket` raises.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if digest is None:
@@ -48,28 +45,27 @@ def fetch(
         identity = info.etag
     else:
         identity = digest
-    moved: list[int] = []
 
-    def count(n: int) -> None:
-        moved.append(n)
-        if progress is not None:
-            progress(n)
+    def once() -> None:
+        moved: list[int] = []
 
-    for again in (False, True):
+        def count(n: int) -> None:
+            moved.append(n)
+            if progress is not None:
+                progress(n)
+
         partial = _Partial(file, json.dumps([bucket.url, path, size, identity, RANGE_BYTES]))
         try:
             partial.fill(bucket, path, size, count, bandwidth)
-            if digest is None or digests.matches(partial.path, digest):
-                partial.finish()
-                return
-        except (CorruptError, NotFoundError, DiskFullError) as error:
+            if digest is not None and not digests.matches(partial.path, digest):
+                raise CorruptError(f"{bucket.url}/{path}: not what was written", f"bafogpt storage ls {bucket.url}")
+            partial.finish()
+        except (CorruptError, NotFoundError, DiskFullError):
             partial.drop()
-            if again or not isinstance(error, CorruptError):
-                raise
-        partial.drop()
-        count(-sum(moved))  # none of it counts
-        log.warning("%s/%s is not what was written%s", bucket.url, path, "" if again else ": fetching it again")
-    raise CorruptError(f"{bucket.url}/{path}: not what was written", f"bafogpt storage ls {bucket.url}")
+            count(-sum(moved))  # none of it counts
+            raise
+
+    believed(once)
 
 
 class _Partial:

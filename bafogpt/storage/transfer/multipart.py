@@ -11,7 +11,6 @@ import functools
 import logging
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,15 +20,17 @@ from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageE
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.connect import Connection
 from bafogpt.storage.failures import AGAIN_HINT, request_failure
+from bafogpt.storage.transfer.checksum import crc32
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 1 << 20
 TRIES_OF_A_PART = 3
 _probing = threading.Lock()
 
+Buffer = bytes | memoryview
 Gate = Callable[[int], None]
 """Called with a number of bytes before they go out; it may wait."""
 
@@ -72,16 +73,16 @@ class MultipartUpload:
                 return sorted(found, key=lambda part: part.number)
             marker = answer["NextPartNumberMarker"]
 
-    def send(self, number: int, data: bytes, *, checksum: bool, gate: Gate | None = None) -> Part:
+    def send(self, number: int, data: Buffer, *, checksum: bool, gate: Gate | None = None) -> Part:
         """Send one part; numbers begin with 1.
 
         With ``checksum`` the server is told the content's CRC32; what it refuses is sent again, for a bit may have
         flipped on its way, and then raises :class:`CorruptError`.
         """
-        crc32 = zlib.crc32(data) if checksum else None
+        checked = crc32(data) if checksum else None
 
         def arguments() -> dict[str, Any]:
-            return {"PartNumber": number, "Body": _Body(data, gate), "ContentLength": len(data), **_named(crc32)}
+            return {"PartNumber": number, "Body": _Body(data, gate), "ContentLength": len(data), **_named(checked)}
 
         for left in reversed(range(TRIES_OF_A_PART)):
             try:
@@ -91,7 +92,7 @@ class MultipartUpload:
                 log.warning("%s: part %d did not arrive as it was sent", self._where, number)
                 if not left:
                     raise
-        return Part(number, len(data), answer["ETag"].strip('"'), crc32)
+        return Part(number, len(data), answer["ETag"].strip('"'), checked)
 
     def complete(self, parts: list[Part]) -> str:
         """Make the object out of ``parts``, in the order of their numbers; its ETag.
@@ -176,9 +177,9 @@ def _refuses_a_wrong_one(bucket: Bucket, path: str) -> bool:
     except StorageError:  # it knows none
         return False
 
-    def accepts(crc32: int) -> bool:
+    def accepts(checksum: int) -> bool:
         try:
-            upload._ask("upload_part", PartNumber=1, Body=b"x", **_named(crc32))
+            upload._ask("upload_part", PartNumber=1, Body=b"x", **_named(checksum))
         except UnreachableError:
             raise
         except StorageError:
@@ -186,14 +187,14 @@ def _refuses_a_wrong_one(bucket: Bucket, path: str) -> bool:
         return True
 
     try:
-        return accepts(zlib.crc32(b"x")) and not accepts(zlib.crc32(b"y"))
+        return accepts(crc32(b"x")) and not accepts(crc32(b"y"))
     finally:
         upload.abort()
 
 
-def _named(crc32: int | None) -> dict[str, Any]:
+def _named(checksum: int | None) -> dict[str, Any]:
     """The checksum as requests carry it."""
-    return {} if crc32 is None else {"ChecksumCRC32": base64.b64encode(crc32.to_bytes(4, "big")).decode()}
+    return {} if checksum is None else {"ChecksumCRC32": base64.b64encode(checksum.to_bytes(4, "big")).decode()}
 
 
 def _listed(connection: Connection, key: str, where: str) -> Iterator[dict[str, Any]]:
@@ -232,7 +233,7 @@ class _Body:
     """A request's body, handed out in pieces that are no copies. Python bounds the time that sending one piece may
     take, and a whole part on a slow line would take longer than that."""
 
-    def __init__(self, data: bytes, gate: Gate | None) -> None:
+    def __init__(self, data: Buffer, gate: Gate | None) -> None:
         self._data = memoryview(data)
         self._position = 0
         self._gate = gate

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import mmap
 import os
-import zlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,7 +22,8 @@ from bafogpt.storage.failures import translated
 from bafogpt.storage.lanes import Call
 from bafogpt.storage.transfer import multipart
 from bafogpt.storage.transfer.bandwidth import Bandwidth
-from bafogpt.storage.transfer.multipart import MultipartUpload, Part, UploadEndedError
+from bafogpt.storage.transfer.checksum import crc32
+from bafogpt.storage.transfer.multipart import Buffer, MultipartUpload, Part, UploadEndedError
 
 PART_BYTES = 8 << 20
 PARTS_IN_FLIGHT = 1
@@ -61,16 +63,18 @@ def send(
     *,
     progress: Progress | None = None,
     bandwidth: Bandwidth | None = None,
+    unfinished: Sequence[MultipartUpload] | None = None,
 ) -> Sent:
     """Send a local file as the object ``path`` and make sure that it arrived.
 
     An upload of that object that was cut off goes on after its last complete part; a part is believed when its size
-    and its MD5 are those of the file's. One part is in memory on its way and one is being read. Raises
+    and its MD5 are those of the file's; ``unfinished`` are the uploads among which it is looked for, where the caller
+    has listed them. One part is in memory on its way and one is being read. Raises
     :class:`CorruptError` when the file changes meanwhile, or when what arrived is not what was sent, and what
     :class:`Bucket` raises.
     """
     with _File(file) as source:
-        return deliver(source, bucket, path, progress=progress, bandwidth=bandwidth)
+        return deliver(source, bucket, path, progress=progress, bandwidth=bandwidth, unfinished=unfinished)
 
 
 def copy(
@@ -93,7 +97,13 @@ def copy(
 
 
 def deliver(
-    source: Source, bucket: Bucket, path: str, *, progress: Progress | None = None, bandwidth: Bandwidth | None = None
+    source: Source,
+    bucket: Bucket,
+    path: str,
+    *,
+    progress: Progress | None = None,
+    bandwidth: Bandwidth | None = None,
+    unfinished: Sequence[MultipartUpload] | None = None,
 ) -> Sent:
     """:func:`send` for any source."""
     meter = _Meter(progress, bandwidth)
@@ -101,7 +111,7 @@ def deliver(
         return _send_whole(source, bucket, path, meter)
     if bucket.address(path)[0].location.scheme == "file":
         return _write(source, bucket, path, meter)
-    return _send_parts(source, bucket, path, meter)
+    return _send_parts(source, bucket, path, meter, unfinished)
 
 
 def part_bytes(size: int) -> int:
@@ -148,21 +158,24 @@ def _write(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sent:
     return _checked(bucket, path, sent, proved=False)
 
 
-def _send_parts(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sent:
-    checksum = multipart.verifies_checksums(bucket, path)
-    upload, there = _found(bucket, path, checksum)
+def _send_parts(
+    source: Source, bucket: Bucket, path: str, meter: _Meter, unfinished: Sequence[MultipartUpload] | None
+) -> Sent:
     content = digest.hasher("blake3")
     parts: list[Part] = []
     resumed = 0
-    flying: deque[Call[Part]] = deque()
     length = part_bytes(source.size)
+    opening = Call(functools.partial(_opened, bucket, path, unfinished))  # the first part is read meanwhile
+    read = _Buffers(source, length).read if isinstance(source, _File) else source.read
+    flying: deque[Call[Part]] = deque()
     try:
         for number, start in enumerate(range(0, source.size, length), start=1):
-            data = source.read(start, min(length, source.size - start))
+            data = read(start, min(length, source.size - start))
             content.update(data)
+            upload, there, checksum = opening.result()
             known = _same(there, number, data)
             if known is not None:
-                parts.append(replace(known, crc32=zlib.crc32(data) if checksum else None))
+                parts.append(replace(known, crc32=crc32(data) if checksum else None))
                 resumed += len(data)
                 meter.moved(len(data))
                 continue
@@ -171,6 +184,7 @@ def _send_parts(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sen
             flying.append(Call(functools.partial(_send_part, upload, number, data, checksum, meter)))
         parts += [call.result() for call in flying]
     finally:
+        opening.join()
         for call in flying:
             call.join()
     etag = _complete(upload, parts, bucket)
@@ -178,9 +192,12 @@ def _send_parts(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sen
     return _checked(bucket, path, sent, proved=checksum and etag == _etag(parts))
 
 
-def _found(bucket: Bucket, path: str, checksum: bool) -> tuple[MultipartUpload, dict[int, list[Part]]]:
-    """The upload to go on with and the parts it has by number, or a new one."""
-    for upload in multipart.to_resume(bucket, path):
+def _opened(
+    bucket: Bucket, path: str, unfinished: Sequence[MultipartUpload] | None
+) -> tuple[MultipartUpload, dict[int, list[Part]], bool]:
+    """The upload to go on with and the parts it has by number, or a new one; whether its parts go with checksums."""
+    checksum = multipart.verifies_checksums(bucket, path)
+    for upload in multipart.to_resume(bucket, path) if unfinished is None else unfinished:
         if upload.path == path:
             there: dict[int, list[Part]] = {}
             try:
@@ -188,18 +205,18 @@ def _found(bucket: Bucket, path: str, checksum: bool) -> tuple[MultipartUpload, 
                     there.setdefault(part.number, []).append(part)
             except UploadEndedError:
                 continue
-            return upload, there
-    return multipart.begin(bucket, path, checksum=checksum), {}
+            return upload, there, checksum
+    return multipart.begin(bucket, path, checksum=checksum), {}, checksum
 
 
-def _same(there: dict[int, list[Part]], number: int, data: bytes) -> Part | None:
+def _same(there: dict[int, list[Part]], number: int, data: Buffer) -> Part | None:
     """The server's part of that number when it has the same content."""
     candidates = [part for part in there.get(number, ()) if part.bytes == len(data)]
     md5 = _md5(data).hexdigest() if candidates else ""
     return next((part for part in candidates if part.etag == md5), None)
 
 
-def _send_part(upload: MultipartUpload, number: int, data: bytes, checksum: bool, meter: _Meter) -> Part:
+def _send_part(upload: MultipartUpload, number: int, data: Buffer, checksum: bool, meter: _Meter) -> Part:
     part = upload.send(number, data, checksum=checksum, gate=meter.gate)
     meter.moved(len(data))
     return part
@@ -237,7 +254,7 @@ def _etag(parts: list[Part]) -> str:
     return f"{_md5(joined).hexdigest()}-{len(parts)}"
 
 
-def _md5(data: bytes) -> hashlib._Hash:
+def _md5(data: Buffer) -> hashlib._Hash:
     return hashlib.md5(data, usedforsecurity=False)
 
 
@@ -268,14 +285,40 @@ class _File:
     def read(self, start: int, length: int) -> bytes:
         data = os.pread(self._handle, length, start)
         if len(data) != length:
-            raise CorruptError(f"{self._path} became shorter while it was sent", "send it again")
+            raise self._shorter()
         return data
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill the buffer."""
+        if os.preadv(self._handle, [buffer], start) != len(buffer):
+            raise self._shorter()
+
+    def _shorter(self) -> CorruptError:
+        return CorruptError(f"{self._path} became shorter while it was sent", "send it again")
 
     def __enter__(self) -> _File:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._handle)
+
+
+class _Buffers:
+    """Reads a file into two buffers in turn, for memory that is new for every part costs a quarter of the reading.
+
+    What a call returns is valid until the one after the next: one part is on its way while another is read.
+    """
+
+    def __init__(self, file: _File, length: int) -> None:
+        self._file = file
+        # not bytearrays: those are filled with zeros first, while no other thread may run
+        self._buffers = deque(memoryview(mmap.mmap(-1, length)) for _ in range(PARTS_IN_FLIGHT + 1))
+
+    def read(self, start: int, length: int) -> memoryview:
+        self._buffers.rotate()
+        data = self._buffers[0][:length]
+        self._file.read_into(data, start)
+        return data
 
 
 class _Object:
