@@ -1,0 +1,31 @@
+# The image that jobs run in: base.Dockerfile's, with the project's wheel as the last thing, so that a change of code
+# is a layer of some hundred kilobytes.
+#
+#   ./scripts/image build
+#
+# There is no USER line: on RunPod, SkyPilot puts its key into the home of the image's user and logs in as root, so
+# these have to be the same. `bafogpt` (uid 10001, sudo without a password) is there for `run --user bafogpt`.
+ARG BASE_IMAGE=localhost/bafogpt/base:dev
+
+FROM ${BASE_IMAGE} AS wheel
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,target=/run/ca.pem \
+    python3 -m venv /build-tools \
+ && /build-tools/bin/pip install --no-cache-dir -c /usr/share/bafogpt/constraints.txt hatchling
+COPY . /source
+ARG SOURCE_DATE_EPOCH=0
+RUN /build-tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --no-index -w /dist /source
+
+FROM ${BASE_IMAGE}
+ARG SOURCE_DATE_EPOCH=0
+ARG REVISION=unknown
+# copied, not mounted: buildah does not notice that a mounted stage has changed
+COPY --from=wheel /dist/ /usr/share/bafogpt/wheel/
+RUN pip install --no-cache-dir --no-deps --no-index /usr/share/bafogpt/wheel/*.whl \
+ && python3 /usr/share/bafogpt/stamp.py revision="$REVISION" \
+ && python3 /usr/share/bafogpt/licences.py >/usr/share/doc/bafogpt/licences.txt
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="bafogpt" \
+      org.opencontainers.image.description="Trains a language model; made to be run by SkyPilot" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+CMD ["/bin/bash"]
