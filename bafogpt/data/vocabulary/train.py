@@ -1,0 +1,174 @@
+"""A tokenizer from nothing: BPE over ``▁``-marked text with bytes to fall back on, as SentencePiece makes it.
+
+The ``tokenizers`` library learns the merges. Pieces are learned within words, digits stand alone, and letters are not
+joined with punctuation; since no merge crosses such a border, the file needs no rule for where to split, and
+``extend`` can continue it like Gemma's. A ``▁`` in the text itself becomes a space, as with every tokenizer of this
+kind.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bafogpt.core import digest
+from bafogpt.core.errors import DataError, UsageError
+from bafogpt.core.settings import Settings
+from bafogpt.data import sources as reading
+from bafogpt.data.documents import TextFile
+from bafogpt.data.vocabulary import files, words
+from bafogpt.data.vocabulary.extend import LEAST, unreachable
+from bafogpt.data.vocabulary.words import SPACE, Progress
+
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
+"""With the ids that they have in Gemma."""
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+ALPHABET = 1000
+"""Different characters that become pieces at most, or half of all that there is room for; the others are bytes."""
+FEWEST = 512
+SPLIT = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}|{SPACE}?[^{SPACE}\s\p{{L}}\p{{M}}\p{{N}}]+|\s|{SPACE}+"
+
+
+@dataclass
+class TrainReport:
+    """What was made."""
+
+    out: str
+    size: int
+    merges: int
+    documents: int
+    words: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def train(
+    corpus: Sequence[str],
+    out: Path,
+    *,
+    pieces: int = 40_000,
+    language: str = "zul",
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Learn a tokenizer of ``pieces`` in all (special ones and bytes too) and write it to the new folder ``out``.
+
+    ``progress`` is told of documents. Raises :class:`UsageError` for too few pieces to hold an alphabet,
+    :class:`ConflictError` where ``out`` is there already, and :class:`DataError` where there is no text in
+    ``language`` or too little for so many pieces.
+    """
+    if pieces < FEWEST:
+        raise UsageError(f"--pieces {pieces} is too few: bytes alone need {len(BYTES)}", f"--pieces {FEWEST}")
+    began = time.monotonic()
+    files.require_new(out)
+    read = _Reader([file for source in corpus for file in reading.find(source, settings)], language, progress)
+    model = _learned(read.texts(), pieces - len(SPECIAL) - len(BYTES))
+    if not read.documents:
+        raise DataError(
+            f"{', '.join(corpus)}: no text in '{language}'", "--language CODE, as the records' 'lang' has it"
+        )
+    size = len(model["vocab"]) + len(SPECIAL) + len(BYTES)
+    if size < pieces:
+        message = f"the corpus gives {size:,} pieces, not {pieces:,}: no other pair occurs {LEAST} times"
+        raise DataError(message, f"--pieces {size}, or add text" if size >= FEWEST else "add text")
+    _write(out, model, read)
+    return TrainReport(str(out), size, len(model["merges"]), read.documents, read.words, time.monotonic() - began)
+
+
+class _Reader:
+    """The texts of files, counted as they pass."""
+
+    def __init__(self, files: Sequence[TextFile], language: str, progress: Progress | None) -> None:
+        self.files = files
+        self.language = language
+        self.documents = self.words = 0
+        self._progress = progress or (lambda _: None)
+
+    def texts(self) -> Iterator[str]:
+        for file in self.files:
+            for text in words.texts(file, self.language, replay=False):
+                self.documents += 1
+                self.words += len(text.split())
+                self._progress(1)
+                yield text
+
+
+def _learned(texts: Iterator[str], size: int) -> dict[str, Any]:
+    """The library's model, ``size`` pieces without special ones and bytes."""
+    from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Engine
+
+    engine = Engine(models.BPE())
+    engine.normalizer = normalizers.Replace(" ", SPACE)
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=LEAST,
+        limit_alphabet=min(ALPHABET, size // 2),
+        initial_alphabet=[SPACE],
+        show_progress=False,
+    )
+    engine.train_from_iterator(texts, trainer)
+    model: dict[str, Any] = json.loads(engine.to_str())["model"]
+    return model
+
+
+def _content(model: dict[str, Any]) -> dict[str, Any]:
+    """``tokenizer.json`` as Gemma's is: special pieces, bytes, then what was learned."""
+    learned = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    vocab = {piece: number for number, piece in enumerate((*SPECIAL, *BYTES, *learned))}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    begin = {"SpecialToken": {"id": SPECIAL[2], "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": piece, **flags} for number, piece in enumerate(SPECIAL)],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, text],
+            "pair": [begin, text, second],
+            "special_tokens": {SPECIAL[2]: {"id": SPECIAL[2], "ids": [2], "tokens": [SPECIAL[2]]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {**model, "unk_token": SPECIAL[3], "fuse_unk": True, "byte_fallback": True, "vocab": vocab},
+    }
+
+
+def _write(out: Path, model: dict[str, Any], read: _Reader) -> None:
+    from tokenizers import Tokenizer as Engine
+
+    made = files.dumped(_content(model))
+    engine = Engine.from_str(made)
+    first = len(SPECIAL) + len(BYTES)
+    learned = [(number, piece) for piece, number in engine.get_vocab().items() if number >= first]
+    missed = unreachable(engine, learned)
+    assert not missed, f"{len(missed)} pieces are not cut into themselves: {missed[:5]}"
+    origin = {
+        "schema": files.LINEAGE_SCHEMA,
+        "tokenizer": digest.of_bytes(made.encode()),
+        "base": None,
+        "corpus": {"documents": read.documents, "words": read.words, "files": {f.name: f.digest for f in read.files}},
+    }
+    with files.folder(out) as folder:
+        (folder / files.TOKENIZER).write_text(made, encoding="utf-8")
+        (folder / files.CONFIG).write_text(files.config_of(engine), encoding="utf-8")
+        (folder / files.LINEAGE).write_text(json.dumps(origin, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""The real thing: Gemma-2's tokenizer, a million words of isiZulu, and sentences that were not learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bafogpt.data.vocabulary.extend import ExtendReport, extend
+from bafogpt.data.vocabulary.pairs import apply
+from bafogpt.data.vocabulary.report import read_lines, report
+
+from .vocabulary import CORPUS, ENGLISH, GEMMA, NTREX, ZULU, content_of, engine_of, ids, require_shared
+
+pytestmark = pytest.mark.slow
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """Gemma's tokenizer with 40,000 pieces more."""
+
+    out: Path
+    report: ExtendReport
+    base: Any
+    engine: Any
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    require_shared(GEMMA, CORPUS, NTREX)
+    out = tmp_path_factory.mktemp("gemma") / "zulu"
+    made = extend(str(GEMMA), [str(CORPUS)], [str(CORPUS)], out)
+    return Real(out, made, engine_of(GEMMA), engine_of(out))
+
+
+def test_forty_thousand_pieces_bring_unseen_isizulu_below_two_tokens_a_word(real: Real) -> None:
+    base, new = report([str(GEMMA), str(real.out)], [str(NTREX)], [str(NTREX)])
+    assert (new.size, new.new, new.unreachable) == (296_000, 40_000, 0)
+    assert base.text.tokens_per_word > 3.1
+    assert new.text.tokens_per_word <= 1.90
+    assert new.protected is not None and base.protected is not None
+    assert new.protected.changed <= new.protected.lines / 1000, new.protected.changed_words
+    assert new.protected.tokens_per_word <= base.protected.tokens_per_word
+
+
+def test_ids_and_merges_of_gemma_stay(real: Real) -> None:
+    base, new = content_of(GEMMA), content_of(real.out)
+    assert new["model"]["merges"][: len(base["model"]["merges"])] == base["model"]["merges"]
+    assert len(new["model"]["merges"]) == len(base["model"]["merges"]) + 40_000
+    assert dict(itertools.islice(new["model"]["vocab"].items(), 256_000)) == base["model"]["vocab"]
+    assert new["added_tokens"] == base["added_tokens"]
+    assert (real.out / "tokenizer_config.json").read_bytes() == (GEMMA / "tokenizer_config.json").read_bytes()
+
+
+def test_every_piece_is_cut_into_itself_and_its_constituents_are_gemmas(real: Real) -> None:
+    lineage = json.loads((real.out / "tokenizer.lineage.json").read_text(encoding="utf-8"))
+    for each in lineage["pieces"]:
+        text = each["piece"].replace("▁", " ")
+        assert ids(real.engine, text) == [each["id"]]
+    for each in lineage["pieces"][::100]:
+        assert ids(real.base, each["piece"].replace("▁", " ")) == each["constituents"]
+
+
+def test_unseen_text_is_cut_as_gemma_cuts_it_with_the_new_merges_applied(real: Real) -> None:
+    lineage = json.loads((real.out / "tokenizer.lineage.json").read_text(encoding="utf-8"))
+    merges = {(each["merge"][0], each["merge"][1]): each["id"] for each in lineage["pieces"]}
+    for line in read_lines([str(NTREX)], "zul", False)[:300]:
+        assert ids(real.engine, line) == apply(ids(real.base, line), merges)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [*ZULU.split(), *ENGLISH[0].split(), " ", "  ", "\t", "\t\t", "\n\n", "\r\n", "😀", "👩🏽‍🚀", "<bos>"]
+        )
+        | st.text(),
+        max_size=12,
+    ).map(lambda parts: "".join(parts).replace("▁", ""))
+)
+def test_any_text_comes_back(real: Real, text: str) -> None:
+    assert real.engine.decode(ids(real.engine, text), skip_special_tokens=False) == text
+
+
+def test_transformers_and_litgpt_read_it_alike(real: Real) -> None:
+    transformers = pytest.importorskip("transformers")
+    from litgpt.tokenizer import Tokenizer as LitTokenizer
+
+    auto, lit = transformers.AutoTokenizer.from_pretrained(real.out), LitTokenizer(real.out)
+    for line in [*read_lines([str(NTREX)], "zul", False)[:200], *read_lines([str(NTREX)], "eng", True)[:200]]:
+        wanted = real.engine.encode(line).ids
+        assert auto(line)["input_ids"] == wanted
+        assert lit.encode(line).tolist() == wanted
+    assert len(auto) == 296_000
