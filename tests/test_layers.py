@@ -16,7 +16,7 @@ FLOORS = ("core", "storage", "data", "train", "cloud", "cli")
 """From the bottom to the top."""
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),
-    *("numpy", "obstore", "sky", "smart_open", "tokenizers", "torch", "transformers"),
+    *("numpy", "obstore", "sky", "smart_open", "tensorboard", "tokenizers", "torch", "transformers"),
 }
 
 

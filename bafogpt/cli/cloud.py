@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bafogpt.cli import doctor, machines, money
 from bafogpt.cli.options import (
     BucketOption,
     DetachOption,
@@ -26,6 +27,7 @@ from bafogpt.cli.options import (
     YesOption,
 )
 from bafogpt.cli.output import Output
+from bafogpt.cli.watching import tensorboard, top
 
 if TYPE_CHECKING:
     from bafogpt.cloud.engines.base import Engine, EngineRun
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Launch training jobs, watch them, stop them.", no_args_is_help=True)
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run of this --name where it stopped.")]
+NodesOption = Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines, all alike.")]
+SpotOption = Annotated[bool, typer.Option("--spot", help="Cheaper machines that may be taken away; implies --managed.")]
+ManagedOption = Annotated[bool, typer.Option("--managed", help="Recover the run on another machine when one is lost.")]
+RetryOption = Annotated[bool, typer.Option("--retry-until-up", help="Go on asking while nobody has the machine.")]
+CleanOption = Annotated[bool, typer.Option("--clean", help="Refuse to launch code that is not committed.")]
+MaxCostOption = Annotated[float | None, typer.Option("--max-cost", metavar="DOLLARS", help="Save and end before that.")]
+MaxHoursOption = Annotated[float | None, typer.Option("--max-hours", metavar="HOURS", help="Save and end before that.")]
 
 
 @app.command()
@@ -45,6 +54,13 @@ def launch(
     set_: SetOption = None,
     env: EnvOption = None,
     bucket: BucketOption = None,
+    nodes: NodesOption = None,
+    spot: SpotOption = False,
+    managed: ManagedOption = False,
+    retry_until_up: RetryOption = False,
+    max_cost: MaxCostOption = None,
+    max_hours: MaxHoursOption = None,
+    clean: CleanOption = False,
     resume: ResumeOption = False,
     detach: DetachOption = False,
     dry_run: DryRunOption = False,
@@ -56,18 +72,37 @@ def launch(
     from bafogpt.cloud import plan as plans
     from bafogpt.cloud import task as tasks
     from bafogpt.cloud.engines import engine_for
+    from bafogpt.cloud.estimate import Rate
     from bafogpt.core import settings
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
     plan = plans.make(
-        job, config, name=name, gpus=gpus, infra=infra, image=image, assignments=set_ or (), env_names=env or ()
+        job,
+        config,
+        name=name,
+        gpus=gpus,
+        infra=infra,
+        image=image,
+        assignments=set_ or (),
+        env_names=env or (),
+        max_cost=max_cost,
+        max_hours=max_hours,
+        nodes=nodes,
+        spot=spot,
+        managed=managed,
+        retry_until_up=retry_until_up,
+        clean=clean,
     )
     if dry_run:
-        out.result({"name": plan.name, "infra": plan.infra, "task": plan.task}, tasks.to_yaml(plan.task), plan.name)
+        if not plan.is_local:
+            out.say(f"# {plan.bill.words(Rate.of(config))}")
+        record = {"name": plan.name, "infra": plan.infra, "price": plan.bill.to_dict(), "task": plan.task}
+        out.result(record, tasks.to_yaml(plan.task), plan.name)
         return
     engine = engine_for(plan.infra, config)
-    if not plan.is_local and not out.confirm(f"launch {plan.name} on {plan.infra}, at its price?", yes):
+    question = f"launch {plan.name} on {plan.infra} at {plan.bill.words(Rate.of(config))}?"
+    if not plan.is_local and not out.confirm(question, yes):
         raise typer.Exit(1)
     run = engine.launch(plan, resume=resume)
     if detach:
@@ -100,12 +135,19 @@ for _job in ("pretrain", "finetune"):
 
 @app.command()
 def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the runs that this machine holds."""
+    """List the runs on this machine and on rented ones."""
+    from bafogpt.cloud.engines import everywhere
+    from bafogpt.core import settings
+
     out = Output.of(json=json, quiet=quiet)
-    runs = _local().runs()
+    runs = [run for engine in everywhere(settings.load()) for run in engine.runs()]
     if not runs:
         out.say("no runs; start one: bafogpt cloud launch demo")
-    out.rows([_record(run) for run in runs], columns=["name", "infra", "state", "started", "exit_code"], id="name")
+    out.rows(
+        [_record(run) for run in runs],
+        columns=["name", "infra", "state", "started", "place", "price_per_hour"],
+        id="name",
+    )
 
 
 @app.command()
@@ -116,7 +158,7 @@ def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = Fals
     from bafogpt.storage.bucket import Bucket
 
     config = settings.load()
-    found = _local().status(run)
+    found = _engine(run).status(run)
     record = RunStore(Bucket.open(config.bucket, config)).find(run)
     more = {"step": record.step, "steps": record.steps, "message": record.message} if record else {}
     Output.of(json=json, quiet=quiet).result({**_record(found), **more}, id=found.state)
@@ -126,17 +168,12 @@ def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = Fals
 def logs(run: RunArgument, follow: FollowOption = False, json: JsonOption = False) -> None:
     """Print what a run has printed."""
     out = Output.of(json=json)
-    for line in _local().logs(run, follow=follow):
+    for line in _engine(run).logs(run, follow=follow):
         out.event({"line": line}, line)
 
 
-@app.command()
-def ssh(run: RunArgument) -> None:
-    """Open a terminal where a run is."""
-    import os
-
-    command = _local().shell(run)
-    os.execvp(command[0], command)  # noqa: S606
+app.command()(top)
+app.command()(tensorboard)
 
 
 @app.command()
@@ -144,17 +181,20 @@ def cancel(run: RunArgument, json: JsonOption = False, quiet: QuietOption = Fals
     """Ask a run to save, drain and end, and wait until it has. It can be launched again with --resume."""
     out = Output.of(json=json, quiet=quiet)
     out.say(f"{run} saves its state and ends")
-    ended = _local().cancel(run)
+    ended = _engine(run).cancel(run)
     out.result(_record(ended), f"{run}: {ended.state}", run)
 
 
 @app.command()
 def down(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """End a run if it is active, and give back everything but what is in the bucket."""
-    _local().down(run)
+    _engine(run).down(run)
     Output.of(json=json, quiet=quiet).result(
         {"name": run, "state": "down"}, f"{run} is down; its record stays: bafogpt runs show {run}", run
     )
+
+
+machines.add_to(app)
 
 
 def _watch(engine: Engine, name: str, out: Output) -> None:
@@ -173,16 +213,19 @@ def _watch(engine: Engine, name: str, out: Output) -> None:
     out.result(_record(ended), f"{name} succeeded; see it: bafogpt runs show {name}", name)
 
 
-def _local() -> Engine:
-    """The engine whose runs these commands are about; rented machines join it with the SkyPilot engine."""
-    from bafogpt.cloud.engines import engine_for
-    from bafogpt.cloud.plan import LOCAL
+def _engine(run: str) -> Engine:
+    """The engine that holds a run."""
+    from bafogpt.cloud.engines import engine_of
     from bafogpt.core import settings
 
-    return engine_for(LOCAL, settings.load())
+    return engine_of(run, settings.load())
 
 
 def _record(run: EngineRun) -> dict[str, object]:
     from dataclasses import asdict
 
     return asdict(run)
+
+
+money.register(app)
+doctor.register(app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,26 +26,24 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Supervise JOB on this machine until it is done: the command of every task in sky/."""
-    import os
-
-    from bafogpt.cloud import claim, project, runs, supervisor
-    from bafogpt.cloud import job as jobs
+    from bafogpt.cloud import claim, crew, recorded, runs, supervisor
     from bafogpt.cloud.engines.local import work_folder
     from bafogpt.core import settings
-    from bafogpt.core.errors import BafoError, UsageError
+    from bafogpt.core.errors import BafoError
     from bafogpt.storage.bucket import Bucket
 
-    if int(os.environ.get("SKYPILOT_NUM_NODES", "1")) > 1:
-        raise UsageError("a job on more than one node is not in this version of bafogpt", "num_nodes: 1")
+    nodes = crew.Nodes.from_environment()
     config = settings.load()
-    path: Path = project.job_file(job)
-    name = runs.check_name(run or claim.name_from_environment(path.stem))
+    source = recorded.find(job, config, set_ or ())
+    name = runs.check_name(run or claim.name_from_environment(source.stem))
+    folder = work_folder(config, name)
     ending = supervisor.supervise(
-        jobs.load(path, set_ or ()),
+        source.job,
         name,
         Bucket.open(config.bucket, config),
-        work_folder(config, name),
+        folder.with_name(f"{name}.node-{nodes.rank}") if nodes.rank else folder,  # nodes may share a home
         claim.Place.from_environment(),
+        nodes=nodes,
     )
     if ending.state != "succeeded":
         error = BafoError(ending.message, ending.hint)

@@ -17,8 +17,9 @@ from bafogpt.cli import failures
 COMMANDS = {
     "cloud": "Launch training jobs, watch them, stop them.",
     "job": "What a launched machine runs: the supervisor and its trainers.",
-    "runs": "Look at runs: state, logs, cost, report.",
+    "runs": "Look at runs: state, logs, cost, report; compare them, run them again.",
     "data": "Make datasets of tokens from text, and look at them.",
+    "tokenizer": "Continue a tokenizer for another language, make one, compare them.",
     "storage": "Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.",
     "image": "The container image that the tasks run in: show, check and pin it.",
     "config": "The settings in force, and who said so.",
@@ -27,7 +28,7 @@ COMMANDS = {
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 wrong usage, 4 not authenticated, 100 job failed, 101 job not finished, "
-    "102 no such job, 103 job cancelled, 130 interrupted."
+    "102 no such job, 103 job cancelled, 104 limit of money or time reached, 130 interrupted."
 )
 
 

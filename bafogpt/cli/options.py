@@ -53,7 +53,9 @@ InfraOption = Annotated[
 ]
 ImageOption = Annotated[
     str | None,
-    typer.Option("--image", metavar="REF", help="Container image to run in, in place of the one that is pinned."),
+    typer.Option(
+        "--image", metavar="REF", help="Container image to run in, in place of the one that is pinned; none: as it is."
+    ),
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the run; default: made from the job's.")

@@ -7,13 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.options import BucketOption, JsonOption, QuietOption, RunArgument
+from bafogpt.cli.options import (
+    BucketOption,
+    DetachOption,
+    DryRunOption,
+    EnvOption,
+    GpusOption,
+    ImageOption,
+    InfraOption,
+    JsonOption,
+    NameOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+    YesOption,
+)
 from bafogpt.cli.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.cloud.runs import RunStore
 
-app = typer.Typer(help="Look at runs: state, logs, cost, report.", no_args_is_help=True)
+app = typer.Typer(help="Look at runs: state, logs, cost, report; compare them, run them again.", no_args_is_help=True)
 
 
 @app.command()
@@ -57,6 +71,85 @@ def logs(run: RunArgument, bucket: BucketOption = None) -> None:
     store = _store(bucket)
     store.load(run)
     print(store.logs(run), end="")
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run's name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    bucket: BucketOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Say what differs between two runs: job, data, code, image, versions, place, results. -q prints the keys."""
+    from bafogpt.cloud import compare
+
+    out = Output.of(json=json, quiet=quiet)
+    found = compare.runs(_store(bucket), a, b)
+    if json:
+        sections: dict[str, dict[str, list[object]]] = {section: {} for section in compare.SECTIONS}
+        for each in found:
+            sections[each.section][each.key] = [each.a, each.b]
+        out.result({"a": a, "b": b, "differences": sections})
+        return
+    if not found:
+        out.say(f"{a} and {b} do not differ")
+    rows = [
+        {
+            "what": f"{each.section}.{each.key}",
+            f"A: {a}": each.a,
+            f"B: {b}": each.b,
+            "change": "" if each.change is None else f"{each.change:+.1%}",
+        }
+        for each in found
+    ]
+    out.rows(rows, columns=["what", f"A: {a}", f"B: {b}", "change"], id="what")
+
+
+@app.command()
+def rerun(
+    run: RunArgument,
+    name: NameOption = None,
+    gpus: GpusOption = None,
+    infra: InfraOption = None,
+    image: ImageOption = None,
+    set_: SetOption = None,
+    env: EnvOption = None,
+    bucket: BucketOption = None,
+    detach: DetachOption = False,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Launch the job of RUN again under a new name: the same job and data, and the same image where there is one.
+
+    What RUN was launched with counts unless it is given here. The data must be what RUN read; if the code is another,
+    that is said.
+    """
+    from bafogpt.cli import cloud
+    from bafogpt.cloud import project, recorded
+    from bafogpt.cloud.plan import LOCAL
+
+    record = _store(bucket).load(run)
+    where = infra or record.infra
+    if changed := recorded.change_of_code(record, project.root()):
+        Output.of(json=json, quiet=quiet).say(changed)
+    cloud.launch(
+        f"{recorded.PREFIX}{run}",
+        name=name,
+        gpus=gpus or record.gpus or None,
+        infra=where,
+        image=image or (record.image if where != LOCAL else None),
+        set_=set_,
+        env=env,
+        bucket=bucket,
+        detach=detach,
+        dry_run=dry_run,
+        yes=yes,
+        json=json,
+        quiet=quiet,
+    )
 
 
 @app.command()

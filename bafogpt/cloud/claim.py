@@ -9,10 +9,10 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bafogpt import __version__
+from bafogpt.cloud import provenance
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.reference import PREFIX, digest_of
 from bafogpt.cloud.runs import RunRecord, RunStore, now
@@ -81,13 +81,20 @@ def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: Place) -> It
             f"bafogpt data prepare starter --tokenizer bytes --out {job.train.data.path}",
         )
     store = RunStore(bucket)
-    with _only_one(folder, name):
+    with only_one(folder, name):
         earlier = store.find(name)
         if earlier and earlier.state == "succeeded":
             yield earlier
             return
         attempt = store.claim_attempt(name, {"host": platform.node()})
-        yield store.save(_record(job, name, place, attempt, earlier))
+        made_of = provenance.collect(
+            bucket.child(job.train.data.path),
+            attempt,
+            infra=place.infra,
+            price_per_hour=place.price_per_hour,
+            earlier=earlier.places if earlier else (),
+        )
+        yield store.save(replace(_record(job, name, place, attempt, earlier), **made_of))
 
 
 def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord | None) -> RunRecord:
@@ -110,12 +117,11 @@ def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord 
         image=place.image,
         image_digest=digest_of(place.image),
         image_labels=dict(place.image_labels),
-        versions={"bafogpt": __version__, "python": platform.python_version()},
     )
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path, name: str) -> Iterator[None]:
+def only_one(folder: Path, name: str) -> Iterator[None]:
     """Hold the run on this machine. Raises :class:`ConflictError` when another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

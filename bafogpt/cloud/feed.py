@@ -1,14 +1,16 @@
 """Append-only records in a store that cannot append.
 
 A local file that only grows (a log, metrics, events) is mirrored as numbered parts, ``<folder>/0002-00017.jsonl``:
-attempt, part. A part that has reached :data:`PART_BYTES` is never touched again, so the cost of a long run is that
-of its bytes, and each attempt writes parts of its own, so a machine that died cannot overwrite its successor's.
+attempt, part; of a run's second machine ``0002-n1-00017.jsonl``. A part that has reached :data:`PART_BYTES` is never
+touched again, so the cost of a long run is that of its bytes, and each attempt writes parts of its own, so a machine
+that died cannot overwrite its successor's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,10 @@ class Feed:
     one stopped.
     """
 
-    def __init__(self, bucket: Bucket, folder: str, attempt: int, source: Path, suffix: str) -> None:
+    def __init__(self, bucket: Bucket, folder: str, attempt: int, source: Path, suffix: str, node: int = 0) -> None:
         self._bucket = bucket
         self._folder = folder
-        self._attempt = attempt
+        self._stem = f"{attempt:04d}-n{node}" if node else f"{attempt:04d}"
         self._source = source
         self._suffix = suffix
         self._part: int | None = None
@@ -67,11 +69,9 @@ class Feed:
 
     def _find_position(self) -> None:
         """Continue at the last part that this attempt has in the bucket."""
-        own = [
-            info
-            for info in self._bucket.list(f"{self._folder}/")
-            if info.path.rsplit("/", 1)[-1].startswith(f"{self._attempt:04d}-")
-        ]
+        part = re.compile(rf"{self._stem}-\d{{5,}}\.")
+        listed = self._bucket.list(f"{self._folder}/")
+        own = [info for info in listed if part.match(info.path.rsplit("/", 1)[-1])]
         sizes = [info.bytes for info in sorted(own, key=lambda info: info.path)]
         if sizes and sizes[-1] < PART_BYTES:
             self._part = len(sizes) - 1
@@ -82,7 +82,7 @@ class Feed:
         self._sent = sum(sizes)
 
     def _name(self, part: int) -> str:
-        return f"{self._folder}/{self._attempt:04d}-{part:05d}.{self._suffix}"
+        return f"{self._folder}/{self._stem}-{part:05d}.{self._suffix}"
 
 
 def read(bucket: Bucket, folder: str) -> bytes:
@@ -96,7 +96,63 @@ def read(bucket: Bucket, folder: str) -> bytes:
 
 def read_lines(bucket: Bucket, folder: str) -> Iterator[dict[str, Any]]:
     """The records of a JSON-lines feed. A line that was cut off by a kill is skipped."""
-    for line in read(bucket, folder).splitlines():
+    yield from _records(read(bucket, folder).splitlines())
+
+
+class Follower:
+    """Reads a JSON-lines feed as it grows, each byte once; with ``tail_bytes`` only from near its end on."""
+
+    def __init__(self, bucket: Bucket, folder: str, tail_bytes: int | None = None) -> None:
+        self._bucket = bucket
+        self._folder = folder
+        self._tail_bytes = tail_bytes
+        self._read: dict[str, int] | None = None
+        """Bytes taken of each part; None before the first look."""
+        self._rest: dict[str, bytes] = {}
+        """The line, not yet whole, at the end of each writer's parts."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """The records that were written since the last call, by attempt and in order. No feed has none."""
+        try:
+            parts = sorted((info.path, info.bytes) for info in self._bucket.list(f"{self._folder}/"))
+        except NotFoundError:
+            return []
+        if self._read is None:
+            self._read = _skipped(parts, self._tail_bytes)
+        found = []
+        for path, size in parts:
+            start = self._read.get(path, 0)
+            if size <= start:
+                continue
+            data = bytes(self._bucket.get_range(path, start, size - start))
+            self._read[path] = size
+            writer = _writer(path)
+            *lines, self._rest[writer] = (self._rest.get(writer, b"") + data).split(b"\n")
+            found += list(_records(lines))
+        return found
+
+
+def _skipped(parts: list[tuple[str, int]], tail_bytes: int | None) -> dict[str, int]:
+    """How much of each part is not read: all but the last ``tail_bytes`` of each writer."""
+    if tail_bytes is None:
+        return {}
+    left: dict[str, int] = {}
+    skipped = {}
+    for path, size in reversed(parts):
+        take = min(size, left.get(_writer(path), tail_bytes))
+        left[_writer(path)] = left.get(_writer(path), tail_bytes) - take
+        skipped[path] = size - take
+    return skipped
+
+
+def _writer(path: str) -> str:
+    """Attempt and node of a part: one supervisor's own file."""
+    return path.rpartition("-")[0]
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects; one that a kill has cut off, or in which a tail begins, is not."""
+    for line in lines:
         try:
             value = json.loads(line)
         except ValueError:

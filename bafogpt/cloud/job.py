@@ -28,11 +28,27 @@ class SupervisorConfig:
     """Seconds from SIGTERM until trainers that have not saved and left are killed."""
     ship_every_s: float = 5.0
     """Seconds between sendings of logs, metrics and events to the bucket."""
+    vitals_every_s: float = 10.0
+    """Seconds between two measurements of the machine: GPUs, CPU, memory, disk, network."""
     patience_s: float = 300.0
     """How long the bucket may be out of reach before the run ends, to be resumed later."""
     publish_to: str | None = None
     """Repository of the Hugging Face Hub (``hf://ORG/NAME``) that gets the newest checkpoint while training goes on; it
     is made private. The token is read from HF_TOKEN."""
+    max_cost: float | None = None
+    """Dollars that the run may cost, over all its attempts and nodes; at the limit it saves and ends. ``--max-cost`` of
+    the launch comes before it."""
+    max_hours: float | None = None
+    """Hours that the run may take, over all its attempts; ``--max-hours`` of the launch comes before it."""
+    hang_s: float = 600.0
+    """How long trainers may go on without a step, a validation or a piece of a checkpoint before they are killed and
+    started again, as after a crash. Waiting for the bucket is no hanging."""
+    first_step_s: float = 1800.0
+    """The same until their first step, for weights to be read and kernels to be compiled."""
+    beat_s: float = 2.0
+    """Seconds between two signs of life among the nodes of a run, where there are more than one."""
+    node_silent_s: float = 60.0
+    """How long a node may give no sign of life before the trainers are ended, to go on together from a checkpoint."""
     drill_kill_at_step: int | None = None
     """A fire drill: SIGKILL the trainers once, when they reach this step, and let the run come back by itself."""
 
@@ -42,8 +58,11 @@ class SupervisorConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         if self.publish_to is not None and not self.publish_to.startswith("hf://"):
             raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
-        if self.ship_every_s <= 0:
-            raise ValueError(f"ship_every_s is {self.ship_every_s}; must be above 0")
+        above_0 = ("ship_every_s", "vitals_every_s", "max_cost", "max_hours", "hang_s", "first_step_s", "beat_s")
+        for name in (*above_0, "node_silent_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import job as jobs
-from bafogpt.cloud import project, runs
+from bafogpt.cloud import estimate, provenance, recorded, runs, workdir
 from bafogpt.cloud import task as tasks
+from bafogpt.cloud.estimate import Bill
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.reference import Reference
+from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
 
@@ -33,6 +33,12 @@ class Plan:
     """The folder that is the job's working directory."""
     required_secrets: tuple[str, ...] = ()
     """Variables that the launch names with ``--env``: without a value there is no launch."""
+    managed: bool = False
+    """Whether SkyPilot's jobs controller recovers it on another machine when one is lost."""
+    retry_until_up: bool = False
+    """Whether to go on asking while nobody has the machine."""
+    bill: Bill = field(default_factory=lambda: Bill(usd_per_hour=None, source="not asked"))
+    """What it costs an hour and in all, and its limits; the job is told them too."""
 
     @property
     def is_local(self) -> bool:
@@ -49,21 +55,35 @@ def make(
     image: str | None = None,
     assignments: Sequence[str] = (),
     env_names: Sequence[str] = (),
+    max_cost: float | None = None,
+    max_hours: float | None = None,
+    nodes: int | None = None,
+    spot: bool = False,
+    managed: bool = False,
+    retry_until_up: bool = False,
+    clean: bool = False,
 ) -> Plan:
     """The plan of one launch. Everything that can be wrong with its words is found here, before anything starts.
 
-    Raises :class:`~bafogpt.core.errors.ConfigError` and :class:`~bafogpt.core.errors.UsageError`.
+    ``max_cost`` (dollars) and ``max_hours`` come before those of the job's ``supervisor:`` section. Raises
+    :class:`~bafogpt.core.errors.ConfigError`, :class:`~bafogpt.core.errors.UsageError`, and
+    :class:`~bafogpt.core.errors.NotFoundError` for a GPU that nobody offers.
     """
-    path = project.job_file(job_name)
-    job = jobs.load(path, assignments)
-    root = path.resolve().parent.parent
-    run = runs.check_name(name or f"{path.stem}-{secrets.token_hex(2)}")
+    source = recorded.find(job_name, settings, assignments)
+    job, root = source.job, source.root
+    run = runs.check_name(name or f"{source.stem}-{secrets.token_hex(2)}")
     where = infra or settings.infra
     if image is not None:
-        image = str(Reference.parse(image))
+        image = image if image == tasks.NO_IMAGE else str(Reference.parse(image))
         if where == LOCAL:
             raise UsageError(f"--image {image}: a job on this machine runs in no image", "--infra runpod")
-    envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": git_state(root)}
+    if where == LOCAL:
+        rented = {"--spot": spot, "--managed": managed, "--nodes": (nodes or 1) > 1, "--retry-until-up": retry_until_up}
+        for flag in (flag for flag, given in rented.items() if given):
+            raise UsageError(f"{flag}: a job on this machine rents nothing", "--infra runpod")
+    if clean:
+        workdir.require_clean(root)
+    envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": str(workdir.look(root))}
     if settings.s3_region != Settings().s3_region:
         envs["BAFOGPT_S3_REGION"] = settings.s3_region
     if where != LOCAL:
@@ -71,26 +91,36 @@ def make(
     task = tasks.overlay(
         tasks.load(root / "sky" / f"{job.task}.yaml"),
         name=run,
-        job_file=str(path.resolve().relative_to(root)),
+        job_file=source.word,
         assignments=assignments,
         gpus=gpus,
         infra=where,
         image=image,
         envs=envs,
         secrets=env_names,
+        nodes=nodes,
+        spot=spot,
     )
-    return Plan(name=run, job=job, task=task, infra=where, root=root, required_secrets=tuple(env_names))
-
-
-def git_state(root: Path) -> str:
-    """Commit of the working tree, with ``+dirty`` when it has changes; empty outside a repository."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False, timeout=10)
-        except (FileNotFoundError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}{'+dirty' if git('status', '--porcelain') else ''}" if commit else ""
+    asked = tasks.accelerators(task)
+    if asked and (gpus or where != LOCAL):
+        task["envs"][provenance.GPUS] = f"{asked[0]}:{asked[1]}"
+    keeps = job.supervisor
+    bill = estimate.bill(
+        job,
+        task,
+        where,
+        max_cost=keeps.max_cost if max_cost is None else max_cost,
+        max_hours=keeps.max_hours if max_hours is None else max_hours,
+    )
+    told = {"envs": bill.envs(), **({"resources": bill.resources()} if bill.resources() else {})}
+    return Plan(
+        name=run,
+        job=job,
+        task=schema.merge(task, told),
+        infra=where,
+        root=root,
+        required_secrets=tuple(env_names),
+        managed=managed or spot,
+        retry_until_up=retry_until_up,
+        bill=bill,
+    )

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bafogpt.cloud import budget as budgets
+from bafogpt.cloud import vitals
+from bafogpt.cloud.budget import Budget
 from bafogpt.cloud.feed import Feed
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import BafoError, StorageError
@@ -28,10 +31,20 @@ class Recorder:
     """Local files first, the bucket every ``every_s`` seconds by a thread, so that nobody waits for a bucket.
 
     ``failing`` is set while the bucket refuses; what could not be sent stays in the local files and goes with the next
-    sending.
+    sending. Node 0 keeps the run's record, and the account of what the attempt has cost; other nodes have feeds only.
     """
 
-    def __init__(self, store: RunStore, record: RunRecord, handoff: Handoff, every_s: float) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        record: RunRecord,
+        handoff: Handoff,
+        every_s: float,
+        vitals_every_s: float = 10.0,
+        *,
+        budget: Budget | None = None,
+        node: int = 0,
+    ) -> None:
         self.record = record
         self.attempt = attempt = record.attempts
         self.failing: Failing | None = None
@@ -44,12 +57,19 @@ class Recorder:
             for each in range(1, attempt + 1)  # what an earlier attempt on this disk could not send goes too
             if _log_file(handoff, each).exists()
             for feed in (
-                Feed(bucket, "logs", each, _log_file(handoff, each), "log"),
-                Feed(bucket, "events", each, _events_file(handoff, each), "jsonl"),
-                Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl"),
+                Feed(bucket, "logs", each, _log_file(handoff, each), "log", node),
+                Feed(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
+                Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
+                Feed(bucket, vitals.FEED, each, _vitals_file(handoff, each), "jsonl", node),
             )
         ]
+        self._vitals = vitals.Vitals(
+            _vitals_file(handoff, attempt), attempt=attempt, step=lambda: self.record.step, every_s=vitals_every_s
+        )
         self._every_s = every_s
+        self._node = node
+        self._budget = budget
+        self._metered = -float("inf")
         self._changed = False
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -58,18 +78,23 @@ class Recorder:
 
     def start(self) -> None:
         self._thread.start()
+        self._vitals.start()
 
     def say(self, line: str) -> None:
         """A line for people: to the terminal and to the run's log."""
         with self._lock:
             print(line, flush=True)
-            self._log.write(line + "\n")
+            if not self._log.closed:
+                self._log.write(line + "\n")
 
     def event(self, kind: str, **values: Any) -> None:
         """Something that happened, for ``bafogpt runs show`` and the report."""
         line = {"time": round(time.time(), 3), "attempt": self.attempt, "event": kind, **values}
+        if self._node:
+            line["node"] = self._node
         with self._lock:
-            self._events.write(json.dumps(line) + "\n")
+            if not self._events.closed:  # a publication that did not end in time may still tell of itself
+                self._events.write(json.dumps(line) + "\n")
 
     def update(self, **changes: Any) -> None:
         """Change the run's record; it is sent with the next sending."""
@@ -81,7 +106,8 @@ class Recorder:
         with self._shipping:
             for feed in self._feeds:
                 feed.ship()
-            if self._changed:
+            self._meter()
+            if self._changed and self._node == 0:
                 self._changed = False
                 try:
                     self._store.save(self.record)  # which may have changed again when this returns
@@ -89,10 +115,22 @@ class Recorder:
                     self._changed = True
                     raise
 
+    def _meter(self) -> None:
+        """Write down what the attempt has cost, now and then and at its end."""
+        now = time.monotonic()
+        if self._budget and (self._closing.is_set() or now - self._metered >= budgets.METER_EVERY_S):
+            budgets.store(self._store.folder(self.record.name), self._budget.span)
+            self._metered = now
+
     def close(self) -> None:
-        """Stop the thread. Call :meth:`ship` after it, for the last lines."""
+        """Stop the thread and the files: what is said from here on goes to the terminal alone. Call :meth:`ship`
+        after it, for the last lines."""
+        self._vitals.close()
         self._closing.set()
         self._thread.join()
+        with self._lock:
+            self._log.close()
+            self._events.close()
 
     def _run(self) -> None:
         while not self._closing.wait(self._every_s):
@@ -107,6 +145,10 @@ class Recorder:
 
 def _log_file(handoff: Handoff, attempt: int) -> Path:
     return handoff.folder / f"log-{attempt:04d}.txt"
+
+
+def _vitals_file(handoff: Handoff, attempt: int) -> Path:
+    return handoff.folder / f"vitals-{attempt:04d}.jsonl"
 
 
 def _events_file(handoff: Handoff, attempt: int) -> Path:

@@ -4,7 +4,7 @@
 
     run.json                  the record below, rewritten when the state changes
     attempts/0001.json        who works on it; create-only, so two supervisors cannot both be attempt 1
-    events/  metrics/  logs/  feeds (see :mod:`bafogpt.cloud.feed`)
+    events/  metrics/  logs/  vitals/   feeds (see :mod:`bafogpt.cloud.feed`)
     checkpoints/              see :mod:`bafogpt.storage.checkpoints.store`
     report.html
 """
@@ -62,7 +62,13 @@ class RunRecord:
     job: dict[str, Any] = field(default_factory=dict)
     """The resolved job."""
     git: str = ""
-    """Commit of the code, with ``+dirty`` when the tree had changes."""
+    """Commit of the code, with ``+dirty.DIGEST`` when the tree had changes: the digest is that of the changes."""
+    gpus: str = ""
+    """What the launch asked for: ``L40:4``; what came of it stands in ``places``."""
+    data: dict[str, str] = field(default_factory=dict)
+    """The dataset's manifest: its ``digest``, when it was ``created``, digest of its ``tokenizer``."""
+    places: list[dict[str, Any]] = field(default_factory=list)
+    """Where each attempt ran: see :func:`bafogpt.cloud.provenance.place`."""
     image: str | None = None
     """The container image that the last attempt was launched in; null on ``local``."""
     image_digest: str | None = None
@@ -126,6 +132,10 @@ class RunStore:
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """Every metrics line that was written, steps that were done twice included."""
         return list(feed.read_lines(self.folder(name), "metrics"))
+
+    def vitals(self, name: str) -> list[dict[str, Any]]:
+        """How the machines were, see :mod:`bafogpt.cloud.vitals`."""
+        return list(feed.read_lines(self.folder(name), "vitals"))
 
     def logs(self, name: str) -> str:
         """Everything supervisor and trainers have printed."""

@@ -1,76 +1,95 @@
 """``bafogpt job run``: the command of every task. Keeps one run alive on the machine it is on.
 
-It starts the trainers, restarts them after a crash from the newest complete checkpoint, carries checkpoints, logs,
-metrics and events to the bucket while they work, turns SIGTERM into save, drain, exit, and leaves a final status that
-can be read after the machine is gone. It never imports torch.
+It starts the trainers, restarts them after a crash or a hang from the newest complete checkpoint, carries checkpoints,
+logs, metrics and events to the bucket while they work, turns SIGTERM and the limits of money and time into save, drain,
+exit, and leaves a final status that can be read after the machine is gone. It never imports torch.
+
+This is node 0, and the whole of it where there is one node; the others run :mod:`bafogpt.cloud.follower`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import math
 import platform
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import report
+from bafogpt.cloud import budget as budgets
+from bafogpt.cloud import follower, report
+from bafogpt.cloud.budget import Budget, Limits
 from bafogpt.cloud.claim import Place, claim
+from bafogpt.cloud.crew import ALONE, Crew, Nodes, Parts
+from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
 from bafogpt.cloud.job import Job
+from bafogpt.cloud.lead import Lead
 from bafogpt.cloud.publishing import DRAIN_S, Publisher
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.runs import RunStore, State
-from bafogpt.cloud.trainers import WORKER, Trainers, describe_exit, gpu_count
+from bafogpt.cloud.trainers import WORKER, Layout, Trainers, describe_exit, gpu_count
 from bafogpt.cloud.uploads import Uploader
+from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
 from bafogpt.core import settings
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff, Order, checkpoint_step
+from bafogpt.train.handoff import Handoff, Order, Result, checkpoint_step
+
+__all__ = ["Ending", "supervise"]
 
 POLL_S = 0.05
-PROGRESS_EVERY_S = 1.0
-EXIT_CODES: dict[State, ExitCode] = {
-    "succeeded": ExitCode.OK,
-    "stopped": ExitCode.JOB_CANCELLED,
-    "failed": ExitCode.JOB_FAILED,
-}
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run ended on this machine."""
-
-    state: State
-    message: str = ""
-    hint: str = ""
-    exit_code: ExitCode = ExitCode.OK
-
-    def __post_init__(self) -> None:
-        assert (self.state == "succeeded") == (self.exit_code == ExitCode.OK), self
+Clock = Callable[[], float]
 
 
 def supervise(
-    job: Job, name: str, bucket: Bucket, folder: Path, place: Place, worker: Sequence[str] = WORKER
+    job: Job,
+    name: str,
+    bucket: Bucket,
+    folder: Path,
+    place: Place,
+    worker: Sequence[str] = WORKER,
+    nodes: Nodes = ALONE,
+    clock: Clock = time.monotonic,
 ) -> Ending:
     """Run ``job`` as run ``name`` of ``bucket`` until it is done, stopped or beyond help.
 
-    ``folder`` is local disk for this run alone, ``worker`` the command of a trainer process.
+    ``folder`` is local disk for this run alone, ``worker`` the command of a trainer process, ``clock`` what limits and
+    hangs are measured by (monotonic seconds).
     Raises :class:`BafoError` for what is wrong before the first trainer starts; after that everything ends in an
     :class:`Ending`.
     """
+    config = job.supervisor
+    limits = Limits(max_cost=config.max_cost, max_hours=config.max_hours).overlaid()
+    if nodes.rank:
+        return follower.follow(job, name, bucket, folder, nodes, worker)
+    limits.check_price(place.price_per_hour)
     with claim(job, name, bucket, folder, place) as record:
         if record.state == "succeeded":
             print(f"{name} has succeeded already, at step {record.step}")
             return Ending("succeeded")
         handoff = Handoff(folder)
         handoff.checkpoints.mkdir(parents=True, exist_ok=True)
-        recorder = Recorder(RunStore(bucket), record, handoff, every_s=job.supervisor.ship_every_s)
-        ending = _Supervisor(job, bucket, handoff, recorder, worker).run()
+        store = RunStore(bucket)
+        budget = Budget(
+            limits,
+            budgets.spans(store.folder(name)),
+            attempt=record.attempts,
+            price_per_hour=place.price_per_hour,
+            clock=clock,
+        )
+        recorder = Recorder(
+            store,
+            record,
+            handoff,
+            every_s=config.ship_every_s,
+            vitals_every_s=config.vitals_every_s,
+            budget=budget,
+        )
+        with asked_to_stop() as stop:
+            ending = _Supervisor(job, bucket, handoff, recorder, worker, nodes, budget, stop, clock).run()
     if ending.state == "succeeded":
         shutil.rmtree(folder, ignore_errors=True)
     return ending
@@ -79,17 +98,32 @@ def supervise(
 class _Supervisor:
     """One attempt at a run."""
 
-    def __init__(self, job: Job, bucket: Bucket, handoff: Handoff, recorder: Recorder, worker: Sequence[str]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        bucket: Bucket,
+        handoff: Handoff,
+        recorder: Recorder,
+        worker: Sequence[str],
+        nodes: Nodes,
+        budget: Budget,
+        stop: threading.Event,
+        clock: Clock,
+    ) -> None:
         self._job = job
-        self._config = job.supervisor
+        self._config = config = job.supervisor
         self._store = RunStore(bucket)
         self._bucket = bucket
         self._handoff = handoff
         self._recorder = recorder
         self._worker = worker
+        self._budget = budget
+        self._stop = stop
+        self._clock = clock
         self._name = recorder.record.name
         self._gpus = gpu_count()
         self._checkpoints = self._store.checkpoints(self._name)
+        run = self._store.folder(self._name)
         self._uploader = Uploader(
             handoff,
             self._checkpoints,
@@ -97,14 +131,24 @@ class _Supervisor:
             recorder.attempt,
             record=self._record_upload,
             ship=recorder.ship,
+            parts=Parts(run),
         )
         self._publisher: Publisher | None = None
-        if job.supervisor.publish_to:
+        if config.publish_to:
             folder = bucket.child(f"runs/{self._name}/checkpoints")
-            self._publisher = Publisher(folder, job.supervisor.publish_to, settings.load(), recorder.event)
-        self._stop = threading.Event()
-        self._metrics = _Tail(handoff.metrics(recorder.attempt))
-        self._last_progress = 0.0
+            self._publisher = Publisher(folder, config.publish_to, settings.load(), recorder.event)
+        self._lead: Lead | None = None
+        if nodes.count > 1:
+            self._lead = Lead(
+                Crew(run, recorder.attempt, nodes, processes=self._processes(), beat_s=config.beat_s),
+                attempt=recorder.attempt,
+                patience_s=config.patience_s,
+                silent_s=config.node_silent_s,
+                halted=self._halt,
+                say=recorder.say,
+            )
+        self._nodes = nodes
+        self._progress = Progress(handoff.metrics(recorder.attempt), job.train.steps, recorder.say)
         self._drilled = recorder.attempt > 1
 
     def run(self) -> Ending:
@@ -112,17 +156,19 @@ class _Supervisor:
         say, event = self._recorder.say, self._recorder.event
         self._recorder.start()
         self._uploader.start()
-        if self._publisher:
-            self._publisher.start()
-        event("run_started", host=platform.node(), processes=self._processes())
-        say(f"{self._name}: attempt {self._recorder.attempt}, {self._processes()} process(es) on {self._device()}")
-        with _signals(self._stop):
-            try:
-                ending = self._train()
-            except BafoError as error:
-                ending = Ending("failed", error.message, error.hint, error.exit_code)
-            ending = self._drain(ending)
-            self._finish_publishing(ending)
+        for each in (self._publisher, self._lead):
+            if each:
+                each.start()
+        event("run_started", host=platform.node(), processes=self._processes(), nodes=self._nodes.count)
+        each_of = f"on each of {self._nodes.count} nodes, " if self._lead else ""
+        what = f"{self._processes()} process(es) {each_of}on {self._device()}"
+        say(f"{self._name}: attempt {self._recorder.attempt}, {what}")
+        try:
+            ending = self._train()
+        except BafoError as error:
+            ending = Ending("failed", error.message, error.hint, error.exit_code)
+        ending = self._drain(ending)
+        self._finish_publishing(ending)
         event("run_ended", state=ending.state, message=ending.message)
         say(f"{self._name}: {ending.state}" + (f": {ending.message}" if ending.message else ""))
         self._recorder.close()
@@ -132,54 +178,62 @@ class _Supervisor:
             report.store(self._store, self._name)
         except StorageError as error:
             say(f"the final status could not be written: {error.message}")
+        if self._lead:
+            self._lead.end(ending)
         return ending
 
     def _record_upload(self, kind: str, **values: Any) -> None:
         """An event of the uploads; what is committed may be published."""
         self._recorder.event(kind, **values)
-        if kind == "checkpoint_committed" and self._publisher:
-            self._publisher.offer(values["step"])
+        if kind == "checkpoint_committed":
+            if self._publisher:
+                self._publisher.offer(values["step"])
+            if self._lead:
+                self._lead.committed(values["step"])
 
     def _finish_publishing(self, ending: Ending) -> None:
         """Wait for the last publication: long after success, no longer than the grace period otherwise."""
         if self._publisher:
             self._recorder.say(f"publishing on {self._config.publish_to}")
-            if not self._publisher.close(DRAIN_S if ending.state == "succeeded" else self._config.grace_s):
+            patience = min(DRAIN_S, max(self._config.grace_s, self._budget.left_s()))
+            if not self._publisher.close(patience if ending.state == "succeeded" else self._config.grace_s):
                 self._recorder.say("the last publication did not end in time")
 
     def _train(self) -> Ending:
         """Start trainers and start them again, until there is an ending."""
-        restarts = furthest = 0
+        restarts = furthest = generation = 0
+        hung = False
         while True:
-            order = self._order()
+            generation += 1
+            order = self._order(generation, hung)
+            if isinstance(order, Ending):
+                return order
             self._handoff.write_order(order)
             self._recorder.event("trainers_started", step=order.resume_step or 0, restart=restarts)
-            trainers = Trainers(self._handoff.folder, self._processes(), self._recorder.say, self._worker)
+            layout = self._lead.layout(generation) if self._lead else Layout()
+            self._uploader.launch = layout.launch
+            memory = OutOfMemory()
+            if self._lead:
+                self._lead.go(generation, layout)
+            trainers = Trainers(self._handoff.folder, self._processes(), self._recorder.say, self._worker, layout)
             try:
-                problem = self._watch(trainers)
+                halt, cause, hung = self._watch(trainers, generation)
                 codes = trainers.exit_codes()
             finally:
                 trainers.end()
             self._follow_metrics(quiet=False)
             results = self._handoff.read_results()
-            if problem is not None:
-                return problem
-            if results and len(results) == len(codes) and all(result.outcome == "finished" for result in results):
+            if len(results) == len(codes) and all(result.outcome == "finished" for result in results):
                 self._recorder.update(step=results[0].step)  # a run that had only to be ended writes no metrics
                 return Ending("succeeded")
-            if self._stop.is_set():
-                return Ending(
-                    "stopped",
-                    "stopped on request",
-                    f"bafogpt cloud launch … --name {self._name} --resume",
-                    ExitCode.JOB_CANCELLED,
-                )
+            if (halt := halt or self._halt()) is not None:
+                return halt
             failed = next((result for result in results if result.outcome == "failed"), None)
-            why = failed.error if failed else describe_exit(codes)
+            why = cause or (failed.error if failed else describe_exit(codes, out_of_memory=memory.happened()))
             self._recorder.event("trainers_died", exit_codes=codes, why=why)
             self._recorder.say(f"trainers died: {why}")
-            if failed and not failed.retry:
-                return Ending("failed", why, failed.hint, ExitCode(failed.exit_code))
+            if (fatal := self._fatal(failed, why)) is not None:
+                return fatal
             done = self._recorder.record.step
             restarts, furthest = (1, done) if done > furthest else (restarts + 1, furthest)
             self._recorder.update(restarts=self._recorder.record.restarts + 1)
@@ -188,13 +242,24 @@ class _Supervisor:
                 return Ending("failed", message, f"bafogpt cloud logs {self._name}", ExitCode.JOB_FAILED)
             self._stop.wait(min(30.0, 2.0 ** (restarts - 1) - 1))
 
-    def _order(self) -> Order:
-        """What the trainers are to do, from the newest complete checkpoint on if there is one."""
+    def _fatal(self, failed: Result | None, why: str) -> Ending | None:
+        """The end of the run where no restart can help."""
+        if failed and not failed.retry:
+            return Ending("failed", why, failed.hint, ExitCode(failed.exit_code))
+        return self._lead.fatal() if self._lead else None
+
+    def _order(self, generation: int, hung: bool) -> Order | Ending:
+        """What the trainers are to do, from the newest complete checkpoint on; or why the run must end instead."""
         self._wait_for_bucket()
+        if self._lead and (ending := self._lead.gather(generation, hung=hung)) is not None:
+            return ending
+        self._uploader.launch = ""  # what other nodes saved is in the bucket now, or lost
         if not self._uploader.idle():  # what an earlier process saved but had not sent
             self._recorder.say("sending checkpoints that were left on this disk")
-            while not self._uploader.idle() and self._uploader.failing is None:
+            while not self._uploader.idle() and self._uploader.failing is None and self._halt() is None:
                 time.sleep(POLL_S)
+        if (halt := self._halt()) is not None:
+            return halt
         self._handoff.clear_leftovers()  # their room may be needed
         found = self._checkpoints.fetch_newest(self._handoff.resume)
         step = None
@@ -206,6 +271,8 @@ class _Supervisor:
                     shutil.rmtree(older)
             self._recorder.event("checkpoint_restored", step=step, samples=checkpoint.samples)
             self._recorder.say(f"resuming from the checkpoint of step {step}, at sample {checkpoint.samples:,}")
+        if self._lead and (ending := self._lead.prepare(generation, step)) is not None:
+            return ending
         return Order(
             job=self._job.trainer,
             bucket=self._bucket.url,
@@ -216,35 +283,67 @@ class _Supervisor:
             resume_step=step,
         )
 
-    def _watch(self, trainers: Trainers) -> Ending | None:
-        """Until the trainers are gone. An ending here is one that has nothing to do with them."""
-        term_sent: float | None = None
-        problem: Ending | None = None
+    def _watch(self, trainers: Trainers, generation: int) -> tuple[Ending | None, str, bool]:
+        """Until the trainers are gone: an ending that has nothing to do with them, or why they were ended (and whether
+        that was because they hung)."""
+        halt: Ending | None = None
+        deadline = math.inf
+        pulse = Pulse(
+            self._handoff,
+            self._recorder.attempt,
+            first_s=self._config.first_step_s,
+            then_s=self._config.hang_s,
+            max_pending=self._job.train.checkpoint.max_pending,
+            clock=self._clock,
+        )
         while trainers.running():
             time.sleep(POLL_S)
             self._follow_metrics()
             self._drill(trainers)
-            problem = problem or self._storage_problem()
-            if (self._stop.is_set() or problem) and term_sent is None:
-                term_sent = time.monotonic()
-                self._recorder.event("stop_requested")
+            if halt is None and (halt := self._halt()) is not None:
+                deadline = time.monotonic() + self._config.grace_s
+                self._recorder.event("stop_requested", why=halt.message)
                 self._recorder.say("stopping: the trainers save and leave")
                 trainers.signal(signal.SIGTERM)
-            if term_sent is not None and time.monotonic() - term_sent > self._config.grace_s:
+            if time.monotonic() > deadline:
                 self._recorder.say(f"trainers did not leave within {self._config.grace_s:g} s: killing them")
                 trainers.signal(signal.SIGKILL)
-        return problem
+            if halt is None and (cause := pulse.hung()) is not None:
+                self._recorder.event("trainers_hung", why=cause)
+                self._recorder.say(f"{cause}: the trainers say where they are and are killed")
+                trainers.dump()
+                return None, f"the trainers hung: {cause}", True
+            if halt is None and self._lead and (cause := self._lead.trouble(generation)) is not None:
+                return None, cause, False
+        return halt, "", False
+
+    def _halt(self) -> Ending | None:
+        """Why the run must end now, whatever the trainers do: asked to, a limit, or a bucket out of reach for long."""
+        asked = [0] if self._stop.is_set() else self._lead.stopping() if self._lead else []
+        if asked:
+            on = "" if asked == [0] else f" of node {asked[0]}"
+            hint = f"bafogpt cloud launch … --name {self._name} --resume"
+            return Ending("stopped", f"stopped on request{on}", hint, ExitCode.JOB_CANCELLED)
+        return self._limit() or self._storage_problem()
+
+    def _limit(self) -> Ending | None:
+        """The end of a run that has cost, or taken, what it may; early enough for the last checkpoint to be in it."""
+        if math.isinf(self._budget.left_s()):
+            return None
+        save = self._uploader.reserve_s()
+        reached = self._budget.reached(None if save is None else save + self._progress.step_s + POLL_S)
+        if reached is None:
+            return None
+        option = "--max-cost" if "$" in reached else "--max-hours"
+        message = f"{reached}, at step {self._recorder.record.step} of {self._job.train.steps}"
+        hint = f"bafogpt cloud launch … --name {self._name} --resume {option} MORE"
+        return Ending("stopped", message, hint, ExitCode.LIMIT_REACHED)
 
     def _follow_metrics(self, quiet: bool = True) -> None:
         """Read what the trainers have written since; show it now and then, or whenever not ``quiet``."""
-        for line in self._metrics.read():
-            if "loss" not in line:
-                continue
-            self._recorder.update(step=line["step"])
-            last = line["step"] == self._job.train.steps
-            if not quiet or last or time.monotonic() - self._last_progress >= PROGRESS_EVERY_S:
-                self._last_progress = time.monotonic()
-                self._recorder.say(_progress(line, self._job.train.steps))
+        step = self._progress.follow(quiet)
+        if step is not None:
+            self._recorder.update(step=step)
 
     def _drill(self, trainers: Trainers) -> None:
         """Kill the trainers once at the step the job asks for, as a machine that fails would."""
@@ -272,7 +371,7 @@ class _Supervisor:
                 self._bucket.check()
                 return
             except UnreachableError:
-                if time.monotonic() >= deadline or self._stop.wait(1.0):
+                if time.monotonic() >= deadline or self._stop.wait(1.0) or self._limit():
                     raise
 
     def _drain(self, ending: Ending) -> Ending:
@@ -296,42 +395,3 @@ class _Supervisor:
 
     def _device(self) -> Any:
         return "cuda" if self._gpus else "cpu"
-
-
-class _Tail:
-    """Reads the whole JSON lines that were appended to a file since the last call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            for raw in file:
-                if not raw.endswith(b"\n"):
-                    return  # the rest comes with a later write
-                self._position += len(raw)
-                with contextlib.suppress(ValueError):
-                    yield json.loads(raw)
-
-
-def _progress(line: dict[str, Any], steps: int) -> str:
-    """One metrics line for people."""
-    return (
-        f"step {line['step']:>6}/{steps}  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  "
-        f"{line['tokens_per_s']:>9,.0f} tokens/s  MFU {line['mfu']:.1%}  {line['stage']}"
-    )
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop instead of ending this process."""
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

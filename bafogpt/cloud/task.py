@@ -18,6 +18,9 @@ from bafogpt.cloud.reference import PREFIX
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, UsageError
 
+NO_IMAGE = "none"
+"""In place of an image: the task runs on the machine as it is, which has ``bafogpt`` on its PATH (a Slurm site)."""
+
 _GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?::([1-9][0-9]*))?")
 _SUPERVISOR = re.compile(r"^(?:exec )?bafogpt job run\b.*$", re.MULTILINE)
 
@@ -49,11 +52,13 @@ def overlay(
     image: str | None = None,
     envs: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
+    nodes: int | None = None,
+    spot: bool = False,
 ) -> dict[str, Any]:
     """The task with a launch's flags laid on it. Secrets appear by name with no value.
 
-    ``image`` is a reference that takes the place of the file's. Whatever image the task then has on a rented machine is
-    told to it as ``BAFOGPT_IMAGE``, for the run's record; ``local`` runs in no image.
+    ``image`` is a reference that takes the place of the file's, or :data:`NO_IMAGE`. Whatever image the task then has
+    on a rented machine is told to it as ``BAFOGPT_IMAGE``, for the run's record; ``local`` runs in no image.
     """
     words = ["exec", "bafogpt", "job", "run", job_file, "--run", name]
     for assignment in assignments:
@@ -67,13 +72,19 @@ def overlay(
     if infra is not None and infra != "local":
         resources["infra"] = infra
     if image is not None:
-        resources["image_id"] = f"{PREFIX}{image}"
+        resources["image_id"] = f"{PREFIX}{image}" if image != NO_IMAGE else None
+    if spot:
+        resources["use_spot"] = True
+    if nodes is not None:
+        over["num_nodes"] = nodes
     if resources:
         over["resources"] = resources
     merged = schema.merge(task, over)
     named = {**(task.get("secrets") or {}), **dict.fromkeys(secrets)}
     if named:
         merged["secrets"] = named
+    if image == NO_IMAGE:
+        merged["resources"].pop("image_id", None)
     final = image_id(merged)
     if final is not None and infra != "local":
         merged["envs"] = {**merged["envs"], "BAFOGPT_IMAGE": final}

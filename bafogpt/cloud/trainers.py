@@ -9,11 +9,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from bafogpt.core import process
 
+DUMP_S = 1.0
+"""How long a hung process gets to say where it is."""
 WORKER = (sys.executable, "-m", "bafogpt.train.worker")
 
 
@@ -25,18 +31,44 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where this machine's processes stand among those of all nodes; every node has the same number of them."""
+
+    node: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    """Of node 0, where the processes meet."""
+    own: str = "127.0.0.1"
+    """This machine's own address; the network interface that has it is the one that processes talk through."""
+    port: int = 0
+    """0 is any free one of this machine."""
+    launch: str = ""
+    """What this start of all processes is called; checkpoints carry it, so that the nodes' parts of one are told from
+    those of another."""
+
+
 class Trainers:
     """``count`` worker processes with torchrun's variables, their output line by line to ``say``.
 
     Each gets SIGKILL from the kernel when this process ends, whatever ends it.
     """
 
-    def __init__(self, folder: Path, count: int, say: Callable[[str], None], command: Sequence[str] = WORKER) -> None:
-        port = _free_port()
-        self._processes = [_start([*command, str(folder)], rank, count, port) for rank in range(count)]
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        say: Callable[[str], None],
+        command: Sequence[str] = WORKER,
+        layout: Layout = Layout(),
+    ) -> None:
+        self.first_rank = layout.node * count
+        shared = _environment(count, layout)
+        self._processes = [_start([*command, str(folder)], rank, self.first_rank, shared) for rank in range(count)]
+        many = count * layout.nodes > 1
         self._readers = [
-            threading.Thread(target=_read, args=(each, f"[rank {rank}] " if count > 1 else "", say), daemon=True)
-            for rank, each in enumerate(self._processes)
+            threading.Thread(target=_read, args=(each, f"[rank {rank}] " if many else "", say), daemon=True)
+            for rank, each in enumerate(self._processes, start=self.first_rank)
         ]
         for reader in self._readers:
             reader.start()
@@ -60,6 +92,11 @@ class Trainers:
             if each.poll() is None:
                 os.kill(each.pid, number)
 
+    def dump(self) -> None:
+        """Have all that live print where each of their threads is, for the log; a second later they may be killed."""
+        self.signal(signal.SIGUSR1)
+        time.sleep(DUMP_S)
+
     def end(self) -> None:
         """Kill what is left, with whatever it started, and collect the last output."""
         for each in self._processes:
@@ -72,9 +109,11 @@ class Trainers:
             reader.join(timeout=2)
 
 
-def describe_exit(codes: list[int | None]) -> str:
+def describe_exit(codes: list[int | None], first_rank: int = 0, *, out_of_memory: bool = False) -> str:
     """The first bad exit in words: ``rank 0 was killed by SIGKILL``."""
-    for rank, code in enumerate(codes):
+    for rank, code in enumerate(codes, start=first_rank):
+        if code == -signal.SIGKILL and out_of_memory:
+            return f"rank {rank} was killed by the kernel: this machine's memory was full"
         if code is not None and code < 0:
             return f"rank {rank} was killed by {signal.Signals(-code).name}"
         if code:
@@ -82,19 +121,42 @@ def describe_exit(codes: list[int | None]) -> str:
     return "all ended"
 
 
-def _start(command: list[str], rank: int, count: int, port: int) -> subprocess.Popen[str]:
-    environment = {
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this machine that has the IP address, or None."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return name
+    return None
+
+
+def _environment(count: int, layout: Layout) -> dict[str, str]:
+    """What all processes of this machine are told."""
+    port = layout.port or free_port()
+    interface = interface_of(layout.own) if layout.nodes > 1 else None
+    through = {f"{library}_SOCKET_IFNAME": interface for library in ("GLOO", "NCCL")} if interface else {}
+    return {
+        **through,  # a machine has several interfaces, and libraries guess; what the launch says comes first
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
+        "WORLD_SIZE": str(count * layout.nodes),
         "LOCAL_WORLD_SIZE": str(count),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
+        "GROUP_RANK": str(layout.node),
+        "GROUP_WORLD_SIZE": str(layout.nodes),
+        "MASTER_ADDR": layout.address,
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": str(port),
+        "TORCHELASTIC_RUN_ID": layout.launch or str(port),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _start(command: list[str], local: int, first_rank: int, shared: dict[str, str]) -> subprocess.Popen[str]:
+    environment = {**shared, "RANK": str(first_rank + local), "LOCAL_RANK": str(local)}
     return subprocess.Popen(
         command,
         env=environment,
@@ -111,9 +173,3 @@ def _read(worker: subprocess.Popen[str], prefix: str, say: Callable[[str], None]
     assert worker.stdout is not None
     for line in worker.stdout:
         say(prefix + line.rstrip("\n"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

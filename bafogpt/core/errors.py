@@ -12,7 +12,11 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``bafogpt``. 100 to 103 are SkyPilot's codes for a job's outcome."""
+    """Exit codes of ``bafogpt``. 100 to 103 are SkyPilot's codes for a job's outcome.
+
+    SkyPilot restarts a managed job after an exit code only where ``recover_on_exit_codes`` names it, or where
+    ``max_restarts_on_errors`` allows any.
+    """
 
     OK = 0
     FAILURE = 1
@@ -22,6 +26,7 @@ class ExitCode(IntEnum):
     JOB_NOT_FINISHED = 101
     JOB_NOT_FOUND = 102
     JOB_CANCELLED = 103
+    LIMIT_REACHED = 104
     INTERRUPTED = 130
 
 

@@ -45,7 +45,9 @@ class Settings:
     home: str = field(default_factory=_default_home)
     """Folder of local state: runs started here, the embedded server's data, caches."""
     zar_per_usd: float = 18.0
-    """Exchange rate for showing costs in rand."""
+    """Exchange rate for showing costs in rand. The default is a round figure."""
+    zar_per_usd_date: str = "2026-11-24"
+    """Day of that rate, shown beside what it makes of dollars."""
     s3_timeout_s: float = 30.0
     """How long a request to the bucket is retried before it counts as unreachable."""
 

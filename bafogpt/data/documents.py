@@ -56,8 +56,11 @@ class TextFile:
     digest: str = ""
     """Of the decompressed content, so that compressing a file again does not change it."""
 
-    def read(self, stage: str | None = None) -> Iterator[Document]:
+    def read(self, stage: str | None = None, language: str | None = None) -> Iterator[Document]:
         """The documents in the file's order. ``stage`` is for records that do not name one.
+
+        With ``language`` only what is in it: of a record that has a field of that name (parallel text has ``eng``
+        and ``zul``) that side, else the text of records that name no other language.
 
         Raises :class:`DataError` naming file and line for what is not text, not JSON, without ``text`` or without
         a known stage.
@@ -66,7 +69,7 @@ class TextFile:
         hasher = digests.hasher("blake3")
         read = self._lines if kind_of(self.name) == ".jsonl" else self._whole
         with self._readable(), self.open() as file:
-            for document in read(file, stage, hasher):
+            for document in read(file, stage, language, hasher):
                 if document.text.strip():
                     self.documents += 1
                     yield document
@@ -74,7 +77,9 @@ class TextFile:
                     self.empty += 1
         self.digest = f"blake3:{hasher.hexdigest()}"
 
-    def _lines(self, file: IO[bytes], stage: str | None, hasher: digests.Hasher) -> Iterator[Document]:
+    def _lines(
+        self, file: IO[bytes], stage: str | None, language: str | None, hasher: digests.Hasher
+    ) -> Iterator[Document]:
         for number, line in enumerate(file, start=1):
             hasher.update(line)
             where = f"{self.path}:{number}"
@@ -82,10 +87,12 @@ class TextFile:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1})", f"file {self.path}") from None
-            if text.strip():
-                yield self._document(_record(text, where, self.path), stage, where)
+            if text.strip() and (record := _side(_record(text, where, self.path), language)) is not None:
+                yield self._document(record, stage, where)
 
-    def _whole(self, file: IO[bytes], stage: str | None, hasher: digests.Hasher) -> Iterator[Document]:
+    def _whole(
+        self, file: IO[bytes], stage: str | None, language: str | None, hasher: digests.Hasher
+    ) -> Iterator[Document]:
         raw = file.read()
         hasher.update(raw)
         try:
@@ -161,6 +168,15 @@ def _record(text: str, where: str, path: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON {type(record).__name__}, not an object with 'text'", f"edit {path}")
     return record
+
+
+def _side(record: dict[str, Any], language: str | None) -> dict[str, Any] | None:
+    """The record's side in ``language``, the record as it is where it may be all in that language, else None."""
+    if language is None:
+        return record
+    if isinstance(record.get(language), str):
+        return {**record, "text": record[language], "lang": language}
+    return record if record.get("lang") in (None, "", language) else None
 
 
 def kind_of(name: str) -> str:

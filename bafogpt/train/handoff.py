@@ -14,6 +14,7 @@ else. So a trainer can be killed at any moment without tearing what is in the bu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -128,6 +129,14 @@ class Handoff:
     def partial(self, step: int) -> Path:
         """Where the files of a step's checkpoint are written until :meth:`commit`."""
         return self.checkpoints / f".{checkpoint_name(step)}.partial"
+
+    def partial_bytes(self) -> int:
+        """Bytes of the checkpoint that is being written now."""
+        total = 0
+        for path in self.checkpoints.glob(".step-*.partial/*"):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def commit(self, partial: Path, meta: Mapping[str, Any]) -> Path:
         """Make a written folder the checkpoint of step ``meta["step"]``: on disk first, then under its name."""

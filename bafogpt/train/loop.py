@@ -22,9 +22,9 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
+from bafogpt.train import flops, parallel, shares
 from bafogpt.train import metrics as metric
 from bafogpt.train import model as models
-from bafogpt.train import parallel, shares
 from bafogpt.train.config import OptimizerConfig, PretrainConfig
 from bafogpt.train.handoff import Handoff, Order, Result, StopFlag, checkpoint_name
 from bafogpt.train.saving import CheckpointSaver
@@ -250,7 +250,7 @@ def _set_up(order: Order, handoff: Handoff) -> _Run:
         validation=validation,
         saver=CheckpointSaver(handoff),
         log=metric.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
-        flops_per_token=models.flops_per_token(gpt_config, length),
+        flops_per_token=flops.flops_per_token(gpt_config, length),
         peak_flops=metric.peak_flops(fabric.device) * fabric.world_size,
         seconds_before=state.progress.seconds,
         started=now,

@@ -16,18 +16,7 @@ from typing import Any
 import torch
 
 from bafogpt.storage.tokens.manifest import Split
-
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L4": 121e12,
-}
-"""Dense bf16 operations a second, from the makers' data sheets; looked up in this order in the device's name."""
+from bafogpt.train import flops
 
 
 def peak_flops(device: torch.device) -> float:
@@ -37,10 +26,9 @@ def peak_flops(device: torch.device) -> float:
     here, best of three: MFU then says how near the loop comes to plain matrix products on this machine.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for key, value in PEAK_FLOPS.items():
-            if key in name.upper().replace(" ", ""):
-                return value
+        listed = flops.of_device(torch.cuda.get_device_name(device))
+        if listed is not None:
+            return listed
     size = 1024
     matrix = torch.ones(size, size, device=device)
     best = float("inf")

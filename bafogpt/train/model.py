@@ -1,4 +1,4 @@
-"""litgpt's GPT from a job's configuration, its loss, and what a token costs in floating point operations."""
+"""litgpt's GPT from a job's configuration, and its loss."""
 
 from __future__ import annotations
 
@@ -81,24 +81,3 @@ def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     logits = model(batch[:, :-1], lm_head_chunk_size=LOSS_CHUNK_TOKENS)
     loss: torch.Tensor = chunked_cross_entropy(logits, batch[:, 1:], chunk_size=LOSS_CHUNK_TOKENS)
     return loss
-
-
-def flops_per_token(config: Config, sequence_length: int) -> float:
-    """Floating point operations of one forward and backward pass, a token.
-
-    6 for each weight that multiplies an activation (2 forward, 4 backward; the embedding look-up multiplies
-    nothing, the output head does), and 12·L·H·Q·T/2 for causal attention (PaLM, appendix B, halved for the mask;
-    a sliding window caps T). Recomputation under activation checkpointing is not counted: this is the numerator
-    of MFU, not of hardware utilisation.
-    """
-    head, heads, groups = config.head_size or 0, config.n_head, config.n_query_groups or config.n_head
-    attention = config.n_embd * head * (heads + 2 * groups) + heads * head * config.n_embd
-    mlp = (3 if "LLaMA" in config.mlp_class_name or "Gemma" in config.mlp_class_name else 2) * (
-        config.n_embd * (config.intermediate_size or 0)
-    )
-    weights = config.n_layer * (attention + mlp) + config.n_embd * (config.padded_vocab_size or 0)
-    reach = 0.0
-    for layer in range(config.n_layer):
-        window = config.sliding_window_size if (config.sliding_window_indices or [0] * config.n_layer)[layer] else None
-        reach += min(sequence_length, window or sequence_length) / 2
-    return float(6 * weights + 12 * heads * head * reach)

@@ -28,6 +28,16 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int:
+    """This process's number among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def nodes() -> int:
+    """Machines of this run."""
+    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
 def make_fabric(order: Order) -> Fabric:
     """Fabric over the processes that the supervisor started.
 
@@ -46,11 +56,10 @@ def make_fabric(order: Order) -> Fabric:
         tensor_parallel_size=1,
         process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
     )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
     return Fabric(
         accelerator=accelerator,
-        devices=local,
-        num_nodes=world_size() // local,
+        devices=world_size() // nodes(),
+        num_nodes=nodes(),
         strategy=strategy,
         precision="bf16-true" if order.config.precision == "bf16-true" else "32-true",
         plugins=[TorchElasticEnvironment()],

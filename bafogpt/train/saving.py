@@ -1,14 +1,17 @@
 """Checkpoints are written by a thread while training goes on; the loop waits only for the copy in host memory.
 
-Every process copies its own slices and writes its own file (torch's ``dcp.async_save``); when all have, rank 0 adds the
-metadata, syncs and renames, and only then there is a checkpoint under its name. One save is under way at a time: the
-next one begins by waiting for the last, and that is where its error is raised.
+Every process copies its own slices and writes its own file (torch's ``dcp.async_save``); when all have, on every node,
+the first process of each node adds the metadata, syncs and renames, and only then there is a checkpoint under its name:
+the node's part of it, where there are more nodes than one. One save is under way at a time: the next one begins by
+waiting for the last, and that is where its error is raised.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from bafogpt.core import files
 from bafogpt.core.errors import DiskFullError
 from bafogpt.train.handoff import Handoff, checkpoint_name
-from bafogpt.train.parallel import rank, world_size
+from bafogpt.train.parallel import local_rank, nodes, world_size
 from bafogpt.train.state import TrainState
 
 
@@ -40,23 +43,26 @@ class CheckpointSaver:
         Raises :class:`DiskFullError` when there is no room for it, and what the save before it ended with.
         """
         self.finish()
+        started = time.monotonic()
         name, partial = checkpoint_name(state.progress.step), self._handoff.partial(state.progress.step)
         tensors = state.tensors()
-        needed = _bytes(tensors)
-        if rank() == 0:
+        needed = _bytes(tensors) // nodes()
+        if local_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             files.require_space(self._handoff.checkpoints, needed, f"checkpoint {name}")
             partial.mkdir(parents=True)
         if self._group is not None:
             dist.barrier(self._group)
         meta = {**asdict(state.progress), "fingerprint": state.fingerprint, "processes": world_size()}
+        if nodes() > 1:
+            meta |= {"nodes": nodes(), "launch": os.environ["TORCHELASTIC_RUN_ID"]}
         writing = dcp.async_save(
             tensors,
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
             process_group=self._group,
             no_dist=self._group is None,
         )
-        self._saving = _Save(writing, self._handoff, partial, meta, needed)
+        self._saving = _Save(writing, self._handoff, partial, meta, needed, started)
 
     def finish(self) -> None:
         """Wait until the save under way, if there is one, is a checkpoint under its name; raise what went wrong."""
@@ -70,12 +76,15 @@ class CheckpointSaver:
 class _Save:
     """One checkpoint on its way to the disk."""
 
-    def __init__(self, writing: Any, handoff: Handoff, partial: Path, meta: dict[str, Any], needed: int) -> None:
+    def __init__(
+        self, writing: Any, handoff: Handoff, partial: Path, meta: dict[str, Any], needed: int, started: float
+    ) -> None:
         self._writing = writing
         self._handoff = handoff
         self._partial = partial
         self._meta = meta
         self._needed = needed
+        self._started = started
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
@@ -93,9 +102,10 @@ class _Save:
 
     def _run(self) -> None:
         try:
-            self._writing.result()  # of this process; on rank 0 that of all
-            if rank() == 0:
-                self._handoff.commit(self._partial, self._meta)
+            self._writing.result()  # of all processes: DCP gathers their results and tells everybody
+            if local_rank() == 0:
+                taken = {"save_s": round(time.monotonic() - self._started, 3)}
+                self._handoff.commit(self._partial, self._meta | taken)
         except BaseException as error:
             self._error = error
 

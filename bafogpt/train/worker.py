@@ -6,6 +6,7 @@ that still can writes down why: the supervisor decides by that whether another t
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ def main(folder: Path, stop: StopFlag) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)  # where is every thread? asked before a hung process is killed
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda *_: flag.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides

@@ -2,15 +2,17 @@
 
 The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies without a word at step N of every try,
 ``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM, ``best_at=N`` makes step N's
-checkpoint the best.
+checkpoint the best, ``hang_at=N`` does nothing for ever after step N of the first try.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from bafogpt.train.handoff import Handoff, Result, StopFlag, checkpoint_name, re
 
 
 def main() -> int:
+    faulthandler.register(signal.SIGUSR1)
     handoff = Handoff(Path(sys.argv[1]))
     order = handoff.read_order()
     behaviour = dict(part.partition("=")[::2] for part in os.environ.get("FAKE_WORKER", "").split(",") if part)
@@ -39,6 +42,8 @@ def main() -> int:
         step += 1
         if step == int(behaviour.get("crash_at", "-1")):
             os._exit(7)
+        if step == int(behaviour.get("hang_at", "-1")) and order.resume_step is None:
+            wait_for_ever()
         line = {"step": step, "samples": [samples, samples + config.batch_samples], "loss": 5 / step}
         line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step, "usd": 0}
         samples += config.batch_samples
@@ -49,6 +54,10 @@ def main() -> int:
     done = step == config.steps
     handoff.write_result(0, Result("finished" if done else "stopped", step, samples))
     return 0
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
 
 
 def save(handoff: Handoff, step: int, samples: int, loss: float = 0) -> None:

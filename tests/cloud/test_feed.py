@@ -62,3 +62,13 @@ def test_a_line_cut_off_by_a_kill_is_skipped(bucket: Bucket, tmp_path: Path):
 
 def test_a_feed_that_is_not_there_is_empty(bucket: Bucket):
     assert feed.read(bucket, "nothing") == b""
+
+
+def test_nodes_of_one_attempt_write_parts_of_their_own(bucket: Bucket, tmp_path: Path, small_parts: None):
+    sources = [tmp_path / f"log-{node}" for node in range(2)]
+    sources[0].write_bytes(b"zero" * 5)
+    sources[1].write_bytes(b"one." * 4)
+    for _ in range(2):  # the second time as another process, which finds its own place
+        for node, source in enumerate(sources):
+            Feed(bucket, "logs", 1, source, "log", node).ship()
+    assert feed.read(bucket, "logs") == b"zero" * 5 + b"one." * 4

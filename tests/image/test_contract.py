@@ -115,7 +115,9 @@ def test_it_trains_without_a_network_and_not_as_root(container: Container) -> No
 
 
 def test_the_demo_job_reads_from_and_writes_to_a_bucket_on_the_host(images: Images, s3: S3) -> None:
-    words = [f"--env={name}={value}" for name, value in s3.environment.items() if name != "BAFOGPT_HOME"]
+    bucket = f"{s3.url}/image-contract"  # not the root, where other tests keep their datasets
+    environment = {**s3.environment, "BAFOGPT_BUCKET": bucket}
+    words = [f"--env={name}={value}" for name, value in environment.items() if name != "BAFOGPT_HOME"]
     prepare = "bafogpt data prepare starter --tokenizer bytes --out data/starter >&2"
     over = "--set train.tokens=6144 --set train.checkpoint.every=2 --set supervisor.drill_kill_at_step=3"
 
@@ -130,4 +132,4 @@ def test_the_demo_job_reads_from_and_writes_to_a_bucket_on_the_host(images: Imag
     run = json.loads(said)
     assert run["state"] == "succeeded"
     assert run["restarts"] == 1 and len(run["kills"]) == 1
-    assert Bucket.open(s3.url, s3.settings).exists("runs/in-image/checkpoints/step-00000006.json")
+    assert Bucket.open(bucket, s3.settings).exists("runs/in-image/checkpoints/step-00000006.json")

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bafogpt.cloud import runs
 from bafogpt.cloud import task as tasks
-from bafogpt.cloud.engines.base import ACTIVE, EngineRun
+from bafogpt.cloud.engines.base import ACTIVE, EngineRun, QueuedJob
+from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.plan import LOCAL, Plan
 from bafogpt.cloud.trainers import gpu_count
 from bafogpt.core import files, process, schema
@@ -29,6 +31,7 @@ from bafogpt.core.errors import (
     ConflictError,
     JobFailedError,
     RunNotFoundError,
+    UsageError,
     did_you_mean,
 )
 from bafogpt.core.settings import Settings
@@ -51,6 +54,7 @@ class LocalEngine:
         self._refuse_taken(plan.name, resume)
         environment = self._environment(plan)
         folder.mkdir(parents=True, exist_ok=True)
+        Notes(self._settings).remove(plan.name)  # from now on the name is a run of this machine
         (folder / "state.json").unlink(missing_ok=True)
         files.write_atomic(folder / "task.yaml", tasks.to_yaml(plan.task))
         with (folder / "keeper.log").open("a") as log:
@@ -109,10 +113,44 @@ class LocalEngine:
                 return
             time.sleep(0.1)
 
-    def shell(self, name: str) -> list[str]:
-        """A shell in the run's working directory."""
+    def holds(self, name: str) -> bool:
+        """Whether there is a folder of the run here."""
+        return (self._folder / name / "task.yaml").exists()
+
+    def queue(self, name: str) -> list[QueuedJob]:
+        """The run itself: nothing waits on this machine."""
+        run = self.status(name)
+        return [QueuedJob(id=1, name=name, state=run.state, submitted=run.started)]
+
+    def execute(self, name: str, command: Sequence[str]) -> Iterator[str]:
+        """The command's output, both streams as one."""
         self.status(name)
-        return [os.environ.get("SHELL", "/bin/bash"), "-i"]
+        with subprocess.Popen(
+            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as child:
+            assert child.stdout is not None
+            yield from (line.rstrip("\n") for line in child.stdout)
+        if child.returncode:
+            raise JobFailedError(
+                f"'{shlex.join(command)}' ended with exit code {child.returncode}", f"bafogpt cloud status {name}"
+            )
+
+    def shell(self, name: str, command: Sequence[str] = (), node: int = 0) -> list[str]:
+        """A shell here, or the command as it is."""
+        self.status(name)
+        if node:
+            raise UsageError(f"{name} has one node, this machine", f"bafogpt cloud ssh {name}")
+        return list(command) or [os.environ.get("SHELL", "/bin/bash"), "-i"]
+
+    def copy(self, name: str, source: str, target: str, *, upload: bool) -> list[str]:
+        """``cp`` from here to here; paths on the run's side begin at its working directory, as there."""
+        self.status(name)
+        return ["cp", "-a", "--", source, target]
+
+    def forward(self, name: str, here: int, there: int) -> list[str]:
+        """Refused: the run's ports are this machine's already."""
+        self.status(name)
+        raise UsageError(f"{name} runs here: its port {there} is this machine's", f"curl 127.0.0.1:{there}")
 
     def cancel(self, name: str) -> EngineRun:
         """SIGTERM to the keeper, which passes it on; and wait for the end."""

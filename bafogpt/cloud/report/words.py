@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from bafogpt.cloud.report.history import Commit, Kill
@@ -96,7 +96,7 @@ def facts(summary: Summary, zar_per_usd: float | None = None) -> list[tuple[str,
         ("cost", _cost(summary, zar_per_usd)),
         ("where", ", ".join(part for part in (record.infra, record.host) if part)),
         ("attempts", _attempts(summary)),
-        ("code", " · ".join([*(f"{name} {version}" for name, version in record.versions.items()), *_git(record.git)])),
+        ("code", " · ".join([*_versions(record.versions), *_git(record.git)])),
         ("image", record.image or ""),
         ("started", f"{moment(summary.started)} UTC" if summary.started is not None else ""),
     ]
@@ -181,6 +181,11 @@ def _attempts(summary: Summary) -> str:
     if record.attempts == 1 and not record.restarts:
         return ""
     return f"{plural(record.attempts, 'attempt')}, {plural(record.restarts, 'restart')} of the trainers"
+
+
+def _versions(versions: Mapping[str, str]) -> list[str]:
+    """Those that people ask for first; all of them are in the record."""
+    return [f"{name} {versions[name]}" for name in ("bafogpt", "python", "torch", "cuda", "litgpt") if name in versions]
 
 
 def _git(git: str) -> list[str]:

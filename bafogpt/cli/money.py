@@ -1,0 +1,172 @@
+"""``bafogpt cloud plan`` and ``cloud cost``: what a job will cost, and what runs have cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bafogpt.cli.options import (
+    BucketOption,
+    GpusOption,
+    InfraOption,
+    JobArgument,
+    JsonOption,
+    QuietOption,
+    SetOption,
+)
+from bafogpt.cli.output import Output
+
+if TYPE_CHECKING:
+    from bafogpt.cloud.cost import RunCost
+    from bafogpt.cloud.estimate import Rate
+    from bafogpt.cloud.outlook import Forecast
+
+PLAN_COLUMNS = ["cloud", "region", "machine", "buy", "$/hour", "tokens/s", "hours", "total $", "total R"]
+COST_COLUMNS = ["name", "state", "gpus", "infra", "hours", "$/hour", "spent $", "spent R", "at end $", "at end R"]
+
+SpotOption = Annotated[
+    bool | None, typer.Option("--spot/--on-demand", help="Only this kind of offer. Default: both, side by side.")
+]
+TokensOption = Annotated[
+    int | None, typer.Option("--tokens", metavar="N", min=1, help="Tokens to train on, in place of the job's.")
+]
+SpeedOption = Annotated[
+    float | None,
+    typer.Option("--tokens-per-s", metavar="N", help="Price this speed, in place of a measured or assumed one."),
+]
+OfflineOption = Annotated[
+    bool, typer.Option("--offline", help="Ask nobody: neither SkyPilot for new prices nor the bucket for earlier runs.")
+]
+
+
+def plan(
+    job: JobArgument,
+    gpus: GpusOption = None,
+    infra: InfraOption = None,
+    spot: SpotOption = None,
+    tokens: TokensOption = None,
+    tokens_per_s: SpeedOption = None,
+    set_: SetOption = None,
+    bucket: BucketOption = None,
+    offline: OfflineOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what JOB would take and cost, wherever its GPUs are offered: on demand and spot, in dollars and rand."""
+    from bafogpt.cloud import outlook
+    from bafogpt.core import settings
+
+    out = Output.of(json=json, quiet=quiet)
+    config = settings.load({"bucket": bucket})
+    forecast = outlook.look(
+        job,
+        config,
+        gpus=gpus,
+        infra=infra,
+        spot=spot,
+        tokens=tokens,
+        tokens_per_s=tokens_per_s,
+        assignments=set_ or (),
+        offline=offline,
+        say=out.say,
+    )
+    if json:
+        out.result({"job": job, **forecast.to_dict()})
+        return
+    _explain(forecast, out)
+    out.rows(_plan_rows(forecast), columns=PLAN_COLUMNS, id="cloud")
+    if not forecast.cautions:
+        best = forecast.estimates[0]
+        hint = f"bafogpt cloud launch {job} --gpus {forecast.gpu}:{forecast.gpus} --infra {best.offer.cloud}"
+        out.say(f"launch the first: {hint}{' --spot' if best.offer.spot else ''}")
+
+
+def _explain(forecast: Forecast, out: Output) -> None:
+    """What the table's figures rest on; not a figure without its source."""
+    nodes = f" on each of {forecast.nodes} machines" if forecast.nodes > 1 else ""
+    out.say(f"{forecast.tokens:,} tokens on {forecast.gpu}:{forecast.gpus}{nodes}")
+    if forecast.speed is None:
+        out.say("speed: not known for this model and GPU; give one with --tokens-per-s")
+    else:
+        mfu = "" if forecast.speed.mfu is None else f" = MFU {100 * forecast.speed.mfu:.1f} %"
+        out.say(f"speed: {forecast.speed.tokens_per_s:,.0f} tokens/s{mfu} ({forecast.speed.words})")
+    for each in forecast.cautions:
+        out.say(f"careful: {each}")
+    out.say(f"prices: {forecast.prices.words}")
+    out.say(f"rand: {forecast.rate.words}")
+
+
+def _plan_rows(forecast: Forecast) -> list[dict[str, str]]:
+    speed = forecast.speed
+    return [
+        {
+            "cloud": each.offer.cloud,
+            "region": each.offer.region,
+            "machine": each.offer.machine,
+            "buy": "spot" if each.offer.spot else "on demand",
+            "$/hour": f"{each.usd_per_hour:.2f}",
+            "tokens/s": "" if speed is None else f"{speed.tokens_per_s:,.0f}",
+            "hours": _figure(each.hours, 1),
+            "total $": _figure(each.usd),
+            "total R": _figure(each.zar),
+        }
+        for each in forecast.estimates
+    ]
+
+
+def cost(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name; left out: every run.")] = None,
+    bucket: BucketOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what runs have cost so far and will have cost at their end, from the bucket's records."""
+    from bafogpt.cloud import cost as costs
+    from bafogpt.cloud.estimate import Rate
+    from bafogpt.cloud.runs import RunStore
+    from bafogpt.core import settings
+    from bafogpt.storage.bucket import Bucket
+
+    out = Output.of(json=json, quiet=quiet)
+    config = settings.load({"bucket": bucket})
+    rate = Rate.of(config)
+    store = RunStore(Bucket.open(config.bucket, config))
+    found = [costs.of_run(store, run)] if run else costs.of_all(store)
+    whole = costs.total(found)
+    if json:
+        records = [{**each.to_dict(), "zar": rate.rand(each.usd)} for each in found]
+        out.result({"runs": records, "total": whole, "rate": rate.to_dict()})
+        return
+    if not found:
+        out.say(f"no runs in {store.bucket.url}")
+        return
+    out.rows([_cost_row(each, rate) for each in found], columns=COST_COLUMNS, id="name")
+    out.say(f"in all: {whole.usd:,.2f} $ (R{rate.rand(whole.usd):,.2f}) for {whole.hours:,.1f} machine hours")
+    out.say(f"rand: {rate.words}")
+    out.say("counted is what the supervisors saw; a machine's boot and its last idle minutes come on top")
+
+
+def _cost_row(each: RunCost, rate: Rate) -> dict[str, str]:
+    return {
+        "name": each.name,
+        "state": each.state,
+        "gpus": each.gpus,
+        "infra": each.infra,
+        "hours": _figure(each.hours),
+        "$/hour": _figure(each.usd_per_hour),
+        "spent $": _figure(each.usd),
+        "spent R": _figure(rate.rand(each.usd)),
+        "at end $": _figure(each.usd_projected),
+        "at end R": _figure(rate.rand(each.usd_projected)),
+    }
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this module under ``bafogpt cloud``."""
+    app.command("plan")(plan)
+    app.command("cost")(cost)

@@ -1,0 +1,193 @@
+"""What a run may cost and how long it may take, over all its attempts; and what it has cost so far.
+
+Each attempt keeps an account of its own, ``runs/<run>/meter/0001.json``, which node 0 writes again every
+:data:`METER_EVERY_S` seconds: a machine that dies without a word has paid up to its last entry. Counted is from the
+supervisor's start to its end; what the machine costs before (boot, image) and after (autostop) it cannot see.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from bafogpt.core import schema
+from bafogpt.core.errors import NotFoundError, UsageError
+from bafogpt.storage.bucket import Bucket
+
+MAX_COST = "BAFOGPT_MAX_COST"
+MAX_HOURS = "BAFOGPT_MAX_HOURS"
+METER_EVERY_S = 30.0
+FIRST_RESERVE = 0.05
+"""Share of a limit that is kept for saving while no save has been timed yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """The account of one attempt."""
+
+    attempt: int
+    started: float
+    """Seconds since the epoch."""
+    seen: float
+    """When it was last known to be at work."""
+    price_per_hour: float = 0.0
+    """Dollars, for all nodes together; 0 where it is not known."""
+    reserve_s: float | None = None
+    """What was kept for one more save, as last timed; the next attempt begins with it. None before one was timed."""
+
+    @property
+    def hours(self) -> float:
+        return max(0.0, self.seen - self.started) / 3600
+
+    @property
+    def usd(self) -> float:
+        return self.hours * self.price_per_hour
+
+
+def spans(run: Bucket) -> list[Span]:
+    """Every attempt's account, in order; ``run`` is the folder ``runs/<run>``."""
+    found = []
+    for info in run.list("meter/"):
+        try:
+            raw = json.loads(run.get(info.path))
+        except NotFoundError:
+            continue
+        found.append(schema.build(Span, raw, where=f"{run.url}/{info.path}"))
+    return sorted(found, key=lambda span: span.attempt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that a run may cost and take; None is no limit."""
+
+    max_cost: float | None = None
+    """Dollars."""
+    max_hours: float | None = None
+
+    def overlaid(self, environment: Mapping[str, str] = os.environ) -> Limits:
+        """These limits with those that the launch named in the task's variables laid on them.
+
+        Raises :class:`UsageError` for a variable that is not a number above 0.
+        """
+        return Limits(
+            max_cost=_number(environment, MAX_COST) or self.max_cost,
+            max_hours=_number(environment, MAX_HOURS) or self.max_hours,
+        )
+
+    def check_price(self, price_per_hour: float) -> None:
+        """Raise :class:`UsageError` for a limit in dollars where nobody knows what an hour costs."""
+        if self.max_cost is not None and not price_per_hour > 0:
+            raise UsageError(
+                f"max_cost is ${self.max_cost:,.2f}, but what an hour costs here is not known",
+                "limit the time instead: --max-hours N; or say the price: export BAFOGPT_PRICE_PER_HOUR=DOLLARS",
+            )
+
+
+class Budget:
+    """One attempt's view of the whole run's limits. ``clock`` is monotonic, in seconds; ``wall`` since the epoch."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        earlier: Sequence[Span],
+        *,
+        attempt: int,
+        price_per_hour: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.limits = limits
+        self._earlier = [span for span in earlier if span.attempt < attempt]
+        self._attempt = attempt
+        self._price = price_per_hour
+        self._clock = clock
+        self._reserve_s = self._earlier[-1].reserve_s if self._earlier else None
+        self._begun = clock()
+        self._started = wall()  # read once: a wall clock that is set meanwhile changes no bill
+
+    @property
+    def span(self) -> Span:
+        """This attempt's account, as of now."""
+        now = self._started + self._clock() - self._begun
+        return Span(
+            attempt=self._attempt,
+            started=self._started,
+            seen=now,
+            price_per_hour=self._price,
+            reserve_s=self._reserve_s,
+        )
+
+    @property
+    def hours(self) -> float:
+        """Of all attempts together."""
+        return sum(span.hours for span in (*self._earlier, self.span))
+
+    @property
+    def usd(self) -> float:
+        """Dollars, of all attempts together, each at its own price."""
+        return sum(span.usd for span in (*self._earlier, self.span))
+
+    def left_s(self) -> float:
+        """Seconds until the nearest limit at this machine's price; infinite without one, negative beyond it."""
+        left = [math.inf]
+        if self.limits.max_hours is not None:
+            left.append((self.limits.max_hours - self.hours) * 3600)
+        if self.limits.max_cost is not None:
+            left.append((self.limits.max_cost - self.usd) / self._price * 3600)
+        return min(left)
+
+    def reached(self, reserve_s: float | None) -> str | None:
+        """Why training must end now, in words, or None.
+
+        ``reserve_s`` is how long the last step, the save and its upload will take: they belong to what is limited. None
+        where this attempt has timed none: then it is what the attempt before it kept, or a share of the limit. So an
+        attempt that follows one that ended at its limit starts no trainer.
+        """
+        left = self.left_s()
+        if math.isinf(left):
+            return None
+        self._reserve_s = self._reserve_s if reserve_s is None else reserve_s
+        kept = min(60.0, FIRST_RESERVE * self._whole_s()) if self._reserve_s is None else self._reserve_s
+        if left > kept:
+            return None
+        limits = self.limits
+        if limits.max_cost is not None and (limits.max_cost - self.usd) / self._price * 3600 <= left:
+            return f"the limit of ${limits.max_cost:,.2f} is reached: ${self.usd:,.2f} spent"
+        assert limits.max_hours is not None
+        return f"the limit of {limits.max_hours:g} h is reached: {self.hours:.2f} h used"
+
+    def _whole_s(self) -> float:
+        """The smaller limit, in seconds of this machine."""
+        limits = self.limits
+        whole = [math.inf if limits.max_hours is None else limits.max_hours * 3600]
+        if limits.max_cost is not None:
+            whole.append(limits.max_cost / self._price * 3600)
+        return min(whole)
+
+
+def store(run: Bucket, span: Span) -> None:
+    """Write an attempt's account."""
+    run.put(f"meter/{span.attempt:04d}.json", json.dumps(asdict(span)).encode())
+
+
+def total(accounts: Iterable[Span]) -> tuple[float, float]:
+    """(hours, dollars) of the accounts together."""
+    listed = list(accounts)
+    return sum(each.hours for each in listed), sum(each.usd for each in listed)
+
+
+def _number(environment: Mapping[str, str], name: str) -> float | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"{name} is {text!r}; a number above 0", f"export {name}=5")
+    return value

@@ -1,0 +1,67 @@
+"""SkyPilot's streams: a job's as the run's own lines, without colours and remarks; a launch's, and what clouds said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_PREFIX = re.compile(r"^\((?:head|worker\d+|[^(),]+)(?:, rank=\d+)?(?:, pid=\d+)?(?:, ip=[^)]*)?\) ?")
+_REMARK = re.compile(
+    r"^(Job ID not provided|Start streaming logs for|Streaming logs of|[├└]── |✓ Job finished|✓ Managed job finished"
+    r"|⚙︎ |srun: |slurmstepd-\S+: |INFO: Tip: )"
+)
+_LOG = re.compile(r"[WE] \d\d-\d\d [\d:.]+ PID=\d+ \S+\] ?")
+_REFUSED = re.compile(r"\brun_instances error: (.+)")
+
+
+class Ear:
+    """A stream that passes on SkyPilot's account of a launch without tracebacks, and keeps what clouds answered."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._line, self._shown = "", 0
+        self._in_traceback = False
+        self.refusals: list[str] = []
+        """The clouds' words, in the order in which they were asked."""
+
+    def write(self, text: str) -> int:
+        for piece in re.findall(r"[^\n]*\n|[^\n]+", text):
+            self._line += piece
+            plain, whole = _ANSI.sub("", self._line), piece.endswith("\n")
+            if whole or not _LOG.match(plain):  # a spinner ends no line, and is to be seen all the same
+                if self._shown or not self._is_traceback(plain):
+                    self._out.write(self._line[self._shown :])
+                self._shown = len(self._line)
+            if whole:
+                self.refusals += [match[1].strip() for match in [_REFUSED.search(plain)] if match]
+                self._line, self._shown = "", 0
+        return len(text)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def _is_traceback(self, plain: str) -> bool:
+        """Whether a line belongs to one: SkyPilot's log says where it begins, and each line of it is one of the log."""
+        log = _LOG.match(plain)
+        begins = log is not None and plain[log.end() :].startswith("Full traceback:")
+        self._in_traceback = begins or (self._in_traceback and bool(log) and not _REFUSED.search(plain))
+        return self._in_traceback
+
+
+def lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Whole lines of what the task has printed; a piece may hold several, or a part of one."""
+    rest = ""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split("\n")
+        yield from _own(whole)
+    yield from _own([rest] if rest else [])
+
+
+def _own(raw: Iterable[str]) -> Iterator[str]:
+    for each in raw:
+        text = _ANSI.sub("", each).rstrip("\r")
+        stripped = _PREFIX.sub("", text, count=1)
+        if stripped != text or not _REMARK.match(text):
+            yield stripped

@@ -1,0 +1,76 @@
+"""A plan's task as SkyPilot gets it: with its label, its guard, its code and its secrets."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bafogpt.cloud.engines.skypilot.client import LABEL
+from bafogpt.cloud.plan import Plan
+from bafogpt.core.errors import AuthError, ConfigError
+from bafogpt.core.settings import EMBEDDED, Settings
+
+IDLE_MINUTES = 5
+"""When a task says nothing about its end."""
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def check_reachable(settings: Settings) -> None:
+    """Raise :class:`ConfigError` when the bucket is one that a rented machine cannot see."""
+    if settings.bucket.startswith("file://"):
+        raise ConfigError(
+            f"{settings.bucket} is a folder of this machine; a rented one cannot see it", "--bucket s3://NAME"
+        )
+    if settings.s3_endpoint == EMBEDDED:
+        raise ConfigError(
+            "the bucket is this machine's own S3 server; a rented one cannot see it", "--bucket s3://NAME"
+        )
+
+
+def rented(plan: Plan, workdir: Path) -> dict[str, Any]:
+    """The task of ``plan`` for SkyPilot, with no secret in it."""
+    task = copy.deepcopy(plan.task)
+    if "workdir" in task:
+        task["workdir"] = str(workdir)
+    resources = task.setdefault("resources", {})
+    resources["labels"] = {**(resources.get("labels") or {}), LABEL: plan.name}
+    if plan.managed:
+        resources.pop("autostop", None)  # the controller ends the machines of its jobs itself
+        resources.setdefault("job_recovery", {"strategy": "FAILOVER"})
+    task["secrets"] = {}
+    return task
+
+
+def idle_minutes(task: Mapping[str, Any]) -> int:
+    """Minutes without a job after which the cluster is to end itself, as the task's ``autostop`` says."""
+    said = (task.get("resources") or {}).get("autostop")
+    if isinstance(said, Mapping):
+        said = said.get("idle_minutes", IDLE_MINUTES)
+    if isinstance(said, str) and said.removesuffix("m").isdigit():
+        said = int(said.removesuffix("m"))
+    if isinstance(said, bool) or not isinstance(said, int) or said < 0:
+        return IDLE_MINUTES
+    return said
+
+
+def secrets(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[tuple[str, str]]:
+    """Names and values of what the task names as secrets, from the environment.
+
+    What ``--env`` names must be there, and the keys of an S3 bucket; others of the file (``HF_TOKEN``) are left out
+    where there is none. Raises :class:`AuthError` naming the first that is missing.
+    """
+    bucket = str((plan.task.get("envs") or {}).get("BAFOGPT_BUCKET", ""))
+    needed = {*plan.required_secrets, *(S3_KEYS if bucket.startswith("s3://") else ())}
+    found = []
+    for name in dict.fromkeys([*(plan.task.get("secrets") or {}), *plan.required_secrets]):
+        value = environ.get(name)
+        if value:
+            found.append((name, value))
+        elif name in plan.required_secrets:
+            raise AuthError(f"--env {name}: it is not set here", f"export {name}=…")
+        elif name in needed:
+            raise AuthError(f"{name} is not set, and the job needs it for {bucket}", f"export {name}=…")
+    return found

@@ -1,0 +1,304 @@
+"""The supervisor of nodes 1, 2, …: does what node 0 decides (:mod:`bafogpt.cloud.crew`), on a disk of its own.
+
+It finds the attempt that node 0 is at, starts and ends its trainers with node 0's, sends its part of each checkpoint,
+and ends as the run ends. When node 0 falls silent it ends its trainers and waits for node 0 to come back, as a new
+attempt, for as long as the job is patient.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bafogpt.cloud import crew as crews
+from bafogpt.cloud.claim import only_one
+from bafogpt.cloud.crew import Crew, Nodes, Parts, Status
+from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
+from bafogpt.cloud.job import Job
+from bafogpt.cloud.recorder import Recorder
+from bafogpt.cloud.runs import RunStore, State
+from bafogpt.cloud.trainers import Layout, Trainers, describe_exit, gpu_count
+from bafogpt.cloud.uploads import PartUploader
+from bafogpt.cloud.watch import OutOfMemory
+from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train.handoff import Handoff, Order
+
+POLL_S = 0.05
+RETRY_S = 2.0
+
+
+def follow(job: Job, name: str, bucket: Bucket, folder: Path, nodes: Nodes, worker: Sequence[str]) -> Ending:
+    """Take part in run ``name`` as node ``nodes.rank`` until it ends. ``folder`` is local disk for this node alone."""
+    bucket.check()
+    handoff = Handoff(folder)
+    with only_one(folder, name), asked_to_stop() as stop:
+        handoff.checkpoints.mkdir(parents=True, exist_ok=True)
+        search = _Search(job, name, bucket, stop)
+        while True:
+            found = search.attempt()
+            if isinstance(found, Ending):
+                ending = found
+                break
+            service = _Service(job, name, bucket, handoff, nodes, worker, found, stop)
+            try:
+                served = service.run()
+            except BafoError as error:
+                served = Ending("failed", error.message, error.hint, error.exit_code)
+            finally:
+                service.close()
+            if served is not None:
+                ending = served
+                break
+    print(f"{name}, node {nodes.rank}: {ending.state}" + (f": {ending.message}" if ending.message else ""), flush=True)
+    if ending.state == "succeeded":
+        shutil.rmtree(folder, ignore_errors=True)
+    return ending
+
+
+class _Search:
+    """Finds the attempt that node 0 is at: one that began after this process, or one whose beat is heard."""
+
+    def __init__(self, job: Job, name: str, bucket: Bucket, stop: threading.Event) -> None:
+        self._config = job.supervisor
+        self._name = name
+        self._store = RunStore(bucket)
+        self._stop = stop
+        self._known: list[int] | None = None
+
+    def attempt(self) -> int | Ending:
+        """Its number; an ending where the run has succeeded, this node is to stop, or nobody is heard for long."""
+        deadline = time.monotonic() + self._config.patience_s
+        beats: dict[int, Status] = {}
+        while time.monotonic() < deadline:
+            try:
+                record = self._store.find(self._name)
+                if record is not None and record.state == "succeeded":
+                    return Ending("succeeded")
+                newest = self._newest(beats)
+                if newest is not None:
+                    return newest
+            except StorageError as error:
+                print(f"{self._name}: {error.message}", flush=True)
+            if self._stop.wait(self._config.beat_s):
+                return Ending("stopped", "stopped on request", self._hint, ExitCode.JOB_CANCELLED)
+        message = f"node 0 has not been heard of for {self._config.patience_s:g} s"
+        return Ending("failed", message, self._hint, ExitCode.JOB_FAILED)
+
+    def _newest(self, beats: dict[int, Status]) -> int | None:
+        run = self._store.folder(self._name)
+        attempts = crews.attempts(run)
+        known, self._known = self._known, attempts
+        if not attempts:
+            return None
+        newest = attempts[-1]
+        if known is not None and newest not in known:
+            return newest
+        status = crews.read(run.child(f"crew/{newest:04d}"), 0)
+        if status is None or status.phase == "ended":
+            return None
+        heard = newest in beats and beats[newest] != status
+        beats[newest] = status
+        return newest if heard else None
+
+    @property
+    def _hint(self) -> str:
+        return f"bafogpt cloud launch … --name {self._name} --resume"
+
+
+class _Service:
+    """One node at one attempt of node 0's."""
+
+    def __init__(
+        self,
+        job: Job,
+        name: str,
+        bucket: Bucket,
+        handoff: Handoff,
+        nodes: Nodes,
+        worker: Sequence[str],
+        attempt: int,
+        stop: threading.Event,
+    ) -> None:
+        store = RunStore(bucket)
+        run = store.folder(name)
+        self._job = job
+        self._config = job.supervisor
+        self._bucket = bucket
+        self._handoff = handoff
+        self._nodes = nodes
+        self._worker = worker
+        self._attempt = attempt
+        self._stop = stop
+        self._stopped_at: float | None = None
+        self._gpus = gpu_count()
+        self._trainers: Trainers | None = None
+        self._memory = OutOfMemory()
+        self._checkpoints = store.checkpoints(name)
+        record = replace(store.load(name), attempts=attempt)
+        self._recorder = Recorder(store, record, handoff, every_s=self._config.ship_every_s, node=nodes.rank)
+        self._crew = Crew(run, attempt, nodes, processes=self._processes(), beat_s=self._config.beat_s)
+        self._uploader = PartUploader(
+            node=nodes.rank,
+            committed=lambda: status.committed if (status := self._crew.hear(0)) else -1,
+            handoff=handoff,
+            store=self._checkpoints,
+            config=job.train.checkpoint,
+            attempt=attempt,
+            record=self._recorder.event,
+            ship=self._recorder.ship,
+            parts=Parts(run),
+        )
+
+    def run(self) -> Ending | None:
+        """Until the run ends, or (None) node 0 has been silent for too long."""
+        for each in (self._recorder, self._crew, self._uploader):
+            each.start()
+        self._recorder.event("node_joined", host=platform.node(), processes=self._processes())
+        self._say(f"node {self._nodes.rank}: attempt {self._attempt}")
+        while True:
+            time.sleep(POLL_S)
+            leader = self._crew.hear(0)
+            if leader is not None and leader.phase == "ended":
+                return _as_node_0(leader)
+            if self._crew.silent(self._config.node_silent_s):
+                self._say(f"node 0 has not been heard of for {self._config.node_silent_s:g} s: the trainers are ended")
+                return None
+            if (problem := self._problem()) is not None:
+                return problem
+            if self._stop.is_set() and self._heed_stop():
+                return Ending("stopped", "stopped on request", "", ExitCode.JOB_CANCELLED)
+            self._look_after_trainers()
+            self._uploader.tidy()
+            if leader is not None and not self._stop.is_set():
+                self._follow(leader)
+
+    def close(self) -> None:
+        """End the trainers, send the last lines, say goodbye."""
+        self._end_trainers()
+        self._uploader.drain(0)
+        self._recorder.close()
+        try:
+            self._recorder.ship()
+        except StorageError as error:
+            self._say(f"the last lines could not be sent: {error.message}")
+        self._crew.close(phase="ended")
+
+    def _follow(self, leader: Status) -> None:
+        """Do what node 0 says, unless it is done."""
+        mine, at = self._crew.status, leader.generation
+        if leader.phase == "gathering" and (mine.phase, mine.generation) != ("settled", at):
+            self._end_trainers(dump=leader.hung)
+            if self._uploader.settled():
+                self._crew.tell(phase="settled", generation=at)
+        elif leader.phase == "preparing" and (mine.phase, mine.generation) == ("settled", at):
+            if self._prepare(leader.resume_step):
+                self._crew.tell(phase="ready", generation=at)
+        elif leader.phase == "running" and (mine.phase, mine.generation) == ("ready", at):
+            self._start(leader)
+            self._crew.tell(phase="running", generation=at)
+
+    def _prepare(self, step: int | None) -> bool:
+        """Have the checkpoint of ``step`` on this disk, and no other; whether it worked."""
+        self._uploader.forget()  # node 0 has committed what it could
+        self._handoff.clear_leftovers()
+        fetched = None
+        try:
+            if step is not None:
+                wanted = next((each for each in self._checkpoints.complete() if each.step == step), None)
+                if wanted is None:
+                    raise NotFoundError(f"there is no checkpoint of step {step}", "")
+                fetched = self._checkpoints.fetch(wanted, self._handoff.resume)
+        except (StorageError, NotFoundError) as error:
+            self._say(f"step {step} could not be fetched: {error.message}")
+            self._stop.wait(RETRY_S)
+            return False
+        except BafoError as error:  # a full disk: no use in trying again
+            self._crew.tell(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
+            raise
+        for older in self._handoff.resume.glob("*"):
+            if older != fetched:
+                shutil.rmtree(older)
+        self._recorder.event("checkpoint_fetched", step=step)
+        return True
+
+    def _start(self, leader: Status) -> None:
+        order = Order(
+            job=self._job.trainer,
+            bucket=self._bucket.url,
+            config=self._job.train,
+            device="cuda" if self._gpus else "cpu",
+            attempt=self._attempt,
+            resume_step=leader.resume_step,
+        )
+        self._handoff.write_order(order)
+        layout = Layout(
+            node=self._nodes.rank,
+            nodes=self._nodes.count,
+            address=self._nodes.addresses[0],
+            own=self._nodes.addresses[self._nodes.rank],
+            port=leader.port,
+            launch=f"{self._attempt:04d}-{leader.generation:04d}",
+        )
+        self._memory = OutOfMemory()
+        self._trainers = Trainers(self._handoff.folder, self._processes(), self._say, self._worker, layout)
+
+    def _look_after_trainers(self) -> None:
+        """Tell node 0 when they have died; those that finished or were stopped are no news, node 0 has its own."""
+        if self._trainers is None or self._trainers.running():
+            return
+        codes, first = self._trainers.exit_codes(), self._trainers.first_rank
+        self._end_trainers()
+        results = self._handoff.read_results()
+        if len(results) == len(codes) and all(result.outcome != "failed" for result in results):
+            return
+        failed = next((result for result in results if result.outcome == "failed"), None)
+        why = failed.error if failed else describe_exit(codes, first, out_of_memory=self._memory.happened())
+        fatal = failed.exit_code if failed and not failed.retry else 0
+        self._recorder.event("node_trainers_died", exit_codes=codes, why=why)
+        self._say(f"trainers died: {why}")
+        self._crew.tell(phase="died", why=why, hint=failed.hint if failed else "", fatal=fatal)
+
+    def _heed_stop(self) -> bool:
+        """Pass the wish on to node 0 and to the trainers; whether there is nobody to wait for any more."""
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+            self._say("stopping: the trainers save and leave, on all nodes")
+            self._crew.tell(stopping=True)
+            if self._trainers:
+                self._trainers.signal(signal.SIGTERM)
+        return time.monotonic() - self._stopped_at > 2 * self._config.grace_s
+
+    def _problem(self) -> Ending | None:
+        """An ending when the bucket has been out of reach for longer than the job's patience."""
+        failing = self._uploader.failing
+        error: BafoError | None = self._crew.error if self._crew.deaf_s() > self._config.patience_s else None
+        if failing is not None and time.monotonic() - failing.since > self._config.patience_s:
+            error = failing.error
+        return Ending("failed", error.message, error.hint, error.exit_code) if error else None
+
+    def _end_trainers(self, dump: bool = False) -> None:
+        if self._trainers is not None:
+            if dump:
+                self._trainers.dump()
+            self._trainers.end()
+            self._trainers = None
+
+    def _say(self, line: str) -> None:
+        self._recorder.say(line)
+
+    def _processes(self) -> int:
+        return self._config.processes or self._gpus or 1
+
+
+def _as_node_0(leader: Status) -> Ending:
+    states: dict[str, State] = {state: state for state in EXIT_CODES}
+    state = states.get(leader.state, "failed")
+    code = ExitCode(leader.exit_code) if state != "succeeded" else ExitCode.OK
+    return Ending(state, leader.message, leader.hint, code)

@@ -1,0 +1,206 @@
+"""``bafogpt cloud plan``: every offer of a job's GPUs, with the hours and the money that the job would take on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from bafogpt.cloud import estimate, prices, recorded, throughput
+from bafogpt.cloud import task as tasks
+from bafogpt.cloud.estimate import Rate
+from bafogpt.cloud.job import Job
+from bafogpt.cloud.prices import Offer, PriceList
+from bafogpt.cloud.runs import RunStore
+from bafogpt.cloud.throughput import Measured, Speed
+from bafogpt.core.errors import BafoError, UsageError
+from bafogpt.core.settings import EMBEDDED, Settings
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.tokens import manifest
+from bafogpt.train import flops
+
+BUCKET_PATIENCE_S = 5.0
+"""How long a bucket out of reach may hold a plan up, which can do without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One offer, and what the job would take on it."""
+
+    offer: Offer
+    nodes: int
+    usd_per_hour: float
+    """For all machines."""
+    hours: float | None
+    usd: float | None
+    zar: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        whole = {"nodes": self.nodes, "hours": self.hours, "usd": self.usd, "zar": self.zar}
+        return {**asdict(self.offer), "usd_per_hour": self.usd_per_hour, **whole}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Everything that the plan shows, cheapest offer first."""
+
+    gpu: str
+    gpus: int
+    """In each machine."""
+    nodes: int
+    tokens: int
+    speed: Speed | None
+    prices: PriceList
+    rate: Rate
+    estimates: tuple[Estimate, ...]
+    cautions: tuple[str, ...] = ()
+    """What speaks against it, in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "gpus": f"{self.gpu}:{self.gpus}",
+            "nodes": self.nodes,
+            "tokens": self.tokens,
+            "speed": asdict(self.speed) if self.speed else None,
+            "prices": {
+                "source": self.prices.source,
+                "as_of": self.prices.as_of.isoformat(),
+                "shipped": self.prices.shipped,
+            },
+            "rate": self.rate.to_dict(),
+            "cautions": list(self.cautions),
+            "offers": [each.to_dict() for each in self.estimates],
+        }
+
+
+def look(
+    job_name: str,
+    settings: Settings,
+    *,
+    gpus: str | None = None,
+    infra: str | None = None,
+    spot: bool | None = None,
+    tokens: int | None = None,
+    tokens_per_s: float | None = None,
+    assignments: Sequence[str] = (),
+    offline: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Forecast:
+    """The forecast of a job. ``infra`` None is anywhere, whatever the settings say: that is what one compares.
+
+    Raises :class:`~bafogpt.core.errors.ConfigError`, :class:`UsageError`, and
+    :class:`~bafogpt.core.errors.NotFoundError` for a GPU that nobody offers.
+    """
+    if tokens_per_s is not None and not tokens_per_s > 0:
+        raise UsageError(f"--tokens-per-s {tokens_per_s:g}: must be above 0", "--tokens-per-s 1543")
+    source = recorded.find(job_name, settings, assignments)
+    task = tasks.load(source.root / "sky" / f"{source.job.task}.yaml")
+    asked = tasks.parse_gpus(gpus) if gpus else tasks.accelerators(task)
+    if asked is None:
+        raise UsageError(f"sky/{source.job.task}.yaml asks for no GPU", "--gpus L40:4")
+    gpu, count = asked
+    found = _prices(gpu, count, infra, spot, offline)
+    gpu = found.offers[0].gpu  # as the catalog writes it
+    earlier, vocabulary = ([], None) if offline else _from_bucket(source.job, gpu, settings, say)
+    return forecast(
+        source.job,
+        found,
+        Rate.of(settings),
+        nodes=int(task.get("num_nodes") or 1),
+        earlier=earlier,
+        vocab_size=vocabulary,
+        tokens=tokens,
+        tokens_per_s=tokens_per_s,
+    )
+
+
+def forecast(
+    job: Job,
+    found: PriceList,
+    rate: Rate,
+    *,
+    nodes: int = 1,
+    earlier: Sequence[Measured] = (),
+    vocab_size: int | None = None,
+    tokens: int | None = None,
+    tokens_per_s: float | None = None,
+) -> Forecast:
+    """The hours and totals of ``job`` on each of the offers in ``found``, of which there is at least one."""
+    gpu, count = found.offers[0].gpu, found.offers[0].gpus
+    speed = throughput.expected(
+        job, gpu, count * nodes, earlier=earlier, vocab_size=vocab_size, tokens_per_s=tokens_per_s
+    )
+    whole = job.train.tokens if tokens is None else tokens
+    hours = whole / speed.tokens_per_s / 3600 if speed else None
+    return Forecast(
+        gpu=gpu,
+        gpus=count,
+        nodes=nodes,
+        tokens=whole,
+        speed=speed,
+        prices=found,
+        rate=rate,
+        estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in prices.one_a_cloud(found.offers)),
+        cautions=tuple(_cautions(job, gpu, count * nodes, vocab_size)),
+    )
+
+
+def _cautions(job: Job, gpu: str, gpus: int, vocab_size: int | None) -> Iterator[str]:
+    """That the model's state alone is more than the GPUs hold, where both sizes are known."""
+    shape, memory = throughput.shape_of(job.train, vocab_size), flops.MEMORY_GB.get(gpu.upper())
+    if shape is None or memory is None:
+        return
+    state = flops.state_bytes(shape, job.train.precision) / 1e9
+    if state > memory * gpus:
+        yield (
+            f"{state:.0f} GB of weights, gradients and AdamW's moments do not fit into {gpu}:{gpus} of "
+            f"{memory} GB each; this job would run out of memory"
+        )
+
+
+def _estimate(offer: Offer, nodes: int, hours: float | None, rate: Rate) -> Estimate:
+    an_hour = offer.usd_per_hour * nodes
+    usd = None if hours is None else hours * an_hour
+    return Estimate(offer=offer, nodes=nodes, usd_per_hour=an_hour, hours=hours, usd=usd, zar=rate.rand(usd))
+
+
+def _prices(gpu: str, count: int, infra: str | None, spot: bool | None, offline: bool) -> PriceList:
+    """What is offered; of one's own machines, one offer at one's own price."""
+    if infra is not None and estimate.is_own(infra):
+        own = Offer(
+            cloud=infra, region="", machine="", gpu=gpu, gpus=count, spot=False, usd_per_hour=estimate.own_price()
+        )
+        return PriceList(offers=(own,), source="your own machines", as_of=_today(), shipped=False)
+    return (prices.at_hand if offline else prices.current)(gpu, count, infra, spot)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _from_bucket(
+    job: Job, gpu: str, settings: Settings, say: Callable[[str], None]
+) -> tuple[list[Measured], int | None]:
+    """What earlier runs reached, and the size of the dataset's vocabulary: a bucket out of reach is no reason to fail.
+
+    This machine's own server is asked only where it runs: a plan starts none.
+    """
+    if settings.s3_endpoint == EMBEDDED and settings.bucket.startswith("s3:"):
+        from bafogpt.storage.embedded import server
+
+        if server.status(Path(settings.home)) is None:
+            return [], None
+    patient = replace(settings, s3_timeout_s=min(BUCKET_PATIENCE_S, settings.s3_timeout_s))
+    try:
+        bucket = Bucket.open(settings.bucket, patient)
+        bucket.check()
+    except BafoError as error:
+        say(f"earlier runs are not looked at: {error.message}")
+        return [], None
+    try:
+        vocabulary: int | None = manifest.load(bucket.child(job.train.data.path)).vocab_size
+    except BafoError:  # no dataset yet
+        vocabulary = None
+    return throughput.measured(RunStore(bucket), job, gpu), vocabulary

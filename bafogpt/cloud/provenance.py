@@ -1,0 +1,152 @@
+"""Provenance: what a run was made of, written into its record when an attempt begins.
+
+The code's commit comes with the launch (:mod:`bafogpt.cloud.workdir`); here are the data, the versions and the place of
+each attempt. Nothing heavy is imported for it: versions are read from the packages' own records.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bafogpt import __version__
+from bafogpt.cloud import vitals
+from bafogpt.core import digest
+from bafogpt.core.errors import CorruptError, NotFoundError
+from bafogpt.storage.bucket import Bucket
+
+GPUS = "BAFOGPT_GPUS"
+"""The task's variable in which the launch says what it asked for."""
+
+PACKAGES = (
+    *("torch", "lightning", "litgpt", "tokenizers", "safetensors", "numpy", "bitsandbytes"),
+    *("obstore", "boto3", "smart-open", "huggingface-hub", "skypilot"),
+)
+"""What can change a run's numbers, or how its bytes travel."""
+
+_CUDA = re.compile(r"^cuda\b[^=]*=\s*'([^']+)'", re.MULTILINE)
+
+
+def collect(
+    data: Bucket,
+    attempt: int,
+    *,
+    infra: str,
+    price_per_hour: float,
+    earlier: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, str] = os.environ,
+    gpus: Callable[[], list[dict[str, Any]]] = vitals.gpus,
+) -> dict[str, Any]:
+    """Fields of a :class:`~bafogpt.cloud.runs.RunRecord` at the start of an attempt.
+
+    ``data`` is the dataset's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
+    :class:`NotFoundError` where there is no dataset.
+    """
+    here = place(attempt, infra=infra, price_per_hour=price_per_hour, environment=environment, gpus=gpus())
+    return {
+        "gpus": environment.get(GPUS, ""),
+        "data": dataset(data),
+        "versions": versions(),
+        "places": [*map(dict, earlier), here],
+    }
+
+
+def place(
+    attempt: int,
+    *,
+    infra: str,
+    price_per_hour: float,
+    environment: Mapping[str, str],
+    gpus: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Where an attempt runs: the machine as it sees itself, and what SkyPilot says about it."""
+    try:
+        cluster = json.loads(environment.get("SKYPILOT_CLUSTER_INFO") or "{}")
+    except ValueError:
+        cluster = {}
+    cluster = cluster if isinstance(cluster, dict) else {}
+    names = sorted({str(each["name"]) for each in gpus})
+    return {
+        "attempt": attempt,
+        "host": platform.node(),
+        "infra": infra,
+        "cloud": str(cluster.get("cloud") or ""),
+        "region": str(cluster.get("region") or ""),
+        "zone": str(cluster.get("zone") or ""),
+        "nodes": int(environment.get("SKYPILOT_NUM_NODES") or 1),
+        "gpu": " + ".join(names),
+        "gpus": len(gpus),
+        "driver": str(gpus[0].get("driver") or "") if gpus else "",
+        "cpus": vitals.cpu_quota() or os.cpu_count() or 1,
+        "memory": vitals.memory()[1],
+        "os": platform.platform(),
+        "price_per_hour": price_per_hour,
+    }
+
+
+def dataset(data: Bucket) -> dict[str, Any]:
+    """Which tokens a run reads: the manifest's own digest, or that of its bytes where it names none.
+
+    Whether the tokens are what the manifest says is for those to find out who read them.
+    """
+    raw = data.get("manifest.json")
+    try:
+        manifest = json.loads(raw)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise CorruptError(f"{data.url}/manifest.json: not a manifest", "bafogpt data prepare … --overwrite")
+    tokenizer = manifest.get("tokenizer")
+    return {
+        "digest": str(manifest.get("digest") or digest.of_bytes(raw)),
+        "created": str(manifest.get("created") or ""),
+        "tokenizer": str(tokenizer.get("digest") or "") if isinstance(tokenizer, dict) else "",
+    }
+
+
+def versions() -> dict[str, str]:
+    """bafogpt, Python, the packages that matter and are installed, and the CUDA that torch was built for."""
+    found = {"bafogpt": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cuda = _cuda() if "torch" in found else ""
+    return {**found, "cuda": cuda} if cuda else found
+
+
+def check_same_data(recorded: Mapping[str, Any], data: Bucket, run: str) -> None:
+    """Raise :class:`CorruptError` when the dataset is no longer the one that ``run`` read."""
+    expected = recorded.get("digest")
+    try:
+        found = dataset(data)["digest"]
+    except NotFoundError:
+        raise NotFoundError(
+            f"the dataset of {run} is not at {data.url} any more",
+            f"bafogpt runs rerun {run} --set train.data.path=FOLDER",
+        ) from None
+    if expected and found != expected:
+        raise CorruptError(
+            f"{data.url} is not what {run} was trained on: its digest is {found}, was {expected}",
+            f"bafogpt runs rerun {run} --set train.data.path=FOLDER (naming it says that you mean this one)",
+        )
+
+
+def _cuda() -> str:
+    """The CUDA version in torch's own ``version.py``; empty for a build without. torch is not imported."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return ""
+    try:
+        match = _CUDA.search((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return match[1] if match else ""

@@ -1,0 +1,222 @@
+"""A run's metrics as TensorBoard's event files, made from the bucket and kept up with it; and TensorBoard on them.
+
+Tags: ``train/…`` and ``validation/loss`` over the steps, ``speed/…``, ``cost/usd``, ``machine/…`` from the vitals, and
+the resolved job as text. Every line is written in the order in which it came: where steps were done again after a
+kill, TensorBoard is told to drop the earlier ones, so the curve is one.
+
+The ``tensorboard`` package writes the files and shows them; TensorFlow is not needed, nor torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from bafogpt.cloud import vitals
+from bafogpt.cloud.feed import Follower
+from bafogpt.cloud.report.history import Record, number, whole
+from bafogpt.cloud.runs import RunStore
+from bafogpt.core import process
+from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
+
+PORT = 6006
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT_S = 90.0
+RELOAD_S = 5
+METRICS = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "gradient_norm": "train/gradient_norm",
+    "tokens": "train/tokens",
+    "validation_loss": "validation/loss",
+    "tokens_per_s": "speed/tokens_per_s",
+    "mfu": "speed/mfu",
+    "usd": "cost/usd",
+}
+"""Fields of a metrics line, and the tags that they become."""
+GIGA = ("memory_used", "disk_used")
+_EVENTS = "events.out.tfevents."
+_Timed: TypeAlias = tuple[float, Record, Callable[[Record], None]]
+
+
+def require() -> None:
+    """Raise :class:`BafoError` where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise BafoError("TensorBoard is not installed", "pip install 'bafogpt[tensorboard]'")
+
+
+class Export:
+    """Writes one run's event file below ``folder``; what an earlier export left there goes."""
+
+    def __init__(self, store: RunStore, name: str, folder: Path) -> None:
+        """Raises :class:`~bafogpt.core.errors.RunNotFoundError`, and :class:`BafoError` without TensorBoard."""
+        require()
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        record = store.load(name)
+        self.folder = folder / name
+        for old in self.folder.glob(f"{_EVENTS}*"):
+            old.unlink()
+        self._metrics = Follower(store.folder(name), "metrics")
+        self._vitals = Follower(store.folder(name), vitals.FEED)
+        self._step = 0
+        self._machine_step: dict[int, int] = {}
+        self._writer = EventFileWriter(str(self.folder))
+        self._text("job", record.job)
+
+    def update(self) -> int:
+        """Write what is new in the bucket; returns how many lines that was."""
+        new = sorted(
+            [*_timed(self._metrics.read(), self._metric), *_timed(self._vitals.read(), self._machine)], key=_time
+        )
+        for _, line, write in new:
+            write(line)
+        self._writer.flush()
+        return len(new)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _metric(self, line: Record) -> None:
+        step = whole(line, "step") or 0
+        if "loss" in line:  # a validation follows the line of its step
+            if step <= self._step:
+                self._begin_again(step)
+            self._step = step
+        self._scalars(line, {tag: number(line, key) for key, tag in METRICS.items()})
+
+    def _begin_again(self, step: int) -> None:
+        """Tell TensorBoard that what it has from ``step`` on counts no more."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        self._machine_step.clear()
+
+    def _machine(self, line: Record) -> None:
+        """Vitals of one moment. Of several within a step, the first counts: a tag has one value a step."""
+        node, step = whole(line, "node") or 0, whole(line, "step") or 0
+        if self._machine_step.get(node) == step:
+            return
+        self._machine_step[node] = step
+        at = f"machine/node{node}" if node else "machine"
+        values = {f"{at}/{key}": number(line, key) for key in ("cpu", "sent_per_s", "received_per_s")}
+        values |= {f"{at}/{key}_GB": _giga(number(line, key)) for key in GIGA}
+        for index, gpu in enumerate(line.get("gpus") or ()):
+            values |= {f"{at}/gpu{index}/{key}": number(gpu, key) for key in ("utilization", "power", "temperature")}
+            values[f"{at}/gpu{index}/memory_used_GB"] = _giga(number(gpu, "memory_used"))
+        self._scalars(line, values)
+
+    def _scalars(self, line: Record, values: dict[str, float | None]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
+        if found:
+            self._write(Summary(value=found), whole(line, "step") or 0, number(line, "time"))
+
+    def _text(self, tag: str, what: dict[str, Any]) -> None:
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
+        listing = yaml.safe_dump(what, sort_keys=False, allow_unicode=True)
+        self._write(text_pb(tag, "".join(f"    {line}\n" for line in listing.splitlines())), 0, None)
+
+    def _write(self, summary: Any, step: int, at: float | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(wall_time=time.time() if at is None else at, step=step, summary=summary))
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int | None = None) -> Iterator[str]:
+    """TensorBoard on the event files below ``folder``, on the loopback address, until the block is left.
+
+    Yields its URL once it answers. ``port`` none is 6006, or a free one where that is taken; a taken ``port`` is a
+    :class:`ConflictError`. Raises :class:`BafoError` when it does not come up.
+    """
+    require()
+    chosen = _port(port)
+    log = folder / "tensorboard.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [f"--logdir={folder}", f"--host={LOOPBACK}", f"--port={chosen}", f"--reload_interval={RELOAD_S}"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tensorboard.main", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+            preexec_fn=process.die_with_parent(),
+        )
+    url = f"http://{LOOPBACK}:{chosen}/"
+    try:
+        if not process.wait_until(lambda: server.poll() is not None or _answers(url), START_TIMEOUT_S, poll_s=0.2):
+            raise BafoError(f"TensorBoard did not answer within {START_TIMEOUT_S:g} s", f"cat {log}")
+        if server.poll() is not None:
+            raise BafoError(f"TensorBoard ended with exit code {server.returncode}", f"cat {log}")
+        yield url
+    finally:
+        below = process.descendants(server.pid)  # its data server
+        server.terminate()
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        process.end(below, grace_s=1)
+
+
+def keep_up(exports: list[Export], every_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Carry over what is new, again and again, until something is raised (Ctrl-C is)."""
+    while True:
+        sleep(every_s)
+        for export in exports:
+            with contextlib.suppress(UnreachableError):  # the next look may reach it
+                export.update()
+
+
+def _port(wanted: int | None) -> int:
+    for port in (wanted,) if wanted else (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConflictError(f"port {wanted} is taken on this machine", "leave --port out, and a free one is found")
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's loopback
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return int(answer.status) == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _timed(lines: Iterable[Record], write: Callable[[Record], None]) -> Iterator[_Timed]:
+    """Each line with its time, never less than that of the one before: the next machine's clock may be behind."""
+    latest = 0.0
+    for line in lines:
+        latest = max(latest, number(line, "time") or 0.0)
+        yield latest, line, write
+
+
+def _time(each: _Timed) -> float:
+    return each[0]
+
+
+def _giga(value: float | None) -> float | None:
+    return None if value is None else value / 1e9

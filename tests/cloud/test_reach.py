@@ -1,0 +1,42 @@
+"""Into a rented machine: what is typed arrives, and a supervisor is told to stop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from bafogpt.cloud.engines.skypilot import reach
+
+
+def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_path: Path):
+    program = tmp_path / "bafogpt"
+    program.write_text(
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: sys.exit(103))\n"
+        "print('up', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen([*words], stdout=subprocess.PIPE)
+        assert child.stdout is not None and child.stdout.readline() == b"up\n"
+        return child
+
+    job = [str(program), "job", "run", "jobs/x.yaml", "--run"]
+    mine, other = start(sys.executable, *job, "zulu-1"), start(sys.executable, *job, "zulu-11")
+    wrapper = start("/bin/sh", "-c", "echo up; sleep 60; : bafogpt job run jobs/x.yaml --run zulu-1")
+    try:
+        assert subprocess.run(reach.ask_to_stop("zulu-1"), check=False).returncode == 0
+        assert mine.wait(timeout=10) == 103
+        assert other.poll() is None and wrapper.poll() is None
+        assert subprocess.run(reach.ask_to_stop("zulu-1"), check=False).returncode == 1
+    finally:
+        for child in (mine, other, wrapper):
+            child.kill()
+            child.wait()
+
+
+def test_ssh_words_arrive_as_they_are_and_name_the_node():
+    words = reach.shell("r1", ["echo", "two  words", "$HOME"], 2)
+    assert words[0] == "ssh" and words[-2:] == ["--", "echo 'two  words' '$HOME'"] and "r1-worker2" in words

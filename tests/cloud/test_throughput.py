@@ -1,0 +1,169 @@
+"""How fast a job is expected to be: the arithmetic against litgpt's, and earlier runs from a real bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.cloud import throughput
+from bafogpt.cloud.job import Job
+from bafogpt.cloud.runs import RunStore
+from bafogpt.cloud.throughput import Measured, expected
+from bafogpt.core import schema
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train import flops
+
+from .synthetic import NAME, SyntheticRun
+
+SEED_RUN_TOKENS_PER_S = 1543.0
+"""What the isiZulu run that jobs/pretrain.yaml improves on reached on four L40."""
+
+
+def job(**train: Any) -> Job:
+    """Two hundred million tokens on Gemma-2-2B, as in jobs/pretrain.yaml."""
+    values = {"tokens": 200_000_000, "data": {"path": "data/zulu", "sequence_length": 2048}}
+    return schema.build(Job, {"train": schema.merge(values, train)}, where="test")
+
+
+@pytest.mark.parametrize("name", throughput.KNOWN)
+def test_the_sizes_known_here_are_litgpts(name):
+    pytest.importorskip("litgpt")
+    from litgpt.config import Config
+
+    config = Config.from_name(name, padded_vocab_size=256_000)
+    for length in (2048, 8192):
+        mine = flops.flops_per_token(throughput.KNOWN[name], length)
+        assert mine == flops.flops_per_token(config, length) > 0
+
+
+def test_weights_are_counted_as_the_model_has_them():
+    pytest.importorskip("litgpt")
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    small = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_query_groups": 2, "head_size": 8, "intermediate_size": 64}
+    config = Config.from_name("Gemma-2-2b", padded_vocab_size=256, sliding_window_indices=[1, 0], **small)
+    matrices = sum(
+        each.numel() for name, each in GPT(config).named_parameters() if each.ndim == 2 and "wte" not in name
+    )
+    shape = throughput.shape_of(job(model={"overrides": small}).train, vocab_size=250)
+
+    assert shape is not None
+    assert flops.matrix_weights(shape) == matrices == flops.matrix_weights(config)
+
+
+def test_the_seed_run_took_a_day_and_a_half_and_used_a_thirtieth_of_the_gpus():
+    speed = expected(job(), "L40", 4, tokens_per_s=SEED_RUN_TOKENS_PER_S)
+
+    assert speed is not None
+    assert speed.basis == "given"
+    assert 200_000_000 / speed.tokens_per_s / 3600 == pytest.approx(36.0, abs=0.05)
+    assert speed.mfu == pytest.approx(0.035, abs=0.001)
+
+
+def test_without_an_earlier_run_the_mfu_is_assumed_and_says_so():
+    speed = expected(job(), "L40", 4)
+
+    assert speed is not None
+    assert (speed.basis, speed.words) == ("assumed", "assumed: MFU 30 %")
+    weights = 26 * (2304 * 256 * 16 + 8 * 256 * 2304 + 3 * 2304 * 9216) + 2304 * 256_000
+    operations = 6 * weights + 12 * 8 * 256 * 26 * 1024
+    assert speed.tokens_per_s == pytest.approx(0.30 * 4 * 181e12 / operations)
+
+
+@pytest.mark.parametrize(("gpu", "model"), [("L40", "pythia-14m"), ("RTX4090", "Gemma-2-2b")])
+def test_a_model_or_a_gpu_that_is_not_known_gives_no_figure(gpu, model):
+    unknown = job(model={"name": model})
+
+    assert expected(unknown, gpu, 1) is None
+    given = expected(unknown, gpu, 1, tokens_per_s=100.0)
+    assert given is not None and given.mfu is None
+
+
+def test_l40_is_not_l40s_and_a10_is_not_a10g():
+    peaks = {name: flops.of_accelerator(name) for name in ("L40", "L40S", "A10", "A10G", "A100-80GB", "A100")}
+
+    assert peaks["L40"] == 181e12 and peaks["L40S"] == 362e12
+    assert peaks["A10"] == 125e12 and peaks["A10G"] == 70e12
+    assert peaks["A100-80GB"] == peaks["A100"] == 312e12
+    assert flops.of_device("NVIDIA L40S") == 362e12
+    assert flops.of_device("NVIDIA L40") == 181e12
+
+
+def test_what_was_measured_comes_before_what_is_scaled_and_that_before_what_is_assumed():
+    on_four = Measured(run="a", gpu="L40", gpus=4, tokens_per_s=12_000.0, mfu=0.27)
+    on_eight = Measured(run="b", gpu="L40", gpus=8, tokens_per_s=20_000.0, mfu=0.22)
+    other = Measured(run="c", gpu="L40S", gpus=4, tokens_per_s=1.0, mfu=0.01)
+
+    def of(*earlier: Measured) -> tuple[str, float]:
+        speed = expected(job(), "l40", 4, earlier=earlier)
+        assert speed is not None
+        return speed.words, speed.tokens_per_s
+
+    assert of(other, on_eight, on_four) == ("measured: a", 12_000.0)
+    assert of(other, on_eight) == ("scaled from b on L40:8", 10_000.0)
+    assert of(other)[0] == "assumed: MFU 30 %"
+
+
+def test_a_longer_vocabulary_costs_more():
+    plain, longer = expected(job(), "L40", 4), expected(job(), "L40", 4, vocab_size=296_000)
+
+    assert plain is not None and longer is not None
+    assert longer.tokens_per_s < plain.tokens_per_s
+
+
+@pytest.fixture
+def trained(bucket: Bucket, tmp_path: Path) -> SyntheticRun:
+    """A run of twenty steps that are in the bucket, but no record yet."""
+    run = SyntheticRun(RunStore(bucket), tmp_path)
+    run.begin()
+    run.start(0)
+    run.train(1, 20)
+    run.end("succeeded")
+    return run
+
+
+def recorded(train: dict[str, Any] | None = None) -> dict[str, Any]:
+    return schema.to_dict(job(**(train or {})))
+
+
+def test_an_earlier_run_of_this_model_on_this_gpu_is_found_in_the_bucket(trained, bucket):
+    trained.save(gpus="L40:4", job=recorded())
+    found = throughput.measured(RunStore(bucket), job(), "L40")
+
+    assert [(each.run, each.gpu, each.gpus) for each in found] == [(NAME, "L40", 4)]
+    assert found[0].tokens_per_s == pytest.approx(2048, rel=0.05)
+    assert found[0].mfu == pytest.approx(0.31, rel=0.05)
+
+
+def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trained, bucket):
+    trained.save(places=[{"gpu": "NVIDIA L40", "gpus": 4, "nodes": 2}], job=recorded())
+
+    assert [each.gpus for each in throughput.measured(RunStore(bucket), job(), "L40")] == [8]
+    assert throughput.measured(RunStore(bucket), job(), "L40S") == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": {"name": "Gemma-2-9b"}},
+        {"model": {"overrides": {"n_layer": 4}}},
+        {"data": {"sequence_length": 1024}},
+        {"precision": "32-true"},
+        {"activation_checkpointing": False},
+    ],
+)
+def test_a_run_of_something_else_says_nothing(trained, bucket, other):
+    trained.save(gpus="L40:4", job=recorded(other))
+
+    assert throughput.measured(RunStore(bucket), job(), "L40") == []
+
+
+def test_a_run_without_a_gpu_or_without_steps_says_nothing(bucket, tmp_path):
+    run = SyntheticRun(RunStore(bucket), tmp_path)
+    run.save(job=recorded())
+    assert throughput.measured(RunStore(bucket), job(), "L40") == []
+    run.save(gpus="L40:4", job=recorded())
+    assert throughput.measured(RunStore(bucket), job(), "L40") == []

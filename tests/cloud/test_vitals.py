@@ -1,0 +1,99 @@
+"""The machine's state: real numbers of this machine, nvidia-smi's own words, a container's limits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bafogpt.cloud import vitals
+from bafogpt.core import process
+
+SMI = """\
+NVIDIA L40, 550.54.15, 97, 44321, 46068, 71, 288.41
+NVIDIA L40, 550.54.15, [N/A], 3, 46068, 35, [N/A]
+"""
+
+
+def test_a_measurement_of_this_machine_holds_what_the_machine_says(tmp_path: Path):
+    now = [0.0]
+    probe = vitals.Probe(tmp_path, cgroup=tmp_path / "none", clock=lambda: now[0], gpus=lambda: [])
+    now[0] = 2.0
+    found = probe.measure()
+    assert found["cpus"] == psutil.cpu_count()
+    assert 0 <= found["cpu"] <= 1
+    assert found["memory_total"] == psutil.virtual_memory().total
+    assert 0 < found["memory_used"] < found["memory_total"]
+    assert 0 < found["disk_used"] < found["disk_total"]
+    assert found["sent_per_s"] >= 0 <= found["received_per_s"]
+
+
+def test_in_a_container_its_own_limits_count_and_its_cache_does_not(tmp_path: Path):
+    def say(**files: str) -> None:
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".", 1)).write_text(text)
+
+    say(memory_max="8000000000\n", memory_current="5000000000\n", memory_stat="anon 1\ninactive_file 2000000000\n")
+    say(cpu_max="400000 100000\n", cpu_stat="usage_usec 1000000\nuser_usec 1\n")
+    now = [10.0]
+    probe = vitals.Probe(tmp_path, cgroup=tmp_path, clock=lambda: now[0], gpus=lambda: [])
+    now[0] = 12.0
+    say(cpu_stat="usage_usec 7000000\nuser_usec 1\n")
+    found = probe.measure()
+    assert (found["memory_used"], found["memory_total"]) == (3_000_000_000, 8_000_000_000)
+    assert (found["cpus"], found["cpu"]) == (4.0, 0.75)  # 6 CPU seconds of 2 s on 4 CPUs
+    say(memory_max="max\n", cpu_max="max 100000\n")
+    assert vitals.memory(tmp_path)[1] == psutil.virtual_memory().total
+    assert vitals.cpu_quota(tmp_path) is None
+
+
+def test_gpus_are_read_as_nvidia_smi_prints_them_and_what_it_does_not_know_is_null():
+    busy, idle = vitals.parse_gpus(SMI)
+    assert busy == {
+        "name": "NVIDIA L40",
+        "driver": "550.54.15",
+        "utilization": 0.97,
+        "memory_used": 44321 << 20,
+        "memory_total": 46068 << 20,
+        "temperature": 71.0,
+        "power": 288.41,
+    }
+    assert idle["utilization"] is idle["power"] is None
+    assert vitals.parse_gpus("Failed to initialize NVML: Driver/library version mismatch\n") == []
+
+
+@pytest.mark.parametrize("script", ["echo broken; exit 9", "sleep 60"])
+def test_a_driver_that_fails_or_hangs_is_a_machine_without_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nexec 2>&1\n{script.replace('sleep', 'exec sleep')}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(vitals, "NVIDIA_SMI_TIMEOUT_S", 0.3)
+    assert vitals.gpus() == []
+
+
+def test_lines_come_until_the_end_with_attempt_node_and_step_and_a_failed_measurement_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SKYPILOT_NODE_RANK", "1")
+    count = [0]
+
+    def measure() -> dict[str, object]:
+        count[0] += 1
+        if count[0] == 2:
+            raise OSError("the disk is gone")
+        return {"cpu": 0.5}
+
+    path = tmp_path / "vitals.jsonl"
+    log = vitals.Vitals(path, attempt=3, step=lambda: 7, every_s=0.001, measure=measure)
+    log.start()
+    assert process.wait_until(lambda: count[0] >= 5, timeout_s=10)
+    log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) >= 3
+    assert lines[0] == {"cpu": 0.5, "attempt": 3, "node": 1, "step": 7}

@@ -1,0 +1,119 @@
+"""The labs as fixtures: one of each a session, started when a test first asks, gone at the end.
+
+A lab that a person has started is used and left running. Where no lab can be, tests are skipped with the reason;
+with ``CI=true`` they fail instead, because there they are a requirement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lab import pods, processes, slurm
+from tests.lab.__main__ import Lab
+from tests.lab.place import PODS, SLURM, VENV, LabError, Place, UnavailableError, locked, outer_environment
+
+if TYPE_CHECKING:
+    from tests.lab.rented import Rented
+
+
+@dataclass(frozen=True)
+class RunningLab:
+    """A lab that is up."""
+
+    place: Place
+    environment: Mapping[str, str]
+
+    def run(self, *words: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command in the lab's environment, its output as text. ``sky``, ``bafogpt`` and ``ssh`` are the lab's."""
+        # into a file: whoever waits for a pipe waits for every daemon that inherited it, too
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                words,
+                env=outer_environment() | dict(self.environment),
+                cwd=self.place.home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+            )
+            output.seek(0)
+            text = output.read()
+        assert not check or done.returncode == 0, f"{' '.join(words)}: {done.returncode}\n{text[-4000:]}"
+        return subprocess.CompletedProcess(words, done.returncode, text, "")
+
+    def sky(self, *words: str, timeout_s: float = 300, check: bool = True) -> str:
+        """What ``sky`` prints."""
+        return self.run(str(VENV / "bin/sky"), *words, timeout_s=timeout_s, check=check).stdout
+
+    def task(self, name: str, resources: Mapping[str, Any], run: str) -> Path:
+        """A task file; YAML is a superset of JSON."""
+        path = self.place.home / f"{name}.yaml"
+        path.write_text(json.dumps({"name": name, "resources": dict(resources), "run": run}))
+        return path
+
+
+def machine_state() -> dict[str, str]:
+    """What a lab must leave as it was."""
+    files = ("/etc/hosts", "/etc/passwd", "/etc/group", "/proc/sys/net/ipv4/ip_forward")
+    links = "\n".join(sorted(os.listdir("/sys/class/net")))
+    return {name: Path(name).read_text() for name in files} | {"links": links}
+
+
+@pytest.fixture(scope="session")
+def slurm_lab() -> Iterator[RunningLab]:
+    """The Slurm cluster: ``--infra slurm``, L40:4 twice, A10:2 once."""
+    yield from _up(SLURM, slurm)
+
+
+@pytest.fixture(scope="session")
+def pods_lab() -> Iterator[RunningLab]:
+    """The pod cloud: ``--infra runpod``, L40 up to four a pod, in the project's image; ``pods.control`` for faults."""
+    yield from _up(PODS, pods)
+
+
+def _up(place: Place, lab: Lab) -> Iterator[RunningLab]:
+    ours = not lab.is_up()
+    before, marked = machine_state(), processes.marked(place)
+    try:
+        with locked(place):
+            lab.start()
+    except LabError as error:
+        with locked(place):
+            lab.stop()
+        if isinstance(error, UnavailableError) and os.environ.get("CI") != "true":
+            pytest.skip(str(error))
+        raise
+    try:
+        yield RunningLab(place, lab.environment())
+    finally:
+        if ours:
+            with locked(place):
+                lab.stop()
+            assert lab.leftovers() == []
+            assert processes.marked(place) <= marked
+            assert machine_state() == before
+
+
+@pytest.fixture
+def rented(pods_lab: RunningLab, s3: Any, tmp_path: Path) -> Iterator[Rented]:
+    """The pod cloud with a bucket that its pods reach; what a test leaves there is taken down."""
+    from tests.lab.rented import rented
+
+    yield from rented(pods_lab, s3, tmp_path)
+
+
+@pytest.fixture
+def name() -> str:
+    """A run's name that no other test has."""
+    return f"mt-{uuid.uuid4().hex[:6]}"

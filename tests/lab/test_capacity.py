@@ -1,0 +1,127 @@
+"""What the pod cloud refuses, and what is wrong with a launch: two lines, an exit code, and no pod."""
+
+from __future__ import annotations
+
+import pytest
+
+from bafogpt.core.errors import ExitCode
+from tests.lab import pods
+from tests.lab.place import PODS
+from tests.lab.rented import Rented
+
+pytestmark = pytest.mark.slow
+RENT = "podFindAndDeployOnDemand"
+PLACES = 3
+"""Regions of the lab's catalog with L40:4."""
+
+
+def rents(name: str) -> list[str | None]:
+    """What became of each request for a pod of the run."""
+    asked = [entry for entry in pods.control()["log"] if entry["op"] == RENT and entry["name"].startswith(name)]
+    return [entry["fault"] for entry in asked]
+
+
+def two_lines(rented: Rented, name: str, *words: str, code: int, **environment: str) -> tuple[str, str]:
+    """Error and hint of a command that fails before anything is rented."""
+    done = rented.command(*words, code=code, **environment)
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: ") and hint.startswith(" hint: "), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not rented.pods(name)
+    return error.removeprefix("error: "), hint.removeprefix(" hint: ")
+
+
+def refuse(name: str, kind: str, times: int) -> None:
+    """The next ``times`` requests for a pod of this run fail; those of other tests do not."""
+    head = f"{name}-{PODS.user_hash}-head"
+    pods.control({"fault": {"kind": kind, "op": RENT, "times": times, "match": {"name": head}}})
+
+
+def test_out_of_stock_in_one_place_is_asked_for_in_the_next(rented: Rented, name: str) -> None:
+    refuse(name, "capacity", 2)
+
+    rented.launch(name)
+
+    assert rents(name) == ["capacity", "capacity", None]
+    assert rented.record(name).state == "succeeded"
+    rented.until_gone(name)
+
+
+def test_out_of_stock_everywhere_says_so_and_rents_nothing(rented: Rented, name: str) -> None:
+    refuse(name, "capacity", 100)
+
+    error, hint = two_lines(rented, name, *rented.words(name, "--yes"), code=ExitCode.FAILURE)
+
+    print(error)
+    assert error.startswith("no machine to be had: ")
+    assert "no longer any instances available" in error
+    assert "--retry-until-up" in hint
+    assert rents(name) == ["capacity"] * PLACES
+
+
+def test_with_retry_until_up_it_goes_on_asking(rented: Rented, name: str) -> None:
+    refuse(name, "capacity", PLACES + 1)
+
+    rented.launch(name, "--retry-until-up")
+
+    assert rents(name) == [*["capacity"] * (PLACES + 1), None]
+    assert rented.record(name).state == "succeeded"
+    rented.until_gone(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "says"),
+    [("401", ExitCode.AUTH, "credentials"), ("500", ExitCode.FAILURE, "servers fail")],
+)
+def test_expired_credentials_and_a_broken_server_are_told_apart(
+    rented: Rented, name: str, kind: str, code: int, says: str
+) -> None:
+    refuse(name, kind, 100)
+
+    error, _ = two_lines(rented, name, *rented.words(name, "--yes"), code=code)
+
+    print(error)
+    assert says in error
+    assert name not in rented.command("cloud", "ls", "--json").stdout
+
+
+def test_a_gpu_that_is_nowhere_names_the_nearest(rented: Rented, name: str) -> None:
+    words = rented.words(name, "--yes")
+    words[words.index("L40:4")] = "L40:7"
+    error, hint = two_lines(rented, name, *words, code=ExitCode.FAILURE)
+    print(error, hint)
+    assert "L40:4" in error + hint
+
+
+def test_a10_has_an_offer_and_finetune_says_that_it_is_not_there_yet(rented: Rented, name: str) -> None:
+    shown = rented.command("cloud", "launch", "pretrain", "--gpus", "A10", "--infra", "lambda", "--dry-run")
+    assert "1.29 $/h (lambda" in shown.stderr
+    error, hint = two_lines(rented, name, "cloud", "finetune", "--gpus", "A10", "--name", name, "--yes", code=2)
+    assert "finetune" in error and hint
+
+
+def test_bad_words_cost_nothing(rented: Rented, name: str) -> None:
+    words = rented.words(name)
+    error, hint = two_lines(rented, name, *words, code=ExitCode.USAGE)
+    assert error.startswith("no terminal to ask on") and "4.56 $/h" in error and "--yes" in hint
+    error, hint = two_lines(rented, name, *words, "--yes", "--max-cost", "2", code=ExitCode.USAGE)
+    assert error == "--max-cost 2 does not pay for one hour at 4.56 $/h" and "4.56" in hint
+    long = rented.words("n" * 49, "--yes")
+    error, _ = two_lines(rented, name, *long, code=ExitCode.USAGE)
+    assert "cannot be a run's name" in error
+    for command in ("status", "logs", "cancel", "down", "ssh"):
+        error, hint = two_lines(rented, name, "cloud", command, "nobody-knows", code=ExitCode.JOB_NOT_FOUND)
+        assert "nobody-knows" in error and hint in ("bafogpt cloud ls", "bafogpt runs ls")
+    missing = {"AWS_SECRET_ACCESS_KEY": ""}
+    error, hint = two_lines(rented, name, *words, "--yes", code=ExitCode.AUTH, **missing)
+    assert "AWS_SECRET_ACCESS_KEY is not set" in error and hint.startswith("export ")
+
+
+def test_no_cloud_enabled(rented: Rented, name: str) -> None:
+    words = rented.words(name, "--yes")
+    words[words.index("runpod")] = "lambda"
+    words[words.index("L40:4")] = "A10:1"
+    error, hint = two_lines(rented, name, *words, code=ExitCode.AUTH)
+    print(error, hint)
+    assert "not enabled" in error.lower() or "no cloud" in error
+    assert hint.startswith("sky check")
