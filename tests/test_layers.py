@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bafogpt"
-FLOORS = ("core", "storage", "data", "train", "cloud", "cli")
+FLOORS = ("core", "storage", "data", "model", "serve", "train", "cloud", "cli")
 """From the bottom to the top."""
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),
-    *("numpy", "obstore", "sky", "smart_open", "tensorboard", "tokenizers", "torch", "transformers"),
+    *("bitsandbytes", "numpy", "obstore", "safetensors", "sky", "smart_open", "starlette"),
+    *("tensorboard", "tokenizers", "torch", "transformers", "uvicorn", "wandb"),
 }
 
 
