@@ -131,11 +131,13 @@ class Handoff:
         return self.checkpoints / f".{checkpoint_name(step)}.partial"
 
     def partial_bytes(self) -> int:
-        """Bytes of the checkpoint that is being written now."""
+        """Bytes of the checkpoint that is being written now. It may be gone, or have its name, at any moment."""
         total = 0
-        for path in self.checkpoints.glob(".step-*.partial/*"):
-            with contextlib.suppress(FileNotFoundError):
-                total += path.stat().st_size
+        for folder in self.checkpoints.glob(".step-*.partial"):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        total += entry.stat().st_size
         return total
 
     def commit(self, partial: Path, meta: Mapping[str, Any]) -> Path:

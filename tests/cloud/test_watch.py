@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from bafogpt.cloud.trainers import describe_exit, interface_of
 from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.handoff import Handoff, checkpoint_name
 
 from .test_budget import Clock
 
@@ -154,3 +155,23 @@ def test_a_real_kill_by_the_kernel_is_told_from_any_other(group: Path, tmp_path:
 def test_the_interface_of_an_address_is_found():
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.1") is None
+
+
+def test_a_checkpoint_may_get_its_name_while_its_bytes_are_counted(handoff: Handoff):
+    over = threading.Event()
+
+    def save() -> None:
+        for step in range(400):
+            partial = handoff.partial(step)
+            partial.mkdir()
+            (partial / "weights").write_bytes(b"12345678")
+            partial.rename(handoff.checkpoints / checkpoint_name(step))
+        over.set()
+
+    saving = threading.Thread(target=save)
+    saving.start()
+    seen = set()
+    while not over.is_set():
+        seen.add(handoff.partial_bytes())
+    saving.join()
+    assert seen <= {0, 8}
