@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from bafogpt.core.errors import CorruptError, DiskFullError
+from bafogpt.core.errors import ConflictError, CorruptError, DiskFullError
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
@@ -31,6 +31,33 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
                 os.unlink(temporary)
             raise
     sync_folder(path.parent)
+
+
+def require_new(out: Path) -> None:
+    """Raise :class:`ConflictError` where ``out`` is there already, unless it is an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConflictError(f"{out} exists already", "choose another --out")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``out`` when all of it is written, and is gone when it is not.
+
+    Raises :class:`ConflictError` where ``out`` is there already: before anything is written, and once more at the end.
+    """
+    require_new(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_named(out.parent):
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            sync_folder(temporary)
+            require_new(out)
+            temporary.replace(out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

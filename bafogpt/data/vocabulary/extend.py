@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bafogpt.core.errors import DataError, UsageError
+from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
 from bafogpt.data.vocabulary import files, protect, words
 from bafogpt.data.vocabulary.files import Base, Piece
@@ -105,7 +106,7 @@ def extend(
     options = options or ExtendOptions()
     stage = stage or (lambda *_: contextlib.nullcontext(lambda _: None))
     began = time.monotonic()
-    files.require_new(out)
+    require_new(out)
     read = _read(corpus, options.language, False, settings, processes, stage)
     kept = _read(protected, options.protect_language, True, settings, processes, stage) if protected else Words()
     with stage("loading the base", None, ""):
@@ -234,7 +235,7 @@ def _write(out: Path, base: Base, learned: Sequence[Piece], padding: int, facts:
     missed = unreachable(engine, [(piece.id, piece.text) for piece in learned])
     assert not missed, f"{len(missed)} pieces are not cut into themselves: {missed[:5]}"
     assert engine.get_vocab_size(with_added_tokens=True) == base.size + len(learned) + padding
-    with files.folder(out) as folder:
+    with new_folder(out) as folder:
         (folder / files.TOKENIZER).write_text(made, encoding="utf-8")
         (folder / files.LINEAGE).write_text(files.lineage(base, learned, made, facts), encoding="utf-8")
         for name, text in files.beside(base.file, engine).items():

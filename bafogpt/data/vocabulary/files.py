@@ -6,18 +6,14 @@ What is written is the base's file with entries added to ``vocab`` and ``merges`
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bafogpt.core import digest
-from bafogpt.core.errors import ConflictError, DataError, NotFoundError
-from bafogpt.core.files import disk_full_named
+from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES
 from bafogpt.data.vocabulary.words import SPACE, is_letters
 
@@ -186,27 +182,6 @@ def config_of(engine: Engine) -> str:
         if known is not None:
             config[key] = known
     return json.dumps(config, indent=2) + "\n"
-
-
-def require_new(out: Path) -> None:
-    """Raise :class:`ConflictError` where ``out`` is there already, unless it is an empty folder."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConflictError(f"{out} exists already", "choose another --out")
-
-
-@contextlib.contextmanager
-def folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``out`` when all of it is written, and is gone when it is not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_named(out.parent):
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            require_new(out)
-            temporary.replace(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from bafogpt.core import digest
 from bafogpt.core.errors import DataError, UsageError
+from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
 from bafogpt.data import sources as reading
 from bafogpt.data.documents import TextFile
@@ -67,7 +68,7 @@ def train(
     if pieces < FEWEST:
         raise UsageError(f"--pieces {pieces} is too few: bytes alone need {len(BYTES)}", f"--pieces {FEWEST}")
     began = time.monotonic()
-    files.require_new(out)
+    require_new(out)
     read = _Reader([file for source in corpus for file in reading.find(source, settings)], language, progress)
     model = _learned(read.texts(), pieces - len(SPECIAL) - len(BYTES))
     if not read.documents:
@@ -168,7 +169,7 @@ def _write(out: Path, model: dict[str, Any], read: _Reader) -> None:
         "base": None,
         "corpus": {"documents": read.documents, "words": read.words, "files": {f.name: f.digest for f in read.files}},
     }
-    with files.folder(out) as folder:
+    with new_folder(out) as folder:
         (folder / files.TOKENIZER).write_text(made, encoding="utf-8")
         (folder / files.CONFIG).write_text(files.config_of(engine), encoding="utf-8")
         (folder / files.LINEAGE).write_text(json.dumps(origin, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

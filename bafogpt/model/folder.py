@@ -1,0 +1,211 @@
+"""A model folder: Hugging Face's layout, opened and checked, loaded into a network, written.
+
+::
+
+    config.json                      sizes; vocab_size is the padded size, tie_word_embeddings as trained
+    model.safetensors                or model-00001-of-0000N.safetensors and model.safetensors.index.json
+    tokenizer.json  tokenizer_config.json  …
+
+Opening reads headers only. Tensors are read by rows when they are wanted: a process of many takes its own rows of each,
+and a model that is larger than memory can be copied from format to format.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from bafogpt.core import files
+from bafogpt.core.errors import ConfigError
+from bafogpt.model import hfconfig, names, tensorfiles
+from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
+from bafogpt.model.weights import Weight
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.lineage.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk that has been found to be what its ``config.json`` says."""
+
+    path: Path
+    content: Mapping[str, Any]
+    """``config.json``."""
+    config: Config
+    """The same for litgpt."""
+    tied: bool
+    """Whether the output head is the embedding matrix."""
+    weights: Mapping[str, Weight]
+    """By Hugging Face's names, in the network's order; without a head where it is tied."""
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFolder:
+        """Read the headers and check names and shapes.
+
+        Raises :class:`NotFoundError` where there is no model, :class:`ConfigError` for one of another family or whose
+        tensors are not those of its ``config.json``, :class:`CorruptError` for files that are torn.
+        """
+        content = hfconfig.read(path)
+        config = hfconfig.to_litgpt(content, str(path / hfconfig.CONFIG))
+        tied = hfconfig.tied(content)
+        found = tensorfiles.read_folder(path)
+        expected = names.shapes(config, tied=tied)
+        for name, shape in expected.items():
+            if name not in found:
+                raise ConfigError(f"{path} has no {name}", f"ls {path}; pull the model again")
+            if found[name].shape != shape:
+                raise ConfigError(
+                    f"{path}: {name} is {_shown(found[name].shape)}, config.json makes it {_shown(shape)}",
+                    f"take {hfconfig.CONFIG} and tensors from the same model",
+                )
+        unknown = sorted(name for name in found if name not in expected and not (tied and name == names.HF_HEAD))
+        if unknown:
+            raise ConfigError(f"{path} has {unknown[0]}, which Gemma-2 has not", "pull another model")
+        return cls(path, content, config, tied, {name: found[name] for name in expected})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embedding."""
+        return self.weights[names.HF_EMBEDDING].dtype
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors together."""
+        return sum(weight.bytes // weight.dtype.itemsize for weight in self.weights.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(weight.bytes for weight in self.weights.values())
+
+    def tokenizer_files(self) -> list[Path]:
+        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).is_file()]
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into a network with litgpt's names, converting to the dtype that each parameter has.
+
+        The network may be sharded by FSDP2 (each process reads its own rows), and tied or not: one with a head of its
+        own gets a tied model's embedding there. Raises :class:`ConfigError` where network and folder do not fit: a
+        vocabulary of another size, a head that a tied network has no place for, another shape.
+        """
+        weights = names.to_litgpt(self.weights, self.config)
+        parameters = _parameters(model)
+        if self.tied:
+            weights[names.HEAD] = weights[names.EMBEDDING].renamed(names.HEAD)
+        elif names.HEAD not in parameters:
+            raise ConfigError(
+                f"{self.path} has an output head of its own, the network's is its embedding",
+                "--set train.model.tie_embeddings=false",
+            )
+        self._require_fit(weights, parameters)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                _copy(weights[name], parameter)
+
+    def _require_fit(self, weights: Mapping[str, Weight], parameters: Mapping[str, nn.Parameter]) -> None:
+        tied = names.HEAD not in parameters
+        missing = sorted({*weights} - {*parameters} - ({names.HEAD} if tied else set()))
+        extra = sorted({*parameters} - {*weights})
+        if missing or extra:
+            where = f"{missing[0]} is in the folder alone" if missing else f"{extra[0]} is in the network alone"
+            raise ConfigError(f"{self.path} is another model than the network: {where}", "check train.model")
+        for name, parameter in parameters.items():
+            ours, theirs = tuple(parameter.shape), weights[name].shape
+            if ours != theirs and name in (names.EMBEDDING, names.HEAD) and ours[1:] == theirs[1:]:
+                raise ConfigError(
+                    f"{self.path} has {theirs[0]:,} rows in its vocabulary, the network {ours[0]:,}",
+                    "prepare the data with the model's own tokenizer, or expand the model: bafogpt model expand",
+                )
+            if ours != theirs:
+                raise ConfigError(
+                    f"{self.path}: {name} is {_shown(theirs)}, the network's is {_shown(ours)}", "check train.model"
+                )
+
+
+def load_config(path: Path) -> Config:
+    """litgpt's configuration of a model folder, ``norm_eps`` as its ``config.json`` has it (1e-6 for Gemma-2)."""
+    return hfconfig.to_litgpt(hfconfig.read(path), str(path / hfconfig.CONFIG))
+
+
+def of_network(model: nn.Module) -> list[Weight]:
+    """A network's parameters as weights with litgpt's names; a tied head stays left out. Nothing is copied."""
+    return [Weight.of(name, parameter) for name, parameter in _parameters(model).items()]
+
+
+def write(
+    out: Path,
+    content: Mapping[str, Any],
+    weights: Iterable[Weight],
+    *,
+    tokenizer: Iterable[Path] = (),
+    shard_bytes: int = SHARD_BYTES,
+    progress: Advance = lambda _: None,
+) -> ModelFolder:
+    """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of the tokenizer's files.
+
+    It appears whole or not at all, and what is in memory at a time is a block of rows. Raises :class:`ConflictError`
+    where ``out`` is there already, :class:`ConfigError` where the weights are not those of ``content``.
+    """
+    with files.new_folder(out) as partial:
+        files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(content), indent=2) + "\n")
+        for source in tokenizer:
+            shutil.copyfile(source, partial / source.name)
+        tensorfiles.write_folder(partial, list(weights), shard_bytes=shard_bytes, progress=progress)
+        ModelFolder.open(partial)
+    return ModelFolder.open(out)
+
+
+def save(
+    out: Path, model: nn.Module, config: Config, *, tokenizer: Iterable[Path] = (), shard_bytes: int = SHARD_BYTES
+) -> ModelFolder:
+    """Write a network of this process (not sharded) as a model folder, in the dtype that it has."""
+    weights = of_network(model)
+    tied = all(weight.name != names.HEAD for weight in weights)
+    content = hfconfig.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
+    return write(out, content, names.to_hf(weights, config), tokenizer=tokenizer, shard_bytes=shard_bytes)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` as ``config.json`` spells it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A network's parameters by their bare names; a head that is the embedding is left out."""
+    found = {names.bare(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if found.get(names.HEAD) is found.get(names.EMBEDDING):
+        found.pop(names.HEAD, None)
+    return found
+
+
+def _copy(weight: Weight, parameter: nn.Parameter) -> None:
+    """A weight's rows into a parameter; of a sharded one those that this process holds."""
+    target: torch.Tensor = parameter.data
+    start, columns = 0, None
+    if isinstance(parameter, DTensor):
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        target = parameter.to_local()
+        start = offset[0] if offset else 0
+        columns = tuple(slice(first, first + size) for first, size in zip(offset[1:], shape[1:], strict=True))
+    for first, block in weight.blocks(start, start + len(target)):
+        rows = block[(slice(None), *columns)] if columns else block
+        target[first - start : first - start + len(rows)].copy_(rows)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(size) for size in shape)
