@@ -4,6 +4,8 @@
 - ``sources``    where text lies: files and folders, local or in a bucket
 - ``starter``    the corpus that ships with the project, as such files
 - ``tokenizer``  a ``tokenizer.json``, or the built-in bytes
+- ``messages``   conversations, and what is wrong with one that comes from a file
+- ``prompts``    how a conversation becomes tokens: Alpaca, a model's own chat template, plain
 - ``spill``      tokenised documents on a local disk, one file a stage, so that a corpus need not fit in memory
 - ``curriculum`` the order of the stages, what is held out, how English replay is mixed in
 - ``prepare``    all of it together: sources to a dataset whose manifest is written last

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,11 +37,18 @@ class Tokenizer(ABC):
     bos_id: int | None
     file: Path | None
     """The ``tokenizer.json``; None for the built-in one."""
+    controls: Mapping[str, int]
+    """The special tokens by their spelling (``<bos>``, ``<end_of_turn>``): what a prompt's template may write and a
+    text never means."""
 
     @property
     def dtype(self) -> Literal["uint16", "uint32"]:
         """``uint16`` where every id fits, else ``uint32``."""
         return "uint16" if self.vocab_size <= UINT16_VOCAB else "uint32"
+
+    def spelled(self, id: int | None) -> str:  # noqa: A002
+        """How the special token ``id`` is spelled; empty for None and for what is none."""
+        return next((text for text, number in self.controls.items() if number == id), "")
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
@@ -80,6 +87,7 @@ class ByteTokenizer(Tokenizer):
         self.eos_id = 1
         self.bos_id = 2
         self.file = None
+        self.controls = {"<eos>": 1, "<bos>": 2}
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
         import numpy as np
@@ -111,6 +119,11 @@ class JsonTokenizer(Tokenizer):
             )
         self.eos_id = end
         self.bos_id = self._special(config.get("bos_token"), BEGIN_NAMES)
+        added = self._engine.get_added_tokens_decoder()
+        self.controls = {str(token.content): int(number) for number, token in added.items() if token.special}
+        for each in (self.bos_id, self.eos_id):  # also where the file does not call them special
+            if each is not None:
+                self.controls.setdefault(str(self._engine.id_to_token(each)), each)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
         import numpy as np
