@@ -22,6 +22,7 @@ from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.embedded import server
+from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import Handoff
 from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import TrainState
@@ -59,7 +60,7 @@ def main() -> None:
         with server.lease(Path(folder)):
             bucket = Bucket.open("s3://bafogpt", Settings(s3_endpoint=EMBEDDED, home=folder))
             bucket.create()
-            saver = CheckpointSaver(handoff)
+            saver = CheckpointSaver(handoff, CheckpointConfig())
             for step in range(options.saves + 1):  # the first one warms up
                 state.progress.step = step
                 state.model[0].weight.data += 1  # type: ignore[index,union-attr,operator]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
-from bafogpt.train.config import PretrainConfig
+from bafogpt.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SupervisorConfig:
 class Job:
     """A resolved job: nothing left to look up."""
 
-    train: PretrainConfig
+    train: TrainConfig
     trainer: Literal["pretrain"] = "pretrain"
     task: str = "pretrain"
     """Name of the task file in ``sky/``."""

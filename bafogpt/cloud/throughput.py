@@ -16,7 +16,7 @@ from bafogpt.cloud.report.summary import Summary
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import BafoError
 from bafogpt.train import flops
-from bafogpt.train.config import PretrainConfig
+from bafogpt.train.config import TrainConfig
 
 ASSUMED_MFU = 0.30
 """A cautious guess: PaLM's table 3 has 21 % (GPT-3), 30 % (MT-NLG), 33 % (Gopher) and 46 % (PaLM itself)."""
@@ -85,7 +85,7 @@ class Measured:
     mfu: float
 
 
-def shape_of(config: PretrainConfig, vocab_size: int | None = None) -> ModelShape | None:
+def shape_of(config: TrainConfig, vocab_size: int | None = None) -> ModelShape | None:
     """The model's sizes with the job's overrides; None for a model that is not known here."""
     known = KNOWN.get(config.model.name)
     if known is None:

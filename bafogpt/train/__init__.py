@@ -2,18 +2,20 @@
 
 Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 
-- ``config``    the ``train:`` section of a job file: data, model, batch, optimizer, schedule, checkpoints
-- ``handoff``   what the supervisor gives a trainer and what it gets back: files in one folder
-- ``worker``    ``python -m bafogpt.train.worker FOLDER``: one trainer process, its errors written down
-- ``loop``      the pretraining loop
-- ``model``     litgpt's GPT from a configuration; loss
-- ``flops``     floating point operations a token costs, and those that a GPU can do
-- ``parallel``  Fabric and FSDP2
-- ``shares``    who reads which samples
-- ``state``     the one TrainState: what must come back exactly after a kill
-- ``saving``    checkpoints written by a thread while training goes on
-- ``schedule``  warm-up and cosine
-- ``metrics``   loss, tokens a second, MFU, money: one JSON line a step
+- ``config``      the ``train:`` section of a job file: data, model, batch, optimizer, schedule, checkpoints
+- ``handoff``     what the supervisor gives a trainer and what it gets back: files in one folder
+- ``worker``      ``python -m bafogpt.train.worker FOLDER``: one trainer process, its errors written down
+- ``loop``        the training loop
+- ``run``         the objects that a run is made of, built and restored
+- ``batches``     the stream as micro-batches; ``shares``: who reads which samples
+- ``step``        one optimizer step; ``schedule``, ``optimizer``: its learning rate, its AdamW
+- ``validation``  loss on text that is never trained on
+- ``model``       litgpt's GPT from a configuration; loss
+- ``parallel``    Fabric and FSDP2
+- ``state``       the one TrainState: what must come back exactly after a kill
+- ``saving``      checkpoints written by a thread while training goes on
+- ``runlog``      speed, loss and money of each step; ``metrics``: the lines they are written in
+- ``flops``       floating point operations a token costs, and those that a GPU can do
 
 ``config``, ``flops`` and ``handoff`` import no torch, because the launcher and the supervisor read them too.
 """

@@ -121,8 +121,8 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """One pretraining run."""
+class TrainConfig:
+    """One run of the trainer."""
 
     tokens: int
     """Tokens to train on in all; rounded down to whole steps."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bafogpt.core import errors, files, schema
-from bafogpt.train.config import PretrainConfig
+from bafogpt.train.config import TrainConfig
 
 Outcome = Literal["finished", "stopped", "failed"]
 CHECKPOINT_META = "checkpoint.json"
@@ -39,7 +39,7 @@ class Order:
     job: str
     """The kind of training; ``pretrain`` is the one there is."""
     bucket: str
-    config: PretrainConfig
+    config: TrainConfig
     device: Literal["cpu", "cuda"] = "cpu"
     attempt: int = 1
     """The how-manieth machine, or supervisor, works on this run."""

@@ -9,10 +9,11 @@ import torch
 from litgpt.config import Config
 from litgpt.config import configs as litgpt_configs
 from litgpt.model import GPT
-from litgpt.utils import chunked_cross_entropy
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from bafogpt.core.errors import ConfigError, did_you_mean
+from bafogpt.train.batches import IGNORED, Batch
 from bafogpt.train.config import ModelConfig
 
 PADDING_MULTIPLE = 64
@@ -76,8 +77,12 @@ def tie(model: GPT) -> None:
     model.lm_head.weight = model.transformer.wte.weight
 
 
-def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy (nats a token) of predicting ``batch[:, 1:]``; ``batch`` is [B, T+1], int64."""
-    logits = model(batch[:, :-1], lm_head_chunk_size=LOSS_CHUNK_TOKENS)
-    loss: torch.Tensor = chunked_cross_entropy(logits, batch[:, 1:], chunk_size=LOSS_CHUNK_TOKENS)
-    return loss
+def loss_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Sum of the cross-entropy (float32, nats) over the targets of a batch that are learned from."""
+    logits = model(batch.ids, lm_head_chunk_size=LOSS_CHUNK_TOKENS)
+    targets = torch.split(batch.targets, LOSS_CHUNK_TOKENS, dim=1)
+    losses = [
+        cross_entropy(chunk.flatten(0, 1).float(), right.flatten(), reduction="sum", ignore_index=IGNORED)
+        for chunk, right in zip(logits, targets, strict=True)
+    ]
+    return torch.stack(losses).sum()

@@ -7,14 +7,16 @@ import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.strategies import ModelParallelStrategy
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from bafogpt.core.errors import ConfigError
-from bafogpt.train.config import PretrainConfig
+from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Order
 
 
@@ -66,14 +68,14 @@ def make_fabric(order: Order) -> Fabric:
     )
 
 
-def prepare_blocks(model: Any, config: PretrainConfig) -> None:
+def prepare_blocks(model: Any, config: TrainConfig) -> None:
     """Wrap each block for activation checkpointing, before the model is sharded or set up."""
     if config.activation_checkpointing:
         for index, block in enumerate(model.transformer.h):
             model.transformer.h[index] = checkpoint_wrapper(block)
 
 
-def _shard(model: Any, device_mesh: Any, config: PretrainConfig) -> Any:
+def _shard(model: Any, device_mesh: Any, config: TrainConfig) -> Any:
     """Fabric's ``parallelize_fn``: FSDP2 on each block and on the rest."""
     mesh = device_mesh["data_parallel"]
     mixed = MixedPrecisionPolicy()
@@ -96,7 +98,41 @@ def reshard(model: torch.nn.Module) -> None:
             module.reshard()
 
 
-def check_batch(config: PretrainConfig, processes: int) -> None:
+def seed(base: int, step: int, rank: int) -> None:
+    """Seed what a step draws (dropout, noise) from the step and the process alone.
+
+    So there is no generator to save, and a resumed run draws what it would have drawn.
+    """
+    torch.manual_seed((base << 40) ^ (step << 12) ^ rank)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so; all get the same answer, so all leave the loop at the same step."""
+    return flag if world_size() == 1 else total(int(flag)) > 0
+
+
+def total(number: int) -> int:
+    """The sum of a number over all processes. It goes between hosts (gloo): no device is waited for."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number, dtype=torch.int64)
+    dist.all_reduce(tensor)
+    return int(tensor)
+
+
+def summed(fabric: Fabric, value: torch.Tensor) -> float:
+    """The sum of a scalar on the device over all processes, on the host. Waits for the device."""
+    reduced = fabric.all_reduce(value, reduce_op="sum")
+    assert isinstance(reduced, torch.Tensor)
+    return reduced.item()
+
+
+def on_host(value: torch.Tensor) -> float:
+    """A scalar, whole where processes hold parts of it, on the host. Waits for the device."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+
+
+def check_batch(config: TrainConfig, processes: int) -> None:
     """Raise :class:`ConfigError` unless a step's samples divide evenly among the processes."""
     share = config.batch.micro * processes
     if config.batch_samples % share:

@@ -23,19 +23,38 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from bafogpt.core import files
 from bafogpt.core.errors import DiskFullError
+from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import Handoff, checkpoint_name
-from bafogpt.train.parallel import local_rank, nodes, world_size
+from bafogpt.train.parallel import any_process, local_rank, nodes, rank, world_size
 from bafogpt.train.state import TrainState
 
 
 class CheckpointSaver:
     """Saves a :class:`TrainState` into the hand-off folder. Every process has one and calls it at the same steps."""
 
-    def __init__(self, handoff: Handoff) -> None:
+    def __init__(self, handoff: Handoff, config: CheckpointConfig) -> None:
         self._handoff = handoff
+        self._config = config
         # a group of its own: its messages come from another thread and must not mix with those of training
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._saving: _Save | None = None
+
+    def may_save(self, step: int, must: bool) -> bool:
+        """Whether there is place for one more checkpoint on this disk; the supervisor takes them away as it sends them.
+
+        Where there is none, and the checkpoint is not a ``must``, the job's ``when_behind`` says whether to wait.
+        """
+        self.finish()
+        most = self._config.max_pending
+        full = any_process(rank() == 0 and len(self._handoff.pending()) >= most)
+        if full and self._config.when_behind == "skip" and not must:
+            if rank() == 0:
+                print(f"no checkpoint at step {step}: {most} wait to be sent")
+            return False
+        if full and rank() == 0:
+            while len(self._handoff.pending()) >= most:
+                time.sleep(0.05)
+        return True
 
     def begin(self, state: TrainState) -> None:
         """Copy the state and start writing it. Returns when the copy is made, so training may change the state.

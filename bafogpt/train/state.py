@@ -2,8 +2,8 @@
 
 Tensors go through torch's distributed checkpoint into plain safetensors files, one a process, each knowing its
 slice: any other number of processes can read them, and nothing is ever unpickled. The position, the totals and
-the fingerprints lie beside them as JSON. Nothing in the loop draws a random number, so there is no generator
-state to keep.
+the fingerprints lie beside them as JSON. What is frozen is not saved: it comes again from where it came from. What a
+step draws is seeded by the step, so there is no generator state to keep.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ class Progress:
     """Time spent training, over all attempts."""
     validation_loss: float | None = None
     """Of this very step; none where it was not validated."""
+
+    def advance(self, samples: int) -> None:
+        """One more step is done."""
+        self.step += 1
+        self.samples += samples
+        self.validation_loss = None
 
 
 @dataclass
@@ -113,8 +119,9 @@ def _refuse_difference(saved: Any, own: Any, folder: Path, part: str = "model") 
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by the names they have without wrappers; tied ones once."""
-    return [(name.replace("_checkpoint_wrapped_module.", ""), value) for name, value in model.named_parameters()]
+    """Parameters that are trained, by the names they have without wrappers; tied ones once."""
+    named = ((name.replace("_checkpoint_wrapped_module.", ""), value) for name, value in model.named_parameters())
+    return [(name, value) for name, value in named if value.requires_grad]
 
 
 def _load_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:

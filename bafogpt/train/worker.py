@@ -24,9 +24,9 @@ def main(folder: Path, stop: StopFlag) -> int:
     """Train as the order in ``folder`` says. Returns the process's exit code."""
     handoff = Handoff(folder)
     try:
-        from bafogpt.train.loop import pretrain  # takes seconds; SIGTERM is handled already
+        from bafogpt.train.loop import train  # takes seconds; SIGTERM is handled already
 
-        result = pretrain(handoff.read_order(), handoff, stop)
+        result = train(handoff.read_order(), handoff, stop)
     except BafoError as error:
         print(f"error: {error.message}", file=sys.stderr)
         retry = isinstance(error, RETRY_HELPS)

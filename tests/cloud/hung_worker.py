@@ -8,13 +8,13 @@ import threading
 import types
 
 
-def pretrain(*_: object) -> None:
+def train(*_: object) -> None:
     print("at work", flush=True)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
     loop = types.ModuleType("bafogpt.train.loop")
-    loop.pretrain = pretrain  # type: ignore[attr-defined]
+    loop.train = train  # type: ignore[attr-defined]
     sys.modules["bafogpt.train.loop"] = loop
     runpy.run_module("bafogpt.train.worker", run_name="__main__", alter_sys=True)

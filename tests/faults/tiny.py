@@ -36,7 +36,7 @@ FLOATS = "FAULTS_FLOATS"
 Row = tuple[int, Any]
 
 
-def pretrain(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
+def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
     """As the real one: train until the last token or until ``stop``, and leave checkpoints in ``handoff``."""
     config, ranks = order.config, _Ranks()
     if config.batch_samples % ranks.count:

@@ -18,7 +18,7 @@ from bafogpt.cloud.trainers import Trainers
 from bafogpt.core import schema
 from bafogpt.data import prepare, tokenizer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.config import PretrainConfig
+from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, checkpoint_name, read_staged
 
 ROOT = Path(__file__).parents[2]
@@ -32,10 +32,10 @@ TINY = {
 }
 
 
-def tiny(**over: Any) -> PretrainConfig:
+def tiny(**over: Any) -> TrainConfig:
     """The demo's job cut down to 12 steps of a model of 0.1 M parameters."""
     demo = schema.to_dict(jobs.load(ROOT / "jobs" / "demo.yaml").train)
-    return schema.build(PretrainConfig, schema.merge(schema.merge(demo, TINY), over), where="test")
+    return schema.build(TrainConfig, schema.merge(schema.merge(demo, TINY), over), where="test")
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def train(dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     count = iter(range(100))
 
     def run(
-        config: PretrainConfig,
+        config: TrainConfig,
         processes: int = 1,
         resume: Path | None = None,
         watch: Callable[[Trainers, Handoff], None] = lambda *_: None,

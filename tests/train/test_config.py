@@ -8,13 +8,13 @@ import pytest
 
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
-from bafogpt.train.config import PretrainConfig, ScheduleConfig
+from bafogpt.train.config import ScheduleConfig, TrainConfig
 from bafogpt.train.schedule import learning_rate
 
 
-def config(**over: object) -> PretrainConfig:
+def config(**over: object) -> TrainConfig:
     values = {"tokens": 10_000, "data": {"path": "data/x", "sequence_length": 10}, "batch": {"tokens": 80, "micro": 2}}
-    return schema.build(PretrainConfig, schema.merge(values, over), where="job")
+    return schema.build(TrainConfig, schema.merge(values, over), where="job")
 
 
 def test_tokens_are_rounded_down_to_whole_steps():

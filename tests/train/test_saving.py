@@ -9,6 +9,7 @@ import torch
 
 from bafogpt.core.errors import DiskFullError
 from bafogpt.train import handoff as handoffs
+from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import Handoff
 from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import Progress, TrainState
@@ -35,7 +36,7 @@ def handoff(tmp_path: Path) -> Handoff:
 def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(handoff: Handoff):
     state = make_state(1)
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    saver = CheckpointSaver(handoff)
+    saver = CheckpointSaver(handoff, CheckpointConfig())
     saver.begin(state)
     with torch.no_grad():  # training goes on while the thread writes
         for tensor in state.tensors().values():
@@ -51,7 +52,7 @@ def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(handoff: 
 def test_there_is_no_checkpoint_before_everything_is_on_the_disk(handoff: Handoff, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(handoffs, "_sync_files", lambda folder: seen.append(handoff.pending()))
     seen: list[list[Path]] = []
-    saver = CheckpointSaver(handoff)
+    saver = CheckpointSaver(handoff, CheckpointConfig())
     saver.begin(make_state(1))
     saver.finish()
     assert seen == [[]]
@@ -65,7 +66,7 @@ def test_an_error_of_the_thread_is_raised_by_the_loop_and_nothing_half_is_left(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(handoffs, "_sync_files", full)
-    saver = CheckpointSaver(handoff)
+    saver = CheckpointSaver(handoff, CheckpointConfig())
     saver.begin(make_state(1))
     with pytest.raises(DiskFullError, match="no room for checkpoint step-00000007"):
         saver.finish()

@@ -1,0 +1,127 @@
+"""A run: all the objects it is made of, built once and restored to where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from bafogpt.core.errors import BafoError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
+from bafogpt.train import batches, flops, metrics, optimizer, parallel
+from bafogpt.train import model as models
+from bafogpt.train.batches import Batch
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.handoff import Handoff, Order, checkpoint_name
+from bafogpt.train.runlog import RunLog
+from bafogpt.train.saving import CheckpointSaver
+from bafogpt.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Run:
+    """The objects of one run in one process."""
+
+    config: TrainConfig
+    fabric: Fabric
+    model: Any
+    """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
+    trained: list[torch.nn.Parameter]
+    state: TrainState
+    train: Samples
+    validation: Samples | None
+    every_token: bool
+    """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
+    saver: CheckpointSaver
+    log: RunLog
+
+    def batches(self) -> Generator[list[Batch]]:
+        """This process's micro-batches of each step from here to the end."""
+        config, fabric = self.config, self.fabric
+        return batches.steps(
+            self.train,
+            first=self.state.progress.samples,
+            last=config.steps * config.batch_samples,
+            batch_samples=config.batch_samples,
+            micro=config.batch.micro,
+            rank=fabric.global_rank,
+            processes=fabric.world_size,
+            device=fabric.device,
+            depth=config.data.prefetch,
+        )
+
+
+def set_up(order: Order, handoff: Handoff) -> Run:
+    """Everything a run is made of, restored to where it was."""
+    config = order.config
+    parallel.check_batch(config, parallel.world_size())
+    bucket = Bucket.open(order.bucket)
+    data = bucket.child(config.data.path)
+    manifest = manifests.load(data)
+    train, validation = _samples(data, manifest, config, handoff.folder / "cache")
+
+    gpt_config = models.gpt_config(config.model, manifest.vocab_size)
+    fabric = parallel.make_fabric(order)
+    fabric.launch()
+    gpt = models.new_gpt(gpt_config, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
+    parallel.prepare_blocks(gpt, config)
+    wrapped = fabric.setup_module(gpt)
+    fingerprint = {
+        "model": models.fingerprint(gpt_config, config.model.tie_embeddings),
+        "data": manifest.digest,
+        "sequence_length": config.data.sequence_length,
+    }
+    state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=order.device == "cuda"), fingerprint)
+    if order.resume_step is not None:
+        state.load(handoff.resume / checkpoint_name(order.resume_step))
+    elif config.model.checkpoint:
+        state.load_weights(_fetch_weights(bucket, config.model.checkpoint, handoff.folder / "weights", fabric))
+    return Run(
+        config=config,
+        fabric=fabric,
+        model=wrapped,
+        trained=[parameter for parameter in gpt.parameters() if parameter.requires_grad],
+        state=state,
+        train=train,
+        validation=validation,
+        every_token=True,
+        saver=CheckpointSaver(handoff, config.checkpoint),
+        log=RunLog(
+            config,
+            fabric,
+            state.progress,
+            curriculum=manifest.splits["train"],
+            lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
+            flops_per_token=flops.flops_per_token(gpt_config, config.data.sequence_length),
+            price_per_hour=order.price_per_hour,
+        ),
+    )
+
+
+def _samples(
+    data: Bucket, manifest: manifests.TokenManifest, config: TrainConfig, folder: Path
+) -> tuple[Samples, Samples | None]:
+    """The samples to train on and, where they are wanted and there are any, those to validate on."""
+    cache = BlockCache(folder, int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
+    length = config.data.sequence_length
+    train = Samples(TokenStream(data, manifest, "train", cache=cache), length)
+    validation = None
+    if config.validation.every and manifest.splits["validation"].tokens > length:
+        validation = Samples(TokenStream(data, manifest, "validation", cache=cache), length)
+    return train, validation
+
+
+def _fetch_weights(bucket: Bucket, path: str, into: Path, fabric: Fabric) -> Path:
+    """The newest complete checkpoint of a run, on this disk; fetched once a machine."""
+    with fabric.rank_zero_first(local=True):
+        found = CheckpointStore(bucket.child(path).child("checkpoints")).fetch_newest(into)
+    if found is None:
+        raise BafoError(f"{bucket.url}/{path} holds no complete checkpoint", f"bafogpt runs show {Path(path).name}")
+    return found[1]
