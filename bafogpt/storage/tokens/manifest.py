@@ -6,6 +6,8 @@
     shards/train-00000-1f2e3d4c.bin    flat little-endian tokens; the name ends in the content's hash, so a dataset
                                        that is written again never changes a file that somebody reads
     shards/train-00000-1f2e3d4c.docs   uint64 offsets (tokens from the shard's start) at which documents begin
+    shards/train-00000-1f2e3d4c.answers    uint64 pairs: from which token to which a model is to learn; of packed
+                                       datasets only
     tokenizer/tokenizer.json
 
 A manifest may list 60,000 shards: what there is one of per shard is kept small, and per block there is no object,
@@ -50,6 +52,9 @@ class Shard:
     documents: int
     blocks: str
     docs_digest: str
+    answers: int = 0
+    """Spans to be learned, those cut at the shard's borders counted on both sides; of packed datasets only."""
+    answers_digest: str = ""
 
     @property
     def object(self) -> str:
@@ -60,6 +65,11 @@ class Shard:
     def docs_object(self) -> str:
         """Path of the document offsets within the dataset."""
         return f"shards/{self.name.removesuffix('.bin')}.docs"
+
+    @property
+    def answers_object(self) -> str:
+        """Path of the spans to be learned within the dataset."""
+        return f"shards/{self.name.removesuffix('.bin')}.answers"
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,18 @@ class Source:
     documents: int
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How conversations were laid into samples: no document crosses one, and only the answers are to be learned."""
+
+    sequence_length: int
+    """Tokens a sample, T: samples of any other length would cut documents."""
+    style: str
+    """Name of the prompt style."""
+    template: str
+    """The prompt style itself, as Jinja."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenManifest:
     """A dataset."""
@@ -124,6 +146,8 @@ class TokenManifest:
     created: str
     """When, as ISO 8601 in UTC."""
     block_bytes: int = BLOCK_BYTES
+    packing: Packing | None = None
+    """Of instructions; None for running text, all of which is learned."""
 
     @functools.cached_property
     def digest(self) -> str:
@@ -137,7 +161,13 @@ class TokenManifest:
         return _canonical({**self._plain(), "digest": self.digest})
 
     def _plain(self) -> dict[str, Any]:
-        return {"format": FORMAT, "byte_order": "little", **dataclasses.asdict(self)}
+        plain = {"format": FORMAT, "byte_order": "little", **dataclasses.asdict(self)}
+        if self.packing is None:  # what was written before there was packing keeps its digest
+            del plain["packing"]
+            for split in plain["splits"].values():
+                for shard in split["shards"]:
+                    del shard["answers"], shard["answers_digest"]
+        return plain
 
 
 def load(bucket: Bucket) -> TokenManifest:
@@ -183,13 +213,14 @@ def from_json(data: bytes, where: str) -> TokenManifest:
             eos_id=tokenizer.take("eos_id", int),
             bos_id=None if tokenizer.raw.get("bos_id") is None else tokenizer.take("bos_id", int),
         ),
-        splits={name: _split(_Reader(splits[name], f"{where} {name}")) for name in SPLITS},
+        splits={name: _split(_Reader(splits[name], f"{where} {name}"), "packing" in raw) for name in SPLITS},
         sources=tuple(
             Source(each.take("path", str), each.take("digest", str), each.take("documents", int))
             for each in read.each("sources")
         ),
         created=read.take("created", str),
         block_bytes=read.take("block_bytes", int),
+        packing=_packing(read.below("packing")) if "packing" in raw else None,
     )
     _check(manifest, where)
     if raw.get("digest") != manifest.digest:
@@ -230,7 +261,11 @@ class _Reader:
         return [_Reader(item, f"{self.where} {key}[{i}]") for i, item in enumerate(self.take(key, list))]
 
 
-def _split(read: _Reader) -> Split:
+def _packing(read: _Reader) -> Packing:
+    return Packing(read.take("sequence_length", int), read.take("style", str), read.take("template", str))
+
+
+def _split(read: _Reader, is_packed: bool) -> Split:
     shards = tuple(
         Shard(
             name=each.take("name", str),
@@ -238,6 +273,8 @@ def _split(read: _Reader) -> Split:
             documents=each.take("documents", int),
             blocks=each.take("blocks", str),
             docs_digest=each.take("docs_digest", str),
+            answers=each.take("answers", int) if is_packed else 0,
+            answers_digest=each.take("answers_digest", str) if is_packed else "",
         )
         for each in read.each("shards")
     )
@@ -264,6 +301,8 @@ def _check(manifest: TokenManifest, where: str) -> None:
         raise _wrong(where, f"block_bytes {block} is not a multiple of {item}")
     if manifest.vocab_size > 1 << (8 * item) or manifest.tokenizer.eos_id >= manifest.vocab_size:
         raise _wrong(where, f"vocab_size {manifest.vocab_size} does not fit {manifest.dtype} and the EOS token")
+    if manifest.packing is not None and manifest.packing.sequence_length < 2:
+        raise _wrong(where, f"packing has samples of {manifest.packing.sequence_length} tokens")
     for name, split in manifest.splits.items():
         for shard in split.shards:
             if len(files.safe_relative(shard.name).parts) != 1 or not shard.name.endswith(".bin"):

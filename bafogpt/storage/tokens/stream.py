@@ -58,9 +58,10 @@ class TokenStream:
         self._per_block = manifest.block_bytes // self._dtype.itemsize
         self._reader = VerifiedReader(bucket, cache)
         self._recent: OrderedDict[Block, Future[Tokens]] = OrderedDict()
-        self._begins: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._recent_places: OrderedDict[tuple[int, bool], NDArray[np.int64]] = OrderedDict()
         self._lock = threading.Lock()
         self.tokens = self._split.tokens
+        self.is_packed = manifest.packing is not None
 
     def read(self, start: int, count: int) -> Tokens:
         """Tokens [start, start + count) as an array of its own, across the borders of shards.
@@ -84,7 +85,7 @@ class TokenStream:
         while position < end:
             shard, offset = self._split.locate(position)
             first, stop = self._split.starts[shard], min(end, self._split.starts[shard + 1])
-            begins = self._document_begins(shard)
+            begins = self._places(shard)
             low, high = np.searchsorted(begins, (offset, stop - first))
             found.append(begins[low:high] + (first - start))
             position = stop
@@ -131,21 +132,45 @@ class TokenStream:
         start, length = block.number * self._per_block * item, (block.end - block.first) * item
         return np.frombuffer(self._reader.read(shard.object, start, length, expected), self._dtype)
 
-    def _document_begins(self, index: int) -> NDArray[np.int64]:
-        """The offsets, relative to a shard's start, at which documents begin."""
+    def learned(self, start: int, count: int) -> NDArray[np.bool_]:
+        """Which of tokens [start, start + count) a model is to learn: of a packed dataset the answers, else all.
+
+        Raises as :meth:`read` does.
+        """
+        self._require(start, count)
+        if not self.is_packed:
+            return np.ones(count, np.bool_)
+        found = np.zeros(count, np.bool_)
+        position, end = start, start + count
+        while position < end:
+            shard, offset = self._split.locate(position)
+            first, stop = self._split.starts[shard], min(end, self._split.starts[shard + 1])
+            spans = self._places(shard, answers=True).reshape(-1, 2)
+            low = np.searchsorted(spans[:, 1], offset, side="right")
+            high = np.searchsorted(spans[:, 0], stop - first)
+            for begin, to in spans[low:high] + (first - start):
+                found[max(begin, position - start) : min(to, stop - start)] = True
+            position = stop
+        return found
+
+    def _places(self, index: int, *, answers: bool = False) -> NDArray[np.int64]:
+        """The offsets, relative to a shard's start, at which documents begin, or between which answers lie."""
+        key = (index, answers)
         with self._lock:
-            begins = self._begins.get(index)
-        if begins is None:
+            places = self._recent_places.get(key)
+        if places is None:
             shard = self._split.shards[index]
-            expected = shard.docs_digest.removeprefix("xxh3:")
-            data = self._reader.read(shard.docs_object, 0, 8 * shard.documents, expected)
-            begins = np.frombuffer(data, "<u8").astype(np.int64)
+            name, size, expected = shard.docs_object, 8 * shard.documents, shard.docs_digest
+            if answers:
+                name, size, expected = shard.answers_object, 16 * shard.answers, shard.answers_digest
+            data = self._reader.read(name, 0, size, expected.removeprefix("xxh3:"))
+            places = np.frombuffer(data, "<u8").astype(np.int64)
         with self._lock:
-            self._begins[index] = begins
-            self._begins.move_to_end(index)
-            if len(self._begins) > BLOCKS_IN_MEMORY:
-                self._begins.popitem(last=False)
-        return begins
+            self._recent_places[key] = places
+            self._recent_places.move_to_end(key)
+            if len(self._recent_places) > 2 * BLOCKS_IN_MEMORY:
+                self._recent_places.popitem(last=False)
+        return places
 
     def _require(self, start: int, count: int) -> None:
         if start < 0 or count < 0 or start + count > self.tokens:

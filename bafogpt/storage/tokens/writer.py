@@ -27,6 +27,7 @@ from bafogpt.storage.tokens.manifest import (
     MANIFEST,
     SPLITS,
     DType,
+    Packing,
     Shard,
     Source,
     Split,
@@ -45,7 +46,7 @@ class TokenWriter:
     """Writes one dataset into ``bucket``. Use it once, from one thread; a ``with`` block cleans up after an error.
 
     ``shard_bytes`` bounds a shard, ``block_bytes`` is the unit of verification, and ``workdir`` must have room for
-    one shard of each split.
+    one shard of each split. With ``packing`` each document comes with what is to be learned of it.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TokenWriter:
         shard_bytes: int = SHARD_BYTES,
         workdir: Path,
         block_bytes: int = BLOCK_BYTES,
+        packing: Packing | None = None,
     ) -> None:
         item = ITEM_BYTES[dtype]
         if shard_bytes < item or shard_bytes % item or block_bytes < item or block_bytes % item:
@@ -63,16 +65,21 @@ class TokenWriter:
         self._bucket = bucket
         self._dtype: DType = dtype
         self._block_bytes = block_bytes
+        self._packing = packing
         workdir.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix=".tokens-", dir=workdir))
         self._largest = 0
         self._splits = {
-            name: _SplitWriter(name, bucket, self._folder, item, shard_bytes, block_bytes) for name in SPLITS
+            name: _SplitWriter(name, bucket, self._folder, item, shard_bytes, block_bytes, packing is not None)
+            for name in SPLITS
         }
 
-    def add(self, split: str, stage: str, source: str, tokens: NDArray[Any]) -> None:
+    def add(
+        self, split: str, stage: str, source: str, tokens: NDArray[Any], answers: Sequence[tuple[int, int]] = ()
+    ) -> None:
         """Append one document (1-D integers, its EOS included) to a split; it belongs to ``stage`` and ``source``.
 
+        ``answers`` are [begin, end) within the document, in order: what is to be learned of it.
         Raises :class:`DataError` for a token that does not fit the dtype.
         """
         if tokens.size == 0:
@@ -83,7 +90,7 @@ class TokenWriter:
         self._largest = max(self._largest, largest)
         little = tokens.astype(f"<u{bits // 8}", copy=False)
         with files.disk_full_named(self._folder):
-            self._splits[split].add(stage, source, little.tobytes())
+            self._splits[split].add(stage, source, little.tobytes(), answers)
 
     def finish(
         self,
@@ -107,6 +114,7 @@ class TokenWriter:
             sources=tuple(sources),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             block_bytes=self._block_bytes,
+            packing=self._packing,
         )
         self._bucket.put(MANIFEST, manifest.to_json())
         self.close()
@@ -140,7 +148,14 @@ class _SplitWriter:
     """One split: cuts its stream of bytes into shards, and hashes each block on its way."""
 
     def __init__(
-        self, name: str, bucket: Bucket, folder: Path, item_bytes: int, shard_bytes: int, block_bytes: int
+        self,
+        name: str,
+        bucket: Bucket,
+        folder: Path,
+        item_bytes: int,
+        shard_bytes: int,
+        block_bytes: int,
+        is_packed: bool,
     ) -> None:
         self._name = name
         self._bucket = bucket
@@ -153,11 +168,15 @@ class _SplitWriter:
         self._block = digest.hasher("xxh3")
         self._blocks: list[str] = []
         self._begins = array("Q")
+        self._is_packed = is_packed
+        self._spans: list[tuple[int, int]] = []
+        """What is to be learned, as tokens of the stream; those of closed shards are gone."""
+        self._closed = 0  # tokens in closed shards
         self._shards: list[Shard] = []
         self._stages: list[_OpenStage] = []
         self._tokens = 0
 
-    def add(self, stage: str, source: str, data: bytes) -> None:
+    def add(self, stage: str, source: str, data: bytes, answers: Sequence[tuple[int, int]]) -> None:
         """One document's bytes."""
         if not self._stages or self._stages[-1].name != stage:
             self._stages.append(_OpenStage(stage, self._tokens))
@@ -166,6 +185,7 @@ class _SplitWriter:
         span.tokens += count
         span.documents += 1
         span.sources[source] += count
+        self._spans += [(self._tokens + begin, self._tokens + end) for begin, end in answers]
         self._tokens += count
         self._begins.append(self._written // self._item_bytes)
         position = 0
@@ -201,24 +221,46 @@ class _SplitWriter:
         """Send the open shard, under a name that its content gives, and begin the next."""
         if self._written % self._block_bytes:
             self._close_block()
-        if sys.byteorder == "big":
-            self._begins.byteswap()
-        offsets = self._begins.tobytes()
+        offsets = _little(self._begins)
+        answers = self._answers()
         blocks = "".join(self._blocks)
-        content = digest.of_chunks((blocks.encode(), offsets)).partition(":")[2][:8]
+        content = digest.of_chunks((blocks.encode(), offsets, answers)).partition(":")[2][:8]
         shard = Shard(
             name=f"{self._name}-{len(self._shards):05d}-{content}.bin",
             tokens=self._written // self._item_bytes,
             documents=len(self._begins),
             blocks=blocks,
             docs_digest=digest.of_bytes(offsets, "xxh3"),
+            answers=len(answers) // 16,
+            answers_digest=digest.of_bytes(answers, "xxh3") if self._is_packed else "",
         )
         self._file.flush()
         self._bucket.upload(shard.object, self._path)
         self._bucket.put(shard.docs_object, offsets)
+        if self._is_packed:
+            self._bucket.put(shard.answers_object, answers)
         self._shards.append(shard)
+        self._closed += shard.tokens
         self._file.seek(0)
         self._file.truncate()
         self._written = 0
         self._blocks = []
         self._begins = array("Q")
+
+    def _answers(self) -> bytes:
+        """The spans within the open shard, relative to its start; what lies past its end waits for the next one."""
+        first = self._closed
+        end = first + self._written // self._item_bytes
+        here = array("Q")
+        for begin, stop in self._spans:
+            if begin < end:
+                here.extend((max(begin, first) - first, min(stop, end) - first))
+        self._spans = [span for span in self._spans if span[1] > end]
+        return _little(here)
+
+
+def _little(numbers: array[int]) -> bytes:
+    """uint64 numbers as little-endian bytes. Call it once: on a big-endian machine it swaps in place."""
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
