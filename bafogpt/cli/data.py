@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from bafogpt.cli.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
+    from bafogpt.data.instructions import InstructionReport
     from bafogpt.data.prepare import PrepareReport
     from bafogpt.storage.bucket import Bucket
     from bafogpt.storage.tokens.manifest import TokenManifest
@@ -45,6 +47,46 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the 
 DatasetArgument = Annotated[str, typer.Argument(metavar="URL", help="A dataset: a URL, or a path in the bucket.")]
 
 
+class Learn(StrEnum):
+    """What a model learns of a conversation."""
+
+    ANSWERS = "answers"
+    ALL = "all"
+
+
+class TooLong(StrEnum):
+    """What becomes of a conversation that does not fit."""
+
+    CUT = "cut"
+    DROP = "drop"
+
+
+FilesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE[:WEIGHT]...",
+        help="JSON lines with instruction, input, output, or with messages; local, s3:// or https://, or the word "
+        "'starter'. FILE:2 is seen twice an epoch.",
+    ),
+]
+StyleOption = Annotated[
+    str, typer.Option("--style", metavar="S", help="Prompt style: alpaca, plain, or chat (the tokenizer's own).")
+]
+ContextOption = Annotated[
+    int, typer.Option("--context", metavar="T", help="Tokens a sample; train.data.sequence_length must be the same.")
+]
+MixOption = Annotated[
+    str,
+    typer.Option("--mix", metavar="M", help="all; bilingual (asked in isiZulu, answered in English); zulu."),
+]
+LearnOption = Annotated[Learn, typer.Option("--learn", help="What the loss is taken over.")]
+TooLongOption = Annotated[TooLong, typer.Option("--too-long", help="What becomes of a conversation that does not fit.")]
+HeldOutOption = Annotated[
+    float, typer.Option("--validation", metavar="X", help="Share of the conversations that is held out.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of the order in which conversations are met.")]
+
+
 @app.command("prepare")
 def prepare_command(
     source: SourceArgument,
@@ -70,12 +112,63 @@ def prepare_command(
     settings = configuration.load()
     options = PrepareOptions(stage=stage, replay_share=replay_share, validation=validation, overwrite=overwrite)
     chosen = tokenizers.load(tokenizer)
-    bucket = _dataset(out, settings)
-    if settings.s3_endpoint == configuration.EMBEDDED or bucket.url.startswith("file:"):
-        bucket.create()  # on this machine a bucket costs nothing and is nobody else's
+    bucket = _ready(out, settings)
     with sink.progress("reading", None, unit="documents") as advance:
         report = prepare(source, tokenizer=chosen, out=bucket, options=options, settings=settings, progress=advance)
     sink.result(report.to_dict(), _summary(report), id=report.url)
+
+
+@app.command("instructions")
+def instructions_command(
+    files: FilesArgument,
+    tokenizer: TokenizerOption,
+    out: OutOption,
+    style: StyleOption = "alpaca",
+    context: ContextOption = 2048,
+    mix: MixOption = "all",
+    learn: LearnOption = Learn.ANSWERS,
+    too_long: TooLongOption = TooLong.CUT,
+    validation: HeldOutOption = 0.02,
+    seed: SeedOption = 1,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Tokenise questions and answers into a dataset for fine-tuning.
+
+    Conversations are packed into samples, none crosses a border, and only answers are learned. What is held out
+    shares no question with what is trained on, nor a question's translation where records have a 'pair'.
+    """
+    from bafogpt.core import settings as configuration
+    from bafogpt.data import prompts
+    from bafogpt.data import tokenizer as tokenizers
+    from bafogpt.data.instructions import InstructionOptions, prepare
+
+    sink = Output.of(json=json, quiet=quiet)
+    settings = configuration.load()
+    options = InstructionOptions(
+        context=context,
+        mix=mix,
+        learn=learn.value,
+        too_long=too_long.value,
+        validation=validation,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    chosen = tokenizers.load(tokenizer)
+    bucket = _ready(out, settings)
+    style_of = prompts.load(style, chosen)
+    with sink.progress("reading", None, unit="records") as advance:
+        report = prepare(
+            files,
+            style=style_of,
+            tokenizer=chosen,
+            out=bucket,
+            options=options,
+            settings=settings,
+            progress=advance,
+        )
+    sink.result(report.to_dict(), _said(report), id=report.url)
 
 
 @app.command("show")
@@ -101,6 +194,33 @@ def _dataset(place: str, settings: Settings) -> Bucket:
     if "://" in place:
         return Bucket.open(place, settings)
     return Bucket.open(settings.bucket, settings).child(place)
+
+
+def _ready(place: str, settings: Settings) -> Bucket:
+    """The folder for a new dataset. On this machine a bucket costs nothing and is nobody else's: it is made."""
+    from bafogpt.core import settings as configuration
+
+    bucket = _dataset(place, settings)
+    if settings.s3_endpoint == configuration.EMBEDDED or bucket.url.startswith("file:"):
+        bucket.create()
+    return bucket
+
+
+def _said(report: InstructionReport) -> str:
+    """What a person wants to know of instructions that were just made."""
+    train, validation = report.conversations["train"], report.conversations["validation"]
+    learned = f"{report.tokens:,} tokens, {100 * report.learned / report.tokens:.1f} % of them learned"
+    odd = (("cut", report.cut), ("dropped", report.dropped), ("duplicates left out", report.duplicates))
+    counts = ", ".join(f"{count:,} {what}" for what, count in odd)
+    return "\n".join(
+        (
+            f"{report.records:,} records of {report.files} files: {counts}",
+            f"train {train:,} conversations, {learned}; {report.samples['train']:,} samples, "
+            f"{100 * report.filled:.1f} % full",
+            f"validation {validation:,} conversations, {report.samples['validation']:,} samples",
+            f"wrote {report.url} in {report.seconds:.1f} s",
+        )
+    )
 
 
 def _record(url: str, manifest: TokenManifest) -> dict[str, Any]:

@@ -77,9 +77,27 @@ class TextFile:
                     self.empty += 1
         self.digest = f"blake3:{hasher.hexdigest()}"
 
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(``FILE:LINE``, object) of each line of a ``.jsonl`` file that is not blank, whatever its fields are.
+
+        Raises :class:`DataError` naming file and line for what is not text or not a JSON object.
+        """
+        self.documents = 0
+        hasher = digests.hasher("blake3")
+        with self._readable(), self.open() as file:
+            for each in self._records(file, hasher):
+                self.documents += 1
+                yield each
+        self.digest = f"blake3:{hasher.hexdigest()}"
+
     def _lines(
         self, file: IO[bytes], stage: str | None, language: str | None, hasher: digests.Hasher
     ) -> Iterator[Document]:
+        for where, each in self._records(file, hasher):
+            if (record := _side(each, language)) is not None:
+                yield self._document(record, stage, where)
+
+    def _records(self, file: IO[bytes], hasher: digests.Hasher) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(file, start=1):
             hasher.update(line)
             where = f"{self.path}:{number}"
@@ -87,8 +105,8 @@ class TextFile:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1})", f"file {self.path}") from None
-            if text.strip() and (record := _side(_record(text, where, self.path), language)) is not None:
-                yield self._document(record, stage, where)
+            if text.strip():
+                yield where, _record(text, where, self.path)
 
     def _whole(
         self, file: IO[bytes], stage: str | None, language: str | None, hasher: digests.Hasher
@@ -166,7 +184,7 @@ def _record(text: str, where: str, path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})", f"edit {path}") from None
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON {type(record).__name__}, not an object with 'text'", f"edit {path}")
+        raise DataError(f"{where}: a JSON {type(record).__name__}, not an object", f"edit {path}")
     return record
 
 

@@ -1,4 +1,4 @@
-"""Where text lies: files and folders, local or ``s3://``, and the corpus that ships with the project."""
+"""Where text lies: files and folders, local or ``s3://``, a file on the web, and the corpus that ships along."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def find(source: str, settings: Settings | None = None) -> list[TextFile]:
         return starter.files()
     if source.startswith("s3://"):
         found = _in_bucket(source, settings or configuration.load())
+    elif source.startswith(("http://", "https://")):
+        found = [_on_the_web(source)] if kind_of(source) else []
     else:
         found = _on_disk(Path(source.removeprefix("file://")))
     if not found:
@@ -59,6 +61,15 @@ def _in_bucket(url: str, settings: Settings) -> list[TextFile]:
     if not names:
         raise NotFoundError(f"{url}: nothing is there", f"bafogpt storage ls {parent}/")
     return [_object(f"{url.rstrip('/')}/{name}", f"{last}/{name}", settings) for name in names if _is_text(name)]
+
+
+def _on_the_web(url: str) -> TextFile:
+    def opened() -> IO[bytes]:
+        import smart_open
+
+        return cast(IO[bytes], smart_open.open(url, "rb", transport_params={"timeout": 60}))
+
+    return TextFile(url, url.rpartition("/")[2], opened)
 
 
 def _object(url: str, name: str, settings: Settings) -> TextFile:

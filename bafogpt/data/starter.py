@@ -31,6 +31,28 @@ def files() -> list[TextFile]:
     return [*shipped, in_memory(CLDR_NAME, "\n".join(entries).encode())]
 
 
+def instructions() -> list[TextFile]:
+    """Questions and answers in isiZulu and English, and what CLDR's names mean, where Babel is installed."""
+    folder = FOLDER / "instructions"
+    shipped = [on_disk(path, f"starter/instructions/{path.name}") for path in sorted(folder.glob("*.jsonl"))]
+    if importlib.util.find_spec("babel") is None:
+        return shipped
+    lines = (json.dumps(each, ensure_ascii=False) for each in cldr_instructions())
+    return [*shipped, in_memory("starter/instructions/cldr.jsonl", "\n".join(lines).encode())]
+
+
+def cldr_instructions() -> Iterator[dict[str, str]]:
+    """For each name in CLDR what it means in the other language, asked in both."""
+    for entry in cldr_entries():
+        zulu, english = (side.partition(": ")[2] for side in entry.split(" — ", 1))
+        for source, target, question, answer in (
+            ("zul", "eng", f'Lisho ukuthini igama elithi "{zulu}" ngesiNgisi?', english),
+            ("eng", "zul", f'What is "{english}" called in isiZulu?', zulu),
+        ):
+            languages = {"lang_in": source, "lang_out": target}
+            yield {"instruction": question, "output": answer, **languages, "pair": entry, "source": CLDR_SOURCE}
+
+
 def cldr_entries() -> Iterator[str]:
     """``"Izwe: iNingizimu Afrika — Country or region: South Africa"`` and the like, in a fixed order."""
     from babel import Locale

@@ -1,0 +1,268 @@
+"""Instruction files to a dataset: conversations packed into samples, with the answers' places beside the tokens.
+
+The dataset is one like any other (:mod:`bafogpt.storage.tokens`), so the trainer's ledger, its exact resume and
+``runs verify`` hold for fine-tuning as they do for pretraining. Equal inputs give equal shards. All records are held
+in memory: a million conversations are some gigabytes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bafogpt.core.errors import ConflictError, DataError, UsageError
+from bafogpt.core.settings import Settings
+from bafogpt.data import curriculum, mixing, packing, sources, starter
+from bafogpt.data.documents import TextFile, kind_of, stem_of
+from bafogpt.data.messages import from_record
+from bafogpt.data.mixing import Record
+from bafogpt.data.prompts import Example, PromptStyle
+from bafogpt.data.tokenizer import Tokenizer
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.tokens.manifest import MANIFEST, Packing, Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH = 1024
+STAGE = "instructions"
+_WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionOptions:
+    """How conversations become a dataset. Raises :class:`UsageError` for values that make no sense."""
+
+    context: int = 2048
+    """Tokens a sample, T: the trainer's ``data.sequence_length``."""
+    mix: str = "all"
+    """One of :data:`bafogpt.data.mixing.MIXES`."""
+    learn: Literal["answers", "all"] = "answers"
+    """What the loss is taken over."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """What becomes of a conversation of more than T tokens: its end goes, or all of it."""
+    validation: float = 0.02
+    """Share of the conversations that is held out."""
+    seed: int = 1
+    """Of the order in which conversations are met."""
+    overwrite: bool = False
+    """Whether a dataset that is there already may be replaced."""
+    shard_bytes: int = SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        if self.context < 16:
+            raise UsageError(f"a context of {self.context} tokens holds no conversation", "--context 2048")
+        if not 0 <= self.validation <= 0.5:
+            raise UsageError(f"validation share {self.validation} is not in [0, 0.5]", "--validation 0.02")
+
+
+@dataclass
+class InstructionReport:
+    """What was read and what was written."""
+
+    url: str = ""
+    files: int = 0
+    records: int = 0
+    """Lines that were read."""
+    conversations: dict[str, int] = field(default_factory=lambda: {"train": 0, "validation": 0})
+    """Written, by split; a record of weight 2 counts twice."""
+    cut: int = 0
+    """Conversations whose end did not fit."""
+    dropped: int = 0
+    """Conversations that did not fit at all."""
+    duplicates: int = 0
+    """Records left out because the very same one came before."""
+    samples: dict[str, int] = field(default_factory=lambda: {"train": 0, "validation": 0})
+    tokens: int = 0
+    """Of the conversations that are trained on, what fills up samples left out."""
+    learned: int = 0
+    """Of these, tokens that are learned."""
+    filled: float = 0.0
+    """Share of the training samples that is conversation."""
+    seconds: float = 0.0
+    manifest: TokenManifest | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the manifest."""
+        return {name: value for name, value in asdict(self).items() if name != "manifest"}
+
+
+def prepare(
+    files: Sequence[str],
+    *,
+    style: PromptStyle,
+    tokenizer: Tokenizer,
+    out: Bucket,
+    options: InstructionOptions | None = None,
+    settings: Settings | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> InstructionReport:
+    """Make the dataset ``out`` from JSON lines; ``FILE:2`` has each of its records seen twice an epoch.
+
+    Raises :class:`ConflictError` where a dataset is there already and ``overwrite`` is not set, :class:`DataError`
+    naming file and line for a record that cannot be used, and what the bucket raises.
+    """
+    options = options or InstructionOptions()
+    began = time.monotonic()
+    if not options.overwrite and out.exists(MANIFEST):
+        raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
+    found = [pair for each in files for pair in _find(each, settings)]
+    report = InstructionReport(url=out.url, files=len(found))
+    records = mixing.mixed(_distinct(_read(found, progress), report), options.mix)
+    is_held_out = mixing.held_out(records, options.validation)
+    length, packed = options.context, Packing(options.context, style.name, style.template)
+    with tempfile.TemporaryDirectory(prefix="bafogpt-instructions-") as folder:
+        writer = TokenWriter(
+            out, dtype=tokenizer.dtype, shard_bytes=options.shard_bytes, workdir=Path(folder), packing=packed
+        )
+        with writer:
+            for split, held in (("validation", True), ("train", False)):
+                side = [record for record, out_ in zip(records, is_held_out, strict=True) if out_ is held]
+                ordered = side if held else _order(side, options.seed)
+                for sample in packing.pack(_fitting(ordered, style, options, report), length):
+                    _write(writer, split, sample, tokenizer, report)
+            if not report.samples["train"]:
+                raise DataError("no conversation is left to train on", "--validation 0, or a larger --context")
+            for split in report.samples:  # the last sample's last target is the token after it
+                if report.samples[split]:
+                    writer.add(split, STAGE, "end", _full(1, tokenizer))
+            report.manifest = writer.finish(
+                tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id),
+                vocab_size=tokenizer.vocab_size,
+                sources=[Source(file.name, file.digest, file.documents) for file, _ in found],
+                tokenizer_file=tokenizer.file,
+            )
+    report.filled = report.tokens / (report.samples["train"] * length)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _find(spec: str, settings: Settings | None) -> list[tuple[TextFile, float]]:
+    """The instruction files that ``FILE``, ``FOLDER`` or ``starter`` names, with their weight (``FILE:2``)."""
+    weighted = _WEIGHTED.fullmatch(spec)
+    name, weight = (weighted[1], float(weighted[2])) if weighted else (spec, 1.0)
+    if not weight:
+        raise UsageError(f"{spec}: a weight of 0", f"leave {name} out")
+    found = starter.instructions() if name == sources.STARTER else sources.find(name, settings)
+    usable = [file for file in found if kind_of(file.name) == ".jsonl"]
+    if not usable:
+        raise DataError(f"{name}: no file of instructions (.jsonl, also .gz or .zst)", f"ls {name}")
+    return [(file, weight) for file in usable]
+
+
+def _read(files: Sequence[tuple[TextFile, float]], progress: Callable[[int], None] | None) -> Iterator[Record]:
+    """The records of all files in their order."""
+    for file, weight in files:
+        for where, raw in file.records():
+            try:
+                messages = tuple(from_record(raw))
+            except ValueError as error:
+                raise DataError(f"{where}: {error}", f"edit {file.path}") from None
+            lang = str(raw.get("lang") or "")
+            yield Record(
+                messages=messages,
+                where=where,
+                source=str(raw.get("source") or stem_of(file.name)),
+                pair=str(raw.get("pair") or ""),
+                lang_in=str(raw.get("lang_in") or lang),
+                lang_out=str(raw.get("lang_out") or lang),
+                weight=weight,
+            )
+            if progress is not None:
+                progress(1)
+
+
+def _distinct(records: Iterator[Record], report: InstructionReport) -> list[Record]:
+    """The records without those that say the very same as one before."""
+    seen: set[bytes] = set()
+    kept = []
+    for record in records:
+        report.records += 1
+        if record.key in seen:
+            report.duplicates += 1
+            continue
+        seen.add(record.key)
+        kept.append(record)
+    if not kept:
+        raise DataError("the files hold no record", "bafogpt data instructions --help")
+    return kept
+
+
+def _order(records: Sequence[Record], seed: int) -> list[Record]:
+    """Each record as often as its weight says, in an order that depends on seed and content alone."""
+    copies = []
+    for record in records:
+        whole = int(record.weight)
+        lot = curriculum.key(f"{seed} part {record.key.hex()}")
+        again = whole + curriculum.held_out(lot, record.weight - whole)
+        copies += [(curriculum.key(f"{seed} {copy} {record.key.hex()}"), record) for copy in range(again)]
+    return [record for _, record in sorted(copies, key=lambda each: each[0])]
+
+
+def _fitting(
+    records: Sequence[Record], style: PromptStyle, options: InstructionOptions, report: InstructionReport
+) -> Iterator[tuple[tuple[Record, Example], int]]:
+    """Tokenised conversations of at most ``context`` tokens, with their length."""
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        for record, example in zip(batch, style.examples([each.messages for each in batch]), strict=True):
+            fitted = _fitted(record, example, options)
+            if fitted is None:
+                report.dropped += 1
+                continue
+            report.cut += fitted is not example
+            if options.learn == "all":
+                fitted = Example(fitted.ids, ((1, len(fitted.ids)),))
+            yield (record, fitted), len(fitted.ids)
+
+
+def _fitted(record: Record, example: Example, options: InstructionOptions) -> Example | None:
+    """The example, or its beginning, or None where it is to be dropped."""
+    room, size = options.context, len(example.ids)
+    if size <= room:
+        return example
+    if options.too_long == "drop":
+        return None
+    answers = tuple((begin, min(end, room)) for begin, end in example.answers if begin < room)
+    if not answers:
+        asked = example.answers[0][0] if example.answers else size
+        raise DataError(
+            f"{record.where}: the prompt alone has {asked} tokens, more than a context of {room}",
+            f"--context {1 << (asked + 1).bit_length()}, or --too-long drop",
+        )
+    return Example(example.ids[:room], answers)
+
+
+def _write(
+    writer: TokenWriter,
+    split: str,
+    sample: packing.Bin[tuple[Record, Example]],
+    tokenizer: Tokenizer,
+    report: InstructionReport,
+) -> None:
+    """One sample: its conversations, the room that is left as the tail of the last one."""
+    import numpy as np
+
+    for number, (record, example) in enumerate(sample.items):
+        ids = example.ids
+        report.conversations[split] += 1
+        if split == "train":
+            report.tokens += len(ids)
+            report.learned += sum(end - begin for begin, end in example.answers)
+        if number == len(sample.items) - 1 and sample.room:
+            ids = np.concatenate([ids, _full(sample.room, tokenizer)])
+        writer.add(split, STAGE, record.source, ids, example.answers)
+    report.samples[split] += 1
+
+
+def _full(count: int, tokenizer: Tokenizer) -> NDArray[Any]:
+    """``count`` end tokens."""
+    import numpy as np
+
+    return np.full(count, tokenizer.eos_id, tokenizer.dtype)
