@@ -120,7 +120,7 @@ def _shortcut(job: str) -> Callable[..., None]:
     def command(**options: object) -> None:
         launch(job, **options)  # type: ignore[arg-type]
 
-    signature = inspect.signature(launch)
+    signature = inspect.signature(launch, eval_str=True)  # Typer reads a signature that is set as it is
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[each for each in signature.parameters.values() if each.name != "job"]
     )

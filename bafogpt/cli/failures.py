@@ -20,15 +20,19 @@ from bafogpt.core.errors import BafoError, ExitCode, did_you_mean
 
 EXTRAS = {
     "babel": "train",
+    "bitsandbytes": "train",
+    "jinja2": "train",
     "huggingface_hub": "hub",
     "lightning": "train",
     "litgpt": "train",
     "safetensors": "train",
     "tokenizers": "train",
     "torch": "train",
-    "bitsandbytes": "gpu",
     "matplotlib": "cloud",
     "sky": "cloud",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "wandb": "tracking",
 }
 """Which of the project's extras brings a module that the core install does without."""
 

@@ -32,19 +32,29 @@ EXIT_CODES = (
 )
 
 
-class LazyGroup(TyperGroup):
+class Group(TyperGroup):
+    """Lists its commands with the whole first sentence of their help, where Typer would cut it off at a line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class LazyGroup(Group):
     """Lists the sub-commands by name and help alone, and imports the one that is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for name, text in COMMANDS.items():
-            self.add_command(TyperGroup(name=name, help=text, rich_markup_mode=self.rich_markup_mode))
+            self.add_command(Group(name=name, help=text, rich_markup_mode=self.rich_markup_mode))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The real command in its placeholder's place; an unknown word gets "did you mean" from Typer."""
         if args and args[0] in COMMANDS:
             sub_app: typer.Typer = importlib.import_module(f"bafogpt.cli.{args[0]}").app
             sub_app.rich_markup_mode = self.rich_markup_mode
+            sub_app.info.cls = Group
             group = typer.main.get_group(sub_app)
             group.no_args_is_help = True
             self.add_command(group, args[0])
