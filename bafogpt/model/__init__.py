@@ -1,5 +1,10 @@
-"""What a model is, without training: its weights on disk, in and out.
+"""What a model is, without training: the network and its loss; its weights on disk, in and out.
 
+- ``config``       litgpt's configuration by name, with a job's overrides and a dataset's vocabulary
+- ``gpt``          the network: litgpt's, by litgpt's names of its parameters, with the three below
+- ``attention``    causal attention with soft-cap, sliding window, documents and a cache; who sees whom
+- ``cache``        the keys and values of the tokens that went before, for generation
+- ``loss``         output head, soft-cap and cross-entropy in one, without all logits at once
 - ``weights``      a tensor that is read by rows, when and as far as it is wanted
 - ``tensorfiles``  safetensors files: read in place, written one block of rows at a time
 - ``names``        Hugging Face's parameter names and litgpt's, and the shapes that a configuration asks for

@@ -11,12 +11,13 @@ import torch
 from lightning.fabric import Fabric
 
 from bafogpt.core.errors import BafoError
+from bafogpt.model.config import fingerprint, gpt_config
+from bafogpt.model.gpt import new_gpt
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
 from bafogpt.train import batches, flops, metrics, optimizer, parallel
-from bafogpt.train import model as models
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
@@ -67,18 +68,18 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     manifest = manifests.load(data)
     train, validation = _samples(data, manifest, config, handoff.folder / "cache")
 
-    gpt_config = models.gpt_config(config.model, manifest.vocab_size)
+    shape = gpt_config(config.model.name, config.model.overrides, manifest.vocab_size)
     fabric = parallel.make_fabric(order)
     fabric.launch()
-    gpt = models.new_gpt(gpt_config, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
+    gpt = new_gpt(shape, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
     parallel.prepare_blocks(gpt, config)
     wrapped = fabric.setup_module(gpt)
-    fingerprint = {
-        "model": models.fingerprint(gpt_config, config.model.tie_embeddings),
+    identity = {
+        "model": fingerprint(shape, config.model.tie_embeddings),
         "data": manifest.digest,
         "sequence_length": config.data.sequence_length,
     }
-    state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=order.device == "cuda"), fingerprint)
+    state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=order.device == "cuda"), identity)
     if order.resume_step is not None:
         state.load(handoff.resume / checkpoint_name(order.resume_step))
     elif config.model.checkpoint:
@@ -99,7 +100,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
             state.progress,
             curriculum=manifest.splits["train"],
             lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
-            flops_per_token=flops.flops_per_token(gpt_config, config.data.sequence_length),
+            flops_per_token=flops.flops_per_token(shape, config.data.sequence_length),
             price_per_hour=order.price_per_hour,
         ),
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from bafogpt.train import model as models
 from bafogpt.train import parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.optimizer import set_rate
@@ -45,7 +44,7 @@ def train_step(run: Run, micros: Sequence[Batch]) -> Measured:
     total = torch.zeros((), device=fabric.device)
     for index, batch in enumerate(micros):
         with fabric.no_backward_sync(run.model, enabled=index < len(micros) - 1):
-            loss = models.loss_sum(run.model, batch) / max(1, targets)
+            loss = run.model(batch.ids, batch.targets, documents=batch.documents) / max(1, targets)
             fabric.backward(loss * fabric.world_size)  # FSDP takes the mean over processes
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(run.trained, config.optimizer.clip_norm)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from bafogpt.train import batches, parallel, shares
-from bafogpt.train import model as models
 from bafogpt.train.run import Run
 
 
@@ -23,7 +22,8 @@ def validate(run: Run) -> None:
     run.model.eval()
     for start in range(0, len(own), micro):
         rows = [run.validation[index] for index in own[start : start + micro]]
-        total += models.loss_sum(run.model, batches.of_rows(rows, fabric.device))
+        batch = batches.of_rows(rows, fabric.device)
+        total += run.model(batch.ids, batch.targets, documents=batch.documents)
     run.model.train()
     parallel.reshard(run.state.model)
     mean = parallel.summed(fabric, total) / (count * run.validation.length)
