@@ -11,6 +11,7 @@ from torch import nn
 from bafogpt.core.errors import ConfigError, DataError, UsageError
 from bafogpt.model import attention
 from bafogpt.model.config import gpt_config
+from bafogpt.model.gpt import GPT
 
 from .twins import VOCABULARY, as_gemma, small, text
 
@@ -78,6 +79,7 @@ def test_attention_in_chunks_has_the_gradients_of_attention_at_once(
         assert (a - b).norm() <= 1e-6 * b.norm()  # the probabilities are float32
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("window", [None, 16])
 def test_the_masks_of_flex_attention_are_the_same(window: int | None, documents: bool) -> None:
@@ -123,8 +125,6 @@ def test_a_model_without_soft_caps_and_windows_is_litgpts_own() -> None:
         given = {key: value for key, value in shape.items() if name != "pythia-14m" or key != "n_query_groups"}
         config = gpt_config(name, given, VOCABULARY)
         theirs = litgpt.model.GPT(config).eval()
-        from bafogpt.model.gpt import GPT
-
         ours = GPT(config).eval()
         ours.load_state_dict(theirs.state_dict())
         with torch.no_grad():
