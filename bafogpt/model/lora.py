@@ -1,0 +1,276 @@
+"""LoRA on a network: small trained pairs beside frozen matrices, and adapters as folders that PEFT reads.
+
+litgpt's own LoRA is another class for every part of the network, which ours is not built from; what is needed is one
+wrapper. Of the fused matrix query, key and value each have a pair of their own: A's lie under each other and B's on a
+diagonal, so that all are two multiplications, and a pair that is left out is zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from torch import nn
+from torch.nn import functional
+
+from bafogpt.core import digest, files
+from bafogpt.core.errors import ConfigError, CorruptError
+from bafogpt.model import adapter as adapters
+from bafogpt.model import names
+from bafogpt.model.adapter import AdapterConfig
+
+BASE, SHAPE = "bafogpt.base", "bafogpt.shape"
+"""Keys of an adapter file's metadata: what it was trained on."""
+
+
+class Pair(nn.Module):
+    """A [r, in] and B [out, r] of one matrix. B begins as zeros (an embedding's A), so nothing changes at first."""
+
+    def __init__(self, inputs: int, outputs: int, r: int, like: torch.Tensor, *, is_embedding: bool = False) -> None:
+        super().__init__()
+        kind = {"device": like.device, "dtype": like.dtype if like.is_floating_point() else torch.float32}
+        self.A = nn.Parameter(torch.empty(r, inputs, **kind))
+        self.B = nn.Parameter(torch.zeros(outputs, r, **kind))
+        if is_embedding:
+            nn.init.zeros_(self.A)
+            nn.init.normal_(self.B)
+        else:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear map with pairs for all or some of its rows."""
+
+    def __init__(self, base: nn.Linear, parts: Mapping[str, tuple[int, int]], config: AdapterConfig) -> None:
+        """``parts``: name of each pair → (first row, rows) of the base; those in ``config.targets`` are made."""
+        super().__init__()
+        self.base = base
+        self.scaling = config.scaling
+        self.dropout = config.dropout
+        self.inputs, self.outputs = base.in_features, base.out_features
+        self.rows = {name: rows for name, rows in parts.items() if name in config.targets}
+        self.lora = nn.ModuleDict(
+            {name: Pair(base.in_features, rows, config.r, base.weight) for name, (_, rows) in self.rows.items()}
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] → [..., out]."""
+        y = self.base(x)
+        if self.dropout and self.training:
+            x = functional.dropout(x, self.dropout)
+        a, b = self.matrices()
+        low = functional.linear(x, a.to(x.dtype)) * self.scaling
+        added = torch.addmm(y.flatten(0, -2), low.flatten(0, -2).to(y.dtype), b.to(y.dtype).T)
+        return added.view(y.shape)
+
+    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All pairs as one: A [n·r, in] and B [out, n·r], zero where a row has no pair."""
+        pairs = [pair for pair in self.lora.values() if isinstance(pair, Pair)]
+        if len(pairs) == 1 and pairs[0].B.shape[0] == self.outputs:
+            return pairs[0].A, pairs[0].B
+        columns, blocks, last = 0, [], 0
+        width = sum(pair.B.shape[1] for pair in pairs)
+        for pair, (first, rows) in zip(pairs, self.rows.values(), strict=True):
+            if first > last:
+                blocks.append(pair.B.new_zeros(first - last, width))
+            blocks.append(functional.pad(pair.B, (columns, width - columns - pair.B.shape[1])))
+            columns += pair.B.shape[1]
+            last = first + rows
+        if last < self.outputs:
+            blocks.append(pairs[-1].B.new_zeros(self.outputs - last, width))
+        return torch.cat([pair.A for pair in pairs]), torch.cat(blocks)
+
+    def delta(self) -> torch.Tensor:
+        """What the pairs add to the matrix, [out, in]."""
+        a, b = self.matrices()
+        return (b @ a) * self.scaling
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix with what the pairs add, [out, in]; the fused loss asks for the head's."""
+        weight: torch.Tensor = self.base.weight
+        return weight + self.delta().to(weight.dtype)
+
+
+class LoraEmbedding(nn.Module):
+    """A frozen embedding with a pair."""
+
+    def __init__(self, base: nn.Embedding, config: AdapterConfig) -> None:
+        super().__init__()
+        self.base = base
+        self.scaling = config.scaling
+        pair = Pair(base.num_embeddings, base.embedding_dim, config.r, base.weight, is_embedding=True)
+        self.lora = nn.ModuleDict({"embedding": pair})
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """[...] int64 → [..., C]."""
+        pair = self.lora["embedding"]
+        assert isinstance(pair, Pair)
+        low = functional.embedding(ids, pair.A.T)
+        embedded: torch.Tensor = self.base(ids)
+        return embedded + (low @ pair.B.T * self.scaling).to(embedded.dtype)
+
+    def delta(self) -> torch.Tensor:
+        """What the pair adds to the matrix, [V, C]."""
+        pair = self.lora["embedding"]
+        assert isinstance(pair, Pair)
+        return (pair.B @ pair.A).T * self.scaling
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix with what the pair adds, [V, C]."""
+        weight: torch.Tensor = self.base.weight
+        return weight + self.delta().to(weight.dtype)
+
+
+def add(model: Any, gpt: Config, config: AdapterConfig, *, seed: int) -> None:
+    """Freeze a network and put pairs on the targets. What is drawn depends on ``seed`` alone."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    q, k, v = names.qkv_rows(gpt)
+    fused = {"query": (0, q), "key": (q, k), "value": (q + k, v)}
+    wanted = set(config.targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for block in model.transformer.h:
+            if wanted & fused.keys():
+                block.attn.qkv = LoraLinear(block.attn.qkv, fused, config)
+            if "projection" in wanted:
+                block.attn.proj = LoraLinear(block.attn.proj, {"projection": (0, gpt.n_embd)}, config)
+            if "mlp" in wanted:
+                for name in ("fc_1", "fc_2", "proj"):
+                    linear = getattr(block.mlp, name)
+                    setattr(block.mlp, name, LoraLinear(linear, {"mlp": (0, linear.out_features)}, config))
+        if "head" in wanted:
+            model.lm_head = LoraLinear(model.lm_head, {"head": (0, gpt.padded_vocab_size)}, config)
+        if "embedding" in wanted:
+            model.transformer.wte = LoraEmbedding(model.transformer.wte, config)
+    if config.neftune:
+        model.transformer.wte.register_forward_hook(_noise(config.neftune))
+
+
+def _noise(size: float) -> Any:
+    """NEFTune's hook: uniform noise on an embedding's output while it trains; drawn from torch's generator."""
+
+    def hook(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        most = size / math.sqrt(output.shape[-2] * output.shape[-1])
+        return output + torch.empty_like(output).uniform_(-most, most)
+
+    return hook
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by our names: ``transformer.h.0.attn.qkv.lora.query.A``."""
+    named = ((names.bare(name), parameter) for name, parameter in model.named_parameters())
+    return {name: parameter.detach() for name, parameter in named if ".lora." in name}
+
+
+def deltas(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What an adapter adds to each matrix, by the matrix's name in litgpt (``transformer.h.0.attn.qkv.weight``)."""
+    return {
+        f"{names.bare(name)}.weight": module.delta().detach()
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLinear | LoraEmbedding)
+    }
+
+
+def base_digest(model: nn.Module) -> str:
+    """What tells one base from another: a hash of the first rows of each of its tensors, before any pair is added."""
+    hasher = digest.hasher("xxh3")
+    for name, parameter in sorted((names.bare(name), value) for name, value in model.named_parameters()):
+        hasher.update(name.encode())
+        hasher.update(parameter.detach()[:4].float().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def save(
+    folder: Path,
+    content: Mapping[str, torch.Tensor],
+    config: AdapterConfig,
+    gpt: Config,
+    *,
+    base: str,
+    base_digest: str = "",
+) -> None:
+    """Write adapter tensors (our names, as :func:`tensors` gives them) as a folder that ``peft`` loads.
+
+    It appears whole or not at all. Raises :class:`ConflictError` where ``folder`` is there already.
+    """
+    from safetensors.torch import save_file
+
+    mapped = adapters.peft_names(config, gpt.n_layer)
+    with files.new_folder(folder) as partial:
+        renamed = {theirs: content[ours].detach().cpu().contiguous() for ours, theirs in mapped.items()}
+        about = {"format": "pt", BASE: base_digest, SHAPE: _shape(gpt)}
+        save_file(renamed, str(partial / adapters.WEIGHTS), metadata=about)
+        text = json.dumps(adapters.to_peft(config, base), indent=2) + "\n"
+        files.write_atomic(partial / adapters.CONFIG, text)
+
+
+def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> AdapterConfig:
+    """Put the adapter in ``folder`` on a network that has none; its settings come with it.
+
+    Raises :class:`ConfigError` where it is for another base, :class:`CorruptError` where it is half written, and what
+    :func:`bafogpt.model.adapter.read_config` raises; the network is as it was then.
+    """
+    config, _ = adapters.read_config(folder)
+    found, about = _read(folder / adapters.WEIGHTS)
+    expected = adapters.peft_names(config, gpt.n_layer)
+    missing = [theirs for theirs in expected.values() if theirs not in found]
+    if about.get(SHAPE, _shape(gpt)) != _shape(gpt) or len(missing) != len(found.keys() ^ set(expected.values())):
+        raise ConfigError(
+            f"{folder} is for another base: a model of {about.get(SHAPE, 'another shape')}, here is {_shape(gpt)}",
+            "give the base that the adapter was trained on",
+        )
+    if missing:
+        raise CorruptError(f"{folder} is half an adapter: it has no {missing[0]}", "export the adapter again")
+    own = about.get(BASE)
+    if own and own != base_digest(model):
+        raise ConfigError(
+            f"{folder} is for another base: the same sizes, other weights",
+            "give the base that the adapter was trained on",
+        )
+    sizes = _sizes(config, gpt)
+    for ours, theirs in expected.items():
+        if tuple(found[theirs].shape) != sizes[ours]:
+            here = f"{theirs} is {tuple(found[theirs].shape)}, this base makes it {sizes[ours]}"
+            raise ConfigError(f"{folder} is for another base: {here}", "give the base that the adapter was trained on")
+    add(model, gpt, config, seed=seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if (bare := names.bare(name)) in expected:
+                parameter.copy_(found[expected[bare]])
+    return config
+
+
+def _sizes(config: AdapterConfig, gpt: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of each adapter tensor on that network."""
+    from bafogpt.model.gpt import GPT
+
+    with torch.device("meta"):
+        empty = GPT(gpt)
+        add(empty, gpt, config, seed=0)
+    return {name: tuple(tensor.shape) for name, tensor in tensors(empty).items()}
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"{path} is half an adapter: {error}", "export the adapter again") from None
+
+
+def _shape(gpt: Config) -> str:
+    """The sizes that an adapter depends on, in words."""
+    heads = f"{gpt.n_head}/{gpt.n_query_groups} heads of {gpt.head_size}"
+    return f"{gpt.n_layer} layers, width {gpt.n_embd}, {heads}, MLP {gpt.intermediate_size}"
