@@ -33,9 +33,9 @@ class Pair(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, r: int, like: torch.Tensor, *, is_embedding: bool = False) -> None:
         super().__init__()
-        kind = {"device": like.device, "dtype": like.dtype if like.is_floating_point() else torch.float32}
-        self.A = nn.Parameter(torch.empty(r, inputs, **kind))
-        self.B = nn.Parameter(torch.zeros(outputs, r, **kind))
+        dtype = like.dtype if like.is_floating_point() else torch.float32  # of a quantised matrix: bytes
+        self.A = nn.Parameter(torch.empty(r, inputs, device=like.device, dtype=dtype))
+        self.B = nn.Parameter(torch.zeros(outputs, r, device=like.device, dtype=dtype))
         if is_embedding:
             nn.init.zeros_(self.A)
             nn.init.normal_(self.B)

@@ -17,12 +17,14 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 
 
-class NF4Linear(Linear4bit):  # type: ignore[misc]
+class NF4Linear(Linear4bit):
     """A linear map whose matrix is NF4.
 
     The forward pass is bitsandbytes' product and nothing else: its own layer repacks the weights on some CPUs when it
     evaluates, and they would not be the same bits afterwards.
     """
+
+    weight: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out], in ``x``'s dtype."""
@@ -34,7 +36,7 @@ class NF4Linear(Linear4bit):  # type: ignore[misc]
         """``linear`` quantised, on the device where it is; the fifth of the memory, without a gradient."""
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, bias=False, compress_statistics=True, quant_type="nf4")
-        weight = Params4bit(linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
+        weight: Any = Params4bit(linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
         made.weight = weight.to(linear.weight.device)
         made.bias = None if linear.bias is None else nn.Parameter(linear.bias.data, requires_grad=False)
         return made
