@@ -38,16 +38,19 @@ RUN echo 'PATH=/opt/bafogpt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 # dependencies leaves the large layers alone
 FROM system AS requirements
 COPY pyproject.toml constraints.txt docker/requirements.py /build/
-RUN python3 /build/requirements.py /build/pyproject.toml train gpu hub >/build/requirements.txt
+RUN python3 /build/requirements.py /build/pyproject.toml train hub serve tracking >/build/requirements.txt \
+ && python3 /build/requirements.py /build/pyproject.toml gpu >/build/requirements-gpu.txt
 
 FROM system
 ARG SOURCE_DATE_EPOCH=0
 ENV PATH=/opt/bafogpt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1
-COPY --from=requirements /build/requirements.txt /build/constraints.txt /usr/share/bafogpt/
+COPY --from=requirements /build/requirements.txt /build/requirements-gpu.txt /build/constraints.txt \
+     /usr/share/bafogpt/
 # Secrets are mounted, never copied: how the building machine's pip reaches its index, and whom it trusts.
 # torch and CUDA are most of the image: in a layer of their own, they are pulled beside the rest.
+# Kernels for GPUs bring triton (hundreds of MB) where torch itself has none, so they go where torch is one for CUDA.
 # With SOURCE_DATE_EPOCH in the environment Python marks .pyc files with a hash of their source, not with a time that
 # differs with every build.
 RUN --mount=type=bind,from=wheels,target=/wheels \
@@ -56,8 +59,9 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
  && pip install --no-cache-dir --find-links /wheels -c /usr/share/bafogpt/constraints.txt torch
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,target=/run/ca.pem \
-    pip install --no-cache-dir --find-links /wheels -c /usr/share/bafogpt/constraints.txt \
-      -r /usr/share/bafogpt/requirements.txt uv \
+    gpu=$(python -c 'import torch; print("-gpu" if torch.version.cuda else "")') \
+ && pip install --no-cache-dir --find-links /wheels -c /usr/share/bafogpt/constraints.txt \
+      -r /usr/share/bafogpt/requirements.txt -r "/usr/share/bafogpt/requirements$gpu.txt" uv \
  # SkyPilot looks for uv here and downloads it otherwise
  && for home in /root /home/bafogpt; do \
       mkdir -p "$home/.local/bin" && ln -s /opt/bafogpt/bin/uv "$home/.local/bin/uv"; done \
