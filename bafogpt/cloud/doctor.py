@@ -35,7 +35,7 @@ CLOUDS_DEADLINE_S = 60.0
 SKEW_WARNING_S = 30.0
 SKEW_FAILED_S = 600.0
 """S3 refuses requests that are signed a quarter of an hour off."""
-API_SERVER = "http://127.0.0.1:46580"
+API_SERVER_PORT = "46580"
 """Where SkyPilot's API server is unless it is told otherwise."""
 
 
@@ -160,13 +160,14 @@ def check_api_server(patient: Patient) -> list[Finding]:
 
 
 def api_server() -> str:
-    """The address of SkyPilot's API server: its variable, its configuration, its default."""
+    """The address of SkyPilot's API server: its variable, its configuration, or this machine, at SkyPilot's port."""
     named = os.environ.get("SKYPILOT_API_SERVER_ENDPOINT")
     if not named:
         config = Path(os.environ.get("SKYPILOT_GLOBAL_CONFIG") or "~/.sky/config.yaml").expanduser()
         if config.is_file():
             named = (schema.load_yaml(config).get("api_server") or {}).get("endpoint")
-    return (named or API_SERVER).rstrip("/")
+    here = f"http://127.0.0.1:{os.environ.get('SKYPILOT_API_SERVER_LOCAL_PORT') or API_SERVER_PORT}"
+    return (named or here).rstrip("/")
 
 
 def check_clouds(patient: Patient) -> list[Finding]:

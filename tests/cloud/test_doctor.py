@@ -183,6 +183,8 @@ def test_the_api_server(serve, monkeypatch, tmp_path):
     assert doctor.check_api_server(patient())[0].state == "warning"  # the first launch starts it
     monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT")
     config = tmp_path / "config.yaml"
+    monkeypatch.setenv("SKYPILOT_API_SERVER_LOCAL_PORT", "47680")
+    assert doctor.api_server() == "http://127.0.0.1:47680"
     config.write_text("api_server: {endpoint: 'http://sky.invalid:46580/'}\n")
     monkeypatch.setenv("SKYPILOT_GLOBAL_CONFIG", str(config))
     assert doctor.api_server() == "http://sky.invalid:46580"

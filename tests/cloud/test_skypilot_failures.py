@@ -49,9 +49,14 @@ def test_skypilots_exceptions_become_two_lines(error: Exception, kind: type[Bafo
     assert isinstance(found, kind) and found.hint == hint and "\n" not in found.message
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
     """RunPod's answers do not come with the exception: SkyPilot 0.14.1 only prints them."""
-    shown, said = io.StringIO(), "Unauthorized request, please check your API key."
+    shown, said = Terminal(), "Unauthorized request, please check your API key."
     ear, log = lines.Ear(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
     for piece in (f"\x1b[2m{log}run_instances ", f"error: {said}\x1b[0m\n", f"{log}Full traceback:\n", log, "File x\n"):
         ear.write(piece)
@@ -63,3 +68,11 @@ def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
     bare = exceptions.ResourcesUnavailableError("Failed to provision")
     assert isinstance(failures.explain(bare, "r1", ear.refusals), AuthError)
     assert type(failures.explain(bare, "r1", ["There are no longer any instances available"])) is CapacityError
+
+
+def test_a_file_gets_whole_lines_without_colours_and_spinners():
+    shown = io.StringIO()
+    ear = lines.Ear(shown)
+    for piece in ("\x1b[2mLaun", "\r⠋ Laun", "\r\x1b[32m✓ Launched\x1b[0m\n", "\x1b[0m⚙︎ Syncing files.\r\n", "⠋ Sub"):
+        ear.write(piece)
+    assert shown.getvalue() == "✓ Launched\n⚙︎ Syncing files.\n"

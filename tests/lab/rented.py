@@ -96,8 +96,18 @@ class Rented:
         self.started.append(client)
         return client
 
-    def on_terminal(self, words: list[str], question: str, answer: str, timeout_s: float) -> tuple[int, str]:
-        """Exit code and screen of ``bafogpt WORDS`` on a terminal, where ``question`` is answered with ``answer``."""
+    def on_terminal(
+        self,
+        words: list[str],
+        question: str,
+        answer: str,
+        timeout_s: float,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> tuple[int, str]:
+        """Exit code and screen of ``bafogpt WORDS`` on a terminal, where ``question`` is answered with ``answer``.
+
+        ``meanwhile`` is called every second or so.
+        """
         child, terminal = pty.fork()
         if child == 0:
             os.chdir(ROOT)
@@ -105,6 +115,7 @@ class Rented:
         screen, answered, deadline = b"", False, time.monotonic() + timeout_s
         with contextlib.suppress(OSError):  # the terminal is gone when its last program is
             while time.monotonic() < deadline:
+                meanwhile()
                 if select.select([terminal], [], [], 1)[0]:
                     screen += os.read(terminal, 65536)
                 if not answered and question.encode() in screen:

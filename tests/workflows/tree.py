@@ -28,7 +28,7 @@ def copy_project(target: Path) -> Path:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, target / part, ignore=unwanted)
     for path in ROOT.iterdir():
-        if path.is_file():
+        if path.is_file() and path.name != ".git":  # in a linked worktree a file, and it leads to the real repository
             shutil.copy2(path, target / path.name)
     (target / "scripts" / "setup").write_text(SETUP)
     return target

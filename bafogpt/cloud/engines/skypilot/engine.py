@@ -104,7 +104,7 @@ class SkyPilotEngine:
             self.guard.secure(plan.name, idle)
         except BaseException as error:
             if request is not None:
-                print(f"the launch of {plan.name} broke off: giving back what it rented", file=sys.stderr)
+                print(f"the launch of {plan.name} broke off; whatever it has rented is given back", file=sys.stderr)
                 if isinstance(error, KeyboardInterrupt):
                     with contextlib.suppress(BafoError):
                         self.client.abandon(request)

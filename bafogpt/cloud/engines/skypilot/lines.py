@@ -17,10 +17,13 @@ _REFUSED = re.compile(r"\brun_instances error: (.+)")
 
 
 class Ear:
-    """A stream that passes on SkyPilot's account of a launch without tracebacks, and keeps what clouds answered."""
+    """A stream that passes on SkyPilot's account of a launch without tracebacks, and keeps what clouds answered.
+
+    Colours and spinners are for a terminal; a file or a pipe gets whole lines without them.
+    """
 
     def __init__(self, out: TextIO) -> None:
-        self._out = out
+        self._out, self._terminal = out, out.isatty()
         self._line, self._shown = "", 0
         self._in_traceback = False
         self.refusals: list[str] = []
@@ -30,9 +33,10 @@ class Ear:
         for piece in re.findall(r"[^\n]*\n|[^\n]+", text):
             self._line += piece
             plain, whole = _ANSI.sub("", self._line), piece.endswith("\n")
-            if whole or not _LOG.match(plain):  # a spinner ends no line, and is to be seen all the same
+            if whole or (self._terminal and not _LOG.match(plain)):  # a spinner ends no line, and is to be seen there
                 if self._shown or not self._is_traceback(plain):
-                    self._out.write(self._line[self._shown :])
+                    last = plain.rstrip("\r\n").rpartition("\r")[2] + "\n"
+                    self._out.write(self._line[self._shown :] if self._terminal else last)
                 self._shown = len(self._line)
             if whole:
                 self.refusals += [match[1].strip() for match in [_REFUSED.search(plain)] if match]
