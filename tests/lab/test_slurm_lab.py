@@ -13,6 +13,7 @@ from tests.lab.place import VENV
 L40 = {"infra": "slurm", "accelerators": "L40:4"}
 
 
+@pytest.mark.slow  # test_nodes_slurm is what every change is held to
 def test_a_task_runs_on_a_node_that_has_bafogpt_and_ssh_reaches_it(slurm_lab: RunningLab) -> None:
     name = f"smoke-{uuid.uuid4().hex[:6]}"
     say = "hostname; command -v bafogpt; bafogpt --version; echo gpus=$SKYPILOT_NUM_GPUS_PER_NODE"
