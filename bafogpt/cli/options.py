@@ -64,5 +64,10 @@ BucketOption = Annotated[
     str | None, typer.Option("--bucket", metavar="URL", help="Bucket to use in place of the one in the settings.")
 ]
 
+BandwidthOption = Annotated[
+    str | None,
+    typer.Option("--max-bandwidth", metavar="RATE", help="At most so many bytes a second: 500k, 5M, 1.5G."),
+]
+
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's name (jobs/NAME.yaml) or the path of one.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as 'bafogpt runs ls' shows it.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.options import DetachOption, JsonOption, QuietOption, YesOption
+from bafogpt.cli.options import BandwidthOption, DetachOption, JsonOption, QuietOption, YesOption
 from bafogpt.cli.output import Output
 from bafogpt.core.errors import UsageError
 
@@ -32,10 +32,6 @@ SourceArgument = Annotated[str, typer.Argument(metavar="SRC", help="The folder t
 TargetArgument = Annotated[str, typer.Argument(metavar="DST", help="The folder it becomes: a path, or a URL.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")]
 PublicOption = Annotated[bool, typer.Option("--public", help="The repository on the Hub may be seen by everybody.")]
-BandwidthOption = Annotated[
-    str | None,
-    typer.Option("--max-bandwidth", metavar="RATE", help="At most so many bytes a second: 500k, 5M, 1.5G."),
-]
 OlderOption = Annotated[str, typer.Option("--older-than", metavar="AGE", help="Spare what is younger: 30m, 24h, 7d.")]
 DepthOption = Annotated[int, typer.Option("--depth", help="Levels of folders to tell apart.")]
 
@@ -238,10 +234,10 @@ def _copy(
     from bafogpt.core import settings
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.locations import locate
-    from bafogpt.storage.transfer import Bandwidth
+    from bafogpt.storage.transfer import bandwidth as rates
 
     config = settings.load()
-    bandwidth = Bandwidth(_rate(max_bandwidth)) if max_bandwidth else None
+    bandwidth = rates.Bandwidth(rates.parse(max_bandwidth)) if max_bandwidth else None
     with out.progress("comparing", None, unit="B") as advance:
         plan = sync.prepare(locate(source, config, bare_source), locate(target, config, bare_target), progress=advance)
     if dry_run:
@@ -273,15 +269,6 @@ def _say(out: Output, report: Report) -> None:
         f"verified by {report.verified_by}"
     )
     out.result(asdict(report), text, id=report.target)
-
-
-def _rate(text: str) -> float:
-    """``"5M"`` as bytes a second."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:B(?:/s)?)?", text.strip())
-    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()] if match else 0
-    if number <= 0:
-        raise UsageError(f"--max-bandwidth {text}: not a rate", "--max-bandwidth 5M is 5,000,000 bytes a second")
-    return number
 
 
 def _age(text: str) -> timedelta:

@@ -60,6 +60,26 @@ def new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A folder for what is needed for a while, on the disk where the result will be; gone afterwards."""
+    beside.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=beside, prefix=".scratch-"))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """fsync a file that something else has written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync_folder(folder: Path) -> None:
     """fsync a folder, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -10,4 +10,9 @@
 - ``names``        Hugging Face's parameter names and litgpt's, and the shapes that a configuration asks for
 - ``hfconfig``     ``config.json`` and litgpt's ``Config``
 - ``folder``       a model folder: opened, checked, loaded into a network, written
+- ``checkpoint``   the model in a training checkpoint
+- ``pull``         a published model fetched: what belongs to it, verified
+- ``runs``         a run's newest checkpoint and the tokenizer of its data
+- ``export``       either of them in Hugging Face's layout or litgpt's
+- ``expand``       rows for the pieces of a continued tokenizer
 """

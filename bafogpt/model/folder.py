@@ -25,16 +25,18 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from bafogpt.core import files
+from bafogpt.core import digest, files
 from bafogpt.core.errors import ConfigError
 from bafogpt.model import hfconfig, names, tensorfiles
 from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
 from bafogpt.model.weights import Weight
 
-TOKENIZER_FILES = (
+BESIDE = (
+    "generation_config.json",
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.lineage.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
+"""What a model folder may have besides: the tokenizer, and how to generate."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,8 +93,18 @@ class ModelFolder:
     def bytes(self) -> int:
         return sum(weight.bytes for weight in self.weights.values())
 
-    def tokenizer_files(self) -> list[Path]:
-        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).is_file()]
+    def beside(self) -> list[Path]:
+        """The small files that go with it, the tokenizer's above all."""
+        return beside(self.path)
+
+    def require_tokenizer(self, wanted: str) -> None:
+        """Raise :class:`ConfigError` where the folder's ``tokenizer.json`` is another than the one of that digest."""
+        own = self.path / "tokenizer.json"
+        if own.is_file() and digest.of_file(own) != wanted:
+            raise ConfigError(
+                f"the data was made with another tokenizer than {own}",
+                "bafogpt data prepare … --tokenizer with the model's own, or bafogpt model expand",
+            )
 
     def load_into(self, model: nn.Module) -> None:
         """Copy the weights into a network with litgpt's names, converting to the dtype that each parameter has.
@@ -140,6 +152,18 @@ def load_config(path: Path) -> Config:
     return hfconfig.to_litgpt(hfconfig.read(path), str(path / hfconfig.CONFIG))
 
 
+def beside(path: Path) -> list[Path]:
+    """The small files of a folder that go with a model, the tokenizer's above all."""
+    return [path / name for name in BESIDE if (path / name).is_file()]
+
+
+def copy_files(sources: Iterable[Path], folder: Path) -> None:
+    """Copy small files into a folder, onto the disk."""
+    for source in sources:
+        shutil.copyfile(source, folder / source.name)
+        files.sync_file(folder / source.name)
+
+
 def of_network(model: nn.Module) -> list[Weight]:
     """A network's parameters as weights with litgpt's names; a tied head stays left out. Nothing is copied."""
     return [Weight.of(name, parameter) for name, parameter in _parameters(model).items()]
@@ -150,32 +174,31 @@ def write(
     content: Mapping[str, Any],
     weights: Iterable[Weight],
     *,
-    tokenizer: Iterable[Path] = (),
+    small: Iterable[Path] = (),
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> ModelFolder:
-    """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of the tokenizer's files.
+    """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of ``small`` files.
 
     It appears whole or not at all, and what is in memory at a time is a block of rows. Raises :class:`ConflictError`
     where ``out`` is there already, :class:`ConfigError` where the weights are not those of ``content``.
     """
     with files.new_folder(out) as partial:
         files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(content), indent=2) + "\n")
-        for source in tokenizer:
-            shutil.copyfile(source, partial / source.name)
+        copy_files(small, partial)
         tensorfiles.write_folder(partial, list(weights), shard_bytes=shard_bytes, progress=progress)
         ModelFolder.open(partial)
     return ModelFolder.open(out)
 
 
 def save(
-    out: Path, model: nn.Module, config: Config, *, tokenizer: Iterable[Path] = (), shard_bytes: int = SHARD_BYTES
+    out: Path, model: nn.Module, config: Config, *, small: Iterable[Path] = (), shard_bytes: int = SHARD_BYTES
 ) -> ModelFolder:
     """Write a network of this process (not sharded) as a model folder, in the dtype that it has."""
     weights = of_network(model)
     tied = all(weight.name != names.HEAD for weight in weights)
     content = hfconfig.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
-    return write(out, content, names.to_hf(weights, config), tokenizer=tokenizer, shard_bytes=shard_bytes)
+    return write(out, content, names.to_hf(weights, config), small=small, shard_bytes=shard_bytes)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -109,8 +109,25 @@ def to_litgpt(content: Mapping[str, Any], where: str) -> Config:
         config: Config = Config.from_name("Gemma-2-2b", **fields)
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"{where} does not make a model: {error}", f"edit {where}") from None
-    config.name = _name(fields)
+    config.name = name_of(config)
     return config
+
+
+def require_family(config: Config) -> None:
+    """Raise :class:`ConfigError` for a network that is not Gemma-2's."""
+    if not (config.post_mlp_norm and config.mlp_class_name == "GemmaMLP" and config.scale_embeddings):
+        raise ConfigError(f"{config.name or 'this model'} is not of the Gemma-2 family", "use a Gemma-2")
+
+
+def name_of(config: Config) -> str:
+    """litgpt's name for a model of that shape. "Gemma" in it is what gives litgpt's norms their unit offset."""
+    shape = ("n_embd", "n_layer", "n_head", "intermediate_size")
+    for each in litgpt_configs:
+        name: str = each["name"]
+        same = name.startswith("Gemma-2-") and not name.endswith("-it")
+        if same and all(each[key] == getattr(config, key) for key in shape):
+            return name
+    return "Gemma-2"
 
 
 def from_litgpt(
@@ -120,8 +137,7 @@ def from_litgpt(
 
     ``vocab_size`` is the padded size, that of the matrices. Raises :class:`ConfigError` for another family.
     """
-    if not (config.post_mlp_norm and config.mlp_class_name == "GemmaMLP" and config.scale_embeddings):
-        raise ConfigError(f"{config.name or 'this model'} is not of the Gemma-2 family", "export a Gemma-2")
+    require_family(config)
     known: dict[str, int | None] = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, **(special or {})}
     return {
         "architectures": ["Gemma2ForCausalLM"],
@@ -174,13 +190,3 @@ def _windows(layer_types: Any, layers: int, where: str) -> list[int]:
 def _layer_types(config: Config) -> list[str]:
     windows = config.sliding_window_indices or [0] * config.n_layer
     return ["sliding_attention" if window else "full_attention" for window in windows]
-
-
-def _name(fields: Mapping[str, Any]) -> str:
-    """litgpt's name for a model of that shape. "Gemma" in it is what gives litgpt's norms their unit offset."""
-    shape = ("n_embd", "n_layer", "n_head", "intermediate_size")
-    for each in litgpt_configs:
-        name: str = each["name"]
-        if name.startswith("Gemma-2-") and not name.endswith("-it") and all(each[key] == fields[key] for key in shape):
-            return name
-    return "Gemma-2"

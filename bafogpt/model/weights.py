@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20
 """About what :meth:`Weight.blocks` reads at a time."""
 
 Read = Callable[[int, int], torch.Tensor]

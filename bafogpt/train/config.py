@@ -40,7 +40,8 @@ class ModelConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of litgpt's ``Config`` to change, for a model of another size: ``n_layer``, ``n_embd``, …"""
     checkpoint: str | None = None
-    """Checkpoint folder in the bucket to take the first weights from (``runs/NAME``); none starts from random ones."""
+    """Where in the bucket the first weights come from: a model folder (``models/NAME``) or a run, for its newest
+    checkpoint (``runs/NAME``). None starts from random ones."""
     tie_embeddings: bool = True
     """Whether the output head is the embedding matrix, as in Gemma-2."""
 

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from bafogpt.core import settings
 from bafogpt.core.errors import BafoError
+from bafogpt.model import pull
 from bafogpt.model.config import fingerprint, gpt_config
 from bafogpt.model.gpt import new_gpt
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
 from bafogpt.train import batches, flops, metrics, optimizer, parallel
@@ -83,7 +86,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     if order.resume_step is not None:
         state.load(handoff.resume / checkpoint_name(order.resume_step))
     elif config.model.checkpoint:
-        state.load_weights(_fetch_weights(bucket, config.model.checkpoint, handoff.folder / "weights", fabric))
+        _first_weights(state, order.bucket, config.model.checkpoint, handoff.folder / "weights", fabric, manifest)
     return Run(
         config=config,
         fabric=fabric,
@@ -119,10 +122,29 @@ def _samples(
     return train, validation
 
 
-def _fetch_weights(bucket: Bucket, path: str, into: Path, fabric: Fabric) -> Path:
+def _first_weights(
+    state: TrainState, url: str, path: str, into: Path, fabric: Fabric, manifest: manifests.TokenManifest
+) -> None:
+    """Load the weights of a model folder of the bucket (``models/NAME``), or a run's newest (``runs/NAME``).
+
+    Fetched once a machine, verified; each process reads its own rows. Raises :class:`ConfigError` for a model that is
+    not the job's, or whose tokenizer is not that of the data.
+    """
+    bucket = Bucket.open(url)
+    if not bucket.exists(f"{path}/config.json"):
+        state.load_weights(_fetch_checkpoint(bucket, path, into, fabric))
+        return
+    with fabric.rank_zero_first(local=True):
+        folder = pull.fetch(locate(f"{url}/{path}", settings.load()), into, settings.load())
+    folder.require_tokenizer(manifest.tokenizer.digest)
+    folder.load_into(state.model)
+
+
+def _fetch_checkpoint(bucket: Bucket, path: str, into: Path, fabric: Fabric) -> Path:
     """The newest complete checkpoint of a run, on this disk; fetched once a machine."""
     with fabric.rank_zero_first(local=True):
         found = CheckpointStore(bucket.child(path).child("checkpoints")).fetch_newest(into)
     if found is None:
-        raise BafoError(f"{bucket.url}/{path} holds no complete checkpoint", f"bafogpt runs show {Path(path).name}")
+        message = f"{bucket.url}/{path} is neither a model folder nor a run with a complete checkpoint"
+        raise BafoError(message, f"bafogpt storage ls {path}")
     return found[1]

@@ -69,14 +69,24 @@ class Report:
     commit: str = ""
 
 
-def prepare(source: Place, target: Place, *, progress: Progress | None = None) -> Plan:
+def prepare(
+    source: Place,
+    target: Place,
+    *,
+    progress: Progress | None = None,
+    wanted: Callable[[str], bool] | None = None,
+) -> Plan:
     """Find out what a copy from ``source`` to ``target`` must send. ``progress`` counts bytes that are hashed here.
 
-    Raises what :func:`bafogpt.storage.folders.listing.read` does.
+    ``wanted`` says of a name whether that file is part of the copy; without it all are. Raises what
+    :func:`bafogpt.storage.folders.listing.read` does.
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} is source and target", "name two places")
     listing = read(source)
+    if wanted is not None:
+        entries = tuple(entry for entry in listing.entries if wanted(entry.name))
+        listing = replace(listing, entries=entries, foreign=listing.foreign and wanted(MANIFEST))
     if target.hub is not None:
         listing = hashed(listing, sha256=True, progress=progress)
         names = hub_push.kept(listing, target.hub, target.settings)

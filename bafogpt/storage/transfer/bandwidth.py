@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
+
+from bafogpt.core.errors import UsageError
 
 
 class Bandwidth:
@@ -35,3 +38,12 @@ class Bandwidth:
             ends = self._free_at
         if ends > now:
             self._sleep(ends - now)
+
+
+def parse(text: str) -> float:
+    """``"5M"`` as bytes a second. Raises :class:`UsageError` for what is no rate."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:B(?:/s)?)?", text.strip())
+    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()] if match else 0
+    if number <= 0:
+        raise UsageError(f"--max-bandwidth {text}: not a rate", "--max-bandwidth 5M is 5,000,000 bytes a second")
+    return number

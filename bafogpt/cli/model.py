@@ -1,0 +1,205 @@
+"""``bafogpt model``: models in, out, larger by a tokenizer's new pieces; what one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bafogpt.cli.options import BandwidthOption, JsonOption, QuietOption
+from bafogpt.cli.output import Output
+from bafogpt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from bafogpt.model.export import Export
+    from bafogpt.model.folder import ModelFolder
+
+app = typer.Typer(no_args_is_help=True, help="Models in and out, expanded for a tokenizer; what one is.")
+
+PublishedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="ORG/NAME of the Hub (or hf://ORG/NAME@REV), models/NAME of the bucket, or a URL."
+    ),
+]
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder on this machine.")]
+MadeArgument = Annotated[
+    str, typer.Argument(metavar="RUN|FOLDER", help="A run, for its newest checkpoint, or a folder on this machine.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")]
+PullTargetArgument = Annotated[
+    str, typer.Argument(metavar="[DST]", help="Folder it becomes; a URL keeps nothing here. Default: models/NAME.")
+]
+FormatOption = Annotated[
+    str, typer.Option("--format", metavar="hf|litgpt", help="Hugging Face's layout, or litgpt's (pickled).")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", metavar="TYPE", help="Convert to bfloat16, float16 or float32.")
+]
+StepOption = Annotated[int | None, typer.Option("--step", help="That step's checkpoint in place of the newest.")]
+ShardOption = Annotated[float, typer.Option("--shard-gb", help="Largest file, in GB.")]
+TokenizerOption = Annotated[
+    Path, typer.Option("--tokenizer", metavar="DIR", help="What 'bafogpt tokenizer extend' made of the model's own.")
+]
+InitOption = Annotated[
+    str,
+    typer.Option("--init", metavar="mean|subtokens", help="New rows: mean of all, or of the piece's own base tokens."),
+]
+
+
+@app.command()
+def pull(
+    model: PublishedArgument,
+    target: PullTargetArgument = "",
+    max_bandwidth: BandwidthOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch a published model: config, safetensors and tokenizer, verified, and nothing else of the repository.
+
+    The same command given again after an interruption goes on. HF_TOKEN is read from the environment.
+    """
+    from bafogpt.core import settings
+    from bafogpt.model import pull as pulling
+    from bafogpt.model.folder import ModelFolder
+    from bafogpt.storage.folders import sync
+    from bafogpt.storage.folders.locations import locate
+    from bafogpt.storage.transfer import bandwidth
+
+    out = Output.of(json=json, quiet=quiet)
+    config = settings.load()
+    source = pulling.source_of(model, config)
+    name = source.url.partition("@")[0].rpartition("/")[2]
+    place = locate(target or f"models/{name}", config, "local")
+    limit = bandwidth.Bandwidth(bandwidth.parse(max_bandwidth)) if max_bandwidth else None
+    with out.progress("comparing", None, unit="B") as advance:
+        plan = pulling.prepare(source, place, progress=advance)
+    with out.progress("copying", plan.bytes_to_send, unit="B") as advance:
+        report = sync.execute(plan, progress=advance, bandwidth=limit)
+    text = f"{report.files} files, {report.bytes / 1e6:,.1f} MB, verified by {report.verified_by}"
+    if place.local is not None:
+        opened = ModelFolder.open(place.local)
+        out.result(_record(opened), f"{_described(opened)}\n{text}", id=str(place.local))
+    else:
+        out.result({"target": report.target, "bytes": report.bytes}, f"{report.target}: {text}", id=report.target)
+
+
+@app.command()
+def show(folder: FolderArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Say what a model folder holds; only headers are read."""
+    from bafogpt.model.folder import ModelFolder
+
+    opened = ModelFolder.open(folder)
+    Output.of(json=json, quiet=quiet).result(_record(opened), _described(opened), id=str(folder))
+
+
+@app.command()
+def export(
+    model: MadeArgument,
+    out: OutOption,
+    form: FormatOption = "hf",
+    dtype: DtypeOption = None,
+    step: StepOption = None,
+    shard_gb: ShardOption = 5.0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a run's model, or a model folder, as safetensors for transformers, or as litgpt has it.
+
+    A run's checkpoint is fetched whole for that, beside --out, and removed afterwards.
+    """
+    from bafogpt.model import export as exporting
+
+    sink = Output.of(json=json, quiet=quiet)
+    if form not in exporting.FORMATS:
+        raise UsageError(f"--format {form} is not known", f"one of {', '.join(exporting.FORMATS)}")
+    if Path(model).is_dir():
+        _export(sink, exporting.open_folder(Path(model)), out, form, dtype, shard_gb)
+        return
+    from bafogpt.core import files, settings
+    from bafogpt.model import runs
+    from bafogpt.storage.bucket import Bucket
+
+    bucket = Bucket.open(settings.load().bucket)
+    run = runs.find(bucket, model.removeprefix("runs/"), step)
+    files.require_new(out)
+    with files.scratch_folder(out.parent) as scratch:
+        with sink.progress("fetching", sum(file.bytes for file in run.checkpoint.files), unit="B") as advance:
+            found = runs.fetch(bucket, run, scratch, progress=advance)
+        _export(sink, found, out, form, dtype, shard_gb)
+
+
+@app.command()
+def expand(
+    folder: FolderArgument,
+    tokenizer: TokenizerOption,
+    out: OutOption,
+    init: InitOption = "mean",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Give a model rows for the pieces of a tokenizer that continues its own.
+
+    The base's rows stay as they are, so text without a new piece has the logits that it had.
+    """
+    from dataclasses import asdict
+
+    from bafogpt.model import expand as expanding
+    from bafogpt.model.folder import ModelFolder
+
+    sink = Output.of(json=json, quiet=quiet)
+    if init not in expanding.INITS:
+        raise UsageError(f"--init {init} is not known", f"one of {', '.join(expanding.INITS)}")
+    with sink.progress("writing", ModelFolder.open(folder).bytes, unit="B") as advance:
+        report = expanding.expand(folder, tokenizer, out, init=init, progress=advance)
+    text = (
+        f"{out}: {report.base_vocabulary:,} rows and {report.pieces:,} new ones ({report.init}),"
+        f" {report.vocabulary:,} in all{'' if report.tied else ', in the embedding and in the head'};"
+        f" {report.bytes / 1e6:,.1f} MB"
+    )
+    sink.result(asdict(report), text, id=str(out))
+
+
+def _export(sink: Output, found: Export, out: Path, form: str, dtype: str | None, shard_gb: float) -> None:
+    from typing import cast
+
+    from bafogpt.model import export as exporting
+
+    wanted = found.as_dtype(dtype)
+    with sink.progress("writing", wanted.bytes, unit="B") as advance:
+        exporting.write(wanted, out, cast(exporting.Format, form), shard_bytes=int(shard_gb * 1e9), progress=advance)
+    names = [path.name for path in wanted.small]
+    record = {"out": str(out), "format": form, "bytes": wanted.bytes, "tied": wanted.tied, "files": names}
+    text = f"{out}: {wanted.bytes / 1e6:,.1f} MB of weights" + ("" if names else ", no tokenizer (its data is bytes)")
+    sink.result(record, text, id=str(out))
+
+
+def _record(folder: ModelFolder) -> dict[str, object]:
+    config = folder.config
+    return {
+        "folder": str(folder.path),
+        "name": config.name,
+        "parameters": folder.parameters,
+        "bytes": folder.bytes,
+        "dtype": str(folder.dtype).removeprefix("torch."),
+        "layers": config.n_layer,
+        "width": config.n_embd,
+        "heads": config.n_head,
+        "groups": config.n_query_groups,
+        "vocabulary": config.padded_vocab_size,
+        "positions": config.block_size,
+        "window": config.sliding_window_size,
+        "tied": folder.tied,
+        "beside": [path.name for path in folder.beside()],
+    }
+
+
+def _described(folder: ModelFolder) -> str:
+    config, record = folder.config, _record(folder)
+    head = "the embedding is the head" if folder.tied else "a head of its own"
+    return (
+        f"{folder.path}: {config.name}, {folder.parameters / 1e6:,.1f} M parameters, {record['dtype']},"
+        f" {folder.bytes / 1e6:,.1f} MB\n"
+        f"{config.n_layer} layers of width {config.n_embd}, vocabulary {config.padded_vocab_size:,}, {head}"
+    )

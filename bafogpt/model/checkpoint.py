@@ -1,0 +1,77 @@
+"""The model in a training checkpoint: its configuration and weights, as a model folder has them.
+
+A checkpoint folder has ``checkpoint.json`` and one safetensors file a process, each with its rows of every tensor:
+the model's under ``model.``, the optimizer's under ``optimizer.``, which are not looked at here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litgpt.config import Config
+
+from bafogpt.core.errors import CorruptError
+from bafogpt.model import hfconfig, names, tensorfiles
+from bafogpt.model.weights import Weight
+
+META = "checkpoint.json"
+PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A checkpoint on disk, as far as it is a model."""
+
+    path: Path
+    step: int
+    config: Config
+    tied: bool
+    """Whether the output head is the embedding matrix."""
+    weights: Mapping[str, Weight]
+    """By Hugging Face's names, in the network's order; without a head where it is tied."""
+
+    @classmethod
+    def open(cls, path: Path) -> CheckpointFolder:
+        """Read the headers and check names and shapes against the configuration that is saved with them.
+
+        Raises :class:`CorruptError` for what is not a whole checkpoint, :class:`ConfigError` for a model that is not of
+        the Gemma-2 family.
+        """
+        try:
+            meta = json.loads((path / META).read_text(encoding="utf-8"))
+            saved, step = dict(meta["fingerprint"]["model"]), int(meta["step"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"{path} is not a checkpoint: {error}", f"ls {path}") from None
+        tied = bool(saved.get("tie_embeddings", True))
+        config = _config(saved, path)
+        found = tensorfiles.read_slices(sorted(path.glob("*.safetensors")))
+        ours = {name.removeprefix(PREFIX): weight for name, weight in found.items() if name.startswith(PREFIX)}
+        if tied and names.EMBEDDING not in ours and names.HEAD in ours:
+            ours[names.EMBEDDING] = ours.pop(names.HEAD)  # one tensor; which of its names is saved is chance
+        theirs = {
+            weight.name: weight
+            for weight in names.to_hf([weight.renamed(name) for name, weight in ours.items()], config)
+        }
+        expected = names.shapes(config, tied=tied)
+        wrong = [name for name, shape in expected.items() if name not in theirs or theirs[name].shape != shape]
+        if wrong or len(theirs) != len(expected):
+            what = wrong[0] if wrong else sorted({*theirs} - {*expected})[0]
+            raise CorruptError(f"{path}: {what} is not as its configuration says", "bafogpt storage verify runs/RUN")
+        return cls(path, step, config, tied, {name: theirs[name] for name in expected})
+
+
+def _config(saved: Mapping[str, Any], path: Path) -> Config:
+    """litgpt's configuration from a checkpoint's fingerprint, which leaves out the name and what is not set."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    try:
+        config = Config(**{key: value for key, value in saved.items() if key in known})
+    except (AssertionError, TypeError, ValueError) as error:
+        raise CorruptError(f"{path}: its configuration does not make a model: {error}", f"cat {path / META}") from None
+    hfconfig.require_family(config)
+    config.name = hfconfig.name_of(config)
+    return config

@@ -1,0 +1,198 @@
+"""A model for a continued tokenizer: rows for the new pieces, in the embedding and in a head of its own.
+
+Rows of the base's pieces stay as they are, bit by bit. A new piece's row is the mean of all rows (``mean``), or of the
+rows of the tokens that the base writes the piece with (``subtokens``), which the tokenizer's lineage names. Padding up
+to a multiple of 64 gets the mean row. One pass over the base's rows is all that is read, and what is in memory is a
+block of them and the new rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bafogpt.core import digest
+from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
+from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, TOKENIZER
+from bafogpt.model import folder as folders
+from bafogpt.model import names
+from bafogpt.model.config import PADDING_MULTIPLE, padded
+from bafogpt.model.folder import ModelFolder
+from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
+from bafogpt.model.weights import Weight, joined
+
+Init = Literal["mean", "subtokens"]
+INITS: tuple[Init, ...] = ("mean", "subtokens")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What of a ``tokenizer.lineage.json`` is needed here."""
+
+    folder: Path
+    base_digest: str
+    base_size: int
+    size: int
+    """Ids of the new tokenizer, padding pieces included."""
+    pieces: np.ndarray
+    """[n] int64, the piece of each constituent, counted from the first new one."""
+    constituents: np.ndarray
+    """[n] int64, ids of the base."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Lineage:
+        """Raises :class:`NotFoundError` where there is none, :class:`ConfigError` where it is not that of the
+        ``tokenizer.json`` beside it, :class:`CorruptError` where it makes no sense."""
+        file, tokenizer = folder / LINEAGE, folder / TOKENIZER
+        if not tokenizer.is_file() or not file.is_file():
+            missing = (LINEAGE if tokenizer.is_file() else TOKENIZER) if folder.is_dir() else "such folder"
+            raise NotFoundError(f"{folder}: no {missing}", "--tokenizer DIR, as 'bafogpt tokenizer extend' makes one")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["schema"] != LINEAGE_SCHEMA:
+                raise ValueError(f"schema {content['schema']!r}")
+            base, size = content["base"], _size_of(tokenizer)
+            pieces = content["pieces"]
+            read = cls(folder, str(base["digest"]), int(base["size"]), size, *_constituents(pieces, int(base["size"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"{file}: not a lineage ({error})", "make the tokenizer again") from None
+        if content["tokenizer"] != digest.of_file(tokenizer):
+            raise ConfigError(f"{file} is not of the {TOKENIZER} beside it", "take both files from one tokenizer")
+        return read
+
+    @property
+    def new(self) -> int:
+        """Ids after the base's."""
+        return self.size - self.base_size
+
+
+def _size_of(tokenizer: Path) -> int:
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    added = (each["id"] for each in content.get("added_tokens") or ())
+    return max(max(content["model"]["vocab"].values()), *added, 0) + 1
+
+
+def _constituents(pieces: list[Mapping[str, Any]], base_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs (piece, constituent); every piece has its place right after the base and at least one constituent."""
+    counts = [len(piece["constituents"]) for piece in pieces]
+    flat = np.array([number for piece in pieces for number in piece["constituents"]], dtype=np.int64)
+    if [piece["id"] for piece in pieces] != list(range(base_size, base_size + len(pieces))) or not all(counts):
+        raise ValueError("pieces are not numbered from the base's size on, or have no constituents")
+    if flat.size and not (flat.min() >= 0 and flat.max() < base_size):
+        raise ValueError("a constituent is not a token of the base")
+    return np.repeat(np.arange(len(pieces), dtype=np.int64), counts), flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandReport:
+    """What was made."""
+
+    out: str
+    init: Init
+    base_vocabulary: int
+    vocabulary: int
+    """Rows now, a multiple of 64."""
+    pieces: int
+    """New rows that a text can have; the rest after the base's are padding."""
+    tied: bool
+    bytes: int
+
+
+def expand(
+    path: Path,
+    tokenizer: Path,
+    out: Path,
+    *,
+    init: Init = "mean",
+    shard_bytes: int = SHARD_BYTES,
+    progress: Advance = lambda _: None,
+) -> ExpandReport:
+    """Write the model folder ``path`` with rows for the pieces of the folder ``tokenizer`` as the new folder ``out``.
+
+    Raises :class:`ConfigError` where that tokenizer does not continue the model's own, and what
+    :meth:`ModelFolder.open`, :meth:`Lineage.read` and :func:`folder.write` raise; ``out`` does not appear then.
+    """
+    model, lineage = ModelFolder.open(path), Lineage.read(tokenizer)
+    _require_base(model, lineage)
+    rows = padded(lineage.size)
+    weights = dict(model.weights)
+    for name in (names.HF_EMBEDDING, names.HF_HEAD):
+        if name in weights:
+            weights[name] = _expanded(weights[name], lineage, rows, init)
+    small = [each for each in model.beside() if each.name == "generation_config.json"]
+    folders.write(
+        out,
+        {**model.content, "vocab_size": rows},
+        weights.values(),
+        small=[*folders.beside(tokenizer), *small],
+        shard_bytes=shard_bytes,
+        progress=progress,
+    )
+    return ExpandReport(
+        out=str(out),
+        init=init,
+        base_vocabulary=lineage.base_size,
+        vocabulary=rows,
+        pieces=lineage.new,
+        tied=model.tied,
+        bytes=sum(weight.bytes for weight in weights.values()),
+    )
+
+
+def _require_base(model: ModelFolder, lineage: Lineage) -> None:
+    """Raise :class:`ConfigError` unless the tokenizer continues the one that the model has."""
+    own = model.path / TOKENIZER
+    if own.is_file() and digest.of_file(own) != lineage.base_digest:
+        raise ConfigError(
+            f"{lineage.folder} continues another tokenizer than {own}",
+            f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
+        )
+    rows = model.config.padded_vocab_size
+    if not lineage.base_size <= rows < lineage.base_size + PADDING_MULTIPLE:
+        raise ConfigError(
+            f"{lineage.folder} continues a tokenizer of {lineage.base_size:,}, {model.path} has {rows:,} rows",
+            f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
+        )
+
+
+def _expanded(base: Weight, lineage: Lineage, rows: int, init: Init) -> Weight:
+    """The base's rows, then the new ones, then padding."""
+    kept = base.part(base.name, 0, lineage.base_size)
+    mean, sums = _one_pass(kept, lineage if init == "subtokens" else None)
+    new = rows - lineage.base_size
+    filled = 0
+    parts = [kept]
+    if sums is not None:
+        counts = torch.from_numpy(np.bincount(lineage.pieces))
+        subtokens = sums.div_(counts[:, None]).to(base.dtype)
+        parts.append(Weight.of(base.name, subtokens))
+        filled = len(subtokens)
+    row = mean.to(base.dtype)
+    repeated = Weight(base.name, (new - filled, len(row)), base.dtype, lambda start, stop: row.expand(stop - start, -1))
+    return joined(base.name, [*parts, *([repeated] if new > filled else [])])
+
+
+def _one_pass(base: Weight, lineage: Lineage | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The mean row [d], and with a lineage the sum of each new piece's constituents [pieces, d]; float32."""
+    width = base.shape[1]
+    total = torch.zeros(width, dtype=torch.float64)
+    sums, order, wanted = None, np.array([], np.int64), np.array([], np.int64)
+    if lineage is not None:
+        sums = torch.zeros(int(lineage.pieces[-1]) + 1, width)
+        order = np.argsort(lineage.constituents, kind="stable")
+        wanted = lineage.constituents[order]
+    for start, block in base.blocks():
+        values = block.float()
+        total += values.sum(dim=0)  # float32 within a block, float64 over them
+        if lineage is not None and sums is not None:
+            here = slice(*np.searchsorted(wanted, (start, start + len(block))))
+            sums.index_add_(
+                0, torch.from_numpy(lineage.pieces[order[here]]), values[torch.from_numpy(wanted[here] - start)]
+            )
+    return (total / base.rows).float(), sums

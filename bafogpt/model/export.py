@@ -1,0 +1,141 @@
+"""Models out: a training checkpoint or a model folder as Hugging Face's layout or litgpt's.
+
+Hugging Face's is a model folder again. litgpt's is ``lit_model.pth`` (pickled: it has no other) and
+``model_config.yaml``, with the norm's epsilon that the published model has and with the head as it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from litgpt.config import Config
+
+from bafogpt.core import files
+from bafogpt.core.errors import ConfigError, NotFoundError
+from bafogpt.data.tokenizer import JsonTokenizer
+from bafogpt.model import folder as folders
+from bafogpt.model import hfconfig, names
+from bafogpt.model.checkpoint import META, CheckpointFolder
+from bafogpt.model.folder import DTYPES, ModelFolder
+from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
+from bafogpt.model.weights import Weight
+
+Format = Literal["hf", "litgpt"]
+FORMATS: tuple[Format, ...] = ("hf", "litgpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A model that can be written anywhere."""
+
+    config: Config
+    tied: bool
+    weights: Mapping[str, Weight]
+    """By Hugging Face's names."""
+    content: Mapping[str, Any]
+    """The ``config.json`` it has, or will have."""
+    small: tuple[Path, ...] = ()
+    """Files that go with it: the tokenizer's above all."""
+
+    def as_dtype(self, name: str | None) -> Export:
+        """The same with all tensors converted; as they are without a name. Raises :class:`ConfigError`."""
+        if name is None:
+            return self
+        if name not in DTYPES:
+            raise ConfigError(f"dtype '{name}' is not known", f"one of {', '.join(DTYPES)}")
+        weights = {key: weight.to(DTYPES[name]) for key, weight in self.weights.items()}
+        content = {key: value for key, value in self.content.items() if key != "dtype"}
+        return replace(self, weights=weights, content={**content, "torch_dtype": name})
+
+    @property
+    def bytes(self) -> int:
+        return sum(weight.bytes for weight in self.weights.values())
+
+
+def of_folder(folder: ModelFolder) -> Export:
+    """A model folder as it is."""
+    small = tuple(folder.beside())
+    return Export(config=folder.config, tied=folder.tied, weights=folder.weights, content=folder.content, small=small)
+
+
+def of_checkpoint(checkpoint: CheckpointFolder, small: Iterable[Path] = ()) -> Export:
+    """A checkpoint's model, with the files of the tokenizer that its data was made with."""
+    small = tuple(small)
+    dtype = folders.dtype_name(checkpoint.weights[names.HF_EMBEDDING].dtype)
+    content = hfconfig.from_litgpt(
+        checkpoint.config, tie_embeddings=checkpoint.tied, dtype=dtype, special=_special(small)
+    )
+    return Export(
+        config=checkpoint.config,
+        tied=checkpoint.tied,
+        weights=checkpoint.weights,
+        content=content,
+        small=small,
+    )
+
+
+def open_folder(path: Path) -> Export:
+    """A folder on this disk, whichever of the two it is. Raises :class:`NotFoundError` where it is neither."""
+    if (path / META).is_file():
+        return of_checkpoint(CheckpointFolder.open(path), folders.beside(path))
+    if (path / hfconfig.CONFIG).is_file():
+        return of_folder(ModelFolder.open(path))
+    raise NotFoundError(f"{path} has no {hfconfig.CONFIG} and no {META}", f"ls {path}")
+
+
+def write(
+    export: Export, out: Path, form: Format, *, shard_bytes: int = SHARD_BYTES, progress: Advance = lambda _: None
+) -> None:
+    """Write a model as the new folder ``out``, which appears whole or not at all.
+
+    Raises :class:`ConflictError` where ``out`` is there already.
+    """
+    if form == "hf":
+        folders.write(
+            out,
+            export.content,
+            export.weights.values(),
+            small=export.small,
+            shard_bytes=shard_bytes,
+            progress=progress,
+        )
+    else:
+        _write_litgpt(export, out, progress)
+
+
+def _special(small: tuple[Path, ...]) -> dict[str, int | None]:
+    """The ids of begin and end that the tokenizer has; Gemma's where there is none."""
+    file = next((path for path in small if path.name == "tokenizer.json"), None)
+    if file is None:
+        return {}
+    read = JsonTokenizer(file)
+    return {"bos_token_id": read.bos_id, "eos_token_id": read.eos_id}
+
+
+def _write_litgpt(export: Export, out: Path, progress: Advance) -> None:
+    from litgpt.utils import incremental_save, save_config
+
+    weights = names.to_litgpt(export.weights, export.config)
+    with files.new_folder(out) as partial:
+        files.require_space(partial, export.bytes, "the model")
+        with incremental_save(partial / "lit_model.pth") as saver:
+            state = dict(_stored(saver, weights.values(), progress))
+            if export.tied:
+                state[names.HEAD] = state[names.EMBEDDING]
+            saver.save(state)
+        save_config(export.config, partial)
+        folders.copy_files(export.small, partial)
+        files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(export.content), indent=2) + "\n")
+        files.sync_file(partial / "lit_model.pth")
+
+
+def _stored(saver: Any, weights: Iterable[Weight], progress: Advance) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor written, and what stands for it in the file's index; one is in memory at a time."""
+    for weight in weights:
+        yield weight.name, saver.store_early(weight.tensor())
+        progress(weight.bytes)

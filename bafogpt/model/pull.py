@@ -1,0 +1,54 @@
+"""A published model to a model folder: a verified copy of the files that a model needs, and no others.
+
+The files are those of the Hub, byte by byte, so nothing is converted and nothing is on the disk twice.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+from bafogpt.core.errors import NotFoundError
+from bafogpt.core.settings import Settings
+from bafogpt.model import hfconfig, tensorfiles
+from bafogpt.model.folder import BESIDE, ModelFolder
+from bafogpt.storage.bucket import Progress
+from bafogpt.storage.folders import sync
+from bafogpt.storage.folders.locations import Place, locate
+from bafogpt.storage.folders.sync import Plan
+
+WANTED = (hfconfig.CONFIG, "model*.safetensors", tensorfiles.INDEX, *BESIDE)
+OURS = ("models/", "runs/")
+"""How the names of folders in the bucket begin; other names of the form ``ORG/NAME`` are the Hub's."""
+
+
+def source_of(text: str, settings: Settings) -> Place:
+    """What a person means by ``google/gemma-2-2b``, ``models/zulu`` (the settings' bucket), or a URL."""
+    bare = "://" not in text and not text.startswith((".", "/", "~"))
+    if bare and not text.startswith(OURS) and text.count("/") == 1:
+        return locate(f"hf://{text}", settings)
+    return locate(text, settings)
+
+
+def prepare(source: Place, target: Place, *, progress: Progress | None = None) -> Plan:
+    """What must be copied. Raises :class:`NotFoundError` where the source has no model as safetensors."""
+    plan = sync.prepare(source, target, progress=progress, wanted=is_wanted)
+    names = [entry.name for entry in plan.listing.entries]
+    if hfconfig.CONFIG not in names or not fnmatch.filter(names, "*.safetensors"):
+        raise NotFoundError(
+            f"{source.url} has no {hfconfig.CONFIG} with safetensors beside it",
+            f"bafogpt storage ls {source.url}",
+        )
+    return plan
+
+
+def fetch(source: Place, into: Path, settings: Settings, *, progress: Progress = lambda _: None) -> ModelFolder:
+    """The model folder at ``source`` as ``into`` on this disk, verified and opened; what is there already stays."""
+    plan = prepare(source, locate(str(into.absolute()), settings, "local"))
+    sync.execute(plan, progress=progress)
+    return ModelFolder.open(into)
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a file of a repository belongs to a model folder."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in WANTED) and "/" not in name

@@ -1,0 +1,151 @@
+"""Where a run's first weights come from, and what a run's model is elsewhere: trained here, exported, loaded there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bafogpt.cli import main as command_line
+from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
+from bafogpt.model import export, names, runs
+from bafogpt.model.checkpoint import CheckpointFolder
+from bafogpt.model.folder import ModelFolder
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints.store import CheckpointStore
+
+from .conftest import Trained, tiny
+
+Train = Callable[..., Trained]
+
+
+def uploaded(bucket: Bucket, name: str, made: Trained) -> None:
+    """What the supervisor would have put into the bucket of a run."""
+    last = made.staged[-1]
+    run = bucket.child(f"runs/{name}")
+    job = {"train": {"data": {"path": "data/starter"}, "model": {"name": "Gemma-2-2b"}}}
+    run.put("run.json", json.dumps({"name": name, "job": job}).encode())
+    store = CheckpointStore(run.child("checkpoints"))
+    store.upload(last.folder, step=last.step, samples=last.samples, upload_id="u", metadata={})
+
+
+def their_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        found: torch.Tensor = model(ids).logits
+    return found
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[bool, Trained]:
+    """Runs that are over, by whether their head is tied; each is made once."""
+    return {}
+
+
+@pytest.fixture
+def finished(train: Train, dataset: Bucket, made: dict[bool, Trained]) -> Callable[[bool], Trained]:
+    """``finished(tied)``: a run with that head, which is ``runs/over-true`` or ``runs/over-false`` of the bucket."""
+
+    def get(tied: bool) -> Trained:
+        if tied not in made:
+            made[tied] = train(tiny(model={"tie_embeddings": tied}))
+            uploaded(dataset, f"over-{tied}".lower(), made[tied])
+        return made[tied]
+
+    return get
+
+
+@pytest.mark.parametrize(("tied", "processes"), [(False, 1), (True, 2)], ids=["untied", "tied-on-two-processes"])
+def test_a_run_goes_on_alike_from_a_run_and_from_the_model_folder_exported_of_it(
+    train: Train, finished: Callable[[bool], Trained], tmp_path: Path, tied: bool, processes: int
+):
+    first, name, out = finished(tied), f"over-{tied}".lower(), tmp_path / "exported"
+
+    assert command_line.main(["model", "export", f"runs/{name}", "--out", str(out), "--shard-gb", "0.0002"]) == 0
+    folder = ModelFolder.open(out)
+    assert folder.tied == tied and (out / "model.safetensors.index.json").exists()
+    saved = CheckpointFolder.open(first.staged[-1].folder)
+    assert all(torch.equal(weight.tensor(), folder.weights[key].tensor()) for key, weight in saved.weights.items())
+    assert command_line.main(["storage", "push", str(out), f"models/{name}"]) == 0
+
+    def start(checkpoint: str) -> Trained:
+        return train(tiny(model={"tie_embeddings": tied, "checkpoint": checkpoint}), processes=processes)
+
+    from_run, from_folder = start(f"runs/{name}"), start(f"models/{name}")
+
+    assert from_folder.losses == from_run.losses
+    assert from_folder.losses[1] < first.losses[1], "it goes on from what was learned"
+    if processes == 2:
+        checkpoint = from_run.staged[-1].folder
+        assert CheckpointFolder.open(checkpoint).step == 12
+        sorted(checkpoint.glob("*.safetensors"))[0].unlink()
+        with pytest.raises(CorruptError):
+            CheckpointFolder.open(checkpoint)
+
+
+def test_an_exported_run_has_the_runs_logits_in_transformers_and_in_litgpt(
+    finished: Callable[[bool], Trained], dataset: Bucket, tmp_path: Path
+):
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    finished(False)
+    model = runs.fetch(dataset, runs.find(dataset, "over-false"), tmp_path / "scratch")
+    assert model.small == (), "its data is bytes"
+
+    export.write(model, tmp_path / "hf", "hf")
+    export.write(model, tmp_path / "lit", "litgpt")
+
+    network = GPT(Config.from_checkpoint(tmp_path / "lit")).eval()
+    network.load_state_dict(torch.load(tmp_path / "lit" / "lit_model.pth", weights_only=True, mmap=True), strict=True)
+    assert network.config.norm_eps == 1e-6
+    assert not torch.equal(network.lm_head.weight, network.transformer.wte.weight)
+    ids = torch.randint(320, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(their_logits(tmp_path / "hf", ids), network(ids), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_does_not_fit_the_job_is_refused_before_a_step(
+    train: Train, finished: Callable[[bool], Trained], tmp_path: Path
+):
+    export.write(export.open_folder(finished(True).staged[-1].folder), tmp_path / "other", "hf")
+    assert command_line.main(["storage", "push", str(tmp_path / "other"), "models/plain"]) == 0
+    (tmp_path / "other" / "tokenizer.json").write_text("{}")
+    assert command_line.main(["storage", "push", str(tmp_path / "other"), "models/other"]) == 0
+
+    def error(**model: Any) -> str:
+        (result,) = train(tiny(model=model)).results
+        assert (result.outcome, result.retry) == ("failed", False)
+        return result.error
+
+    assert "mlp.fc_1.weight is 128" in error(checkpoint="models/plain", overrides={"intermediate_size": 96})
+    assert "the data was made with another tokenizer" in error(checkpoint="models/other")
+    assert "neither a model folder nor a run" in error(checkpoint="models/nothing")
+
+
+def test_what_a_run_does_not_have_is_named(finished: Callable[[bool], Trained], dataset: Bucket):
+    finished(True)
+
+    with pytest.raises(NotFoundError, match=r"no complete checkpoint of step 7 \(there are: 12\)"):
+        runs.find(dataset, "over-true", step=7)
+    with pytest.raises(RunNotFoundError, match="did you mean 'over-tr"):
+        runs.find(dataset, "over-tru")
+
+
+def test_an_export_converts_and_says_so_in_its_config(finished: Callable[[bool], Trained], tmp_path: Path):
+    model = export.open_folder(finished(True).staged[-1].folder)
+
+    export.write(model.as_dtype("bfloat16"), tmp_path / "half", "hf")
+
+    folder = ModelFolder.open(tmp_path / "half")
+    whole = model.weights[names.HF_EMBEDDING].tensor()
+    assert folder.content["torch_dtype"] == "bfloat16"
+    assert torch.equal(folder.weights[names.HF_EMBEDDING].tensor(), whole.bfloat16())
+    with pytest.raises(ConfigError, match="'int3' is not known"):
+        model.as_dtype("int3")
