@@ -92,9 +92,9 @@ def test_a_repository_without_safetensors_is_refused(tmp_path: Path, hub: Hub, c
     [
         ("google/gemma-2-2b", "hf://google/gemma-2-2b"),
         ("hf://google/gemma-2-2b@main", "hf://google/gemma-2-2b@main"),
-        ("models/zulu", "s3://b/p/models/zulu"),
+        ("models/zulu", "s3://bucket/p/models/zulu"),
         ("s3://other/models/zulu", "s3://other/models/zulu"),
     ],
 )
 def test_a_name_of_the_hub_and_one_of_the_bucket_are_told_apart(text: str, url: str):
-    assert pull.source_of(text, Settings(bucket="s3://b/p")).url == url
+    assert pull.source_of(text, Settings(bucket="s3://bucket/p")).url == url
