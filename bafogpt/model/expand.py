@@ -75,7 +75,7 @@ class Lineage:
 def _size_of(tokenizer: Path) -> int:
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
     added = (each["id"] for each in content.get("added_tokens") or ())
-    return max(max(content["model"]["vocab"].values()), *added, 0) + 1
+    return int(max(max(content["model"]["vocab"].values()), *added, 0)) + 1
 
 
 def _constituents(pieces: list[Mapping[str, Any]], base_size: int) -> tuple[np.ndarray, np.ndarray]:
