@@ -209,8 +209,8 @@ def test_unknown_runs(bafogpt: Command):
     says(bafogpt("runs", "show", "nobody"), ExitCode.JOB_NOT_FOUND, "no run 'nobody'", "bafogpt runs ls")
 
 
-def test_a_rented_machine_is_not_in_this_version_and_the_error_says_what_to_do(bafogpt: Command):
-    ended = bafogpt("cloud", "launch", "demo", "--infra", "runpod", "--yes", BAFOGPT_BUCKET="s3://b")
-    says(ended, ExitCode.FAILURE, "launching on runpod is not in this version", "sky launch")
-    unasked = bafogpt("cloud", "launch", "demo", "--infra", "runpod")
+def test_a_rented_machine_is_asked_for_only_with_a_yes_and_a_bucket_that_it_can_see(bafogpt: Command):
+    unasked = bafogpt("cloud", "launch", "demo", "--infra", "runpod", BAFOGPT_BUCKET="s3://b")
     says(unasked, ExitCode.USAGE, "no terminal to ask on", "--yes")
+    hidden = bafogpt("cloud", "launch", "demo", "--infra", "runpod", "--yes", BAFOGPT_BUCKET="file:///tmp/b")
+    says(hidden, ExitCode.USAGE, "is a folder of this machine", "--bucket s3://NAME")

@@ -26,7 +26,8 @@ from .plan import Fallen, Kill, Layout, Outcome, Plan, Truth
 from .proxy import Decide, Proxy, Request
 
 PATIENCE_S = 90.0
-"""A run that takes longer for one thing hangs."""
+"""A run that takes longer for one thing hangs; with the real trainer, whose start alone is seconds of CPU, three times
+that."""
 
 
 class Lane:
@@ -228,7 +229,7 @@ class Lane:
         return self.armed.living("trainer")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S * (3 if self.plan.torch else 1)
         while not condition():
             if time.monotonic() > deadline:
                 raise _HangsError(f"{self.name} hangs, waiting for {what}; {self._output.read_text()[-1500:]}")
