@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.lab.place import MARK, Place
 
 WORKERS = re.compile(
-    rb"(^|^: |/)(slurm|munged|sshd)|\bsky\.(server|jobs|skylet|serve|utils)|SkyPilot|skylet|podcloud"
+    rb"(^|^: |/)(slurm|munged|sshd)|(\b|-m)sky\.(server|jobs|skylet|serve|utils)|SkyPilot|skylet|podcloud"
     rb"|multiprocessing\.(spawn|forkserver|resource_tracker) import"  # of a server that was killed
 )
 """What a command line with the mark must contain to be the lab's and not a person's."""
