@@ -46,6 +46,17 @@ InitOption = Annotated[
     str,
     typer.Option("--init", metavar="mean|subtokens", help="New rows: mean of all, or of the piece's own base tokens."),
 ]
+AdapterArgument = Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, as PEFT has it.")]
+IntoOption = Annotated[
+    str,
+    typer.Option(
+        "--into", metavar="dequantised|original", help="The base as 4 bits made it in training, or as it is on disk."
+    ),
+]
+TextOption = Annotated[
+    list[str] | None,
+    typer.Option("--text", metavar="SOURCE", help="Held-out text to compare on; default: the starter's. Repeatable."),
+]
 
 
 @app.command()
@@ -159,6 +170,44 @@ def expand(
         f" {report.bytes / 1e6:,.1f} MB"
     )
     sink.result(asdict(report), text, id=str(out))
+
+
+@app.command()
+def merge(
+    folder: FolderArgument,
+    adapter: AdapterArgument,
+    out: OutOption,
+    into: IntoOption = "dequantised",
+    text: TextOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make an adapter part of its base, and compare what comes out with what was trained.
+
+    Loss and likeliest tokens on held-out text are printed for both.
+    """
+    from dataclasses import asdict
+    from typing import cast
+
+    from bafogpt.core import settings
+    from bafogpt.model import merge as merging
+    from bafogpt.model import samples
+    from bafogpt.model.folder import ModelFolder
+
+    sink = Output.of(json=json, quiet=quiet)
+    if into not in merging.INTO:
+        raise UsageError(f"--into {into} is not known", f"one of {', '.join(merging.INTO)}")
+    opened = ModelFolder.open(folder)
+    held_out = samples.of_text(opened, text or ["starter"], settings.load())
+    with sink.progress("writing", opened.bytes, unit="B") as advance:
+        found = merging.merge(folder, adapter, out, held_out, into=cast(merging.Into, into), progress=advance)
+    described = (
+        f"{out}: {adapter} merged into the {into} {folder}\n"
+        f"on {found.tokens:,} tokens of {found.samples} samples: loss {found.merged_loss:.4f},"
+        f" as trained {found.trained_loss:.4f}; the same likeliest token for {found.argmax:.2%};"
+        f" largest difference of a logit {found.largest_difference:.3g}"
+    )
+    sink.result({"out": str(out), "into": into, **asdict(found)}, described, id=str(out))
 
 
 def _export(sink: Output, found: Export, out: Path, form: str, dtype: str | None, shard_gb: float) -> None:

@@ -14,5 +14,7 @@
 - ``pull``         a published model fetched: what belongs to it, verified
 - ``runs``         a run's newest checkpoint and the tokenizer of its data
 - ``export``       either of them in Hugging Face's layout or litgpt's
+- ``merge``        an adapter made part of its base, and held against the two apart
+- ``samples``      a little text in a model's tokenizer, to compare on
 - ``expand``       rows for the pieces of a continued tokenizer
 """
