@@ -187,7 +187,6 @@ def merge(
     Loss and likeliest tokens on held-out text are printed for both.
     """
     from dataclasses import asdict
-    from typing import cast
 
     from bafogpt.core import settings
     from bafogpt.model import merge as merging
@@ -200,7 +199,7 @@ def merge(
     opened = ModelFolder.open(folder)
     held_out = samples.of_text(opened, text or ["starter"], settings.load())
     with sink.progress("writing", opened.bytes, unit="B") as advance:
-        found = merging.merge(folder, adapter, out, held_out, into=cast(merging.Into, into), progress=advance)
+        found = merging.merge(folder, adapter, out, held_out, into=into, progress=advance)
     described = (
         f"{out}: {adapter} merged into the {into} {folder}\n"
         f"on {found.tokens:,} tokens of {found.samples} samples: loss {found.merged_loss:.4f},"

@@ -60,8 +60,9 @@ def merge(
 
     ``samples`` are [T] int64 that neither has seen. Weights are streamed: one matrix at a time where they are quantised
     first, a block of rows where they are not; the comparison has one network in memory at a time. Raises
-    :class:`ConfigError` where the adapter is for another base or sits on a head that is the embedding,
-    :class:`ConflictError` where ``out`` is there already, :class:`DataError` without samples, and what :meth:`ModelFolder.open` and :func:`folder.write` raise.
+    :class:`ConflictError` where ``out`` is there already, :class:`ConfigError` where the adapter is for another base or
+    sits on a head that is the embedding, :class:`DataError` without samples, and what :meth:`ModelFolder.open` and
+    :func:`folder.write` raise.
     """
     files.require_new(out)
     model = ModelFolder.open(base)
@@ -139,7 +140,7 @@ def _with_pair(weight: Weight, pairs: Mapping[str, torch.Tensor], scaling: float
 def _network(model: ModelFolder) -> GPT:
     with torch.device("meta"):
         network = GPT(model.config)
-    network = network.to(model.dtype).to_empty(device="cpu").eval()
+    network.to(model.dtype).to_empty(device="cpu").eval()
     if model.tied:
         tie(network)
     model.load_into(network)
@@ -150,7 +151,8 @@ def _network(model: ModelFolder) -> GPT:
 @torch.no_grad()
 def _logits(network: GPT, sample: torch.Tensor) -> torch.Tensor:
     """[T, V] float32 of a sample [1, T]."""
-    return network(sample)[0].float()
+    logits: torch.Tensor = network(sample)
+    return logits[0].float()
 
 
 def _compare(ours: list[torch.Tensor], theirs: list[torch.Tensor], samples: list[torch.Tensor]) -> Agreement:
