@@ -170,7 +170,8 @@ def _spill(
         encoded = tokenizer.encode_batch([document.text for document in batch])
         for document, ids in zip(batch, encoded, strict=True):
             tokens = _framed(ids, tokenizer, bos)
-            spill.add(document.stage, Spilled(curriculum.key(document.text), document.source, tokens))
+            key, size = curriculum.key(document.text), len(document.text.encode())
+            spill.add(document.stage, Spilled(key, document.source, tokens, size, document.lang))
             stages.setdefault(document.stage, Count()).add(document.text, len(tokens))
             report.sources.setdefault(document.source, Count()).add(document.text, len(tokens))
         if progress is not None:
@@ -193,7 +194,8 @@ def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: P
                 report.duplicates += 1
                 continue
             seen.add(document.key)
-            writer.add("validation", stage, document.source, document.tokens)
+            source, tokens = document.source, document.tokens
+            writer.add("validation", stage, source, tokens, size=document.bytes, language=document.language)
             report.validation_tokens += document.size
 
     def train(stage: str) -> Iterator[Spilled]:
@@ -206,7 +208,7 @@ def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: P
     stages = ((stage, train(stage)) for stage in STAGES)
     for stage, document, is_replay in curriculum.order(stages, train(REPLAY), ratio, lambda each: each.size):
         source = f"{REPLAY}/{document.source}" if is_replay else document.source
-        writer.add("train", stage, source, document.tokens)
+        writer.add("train", stage, source, document.tokens, size=document.bytes, language=document.language)
         report.train_tokens += document.size
         replayed += document.size if is_replay else 0
         written += 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-HEADER = struct.Struct(f"<{curriculum.KEY_BYTES}sIQ")  # key, number of the source, tokens
+HEADER = struct.Struct(f"<{curriculum.KEY_BYTES}sIIQQ")  # key, number of source, of language, bytes, tokens
 BUFFER_BYTES = 1 << 20
 
 
@@ -30,6 +30,9 @@ class Spilled:
     key: bytes
     source: str
     tokens: NDArray[np.unsignedinteger[Any]]
+    bytes: int
+    """Of its text, in UTF-8."""
+    language: str = ""
 
     @property
     def size(self) -> int:
@@ -57,14 +60,16 @@ class Spill:
         self.tallies: dict[str, StageTally] = {}
         self._files: dict[str, IO[bytes]] = {}
         self._numbers: dict[str, int] = {}
+        self._languages: dict[str, int] = {}
 
     def add(self, stage: str, document: Spilled) -> None:
         """Append a document to its stage."""
         if stage not in self._files:
             self._files[stage] = (self.folder / f"{stage}.spill").open("wb", buffering=BUFFER_BYTES)
         number = self._numbers.setdefault(document.source, len(self._numbers))
+        language = self._languages.setdefault(document.language, len(self._languages))
         with files.disk_full_named(self.folder):
-            self._files[stage].write(HEADER.pack(document.key, number, document.size))
+            self._files[stage].write(HEADER.pack(document.key, number, language, document.bytes, document.size))
             self._files[stage].write(document.tokens.astype(self.dtype, copy=False).tobytes())
         tally = self.tallies.setdefault(stage, StageTally())
         tally.documents += 1
@@ -86,13 +91,13 @@ class Spill:
 
         if stage not in self.tallies:
             return
-        names = list(self._numbers)
+        names, languages = list(self._numbers), list(self._languages)
         width = np.dtype(self.dtype).itemsize
         with (self.folder / f"{stage}.spill").open("rb", buffering=BUFFER_BYTES) as file:
             while header := file.read(HEADER.size):
-                key, number, count = HEADER.unpack(header)
+                key, number, language, size, count = HEADER.unpack(header)
                 tokens = np.frombuffer(file.read(count * width), dtype=self.dtype)
-                yield Spilled(key, names[number], tokens)
+                yield Spilled(key, names[number], tokens, size, languages[language])
 
     def exceptions(self) -> frozenset[bytes]:
         """Keys held out although the fraction does not pick them: one for each large stage that would have none."""

@@ -10,6 +10,7 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``batches``     the stream as micro-batches; ``shares``: who reads which samples
 - ``step``        one optimizer step; ``schedule``, ``optimizer``: its learning rate, its AdamW
 - ``validation``  loss on text that is never trained on
+- ``fit``         whether it fits a device; ``memory``: the model of what it takes
 - ``parallel``    Fabric and FSDP2
 - ``state``       the one TrainState: what must come back exactly after a kill
 - ``saving``      checkpoints written by a thread while training goes on

@@ -28,11 +28,35 @@ class Batch(NamedTuple):
     """Targets that are learned from."""
 
 
-def of_rows(rows: Sequence[np.ndarray], device: torch.device, documents: Sequence[np.ndarray] | None = None) -> Batch:
-    """Samples of T+1 tokens each, every token but the first a target, on ``device``."""
-    tokens = _to(np.stack(rows).astype(np.int64), device)
-    numbers = None if documents is None else _to(np.stack(documents), device)
-    return Batch(tokens[:, :-1], tokens[:, 1:], numbers, tokens.shape[0] * (tokens.shape[1] - 1))
+class Row(NamedTuple):
+    """One sample, still on the host."""
+
+    tokens: np.ndarray
+    """[T+1], of the dataset's type."""
+    documents: np.ndarray | None = None
+    """[T] int32, where documents must not see each other."""
+    learned: np.ndarray | None = None
+    """[T] bool: which targets are learned from, where not all are."""
+
+
+def row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents: bool = False) -> Row:
+    """Sample ``index``, whose tokens have been read, with what else the model must know of it."""
+    if samples.stream.is_packed:
+        learned = samples.stream.learned(samples.start(index), samples.length + 1)[1:]
+        return Row(tokens, document_numbers(samples, index), learned)
+    return Row(tokens, document_numbers(samples, index) if separate_documents else None)
+
+
+def of_rows(rows: Sequence[Row], device: torch.device) -> Batch:
+    """Samples as a batch on ``device``; every token but the first is a target, unless a row says otherwise."""
+    tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
+    targets, learned = tokens[:, 1:], tokens.shape[0] * (tokens.shape[1] - 1)
+    if masks := [row.learned for row in rows if row.learned is not None]:
+        mask = np.stack(masks)
+        targets, learned = np.where(mask, targets, IGNORED), int(mask.sum())
+    numbers = [row.documents for row in rows if row.documents is not None]
+    documents = _to(np.stack(numbers), device) if numbers else None
+    return Batch(_to(tokens[:, :-1], device), _to(targets, device), documents, learned)
 
 
 def document_numbers(samples: Samples, index: int) -> np.ndarray:
@@ -63,22 +87,18 @@ def steps(
     """
     share = batch_samples // processes
     reader = prefetch(samples, shares.all_rank_samples(first, last, batch_samples, rank, processes), depth=depth)
-    rows: list[np.ndarray] = []
-    documents: list[np.ndarray] = []
+    rows: list[Row] = []
     try:
         for index, tokens in reader:
-            rows.append(tokens)
-            if separate_documents:
-                documents.append(document_numbers(samples, index))
+            rows.append(row(samples, index, tokens, separate_documents=separate_documents))
             if len(rows) == share:
-                cuts = [slice(start, start + micro) for start in range(0, share, micro)]
-                yield [of_rows(rows[cut], device, documents[cut] if separate_documents else None) for cut in cuts]
-                rows, documents = [], []
+                yield [of_rows(rows[start : start + micro], device) for start in range(0, share, micro)]
+                rows = []
     finally:
         reader.close()
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """On the device; for a GPU from pinned memory, so that the copy runs while the host goes on."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Recompute = Literal["full", "selective", "none"]
+When = Literal["auto", "always", "never"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -25,6 +27,8 @@ class DataConfig:
     """Blocks (8 MiB) fetched ahead of the one that is read; 0 fetches each when it is needed."""
     cache_gb: float = 4.0
     """Local disk for verified blocks of the stream; 0 keeps only what is being read, in memory."""
+    separate_documents: bool = False
+    """Whether the documents that share a sample are hidden from each other; they see each other otherwise."""
 
     def __post_init__(self) -> None:
         _require(self.sequence_length >= 2, f"sequence_length is {self.sequence_length}; a sample needs 2 tokens")
@@ -53,10 +57,11 @@ class BatchConfig:
     tokens: int = 262_144
     """Tokens a step, over all processes."""
     micro: int = 4
-    """Samples a process pushes through the model at once; the rest of the step is gradient accumulation."""
+    """Samples a process pushes through the model at once; the rest of the step is gradient accumulation. 0 is found:
+    the most that :mod:`bafogpt.train.memory` expects to fit, and on a GPU a trial of it."""
 
     def __post_init__(self) -> None:
-        _require(self.micro >= 1, f"micro is {self.micro}; at least 1")
+        _require(self.micro >= 0, f"micro is {self.micro}; at least 1, or 0 for what fits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,31 +75,68 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
+    new_rows_factor: float = 1.0
+    """How much faster the rows from ``first_new_row`` on learn, in embedding and output head: their learning rate is
+    ``learning_rate`` times this. New pieces of a vocabulary start from a mean of others and have far to go."""
+    first_new_row: int = 256_000
+    """Where the rows of a base model's own vocabulary end; Gemma has 256,000."""
 
     def __post_init__(self) -> None:
+        _require(self.new_rows_factor > 0, f"new_rows_factor is {self.new_rows_factor}; must be above 0")
+        _require(self.first_new_row >= 0, f"first_new_row is {self.first_new_row}; 0 or more")
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; must be above 0")
         _require(self.clip_norm > 0, f"clip_norm is {self.clip_norm}; must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up, then a cosine down to ``final_ratio`` of the peak at the last step."""
+    """Linear warm-up, then down to ``final_ratio`` of the peak at the last step."""
 
+    kind: Literal["cosine", "wsd"] = "cosine"
+    """``cosine`` falls all the way. ``wsd`` (warm-up, stable, decay) stays at the peak and falls in a straight line
+    over the last ``decay_share``: a run can then be prolonged from any checkpoint before the fall."""
     warmup_steps: int = 100
     final_ratio: float = 0.1
+    decay_share: float = 0.2
+    """Of all steps, for ``wsd``."""
+    restart_at: int = 0
+    """The step from which warm-up and decay begin anew: for a run that goes on, with more ``tokens``, from where it had
+    ended. A model that has cooled down needs a warm-up to learn again (Ibrahim et al. 2024, arXiv:2403.08763)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.final_ratio <= 1, f"final_ratio is {self.final_ratio}; between 0 and 1")
+        _require(0 < self.decay_share <= 1, f"decay_share is {self.decay_share}; above 0, at most 1")
+        _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; 0 or more")
+        _require(self.restart_at >= 0, f"restart_at is {self.restart_at}; 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """When a run stops by itself because its loss went wrong; a loss that is not finite always stops it."""
+
+    spike_ratio: float | None = 2.0
+    """Stop when a loss is more than this times the running mean of those before. Stages of a curriculum differ by less.
+    None never stops for it."""
+    after_steps: int = 50
+    """Steps before the running mean is trusted."""
+
+    def __post_init__(self) -> None:
+        ratio = self.spike_ratio
+        _require(ratio is None or ratio > 1, f"spike_ratio is {ratio}; must be above 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Loss on text that is never trained on."""
+    """Loss on text that is never trained on, for each stage and each language, also in bits per byte."""
 
     every: int = 100
     """Steps between validations; also done after the last step. 0 is never."""
-    samples: int = 64
-    """Samples read each time: the first of the validation split, always the same."""
+    samples: int | None = 64
+    """Samples read each time, always the same, shared evenly among the stages; null is all there are."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"every is {self.every}; 0 or more")
+        _require(self.samples is None or self.samples >= 1, f"samples is {self.samples}; at least 1, or null for all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +164,15 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides the bucket."""
+
+    wandb_project: str | None = None
+    """Weights & Biases: the project. The key is read from WANDB_API_KEY; WANDB_MODE=offline keeps it on the machine. A
+    run that is resumed goes on under the same id, which is its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of the trainer."""
 
@@ -134,20 +185,35 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     precision: Precision = "bf16-mixed"
-    activation_checkpointing: bool = True
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    """What is computed in. ``bf16-mixed`` keeps float32 weights and moments and computes in bf16. ``bf16-true`` keeps
+    bf16 ones, at half the memory: an update below 1/256 of a weight is lost in them, so a small rate stalls."""
+    activation_checkpointing: Recompute = "full"
+    """What the backward pass computes again instead of keeping it: ``full`` each block, ``selective`` all of a block
+    but the results of matrix products and attention, ``none`` nothing."""
+    reshard_after_forward: When = "auto"
+    """Whether processes give a block's weights back between forward and backward and fetch them again: less memory, a
+    third more traffic. ``auto`` does it where :mod:`bafogpt.train.memory` expects that it must."""
+    compile: When = "auto"
+    """Whether each block is compiled; ``auto`` on a GPU. The first step takes a minute longer."""
+    deterministic: bool = False
+    """Only kernels that add in a fixed order: on a GPU bit-equal runs, and slower ones. On CPU they always are."""
     seed: int = 1
     log_every: int = 1
     """Steps between metrics lines."""
+    profile: int = 0
+    """Steps to record with PyTorch's profiler, after ten others; the trace lies in the run's folder of the bucket."""
 
     def __post_init__(self) -> None:
-        per_micro = self.data.sequence_length * self.batch.micro
+        per_micro = self.data.sequence_length * max(1, self.batch.micro)
         _require(
             self.batch.tokens % per_micro == 0,
             f"batch.tokens is {self.batch.tokens}, not a multiple of "
-            f"sequence_length {self.data.sequence_length} times batch.micro {self.batch.micro} = {per_micro}",
+            f"sequence_length {self.data.sequence_length} times batch.micro {max(1, self.batch.micro)} = {per_micro}",
         )
+        _require(self.profile >= 0, f"profile is {self.profile}; 0 or more")
         _require(self.steps >= 1, f"tokens is {self.tokens}, less than one batch of {self.batch.tokens}")
 
     @property

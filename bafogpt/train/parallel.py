@@ -6,6 +6,7 @@ import functools
 import os
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
@@ -14,10 +15,19 @@ from lightning.fabric.strategies import ModelParallelStrategy
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Order
+
+aten = torch.ops.aten
+PRODUCTS = {
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default),
+    *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_efficient_attention.default),
+    torch.ops.higher_order.flex_attention,
+}
+"""What selective activation checkpointing keeps."""
 
 
 def world_size() -> int:
@@ -40,7 +50,7 @@ def nodes() -> int:
     return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
-def make_fabric(order: Order) -> Fabric:
+def make_fabric(order: Order, *, reshard_after_forward: bool) -> Fabric:
     """Fabric over the processes that the supervisor started.
 
     One process trains on one device as it is. More of them shard parameters, gradients and optimizer state with
@@ -48,12 +58,15 @@ def make_fabric(order: Order) -> Fabric:
     carries it.
     """
     accelerator = "cuda" if order.device == "cuda" else "cpu"
+    if order.config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for then
+        torch.use_deterministic_algorithms(True)
     if accelerator == "cpu":
         torch.set_num_threads(1)  # processes share the cores, and one thread adds numbers in one order
     if world_size() == 1:
         return Fabric(accelerator=accelerator, devices=1, precision=order.config.precision)
     strategy = ModelParallelStrategy(
-        parallelize_fn=functools.partial(_shard, config=order.config),
+        parallelize_fn=functools.partial(_shard, config=order.config, reshard_after_forward=reshard_after_forward),
         data_parallel_size=world_size(),
         tensor_parallel_size=1,
         process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
@@ -68,23 +81,42 @@ def make_fabric(order: Order) -> Fabric:
     )
 
 
-def prepare_blocks(model: Any, config: TrainConfig) -> None:
-    """Wrap each block for activation checkpointing, before the model is sharded or set up."""
-    if config.activation_checkpointing:
-        for index, block in enumerate(model.transformer.h):
-            model.transformer.h[index] = checkpoint_wrapper(block)
+def prepare_blocks(model: Any, config: TrainConfig, *, gpu: bool) -> None:
+    """Give each block its activation checkpointing and its compilation, before the model is sharded or set up."""
+    compiled = config.compile == "always" or (config.compile == "auto" and gpu)
+    for index, block in enumerate(model.transformer.h):
+        if config.activation_checkpointing == "full":
+            block = checkpoint_wrapper(block)
+        elif config.activation_checkpointing == "selective":
+            contexts = functools.partial(create_selective_checkpoint_contexts, _keep_products)
+            block = checkpoint_wrapper(block, context_fn=contexts)
+        model.transformer.h[index] = block
+        if compiled:  # a block at a time: they are alike, so that one compilation serves all
+            block.compile()
 
 
-def _shard(model: Any, device_mesh: Any, config: TrainConfig) -> Any:
+def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    """Keep what takes long to compute again; the rest is reading and writing memory."""
+    return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _shard(model: Any, device_mesh: Any, config: TrainConfig, reshard_after_forward: bool) -> Any:
     """Fabric's ``parallelize_fn``: FSDP2 on each block and on the rest."""
     mesh = device_mesh["data_parallel"]
     mixed = MixedPrecisionPolicy()
     if config.precision == "bf16-mixed":
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in model.transformer.h:
-        fully_shard(block, mesh=mesh, mp_policy=mixed)
-    fully_shard(model, mesh=mesh, mp_policy=mixed)
+        fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=reshard_after_forward)
+    fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)  # the backward pass begins with it
     return model
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory that one process may use: the GPU's, or its share of what this machine has free."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().available) // (world_size() // nodes())
 
 
 def reshard(model: torch.nn.Module) -> None:
@@ -122,9 +154,14 @@ def total(number: int) -> int:
 
 def summed(fabric: Fabric, value: torch.Tensor) -> float:
     """The sum of a scalar on the device over all processes, on the host. Waits for the device."""
-    reduced = fabric.all_reduce(value, reduce_op="sum")
+    return float(summed_all(fabric, value).item())
+
+
+def summed_all(fabric: Fabric, values: torch.Tensor) -> torch.Tensor:
+    """The sum of each number of a tensor over all processes, on the device."""
+    reduced = fabric.all_reduce(values, reduce_op="sum")
     assert isinstance(reduced, torch.Tensor)
-    return reduced.item()
+    return reduced
 
 
 def on_host(value: torch.Tensor) -> float:
@@ -134,10 +171,15 @@ def on_host(value: torch.Tensor) -> float:
 
 def check_batch(config: TrainConfig, processes: int) -> None:
     """Raise :class:`ConfigError` unless a step's samples divide evenly among the processes."""
-    share = config.batch.micro * processes
+    share = max(1, config.batch.micro) * processes
+    if config.batch_samples < processes:
+        raise ConfigError(
+            f"a step has {config.batch_samples} samples, fewer than the {processes} processes",
+            f"--set train.batch.tokens={share * config.data.sequence_length}",
+        )
     if config.batch_samples % share:
         raise ConfigError(
             f"a batch of {config.batch_samples} samples does not divide among {processes} processes "
-            f"with {config.batch.micro} a micro-batch",
+            f"with {max(1, config.batch.micro)} a micro-batch",
             f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
         )

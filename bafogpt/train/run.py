@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 
 from bafogpt.core import settings
-from bafogpt.core.errors import BafoError
+from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model import pull
 from bafogpt.model.config import fingerprint, gpt_config
 from bafogpt.model.gpt import new_gpt
@@ -20,13 +20,16 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, fit, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
+from bafogpt.train.optimizer import NewRows
 from bafogpt.train.runlog import RunLog
 from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import TrainState
+from bafogpt.train.validation import Validation
+from bafogpt.train.validation import plan as plan_validation
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,12 @@ class Run:
     model: Any
     """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
     trained: list[torch.nn.Parameter]
+    new_rows: NewRows
     state: TrainState
     train: Samples
-    validation: Samples | None
+    validation: Validation | None
+    micro: int
+    """Samples a process pushes through the model at once, set or found."""
     every_token: bool
     """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
     saver: CheckpointSaver
@@ -54,17 +60,18 @@ class Run:
             first=self.state.progress.samples,
             last=config.steps * config.batch_samples,
             batch_samples=config.batch_samples,
-            micro=config.batch.micro,
+            micro=self.micro,
             rank=fabric.global_rank,
             processes=fabric.world_size,
             device=fabric.device,
             depth=config.data.prefetch,
+            separate_documents=config.data.separate_documents,
         )
 
 
 def set_up(order: Order, handoff: Handoff) -> Run:
     """Everything a run is made of, restored to where it was."""
-    config = order.config
+    config, gpu = order.config, order.device == "cuda"
     parallel.check_batch(config, parallel.world_size())
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
@@ -72,17 +79,21 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     train, validation = _samples(data, manifest, config, handoff.folder / "cache")
 
     shape = gpt_config(config.model.name, config.model.overrides, manifest.vocab_size)
-    fabric = parallel.make_fabric(order)
+    fit.check_length(shape, config)
+    fit.check_packing(manifest.packing, config)
+    micro, reshard_after_forward = fit.plan(shape, config, gpu=gpu)
+    fabric = parallel.make_fabric(order, reshard_after_forward=reshard_after_forward)
     fabric.launch()
     gpt = new_gpt(shape, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
-    parallel.prepare_blocks(gpt, config)
+    parallel.prepare_blocks(gpt, config, gpu=gpu)
     wrapped = fabric.setup_module(gpt)
+    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
     identity = {
         "model": fingerprint(shape, config.model.tie_embeddings),
         "data": manifest.digest,
         "sequence_length": config.data.sequence_length,
     }
-    state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=order.device == "cuda"), identity)
+    state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity)
     if order.resume_step is not None:
         state.load(handoff.resume / checkpoint_name(order.resume_step))
     elif config.model.checkpoint:
@@ -91,11 +102,18 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         config=config,
         fabric=fabric,
         model=wrapped,
-        trained=[parameter for parameter in gpt.parameters() if parameter.requires_grad],
+        trained=trained,
+        new_rows=NewRows(
+            trained,
+            vocabulary=shape.padded_vocab_size,
+            first=config.optimizer.first_new_row,
+            factor=config.optimizer.new_rows_factor,
+        ),
         state=state,
         train=train,
         validation=validation,
-        every_token=True,
+        micro=fit.tried(wrapped, fabric, config, micro) if gpu and not config.batch.micro else micro,
+        every_token=not train.stream.is_packed,
         saver=CheckpointSaver(handoff, config.checkpoint),
         log=RunLog(
             config,
@@ -111,15 +129,23 @@ def set_up(order: Order, handoff: Handoff) -> Run:
 
 def _samples(
     data: Bucket, manifest: manifests.TokenManifest, config: TrainConfig, folder: Path
-) -> tuple[Samples, Samples | None]:
-    """The samples to train on and, where they are wanted and there are any, those to validate on."""
+) -> tuple[Samples, Validation | None]:
+    """The samples to train on and, where they are wanted, those to validate on.
+
+    Raises :class:`ConfigError` where validation is wanted and not one sample of it was held out.
+    """
     cache = BlockCache(folder, int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
-    length = config.data.sequence_length
+    length, split = config.data.sequence_length, manifest.splits["validation"]
     train = Samples(TokenStream(data, manifest, "train", cache=cache), length)
-    validation = None
-    if config.validation.every and manifest.splits["validation"].tokens > length:
-        validation = Samples(TokenStream(data, manifest, "validation", cache=cache), length)
-    return train, validation
+    if not config.validation.every:
+        return train, None
+    if split.tokens <= length:
+        raise ConfigError(
+            f"{config.data.path} holds {split.tokens} tokens for validation, less than one sample of {length}",
+            "--set train.validation.every=0, or prepare the data with a larger --validation",
+        )
+    held_out = Samples(TokenStream(data, manifest, "validation", cache=cache), length)
+    return train, plan_validation(held_out, split, config.validation.samples)
 
 
 def _first_weights(

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from bafogpt.train.step import Measured
 
 
+MEAN_OVER = 50
+"""Lines that the running mean of the loss remembers, about."""
+
+
 class RunLog:
     """Measures the time between lines and writes them. Every process has one; only rank 0's has ``lines``."""
 
@@ -42,40 +46,56 @@ class RunLog:
         self._price_per_hour = price_per_hour
         self._first = progress.samples
         self._started = self._window = time.perf_counter()
-        self._seconds_before = progress.seconds
+        self._before = (progress.seconds, progress.usd)
 
     def step(self, measured: Measured) -> None:
         """Bring the step's numbers to the host (the loop's only wait for the device) and write them down.
 
-        Raises :class:`BafoError` when they are not finite, naming the samples since the last line.
+        Raises :class:`BafoError` when they say that the run went wrong, naming the samples since the last line.
         """
         config, progress = self._config, self._progress
         loss = parallel.summed(self._fabric, measured.loss)
         norm = parallel.on_host(measured.norm)
         now = time.perf_counter()
-        progress.seconds = self._seconds_before + now - self._started
+        taken = now - self._started
+        progress.seconds = self._before[0] + taken
+        progress.usd = self._before[1] + taken / 3600 * self._price_per_hour
         first, self._first = self._first, progress.samples
         speed = (progress.samples - first) * config.data.sequence_length / (now - self._window)
         self._window = now
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise BafoError(
-                f"loss {loss}, gradient norm {norm} at step {progress.step}, samples {first} to "
-                f"{progress.samples - 1}; the last checkpoint is good",
-                "lower train.optimizer.learning_rate and launch again with --resume",
-            )
+        stage = metrics.stage_at(self._curriculum, (progress.samples - 1) * config.data.sequence_length)
+        self._guard(loss, norm, f"at step {progress.step} ({stage}), samples {first} to {progress.samples - 1}")
         self.write(
             step=progress.step,
             samples=[first, progress.samples],
             tokens=progress.step * config.batch.tokens,
-            stage=metrics.stage_at(self._curriculum, (progress.samples - 1) * config.data.sequence_length),
+            stage=stage,
             loss=loss,
             learning_rate=measured.rate,
             gradient_norm=norm,
             tokens_per_s=speed,
             mfu=speed * self._flops_per_token / self._peak_flops,
             seconds=progress.seconds,
-            usd=progress.seconds / 3600 * self._price_per_hour,
+            usd=progress.usd,
         )
+
+    def _guard(self, loss: float, norm: float, where: str) -> None:
+        """Take the loss into the running mean, or stop: what is in the bucket was saved before it went wrong."""
+        guard, progress = self._config.guard, self._progress
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise BafoError(
+                f"loss {loss}, gradient norm {norm} {where}; the last checkpoint is good",
+                "lower train.optimizer.learning_rate and launch again with --resume",
+            )
+        trusted = guard.spike_ratio is not None and progress.losses >= guard.after_steps
+        if trusted and loss > (guard.spike_ratio or 0) * progress.loss_mean:
+            raise BafoError(
+                f"loss {loss:.4f} {where} is over {guard.spike_ratio:g} x the running mean {progress.loss_mean:.4f}; "
+                "the last checkpoint is good",
+                "look at those samples; train.guard.spike_ratio=null goes on all the same, with --resume",
+            )
+        progress.losses += 1
+        progress.loss_mean += (loss - progress.loss_mean) / min(progress.losses, MEAN_OVER)
 
     def write(self, **values: Any) -> None:
         """One line, from rank 0."""

@@ -9,7 +9,7 @@ step draws is seeded by the step, so there is no generator state to keep.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,22 @@ class Progress:
     """Samples consumed; the next one read is this one."""
     seconds: float = 0.0
     """Time spent training, over all attempts."""
+    usd: float = 0.0
+    """What that time cost, each attempt at its own machine's price."""
+    targets: int = 0
+    """Tokens learned from."""
+    loss_mean: float = 0.0
+    """Running mean of the losses that were logged, against which a spike stands out."""
+    losses: int = 0
+    """How many of them there were."""
     validation_loss: float | None = None
     """Of this very step; none where it was not validated."""
 
-    def advance(self, samples: int) -> None:
+    def advance(self, samples: int, targets: int) -> None:
         """One more step is done."""
         self.step += 1
         self.samples += samples
+        self.targets += targets
         self.validation_loss = None
 
 
@@ -69,7 +78,8 @@ class TrainState:
         self._require_same(meta.get("fingerprint", {}), folder)
         self._new_optimizer_state()
         _load_tensors(self.tensors(), folder)
-        self.progress = Progress(int(meta["step"]), int(meta["samples"]), float(meta["seconds"]))
+        known = {each.name for each in fields(Progress)} - {"validation_loss"}
+        self.progress = Progress(**{name: meta[name] for name in known if name in meta})
 
     def load_weights(self, folder: Path) -> None:
         """Take the model's weights alone from a checkpoint folder; position and optimizer start anew."""
@@ -112,10 +122,10 @@ def _refuse_difference(saved: Any, own: Any, folder: Path, part: str = "model") 
         return
     else:
         difference = f"{part} is {saved!r} there and {own!r} here"
-    raise ConfigError(
-        f"checkpoint {folder.name} belongs to another run: {difference}",
-        "launch under another --name, or give the configuration it was made with",
-    )
+    hint = "launch under another --name, or give the configuration it was made with"
+    if difference.startswith(("model.vocab_size", "model.padded_vocab_size")):
+        hint = "prepare the data with the checkpoint's tokenizer, or give the model rows: bafogpt model expand --help"
+    raise ConfigError(f"checkpoint {folder.name} belongs to another run: {difference}", hint)
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -48,7 +48,7 @@ def train_step(run: Run, micros: Sequence[Batch]) -> Measured:
             fabric.backward(loss * fabric.world_size)  # FSDP takes the mean over processes
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(run.trained, config.optimizer.clip_norm)
-    state.optimizer.step()
+    run.new_rows.step(state.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
-    state.progress.advance(config.batch_samples)
+    state.progress.advance(config.batch_samples, targets)
     return Measured(total, norm, rate, targets)

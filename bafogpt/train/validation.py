@@ -1,32 +1,153 @@
-"""Loss on text that is never trained on."""
+"""Loss on text that is never trained on: in all, for each stage, for each language; in nats a token and bits a byte.
+
+Nats a token depend on the tokenizer: one with longer pieces has fewer, harder tokens. Bits a byte do not, so they are
+what models with different tokenizers are compared by::
+
+    bits a byte = nats a token x (tokens ÷ bytes of the stage's text) ÷ ln 2
+
+with tokens and bytes as the dataset's manifest counts them.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import torch
 
-from bafogpt.train import batches, parallel, shares
-from bafogpt.train.run import Run
+from bafogpt.storage.tokens.manifest import Split, Stage
+from bafogpt.storage.tokens.stream import Samples
+from bafogpt.train import batches, parallel
+
+if TYPE_CHECKING:
+    from bafogpt.train.run import Run
+
+
+class Piece(NamedTuple):
+    """Targets [low, high) of sample ``sample``: those that lie in one stage."""
+
+    sample: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is read at each validation: the same pieces of the same samples, by stage."""
+
+    samples: Samples
+    stages: tuple[Stage, ...]
+    pieces: tuple[tuple[Piece, ...], ...]
+    """For each of ``stages``."""
+
+    @property
+    def count(self) -> int:
+        """Different samples that are read."""
+        return len({piece.sample for pieces in self.pieces for piece in pieces})
+
+
+def plan(samples: Samples, split: Split, wanted: int | None) -> Validation:
+    """Share ``wanted`` samples evenly among the stages, from the start of each; stages that have fewer leave room."""
+    stages = [stage for stage in split.stages if _pieces(samples, stage, 1)]
+    left = samples.count + len(stages) if wanted is None else max(wanted, len(stages))
+    shares: dict[str, tuple[Piece, ...]] = {}
+    for place, stage in enumerate(sorted(stages, key=lambda each: each.tokens)):  # the small ones first
+        shares[stage.name] = _pieces(samples, stage, left // (len(stages) - place))
+        left -= len(shares[stage.name])
+    return Validation(samples, tuple(stages), tuple(shares[stage.name] for stage in stages))
+
+
+def _pieces(samples: Samples, stage: Stage, most: int) -> tuple[Piece, ...]:
+    """The first ``most`` samples that predict tokens of a stage, and which of their targets those are."""
+    length, end = samples.length, stage.start_token + stage.tokens
+    found: list[Piece] = []
+    for index in range(max(0, stage.start_token - 1) // length, samples.count):
+        low = max(0, stage.start_token - index * length - 1)  # target t of sample i is token i·T + 1 + t
+        high = min(length, end - index * length - 1)
+        if high <= low or len(found) == most:
+            break
+        found.append(Piece(index, low, high))
+    return tuple(found)
 
 
 @torch.no_grad()
 def validate(run: Run) -> None:
-    """Mean loss over the first samples of the validation split, always the same ones."""
+    """Measure, remember the loss with the step, and write it down. All processes share the work."""
     if run.validation is None:
         return
-    fabric, micro = run.fabric, run.config.batch.micro
-    count = min(run.config.validation.samples, run.validation.count) // fabric.world_size * fabric.world_size
-    if count == 0:
-        return
-    own = list(shares.rank_samples(0, count, fabric.global_rank, fabric.world_size))
-    total = torch.zeros((), device=fabric.device)
+    validation, fabric, progress = run.validation, run.fabric, run.state.progress
+    sums = torch.zeros(2, len(validation.stages), dtype=torch.float64, device=fabric.device)  # nats, targets
     run.model.eval()
-    for start in range(0, len(own), micro):
-        rows = [run.validation[index] for index in own[start : start + micro]]
-        batch = batches.of_rows(rows, fabric.device)
-        total += run.model(batch.ids, batch.targets, documents=batch.documents)
+    for stage, batch in _own(validation, run.micro, fabric.global_rank, fabric.world_size, fabric.device):
+        sums[0, stage] += run.model(batch.ids, batch.targets, documents=batch.documents)
+        sums[1, stage] += (batch.targets != batches.IGNORED).sum()
     run.model.train()
     parallel.reshard(run.state.model)
-    mean = parallel.summed(fabric, total) / (count * run.validation.length)
-    run.state.progress.validation_loss = mean
+    nats, targets = parallel.summed_all(fabric, sums).tolist()
+    found = results(validation, nats, targets)
+    progress.validation_loss = found["validation_loss"]
     run.log.restart_clock()
-    run.log.write(step=run.state.progress.step, validation_loss=mean, validation_samples=count)
+    run.log.write(step=progress.step, **found)
+
+
+def _own(
+    validation: Validation, micro: int, rank: int, processes: int, device: torch.device
+) -> Iterator[tuple[int, batches.Batch]]:
+    """(number of the stage, batch) for this process. Each gets as many, because FSDP's processes go in step."""
+    work = [
+        (number, pieces[start : start + micro])
+        for number, pieces in enumerate(validation.pieces)
+        for start in range(0, len(pieces), micro)
+    ]
+    for turn in range(0, len(work), processes):
+        spare = turn + rank >= len(work)
+        number, pieces = work[turn if spare else turn + rank]
+        samples = validation.samples
+        rows = [batches.row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
+        batch = batches.of_rows(rows, device)
+        targets = batch.targets.clone()
+        for row, piece in enumerate(pieces):
+            targets[row, : validation.samples.length if spare else piece.low] = batches.IGNORED
+            targets[row, piece.high :] = batches.IGNORED
+        yield number, batch._replace(targets=targets)
+
+
+def results(validation: Validation, nats: Sequence[float], targets: Sequence[float]) -> dict[str, Any]:
+    """The metrics line of each stage's sum of nats over its number of targets.
+
+    ``validation_loss`` is the mean over all targets that were read. ``validation_bpb`` weights each stage as the whole
+    split does, and so do languages; both are left out where the manifest does not say how many bytes there are.
+    """
+    losses = [total / max(1.0, count) for total, count in zip(nats, targets, strict=True)]
+    line: dict[str, Any] = {
+        "validation_loss": sum(nats) / max(1.0, sum(targets)),
+        "validation_samples": validation.count,
+        "validation_stages": {s.name: _told([s], [loss]) for s, loss in zip(validation.stages, losses, strict=True)},
+    }
+    languages: dict[str, list[int]] = {}
+    for number, stage in enumerate(validation.stages):
+        languages.setdefault("+".join(stage.languages), []).append(number)
+    line["validation_languages"] = {
+        name: _told([validation.stages[n] for n in numbers], [losses[n] for n in numbers])
+        for name, numbers in languages.items()
+        if name
+    }
+    overall = bits_per_byte(validation.stages, losses)
+    return line if overall is None else line | {"validation_bpb": overall}
+
+
+def bits_per_byte(stages: Sequence[Stage], losses: Sequence[float]) -> float | None:
+    """Of text with those losses (nats a token), each stage at its size; None where a size in bytes is not known."""
+    if not all(stage.bytes for stage in stages):
+        return None
+    nats = sum(loss * stage.tokens for stage, loss in zip(stages, losses, strict=True))
+    return nats / math.log(2) / sum(stage.bytes or 0 for stage in stages)
+
+
+def _told(stages: Sequence[Stage], losses: Sequence[float]) -> dict[str, float]:
+    tokens = sum(stage.tokens for stage in stages)
+    loss = sum(loss * stage.tokens for stage, loss in zip(stages, losses, strict=True)) / tokens
+    bpb = bits_per_byte(stages, losses)
+    return {"loss": loss} if bpb is None else {"loss": loss, "bpb": bpb}

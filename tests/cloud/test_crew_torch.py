@@ -20,7 +20,7 @@ STEPS = 24
 TRAIN: dict[str, Any] = {
     "tokens": STEPS * 256,
     "precision": "32-true",
-    "activation_checkpointing": False,
+    "activation_checkpointing": "none",
     "data": {"path": "data/starter", "sequence_length": 32, "cache_gb": 0},
     "model": {
         "overrides": {

@@ -152,7 +152,7 @@ def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trai
         {"model": {"overrides": {"n_layer": 4}}},
         {"data": {"sequence_length": 1024}},
         {"precision": "32-true"},
-        {"activation_checkpointing": False},
+        {"activation_checkpointing": "none"},
     ],
 )
 def test_a_run_of_something_else_says_nothing(trained, bucket, other):

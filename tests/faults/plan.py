@@ -107,6 +107,6 @@ class Plan:
         if self.torch:
             size = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16}
             train |= {"model": {"overrides": size | {"intermediate_size": 64}}, "precision": "32-true"}
-            train |= {"activation_checkpointing": False, "validation": {"every": 0}}
+            train |= {"activation_checkpointing": "none", "validation": {"every": 0}}
         supervisor = {"processes": layout.processes, "max_restarts": 99, "ship_every_s": 0.3, "patience_s": 60}
         return {"train": train, "supervisor": supervisor}

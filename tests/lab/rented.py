@@ -26,7 +26,7 @@ BATCH = 256
 TINY: dict[str, Any] = {
     "train.tokens": 12 * BATCH,
     "train.precision": "32-true",
-    "train.activation_checkpointing": "false",
+    "train.activation_checkpointing": "none",
     "train.data.path": "data/starter",
     "train.data.sequence_length": 32,
     "train.model.overrides": MODEL,

@@ -23,7 +23,7 @@ MODEL = "{n_layer: 2, n_embd: 64, n_head: 2, n_query_groups: 1, head_size: 32, i
 TINY = {
     "train.tokens": 12 * 256,
     "train.precision": "32-true",
-    "train.activation_checkpointing": "false",
+    "train.activation_checkpointing": "none",
     "train.data.path": "data/starter",
     "train.data.sequence_length": 32,
     "train.model.overrides": MODEL,

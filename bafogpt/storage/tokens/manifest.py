@@ -81,6 +81,10 @@ class Stage:
     tokens: int
     documents: int
     sources: dict[str, int]
+    bytes: int | None = None
+    """Of its documents' text in UTF-8; None in a dataset that was made before this was counted."""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes as its documents name them, sorted; ``eng-zul`` is text that holds both. Empty where none does."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,10 @@ class TokenManifest:
             for split in plain["splits"].values():
                 for shard in split["shards"]:
                     del shard["answers"], shard["answers_digest"]
+        for split in plain["splits"].values():
+            for stage in split["stages"]:  # what older datasets do not have is left out, so theirs keep their digest
+                for key in [key for key in ("bytes", "languages") if not stage[key]]:
+                    del stage[key]
         return plain
 
 
@@ -288,6 +296,8 @@ def _split(read: _Reader, is_packed: bool) -> Split:
                 tokens=each.take("tokens", int),
                 documents=each.take("documents", int),
                 sources={str(source): numbers.take(source, int) for source in numbers.raw},
+                bytes=each.take("bytes", int) if "bytes" in each.raw else None,
+                languages=tuple(map(str, each.take("languages", list))) if "languages" in each.raw else (),
             )
         )
     return Split(read.take("tokens", int), read.take("documents", int), shards, tuple(stages))

@@ -75,11 +75,20 @@ class TokenWriter:
         }
 
     def add(
-        self, split: str, stage: str, source: str, tokens: NDArray[Any], answers: Sequence[tuple[int, int]] = ()
+        self,
+        split: str,
+        stage: str,
+        source: str,
+        tokens: NDArray[Any],
+        answers: Sequence[tuple[int, int]] = (),
+        *,
+        size: int | None = None,
+        language: str = "",
     ) -> None:
         """Append one document (1-D integers, its EOS included) to a split; it belongs to ``stage`` and ``source``.
 
-        ``answers`` are [begin, end) within the document, in order: what is to be learned of it.
+        ``answers`` are [begin, end) within the document, in order: what is to be learned of it. ``size`` is its text's
+        in bytes of UTF-8: a stage of which all documents have one says how large it is.
         Raises :class:`DataError` for a token that does not fit the dtype.
         """
         if tokens.size == 0:
@@ -90,7 +99,7 @@ class TokenWriter:
         self._largest = max(self._largest, largest)
         little = tokens.astype(f"<u{bits // 8}", copy=False)
         with files.disk_full_named(self._folder):
-            self._splits[split].add(stage, source, little.tobytes(), answers)
+            self._splits[split].add(stage, source, little.tobytes(), answers, size, language)
 
     def finish(
         self,
@@ -142,6 +151,19 @@ class _OpenStage:
     tokens: int = 0
     documents: int = 0
     sources: Counter[str] = field(default_factory=Counter)
+    bytes: int | None = 0
+    languages: set[str] = field(default_factory=set)
+
+    def finished(self) -> Stage:
+        return Stage(
+            name=self.name,
+            start_token=self.start_token,
+            tokens=self.tokens,
+            documents=self.documents,
+            sources=dict(sorted(self.sources.items())),
+            bytes=self.bytes or None,
+            languages=tuple(sorted(self.languages - {""})),
+        )
 
 
 class _SplitWriter:
@@ -176,7 +198,15 @@ class _SplitWriter:
         self._stages: list[_OpenStage] = []
         self._tokens = 0
 
-    def add(self, stage: str, source: str, data: bytes, answers: Sequence[tuple[int, int]]) -> None:
+    def add(
+        self,
+        stage: str,
+        source: str,
+        data: bytes,
+        answers: Sequence[tuple[int, int]],
+        size: int | None,
+        language: str,
+    ) -> None:
         """One document's bytes."""
         if not self._stages or self._stages[-1].name != stage:
             self._stages.append(_OpenStage(stage, self._tokens))
@@ -186,6 +216,8 @@ class _SplitWriter:
         span.documents += 1
         span.sources[source] += count
         self._spans += [(self._tokens + begin, self._tokens + end) for begin, end in answers]
+        span.bytes = None if size is None or span.bytes is None else span.bytes + size
+        span.languages.add(language)
         self._tokens += count
         self._begins.append(self._written // self._item_bytes)
         position = 0
@@ -204,10 +236,7 @@ class _SplitWriter:
     def finish(self) -> Split:
         if self._written:
             self._close_shard()
-        stages = tuple(
-            Stage(each.name, each.start_token, each.tokens, each.documents, dict(sorted(each.sources.items())))
-            for each in self._stages
-        )
+        stages = tuple(each.finished() for each in self._stages)
         return Split(self._tokens, sum(stage.documents for stage in stages), tuple(self._shards), stages)
 
     def close(self) -> None:
