@@ -5,7 +5,7 @@ with replay mixed in, the same samples shuffled, or the curriculum without repla
 dataset, the step, the validation. Gemma's tokenizer is cut to the ``--pieces`` used most, so that a CPU can hold the
 embedding; bytes stay, so every text is still encoded without loss.
 
-Needs the shared corpus (``BAFOGPT_SHARED``, else ``../shared``). docs/experiments/001-curriculum.md has the outcome.
+Needs the shared corpus (``BAFOGPT_SHARED``, else ``../shared``).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ METRICS = {
     "gradient_norm": "train/gradient_norm",
     "tokens": "train/tokens",
     "validation_loss": "validation/loss",
+    "validation_bpb": "validation/bits_per_byte",
     "tokens_per_s": "speed/tokens_per_s",
     "mfu": "speed/mfu",
     "usd": "cost/usd",

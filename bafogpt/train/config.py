@@ -164,15 +164,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where metrics go besides the bucket."""
-
-    wandb_project: str | None = None
-    """Weights & Biases: the project. The key is read from WANDB_API_KEY; WANDB_MODE=offline keeps it on the machine. A
-    run that is resumed goes on under the same id, which is its name."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of the trainer."""
 
@@ -186,7 +177,6 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     precision: Precision = "bf16-mixed"
     """What is computed in. ``bf16-mixed`` keeps float32 weights and moments and computes in bf16. ``bf16-true`` keeps
     bf16 ones, at half the memory: an update below 1/256 of a weight is lost in them, so a small rate stalls."""
@@ -203,8 +193,6 @@ class TrainConfig:
     seed: int = 1
     log_every: int = 1
     """Steps between metrics lines."""
-    profile: int = 0
-    """Steps to record with PyTorch's profiler, after ten others; the trace lies in the run's folder of the bucket."""
 
     def __post_init__(self) -> None:
         per_micro = self.data.sequence_length * max(1, self.batch.micro)
@@ -213,7 +201,6 @@ class TrainConfig:
             f"batch.tokens is {self.batch.tokens}, not a multiple of "
             f"sequence_length {self.data.sequence_length} times batch.micro {max(1, self.batch.micro)} = {per_micro}",
         )
-        _require(self.profile >= 0, f"profile is {self.profile}; 0 or more")
         _require(self.steps >= 1, f"tokens is {self.tokens}, less than one batch of {self.batch.tokens}")
 
     @property

@@ -1,0 +1,105 @@
+"""The recipe's parts, each by itself: schedule, new rows, what fits, what validation reads, when a run stops itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from bafogpt.cloud.throughput import KNOWN
+from bafogpt.core.errors import ConfigError
+from bafogpt.storage.tokens.manifest import Split, Stage
+from bafogpt.train import memory, parallel
+from bafogpt.train.config import ScheduleConfig
+from bafogpt.train.optimizer import NewRows
+from bafogpt.train.schedule import learning_rate
+from bafogpt.train.validation import Piece, bits_per_byte, plan, results
+
+from .conftest import tiny
+
+GEMMA = KNOWN["Gemma-2-2b"]
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_a_straight_line_at_the_end():
+    schedule = ScheduleConfig(kind="wsd", warmup_steps=2, final_ratio=0.0, decay_share=0.2)
+    rates = [learning_rate(step, peak=1.0, steps=20, schedule=schedule) for step in range(20)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:16] == [1.0] * 14
+    assert rates[16:] == pytest.approx([0.75, 0.5, 0.25, 0.0])
+
+
+def test_a_prolonged_run_warms_up_again():
+    first = ScheduleConfig(warmup_steps=2)
+    again = ScheduleConfig(warmup_steps=2, restart_at=10)
+    rates = [learning_rate(step, peak=1.0, steps=20, schedule=again) for step in range(10, 20)]
+    assert rates == [learning_rate(step, peak=1.0, steps=10, schedule=first) for step in range(10)]
+
+
+def test_new_rows_move_as_adamw_moves_them_at_their_own_rate():
+    torch.manual_seed(1)
+    start, gradient = torch.randn(6, 3), torch.randn(6, 3)
+
+    def moved(rate: float, factor: float) -> torch.Tensor:
+        parameter = torch.nn.Parameter(start.clone())
+        parameter.grad = gradient.clone()
+        optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.1)
+        NewRows([parameter], vocabulary=6, first=4, factor=factor).step(optimizer)
+        return parameter.detach()
+
+    slow, fast, mixed = moved(0.01, 1.0), moved(0.05, 1.0), moved(0.01, 5.0)
+    assert torch.equal(mixed[:4], slow[:4])
+    torch.testing.assert_close(mixed[4:], fast[4:])
+    assert not torch.equal(mixed[4:], slow[4:])
+
+
+def test_gemma_on_four_l40_is_expected_to_fit_and_on_one_it_is_not():
+    def chosen(processes: int) -> tuple[int, bool]:
+        config = tiny(
+            tokens=2**24,
+            data={"sequence_length": 2048},
+            batch={"tokens": 262_144, "micro": 0},
+            precision="bf16-mixed",
+            activation_checkpointing="full",
+        )
+        return memory.choose(GEMMA, config, processes=processes, gpu=True, memory=48 * 10**9)
+
+    assert chosen(4)[0] >= 4
+    assert chosen(1) == (0, True)
+
+
+def test_more_processes_than_samples_is_said_with_a_batch_that_is_enough():
+    with pytest.raises(ConfigError, match="a step has 8 samples, fewer than the 16 processes") as caught:
+        parallel.check_batch(tiny(), 16)
+    assert caught.value.hint == "--set train.batch.tokens=1024"
+
+
+class FakeSamples:
+    """40 tokens in samples of 4 targets: sample i predicts tokens 4i+1 … 4i+4."""
+
+    length, count = 4, 9
+
+
+def stage(name: str, start: int, tokens: int, **over: Any) -> Stage:
+    return Stage(name, start, tokens, 1, {"x": tokens}, **over)
+
+
+def test_each_target_that_validation_reads_belongs_to_one_stage():
+    stages = (stage("news", 0, 10, bytes=20), stage("web", 10, 30, bytes=90))
+    found = plan(FakeSamples(), Split(40, 2, (), stages), None)  # type: ignore[arg-type]
+    assert found.pieces[0] == (Piece(0, 0, 4), Piece(1, 0, 4), Piece(2, 0, 1))
+    assert found.pieces[1][0] == Piece(2, 1, 4)
+    assert sum(piece.high - piece.low for pieces in found.pieces for piece in pieces) == 36
+    few = plan(FakeSamples(), Split(40, 2, (), stages), 2)  # type: ignore[arg-type]
+    assert few.pieces == ((Piece(0, 0, 4),), (Piece(2, 1, 4),))
+
+
+def test_bits_a_byte_come_from_the_stages_sizes_and_are_left_out_where_those_are_unknown():
+    stages = (stage("news", 0, 10, bytes=20, languages=("zul",)), stage("web", 10, 30, bytes=90, languages=("eng",)))
+    assert bits_per_byte(stages[:1], [2.0]) == pytest.approx(2.0 * 10 / 20 / math.log(2))
+    line = results(plan(FakeSamples(), Split(40, 2, (), stages), None), [18.0, 27.0])  # type: ignore[arg-type]
+    assert line["validation_loss"] == pytest.approx(45 / 36)
+    assert line["validation_languages"]["zul"] == {"loss": 2.0, "bpb": pytest.approx(1 / math.log(2))}
+    assert line["validation_bpb"] == pytest.approx((2.0 * 10 + 1.0 * 30) / 110 / math.log(2))
+    assert bits_per_byte((stage("old", 0, 10),), [2.0]) is None
