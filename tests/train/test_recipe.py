@@ -98,7 +98,7 @@ def test_each_target_that_validation_reads_belongs_to_one_stage():
 def test_bits_a_byte_come_from_the_stages_sizes_and_are_left_out_where_those_are_unknown():
     stages = (stage("news", 0, 10, bytes=20, languages=("zul",)), stage("web", 10, 30, bytes=90, languages=("eng",)))
     assert bits_per_byte(stages[:1], [2.0]) == pytest.approx(2.0 * 10 / 20 / math.log(2))
-    line = results(plan(FakeSamples(), Split(40, 2, (), stages), None), [18.0, 27.0])  # type: ignore[arg-type]
+    line = results(plan(FakeSamples(), Split(40, 2, (), stages), None), [18.0, 27.0], [9, 27])  # type: ignore[arg-type]
     assert line["validation_loss"] == pytest.approx(45 / 36)
     assert line["validation_languages"]["zul"] == {"loss": 2.0, "bpb": pytest.approx(1 / math.log(2))}
     assert line["validation_bpb"] == pytest.approx((2.0 * 10 + 1.0 * 30) / 110 / math.log(2))
