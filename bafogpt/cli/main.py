@@ -22,6 +22,9 @@ COMMANDS = {
     "tokenizer": "Continue a tokenizer for another language, make one, compare them.",
     "model": "Models in and out: pull, export, merge, expand for a tokenizer, show.",
     "storage": "Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.",
+    "generate": "Continue a text with a model.",
+    "chat": "Talk with a model.",
+    "serve": "Answer OpenAI's clients over HTTP.",
     "image": "The container image that the tasks run in: show, check and pin it.",
     "config": "The settings in force, and who said so.",
 }
@@ -56,10 +59,20 @@ class LazyGroup(Group):
             sub_app: typer.Typer = importlib.import_module(f"bafogpt.cli.{args[0]}").app
             sub_app.rich_markup_mode = self.rich_markup_mode
             sub_app.info.cls = Group
-            group = typer.main.get_group(sub_app)
-            group.no_args_is_help = True
-            self.add_command(group, args[0])
+            command: Any
+            if is_command(sub_app):
+                command = typer.main.get_command(sub_app)
+            else:
+                command = typer.main.get_group(sub_app)
+                command.no_args_is_help = True
+            self.add_command(command, args[0])
         return super().resolve_command(ctx, args)
+
+
+def is_command(sub_app: typer.Typer) -> bool:
+    """Whether a module is one command (``bafogpt chat``) and not a group of them: it has one, without a name."""
+    commands = sub_app.registered_commands
+    return len(commands) == 1 and commands[0].name is None and sub_app.registered_callback is None
 
 
 app = typer.Typer(

@@ -6,6 +6,7 @@ A command takes them as annotations and gives the default: ``json: JsonOption = 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -71,3 +72,26 @@ BandwidthOption = Annotated[
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's name (jobs/NAME.yaml) or the path of one.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as 'bafogpt runs ls' shows it.")]
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model folder: config.json, safetensors, the tokenizer's files.")
+]
+StyleOption = Annotated[
+    str, typer.Option("--style", metavar="NAME", help="Prompt style: chat (the model's own template), alpaca, plain.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="WHERE", help="cpu, cuda, or auto.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16; default: the model's own.")
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token always; more is more various.")
+]
+TopPOption = Annotated[float, typer.Option("--top-p", metavar="P", help="The likeliest tokens of this share only.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="N", help="The N likeliest tokens only.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same choices again.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Repeatable.")
+]

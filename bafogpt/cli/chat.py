@@ -1,0 +1,72 @@
+"""``bafogpt chat MODEL``: talk with a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bafogpt.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    MaxTokensOption,
+    ModelArgument,
+    SeedOption,
+    StopOption,
+    StyleOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from bafogpt.cli.output import Output
+
+app = typer.Typer(add_completion=False, help="Talk with a model.")
+
+PROMPT = "> "
+
+
+@app.command()
+def chat_command(
+    model: ModelArgument,
+    style: StyleOption = "chat",
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="Said to the model before.")] = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+) -> None:
+    """Talk with a model: a line is a question, an empty line or Ctrl-D ends it.
+
+    Without a terminal every line of stdin is a question. The oldest turns are forgotten where a conversation fills more
+    than half of the model's positions.
+    """
+    from bafogpt.data.messages import Message
+    from bafogpt.model.generate import Sampling
+    from bafogpt.model.speaker import Speaker, ask
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    sink = Output.of()
+    speaker = Speaker.load(model, style=style, device=device, dtype=dtype)
+    sink.say(f"{speaker.name}, {speaker.context:,} tokens of memory; an empty line ends it")
+    history = [] if system is None else [Message("system", system)]
+
+    def answer(prompt: list[int]) -> object:
+        length = min(max_tokens or 1024, speaker.room(prompt))
+        return speaker.answer(prompt, max_tokens=length, sampling=sampling, stop=stop or [])
+
+    while question := _read():
+        for text in ask(speaker, history, question, answer):  # type: ignore[arg-type]
+            print(text, end="", flush=True)
+        print()
+
+
+def _read() -> str:
+    """The next line that is not the end; the prompt is for terminals only."""
+    if sys.stdin.isatty():
+        print(PROMPT, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()

@@ -1,0 +1,61 @@
+"""``bafogpt generate MODEL --prompt …``: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bafogpt.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxTokensOption,
+    ModelArgument,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from bafogpt.cli.output import Output
+
+app = typer.Typer(add_completion=False, help="Continue a text with a model.")
+
+
+@app.command()
+def generate_command(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue; - reads stdin.")],
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Continue a text with a model, as it is and without a prompt style; every piece is shown as soon as it is known.
+
+    With --json one object at the end: the text, and why it ends there.
+    """
+    from bafogpt.model.generate import Sampling
+    from bafogpt.model.speaker import Speaker
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    speaker = Speaker.load(model, style="plain", device=device, dtype=dtype)
+    ids = speaker.text(sys.stdin.read() if prompt == "-" else prompt)
+    length = min(256, speaker.room(ids)) if max_tokens is None else max_tokens
+    pieces = []
+    for piece in speaker.answer(ids, max_tokens=length, sampling=sampling, stop=stop or []):
+        pieces.append(piece)
+        if not json:
+            print(piece.text, end="", flush=True)
+    if json:
+        text, finish = "".join(piece.text for piece in pieces), pieces[-1].finish
+        Output.of(json=True).result({"text": text, "finish": finish, "prompt_tokens": len(ids)})
+    else:
+        print()

@@ -1,0 +1,65 @@
+"""generate, chat and serve, as they are typed."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+
+import pytest
+
+from bafogpt.core.errors import ExitCode
+from tests.talking import make_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(make_model(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def test_generate_shows_the_text_or_an_object_with_it(cli, model):
+    words = ("generate", model, "--prompt", "Namhlanje", "--max-tokens", "20", "--seed", "3")
+    shown, told = cli(*words), cli(*words, "--json")
+    record = json.loads(told.out)
+
+    assert (shown.code, told.code) == (0, 0)
+    assert shown.out == record["text"] + "\n"
+    assert (record["finish"], record["prompt_tokens"]) == ("length", 10)
+
+
+def test_chat_answers_every_line_of_stdin(cli, model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Sawubona\nUnjani?\n\nnot read\n"))
+
+    ran = cli("chat", model, "--max-tokens", "8", "--temperature", "0", "--system", "Phendula ngesiZulu.")
+
+    assert ran.code == 0
+    assert "tiny, 512 tokens of memory" in ran.err
+    assert len(ran.out) > 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("generate", "nowhere", "--prompt", "x"), ExitCode.FAILURE, "no model folder at nowhere"),
+        (("generate", "MODEL", "--prompt", "x", "--max-tokens", "600"), ExitCode.USAGE, "do not fit into the model's"),
+        (("generate", "MODEL", "--prompt", "x" * 600), ExitCode.USAGE, "the prompt has 601 tokens, the model 512"),
+        (("generate", "MODEL", "--prompt", "x", "--top-p", "0"), ExitCode.USAGE, "top_p is 0.0; above 0"),
+        (("generate", "MODEL", "--prompt", "x", "--dtype", "float31"), ExitCode.USAGE, "did you mean 'float32'?"),
+        (("chat", "MODEL", "--style", "alpacca"), ExitCode.FAILURE, "did you mean 'alpaca'?"),
+        (("serve", "MODEL", "--api-key-env", "NOT_SET"), ExitCode.AUTH, "NOT_SET is not set"),
+        (("serve", "MODEL", "--host", "0.0.0.0"), ExitCode.USAGE, "on 0.0.0.0 anybody could use the model"),  # noqa: S104
+    ],
+)
+def test_what_cannot_be_done_is_said(cli, model, words, code, message):
+    ran = cli(*(model if word == "MODEL" else word for word in words))
+
+    assert ran.code == code
+    assert message in ran.err
+
+
+def test_a_port_that_is_taken_is_said(cli, model):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = cli("serve", model, "--port", str(taken.getsockname()[1]))
+
+    assert ran.code == ExitCode.USAGE
+    assert "cannot listen on 127.0.0.1" in ran.err
