@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bafogpt.model.export import Export
     from bafogpt.model.folder import ModelFolder
 
-app = typer.Typer(no_args_is_help=True, help="Models in and out, expanded for a tokenizer; what one is.")
+app = typer.Typer(no_args_is_help=True, help="Models in and out: pull, export, merge, expand for a tokenizer, show.")
 
 PublishedArgument = Annotated[
     str,
