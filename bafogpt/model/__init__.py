@@ -18,4 +18,7 @@
 - ``merge``        an adapter made part of its base, and held against the two apart
 - ``samples``      a little text in a model's tokenizer, to compare on
 - ``expand``       rows for the pieces of a continued tokenizer
+- ``adapter``      LoRA's settings, and how PEFT names and describes an adapter; imports no torch
+- ``lora``         pairs on a network; an adapter as a folder that ``peft`` reads
+- ``nf4``          frozen matrices in 4 bits, on CPU and GPU alike
 """

@@ -29,13 +29,13 @@ BASE, SHAPE = "bafogpt.base", "bafogpt.shape"
 
 
 class Pair(nn.Module):
-    """A [r, in] and B [out, r] of one matrix. B begins as zeros (an embedding's A), so nothing changes at first."""
+    """A [r, in] and B [out, r] of one matrix, float32 until the whole network is made another dtype, on the device of
+    ``like``. B begins as zeros (an embedding's A), so nothing changes at first."""
 
     def __init__(self, inputs: int, outputs: int, r: int, like: torch.Tensor, *, is_embedding: bool = False) -> None:
         super().__init__()
-        dtype = like.dtype if like.is_floating_point() else torch.float32  # of a quantised matrix: bytes
-        self.A = nn.Parameter(torch.empty(r, inputs, device=like.device, dtype=dtype))
-        self.B = nn.Parameter(torch.zeros(outputs, r, device=like.device, dtype=dtype))
+        self.A = nn.Parameter(torch.empty(r, inputs, device=like.device, dtype=torch.float32))
+        self.B = nn.Parameter(torch.zeros(outputs, r, device=like.device, dtype=torch.float32))
         if is_embedding:
             nn.init.zeros_(self.A)
             nn.init.normal_(self.B)
@@ -248,6 +248,30 @@ def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> Adapt
             if (bare := names.bare(name)) in expected:
                 parameter.copy_(found[expected[bare]])
     return config
+
+
+def of_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig, Config, str]:
+    """An adapter in a training checkpoint: its tensors by our names, settings, the base's configuration and digest.
+
+    Raises :class:`CorruptError` for what is not a whole checkpoint, and :class:`ConfigError` for one without adapter.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        saved = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["fingerprint"]
+        content = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    except Exception as error:  # torn JSON or safetensors, or no file
+        raise CorruptError(f"{folder} is not a checkpoint: {error}", f"ls {folder}") from None
+    if "adapter" not in saved:
+        raise ConfigError(f"{folder} is the checkpoint of a whole model, not of an adapter", "bafogpt model export RUN")
+    config = AdapterConfig(**{**saved["adapter"], "targets": tuple(saved["adapter"]["targets"])})
+    shape = {key: value for key, value in saved["model"].items() if key != "tie_embeddings"}
+    gpt = Config(**shape)
+    found = {name.removeprefix("model."): tensor for name, tensor in content.items() if name.startswith("model.")}
+    missing = [name for name in adapters.peft_names(config, gpt.n_layer) if name not in found]
+    if missing:
+        raise CorruptError(f"{folder} is half an adapter: it has no {missing[0]}", "bafogpt runs show RUN")
+    return found, config, gpt, str(saved.get("base", ""))
 
 
 def _sizes(config: AdapterConfig, gpt: Config) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``step``        one optimizer step; ``schedule``, ``optimizer``: its learning rate, its AdamW
 - ``validation``  loss on text that is never trained on
 - ``fit``         whether it fits a device; ``memory``: the model of what it takes
+- ``finetune``    the base frozen and quantised, and the adapter on it
 - ``parallel``    Fabric and FSDP2
 - ``state``       the one TrainState: what must come back exactly after a kill
 - ``saving``      checkpoints written by a thread while training goes on

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bafogpt.model.adapter import AdapterConfig
+
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Recompute = Literal["full", "selective", "none"]
 When = Literal["auto", "always", "never"]
@@ -171,6 +173,8 @@ class TrainConfig:
     """Tokens to train on in all; rounded down to whole steps."""
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig | None = None
+    """Where it is there, the model is frozen, and what is trained, saved and sent is the adapter: fine-tuning."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -3,12 +3,13 @@
 A model, not a measurement: good to choose a micro-batch from and to refuse what cannot fit before it dies. For a
 process, with P parameters over W processes, and bytes b = 4, or 2 under ``bf16-true``::
 
-    state        4·P·b/W           weights, gradients and AdamW's two moments, sharded
+    state        4·P·b/W           weights, gradients and AdamW's two moments, sharded; where there is an adapter what
+                                   is frozen (0.52 bytes a number in NF4), and 16 for each number of its own
     gathered     P·c, or two blocks' and the embedding's share of it where resharded; c is 2 in bf16, else 4
     accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one)
     kept         tokens x layers x what a block keeps for the backward pass (see ``_kept``)
     block        tokens x what one block needs while it is computed again
-    head         V·d·4 + 2 x 256 MB    the fused loss: the head's gradient and its chunks of logits
+    head         V·d·4 + 2 x 256 MB    the fused loss: the head's gradient, if it is learned, and its chunks of logits
     context      1.5 GB on a GPU   driver, communication, fragments
 """
 
@@ -16,11 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bafogpt.model.adapter import OUTSIDE, AdapterConfig
 from bafogpt.train.config import Recompute, TrainConfig
 from bafogpt.train.flops import Shape, matrix_weights
 
 CONTEXT_BYTES = 1_500_000_000
 CHUNKS_BYTES = 2 * (256 << 20)
+NF4_BYTES = 0.516
+"""4 bits, a byte of scale for each 64 numbers, and a float32 for each 256 scales."""
 MARGIN = 0.92
 """Share of a device's memory that is planned with."""
 LARGEST_MICRO = 64
@@ -60,14 +64,42 @@ def need(
     several = config.batch_samples // processes > micro
     tokens = micro * config.data.sequence_length
     kept, block_bytes = _kept(shape, config.activation_checkpointing, computed)
+    state = 4 * weights * state_bytes // processes
+    learns_head = True
+    if config.adapter is not None:
+        state = _frozen(shape, config.adapter, weights, state_bytes) + 16 * _pairs(shape, config.adapter)
+        learns_head = "head" in config.adapter.targets
     return Need(
-        state=4 * weights * state_bytes // processes,
+        state=state,
         gathered=gathered,
         accumulated=4 * weights if processes > 1 and several else 0,
         activations=tokens * (kept * shape.n_layer + block_bytes),
-        head=vocabulary * width * 4 + min(CHUNKS_BYTES, 8 * tokens * vocabulary),
+        head=learns_head * vocabulary * width * 4 + min(CHUNKS_BYTES, 8 * tokens * vocabulary),
         context=CONTEXT_BYTES if gpu else 0,
     )
+
+
+def _frozen(shape: Shape, adapter: AdapterConfig, weights: int, plain: int) -> int:
+    """Bytes of what is frozen, ``plain`` a number as it comes; embedding and head are never in 4 bits."""
+    width = min(plain, 2) if adapter.base == "bf16" else plain
+    blocks = matrix_weights(shape) - (shape.padded_vocab_size or 0) * shape.n_embd
+    return int(blocks * (NF4_BYTES if adapter.base == "nf4" else width)) + (weights - blocks) * width
+
+
+def _pairs(shape: Shape, adapter: AdapterConfig) -> int:
+    """Numbers in an adapter."""
+    d, inner, vocabulary = shape.n_embd, shape.intermediate_size or 0, shape.padded_vocab_size or 0
+    query = shape.n_head * (shape.head_size or 0)
+    groups = (shape.n_query_groups or shape.n_head) * (shape.head_size or 0)
+    sides = {
+        "query": d + query,
+        "key": d + groups,
+        "value": d + groups,
+        "projection": d + query,
+        "mlp": 3 * (d + inner),
+    }
+    layers = sum(sides.get(target, 0) for target in adapter.targets) * shape.n_layer
+    return adapter.r * (layers + (d + vocabulary) * sum(target in OUTSIDE for target in adapter.targets))
 
 
 def _kept(shape: Shape, recompute: Recompute, computed: int) -> tuple[int, int]:

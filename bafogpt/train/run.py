@@ -20,14 +20,14 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, fit, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, finetune, fit, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
 from bafogpt.train.optimizer import NewRows
 from bafogpt.train.runlog import RunLog
 from bafogpt.train.saving import CheckpointSaver
-from bafogpt.train.state import TrainState
+from bafogpt.train.state import TrainState, load_weights
 from bafogpt.train.validation import Validation
 from bafogpt.train.validation import plan as plan_validation
 
@@ -85,19 +85,28 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     fabric = parallel.make_fabric(order, reshard_after_forward=reshard_after_forward)
     fabric.launch()
     gpt = new_gpt(shape, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
-    parallel.prepare_blocks(gpt, config, gpu=gpu)
-    wrapped = fabric.setup_module(gpt)
-    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
-    identity = {
+    identity: dict[str, Any] = {
         "model": fingerprint(shape, config.model.tie_embeddings),
         "data": manifest.digest,
         "sequence_length": config.data.sequence_length,
     }
+
+    def first_weights() -> None:
+        if path := config.model.checkpoint:
+            into = handoff.folder / "weights"
+            _first_weights(gpt, identity["model"], order.bucket, path, into, fabric, manifest)
+
+    if config.adapter is not None:  # the base is not saved, so it is loaded at a resume, too
+        first_weights()
+        identity |= finetune.adapt(gpt, shape, config, processes=fabric.world_size)
+    parallel.prepare_blocks(gpt, config, gpu=gpu)
+    wrapped = fabric.setup_module(gpt)
+    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
     state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity)
     if order.resume_step is not None:
         state.load(handoff.resume / checkpoint_name(order.resume_step))
-    elif config.model.checkpoint:
-        _first_weights(state, order.bucket, config.model.checkpoint, handoff.folder / "weights", fabric, manifest)
+    elif config.adapter is None:
+        first_weights()
     return Run(
         config=config,
         fabric=fabric,
@@ -149,7 +158,13 @@ def _samples(
 
 
 def _first_weights(
-    state: TrainState, url: str, path: str, into: Path, fabric: Fabric, manifest: manifests.TokenManifest
+    model: torch.nn.Module,
+    identity: dict[str, Any],
+    url: str,
+    path: str,
+    into: Path,
+    fabric: Fabric,
+    manifest: manifests.TokenManifest,
 ) -> None:
     """Load the weights of a model folder of the bucket (``models/NAME``), or a run's newest (``runs/NAME``).
 
@@ -158,12 +173,12 @@ def _first_weights(
     """
     bucket = Bucket.open(url)
     if not bucket.exists(f"{path}/config.json"):
-        state.load_weights(_fetch_checkpoint(bucket, path, into, fabric))
+        load_weights(model, _fetch_checkpoint(bucket, path, into, fabric), identity)
         return
     with fabric.rank_zero_first(local=True):
         folder = pull.fetch(locate(f"{url}/{path}", settings.load()), into, settings.load())
     folder.require_tokenizer(manifest.tokenizer.digest)
-    folder.load_into(state.model)
+    folder.load_into(model)
 
 
 def _fetch_checkpoint(bucket: Bucket, path: str, into: Path, fabric: Fabric) -> Path:

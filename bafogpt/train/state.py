@@ -65,7 +65,8 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     fingerprint: dict[str, Any]
-    """What a checkpoint must agree with to be this run's: ``model``, ``data``, ``sequence_length``."""
+    """What a checkpoint must agree with to be this run's: ``model``, ``data``, ``sequence_length``, and
+    of fine-tuning ``adapter`` and ``base``."""
     progress: Progress = field(default_factory=Progress)
 
     def load(self, folder: Path) -> None:
@@ -80,12 +81,6 @@ class TrainState:
         _load_tensors(self.tensors(), folder)
         known = {each.name for each in fields(Progress)} - {"validation_loss"}
         self.progress = Progress(**{name: meta[name] for name in known if name in meta})
-
-    def load_weights(self, folder: Path) -> None:
-        """Take the model's weights alone from a checkpoint folder; position and optimizer start anew."""
-        saved = read_staged(folder).metadata.get("fingerprint", {})
-        _refuse_difference(saved.get("model", {}), self.fingerprint["model"], folder)
-        _load_tensors({MODEL + name: value.detach() for name, value in _named(self.model)}, folder)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Name → tensor of all that is saved; tied weights once."""
@@ -107,8 +102,18 @@ class TrainState:
             }
 
     def _require_same(self, saved: dict[str, Any], folder: Path) -> None:
-        for part in ("model", "data", "sequence_length"):
-            _refuse_difference(saved.get(part), self.fingerprint[part], folder, part)
+        for part in sorted({*saved, *self.fingerprint}):
+            _refuse_difference(saved.get(part), self.fingerprint.get(part), folder, part)
+
+
+def load_weights(model: nn.Module, folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Give ``model``, whose configuration ``fingerprint`` names, the weights in a checkpoint folder.
+
+    Raises :class:`ConfigError` when they are another model's, and :class:`CorruptError` when they are not whole.
+    """
+    saved = read_staged(folder).metadata.get("fingerprint", {})
+    _refuse_difference(saved.get("model", {}), fingerprint, folder)
+    _load_tensors({MODEL + name: value.detach() for name, value in _named(model)}, folder)
 
 
 def _refuse_difference(saved: Any, own: Any, folder: Path, part: str = "model") -> None:

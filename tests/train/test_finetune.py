@@ -1,0 +1,184 @@
+"""Fine-tuning on the one trainer: it learns, its checkpoints are the adapter, and a kill changes no bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bafogpt.cloud import job as jobs
+from bafogpt.core.errors import ConfigError
+from bafogpt.data import instructions, prompts, tokenizer
+from bafogpt.data.instructions import InstructionOptions
+from bafogpt.model import lora
+from bafogpt.model.adapter import AdapterConfig
+from bafogpt.model.config import gpt_config
+from bafogpt.model.gpt import GPT
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.train import memory
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.handoff import StagedCheckpoint
+
+from .conftest import ROOT, Trained, tiny
+
+Train = Callable[..., Trained]
+BYTES = tokenizer.load("bytes")
+SHARED = ROOT.parent / "shared" / "data" / "zulu" / "instructions" / "instructions.jsonl.gz"
+ADAPTER: dict[str, Any] = {"base": "nf4", "r": 8, "alpha": 16, "dropout": 0.1, "neftune": 1.0}
+
+
+@pytest.fixture(scope="session")
+def packed(dataset: Bucket) -> str:
+    """The starter's instructions, at ``data/instructions`` of the session's bucket."""
+    instructions.prepare(
+        ["starter"],
+        style=prompts.load("plain", BYTES),
+        tokenizer=BYTES,
+        out=dataset.child("data/instructions"),
+        options=InstructionOptions(context=128, validation=0.1),
+    )
+    return "data/instructions"
+
+
+def tuned(path: str, steps: int = 12, **over: Any) -> TrainConfig:
+    """A fine-tuning of the tiny model."""
+    return tiny(
+        **{
+            "tokens": steps * 1024,
+            "data": {"path": path, "sequence_length": 128},
+            "batch": {"tokens": 1024, "micro": 4},
+            "adapter": ADAPTER,
+            **over,
+        }
+    )
+
+
+def tensors(checkpoint: StagedCheckpoint) -> dict[str, torch.Tensor]:
+    (file,) = checkpoint.folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def test_a_killed_and_resumed_run_has_the_bits_of_one_left_in_peace_and_saves_the_adapter_alone(
+    train: Train, packed: str
+) -> None:
+    whole = train(tuned(packed))
+    assert whole.results[0].outcome == "finished", whole.output
+    resumed = train(tuned(packed), resume=whole.staged[0].folder)
+    left, killed = tensors(whole.staged[-1]), tensors(resumed.staged[-1])
+    assert left.keys() == killed.keys()
+    assert [name for name in left if not torch.equal(left[name], killed[name])] == []
+    names = {name.partition(".")[2] for name in left if name.startswith("model.")}
+    assert len(names) == 2 * 4 * 2
+    assert all(".lora." in name for name in names)
+    size = sum(path.stat().st_size for path in whole.staged[-1].folder.iterdir())
+    assert size < 200_000, "no part of the base is in it"
+
+
+def test_a_checkpoint_of_another_base_or_adapter_is_refused(train: Train, packed: str) -> None:
+    made = train(tuned(packed, steps=1)).staged[-1].folder
+    for other, says in (
+        (tuned(packed, steps=2, seed=2), "base is"),
+        (tuned(packed, steps=2, adapter={**ADAPTER, "r": 4}), "adapter.r is 8 there and 4 here"),
+        (tuned(packed, steps=2, adapter=None), "adapter"),
+    ):
+        (result,) = train(other, resume=made).results
+        assert result.outcome == "failed"
+        assert says in result.error
+        assert result.hint
+
+
+def test_an_unknown_target_module_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"no target module 'querry' .did you mean 'query'"):
+        tuned("data/x", adapter={**ADAPTER, "targets": ["querry"]})
+
+
+def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
+    train: Train, dataset: Bucket, packed: str, tmp_path: Path
+) -> None:
+    base = train(tiny(tokens=256)).staged[-1]
+    store = CheckpointStore(dataset.child("runs/base-of-finetune/checkpoints"))
+    store.upload(base.folder, step=base.step, samples=base.samples, upload_id="a", metadata=base.metadata)
+    over = {"name": "Gemma-2-2b", "checkpoint": "runs/base-of-finetune"}
+    config = tuned(packed, steps=2, model=over, adapter={**ADAPTER, "base": "as-is"})
+    found = train(config)
+    assert found.results[0].outcome == "finished", found.output
+    content, adapter, gpt, digest = lora.of_checkpoint(found.staged[-1].folder)
+    assert adapter == config.adapter
+    assert digest != train(tuned(packed, steps=1)).staged[-1].metadata["fingerprint"]["base"]
+    lora.save(tmp_path / "out", content, adapter, gpt, base="runs/base-of-finetune", base_digest=digest)
+
+    from bafogpt.model.gpt import new_gpt
+    from bafogpt.train.state import load_weights
+
+    model = new_gpt(gpt, tie_embeddings=True, seed=5)
+    load_weights(model, base.folder, base.metadata["fingerprint"]["model"])
+    assert lora.load(tmp_path / "out", model, gpt) == adapter
+    for name, tensor in lora.tensors(model).items():
+        assert torch.equal(tensor, content[name])
+    with pytest.raises(ConfigError, match="of a whole model"):
+        lora.of_checkpoint(base.folder)
+
+
+def test_two_processes_are_refused(train: Train, packed: str) -> None:
+    result = train(tuned(packed, steps=1), processes=2).results[0]
+    assert (result.outcome, result.retry) == ("failed", False)
+    assert "one process" in result.error
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_on_the_shipped_instructions_lower_the_held_out_loss(train: Train, packed: str) -> None:
+    held_out = losses(train(longer(packed)))
+    assert held_out[-1] < 0.8 * held_out[0]
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_on_the_shared_instructions_lower_the_held_out_loss(train: Train, dataset: Bucket) -> None:
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is not on this machine")
+    instructions.prepare(
+        [str(SHARED)],
+        style=prompts.load("alpaca", BYTES),
+        tokenizer=BYTES,
+        out=dataset.child("data/shared-instructions"),
+        options=InstructionOptions(context=512, too_long="drop"),
+    )
+    config = longer("data/shared-instructions", data={"path": "data/shared-instructions", "sequence_length": 512})
+    held_out = losses(train(config))
+    assert held_out[-1] < 0.8 * held_out[0]
+
+
+def longer(path: str, **over: Any) -> TrainConfig:
+    """200 steps; every matrix has a pair, because this base has learned nothing that attention alone could use."""
+    everything = ["query", "key", "value", "projection", "mlp", "head", "embedding"]
+    return tuned(
+        path,
+        steps=200,
+        optimizer={"learning_rate": 5e-3},
+        adapter={**ADAPTER, "targets": everything, "r": 16, "dropout": 0.0},
+        validation={"every": 50, "samples": 16},
+        checkpoint={"every": 200, "max_pending": 99},
+        **over,
+    )
+
+
+def losses(found: Trained) -> list[float]:
+    assert found.results[0].outcome == "finished", found.output
+    return [line["validation_loss"] for line in found.lines if "validation_loss" in line]
+
+
+def test_what_is_expected_of_memory_lets_gemma_2_2b_onto_a_gpu_of_24_gb() -> None:
+    job = jobs.load(ROOT / "jobs" / "finetune.yaml", [])
+    shape = gpt_config("Gemma-2-2b", {}, 256_000)
+    with torch.device("meta"):
+        model = GPT(shape)
+        lora.add(model, shape, AdapterConfig(), seed=0)
+    pairs = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    need = memory.need(shape, job.train, micro=1, processes=1, gpu=True, reshard=False)
+    blocks = 26 * (2304 * 4096 + 2048 * 2304 + 3 * 2304 * 9216)
+    assert need.state == int(blocks * 0.516) + 256_000 * 2304 * 2 + 16 * pairs
+    assert need.total < 20e9
