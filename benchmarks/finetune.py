@@ -2,9 +2,10 @@
 
     ./scripts/bench finetune [--rounds 10]
 
-One small Gemma-2 with the same sizes and the same LoRA (r 16, on query, key, value and projection) in all three, float32,
-the same random samples. A step is forward, backward, clipping where the peer clips, and AdamW. The three take turns in
-every round, and what is reported is the median of the ratios within a round, so a busy machine slows all of them.
+One small Gemma-2 with the same sizes and the same LoRA (r 16, on query, key, value and projection) in all three,
+float32, the same random samples. A step is forward, backward, clipping where the peer clips, and AdamW. The three take
+turns in every round, and what is reported is the median of the ratios within a round, so a busy
+machine slows all of them.
 litgpt's step is what ``litgpt.finetune.lora.fit`` does, peft's what transformers' ``Trainer`` does.
 """
 
