@@ -108,6 +108,34 @@ def test_two_processes_read_the_same_stream_and_learn_the_same(train: Train, who
     assert again.losses == pytest.approx(one.losses, rel=1e-5)
 
 
+def test_two_processes_have_the_loss_curve_of_one_over_fifty_steps(train: Train):
+    config = tiny(tokens=50 * 256, validation={"every": 0}, checkpoint={"every": 50}, precision="32-true")
+    one, two = train(config).losses, train(config, processes=2).losses
+    assert len(one) == 50
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_killed_on_two_one_and_two_processes_every_sample_is_read_once_in_order(train: Train):
+    def kill_at(step: int) -> Callable[[Trainers, Handoff], None]:
+        def watch(trainers: Trainers, handoff: Handoff) -> None:
+            path = handoff.metrics(1)
+            if path.exists() and f'"step": {step},' in path.read_text():
+                trainers.signal(signal.SIGKILL)
+
+        return watch
+
+    config = tiny(tokens=18 * 256, validation={"every": 0}, checkpoint={"every": 3})
+    ledger: list[list[int]] = []
+    resume: Path | None = None
+    for processes, kill in ((2, 5), (1, 11), (2, None)):
+        part = train(config, processes=processes, resume=resume, watch=kill_at(kill) if kill else lambda *_: None)
+        kept = part.staged[-1]
+        assert kept.step < 18 or kill is None
+        ledger += [line["samples"] for line in part.lines if "loss" in line and line["step"] <= kept.step]
+        resume = kept.folder
+    assert ledger == [[8 * step, 8 * step + 8] for step in range(18)]  # as uninterrupted, unsorted
+
+
 @given(
     steps=st.integers(1, 5),
     counts=st.sampled_from([(1, 2), (1, 4), (2, 4), (2, 6), (3, 6), (1, 6)]),

@@ -1,0 +1,85 @@
+"""What cannot be trained is said before it is tried, with what to type next; what went wrong stops by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bafogpt.core.errors import BafoError, ConfigError
+from bafogpt.model.config import gpt_config
+from bafogpt.storage.tokens.manifest import Packing, Split, Stage
+from bafogpt.train import fit, metrics, parallel
+from bafogpt.train import run as runs
+from bafogpt.train.runlog import RunLog
+from bafogpt.train.state import Progress, _refuse_difference
+from bafogpt.train.step import Measured
+
+from .conftest import tiny
+
+
+def shape(**over: Any) -> Any:
+    config = tiny()
+    return gpt_config(config.model.name, {**config.model.overrides, **over}, 260)
+
+
+def test_samples_longer_than_the_models_positions():
+    with pytest.raises(ConfigError, match="sequence_length is 32, and Gemma-2-2b knows 16 positions") as caught:
+        fit.check_length(shape(block_size=16), tiny())
+    assert caught.value.hint == "--set train.data.sequence_length=16"
+
+
+def test_a_dataset_packed_into_samples_of_another_length():
+    with pytest.raises(ConfigError, match="was packed into samples of 64 tokens"):
+        fit.check_packing(Packing(64, "plain", ""), tiny())
+
+
+def test_a_micro_batch_that_cannot_fit_is_said_before_it_dies(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "device_bytes", lambda _: 6_000_000)
+    with pytest.raises(ConfigError, match=r"a micro-batch of 8 needs some .* GB a process .*and 0\.0 GB") as caught:
+        fit.plan(shape(), tiny(batch={"micro": 8}), gpu=False)
+    assert caught.value.hint == "--set train.batch.micro=0 finds the largest that fits"
+    micro, _ = fit.plan(shape(), tiny(batch={"micro": 0}), gpu=False)
+    assert 1 <= micro < 8  # and it does
+
+
+def test_validation_wanted_where_nothing_was_held_out():
+    nothing = SimpleNamespace(tokens=32)
+    manifest = SimpleNamespace(splits={"train": SimpleNamespace(tokens=999), "validation": nothing})
+    stream = lambda *_, **__: SimpleNamespace(tokens=999)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="holds 32 tokens for valid") as caught:
+        patch.setattr(runs, "TokenStream", stream)
+        runs._samples(None, manifest, tiny(data={"cache_gb": 0}), Path())  # type: ignore[arg-type]
+    assert "train.validation.every=0" in (caught.value.hint or "")
+
+
+def test_a_checkpoint_with_another_vocabulary_points_to_what_gives_it_rows():
+    with pytest.raises(ConfigError, match=r"model\.padded_vocab_size is 256000 there and 296000 here") as caught:
+        _refuse_difference({"padded_vocab_size": 256_000}, {"padded_vocab_size": 296_000}, Path("step-00000001"))
+    assert "bafogpt model expand" in (caught.value.hint or "")
+
+
+def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_may_be_harder():
+    config, progress = tiny(guard={"after_steps": 3}), Progress()
+    split = Split(10_000, 1, (), (Stage("news", 0, 10_000, 1, {"x": 10_000}),))
+    fabric: Any = SimpleNamespace(device=torch.device("cpu"), world_size=1, all_reduce=lambda value, reduce_op: value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "peak_flops", lambda _: 1.0)
+        log = RunLog(config, fabric, progress, curriculum=split, lines=None, flops_per_token=1.0, price_per_hour=3600.0)
+
+    def step(loss: float) -> None:
+        progress.advance(8, 256)
+        log.step(Measured(torch.tensor(loss), torch.tensor(1.0), 0.1, 256))
+
+    for loss in (2.0, 9.0, 2.0, 2.0, 6.0):  # the second comes before the mean is trusted; the last is a harder stage
+        step(loss)
+    mean = progress.loss_mean
+    with pytest.raises(BafoError, match=r"at step 6 \(news\), samples 40 to 47 is over 2 x the running mean"):
+        step(3 * mean)
+    assert progress.loss_mean == mean  # what is wrong is not taken in
+    with pytest.raises(BafoError, match=r"loss nan, .* at step 7 \(news\), samples 48 to 55; the last checkpoint is"):
+        step(float("nan"))
+    assert progress.usd == pytest.approx(progress.seconds)  # at a dollar a second
