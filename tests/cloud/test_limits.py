@@ -134,4 +134,4 @@ def test_a_real_worker_says_where_each_of_its_threads_is(tmp_path: Path):
     trainers.dump()
     trainers.end()
     assert any("Current thread" in line for line in said)
-    assert any("in pretrain" in line for line in said)
+    assert any("in train" in line for line in said)
