@@ -93,11 +93,10 @@ def test_a_gpu_that_is_nowhere_names_the_nearest(rented: Rented, name: str) -> N
     assert "L40:4" in error + hint
 
 
-def test_a10_has_an_offer_and_finetune_says_that_it_is_not_there_yet(rented: Rented, name: str) -> None:
-    shown = rented.command("cloud", "launch", "pretrain", "--gpus", "A10", "--infra", "lambda", "--dry-run")
+def test_a10_has_an_offer_and_finetune_is_priced_on_it(rented: Rented) -> None:
+    shown = rented.command("cloud", "finetune", "--gpus", "A10", "--infra", "lambda", "--dry-run")
     assert "1.29 $/h (lambda" in shown.stderr
-    error, hint = two_lines(rented, name, "cloud", "finetune", "--gpus", "A10", "--name", name, "--yes", code=2)
-    assert "finetune" in error and hint
+    assert "bafogpt job run jobs/finetune.yaml" in shown.stdout
 
 
 def test_bad_words_cost_nothing(rented: Rented, name: str) -> None:
