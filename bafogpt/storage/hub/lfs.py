@@ -6,6 +6,7 @@ them the Hub's store has; so at most one part is sent twice.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -98,10 +99,12 @@ class Uploads:
 
     def _ask(self, sha256: str, source: Source) -> dict[str, Any] | None:
         """Where the content goes; ``None`` when the Hub has it."""
+        import httpx
         from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
         info = UploadInfo(size=source.size, sample=b"", sha256=bytes.fromhex(sha256))
-        actions, problems, _ = post_lfs_batch_info(
+        ask = functools.partial(
+            post_lfs_batch_info,
             upload_infos=[info],
             token=self._api.token,  # type: ignore[arg-type]
             repo_type="model",
@@ -110,6 +113,10 @@ class Uploads:
             endpoint=self._api.endpoint,
             transfers=["basic", "multipart"],
         )
+        try:
+            actions, problems, _ = ask()
+        except httpx.RemoteProtocolError:  # a kept connection that the Hub had closed; its client does not ask again
+            actions, problems, _ = ask()
         if problems:
             raise StorageError(f"{self._location.url}: {problems[0]['error']['message']}", "give the command again")
         return actions[0].get("actions")
