@@ -33,6 +33,7 @@ from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
 from bafogpt.train.run import Run, set_up
+from bafogpt.train.state import load_weights
 from bafogpt.train.step import train_step
 from bafogpt.train.validation import validate
 
@@ -123,7 +124,7 @@ def start(folder: Path, data: str, steps: int, seed: int, work: Path, base: Path
     config = schema.build(TrainConfig, values, where="experiment")
     run = set_up(Order(job="pretrain", bucket=f"file://{folder}/bucket", config=config), handoff)
     if base is not None:
-        run.state.load_weights(base)
+        load_weights(run.state.model, base, run.state.fingerprint["model"])
     return run
 
 
