@@ -60,3 +60,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 def bucket(s3: S3) -> Bucket:
     """An empty folder of the session's bucket."""
     return Bucket.open(f"{s3.url}/{uuid.uuid4().hex}", s3.settings)
+
+
+@pytest.fixture(scope="session")
+def starter(s3: S3) -> Bucket:
+    """The session's bucket with the starter corpus, as bytes, at ``data/starter``."""
+    from bafogpt.data import prepare, tokenizer
+
+    bucket = Bucket.open(s3.url, s3.settings)
+    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
+    return bucket

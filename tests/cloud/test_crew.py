@@ -57,6 +57,11 @@ class Node:
         except subprocess.TimeoutExpired:
             raise AssertionError(self.output.read_text()[-3000:]) from None
 
+    def succeed(self) -> None:
+        """Wait for its end, which must be a good one; else what it said is shown."""
+        code = self.wait()
+        assert code == 0, self.output.read_text()[-3000:]
+
 
 class Crews:
     """Starts nodes of one run."""
@@ -136,7 +141,8 @@ def assert_each_sample_once_in_order(crews: Crews, steps: int, tmp_path: Path) -
 
 def test_two_nodes_train_as_one_and_each_sends_its_part(crews: Crews, tmp_path: Path):
     nodes = crews.both(crew_job())
-    assert [node.wait() for node in nodes] == [0, 0]
+    for node in nodes:
+        node.succeed()
     assert_each_sample_once_in_order(crews, 30, tmp_path)
     newest = crews.store.checkpoints("run").complete()[-1]
     objects = {file.name: file.object for file in newest.files}
@@ -163,7 +169,8 @@ def test_a_trainer_killed_on_either_node_sends_all_back_to_the_newest_checkpoint
     crews.wait_for_step(12)
     (trainer,) = nodes[victim].trainers()
     trainer.kill()
-    assert [node.wait() for node in nodes] == [0, 0]
+    for node in nodes:
+        node.succeed()
     assert_each_sample_once_in_order(crews, 40, tmp_path)
     assert crews.store.load("run").restarts == 1
     (restored,) = crews.events("checkpoint_restored")
@@ -179,7 +186,8 @@ def test_a_node_that_goes_and_is_started_anew_joins_again(crews: Crews, victim: 
     crews.wait_for_step(12)
     nodes[victim].kill()
     nodes[victim] = crews.start(victim, 2, job)
-    assert [node.wait() for node in nodes] == [0, 0]
+    for node in nodes:
+        node.succeed()
     assert_each_sample_once_in_order(crews, 40, tmp_path)
     assert crews.store.load("run").attempts == (2 if victim == 0 else 1)
 
@@ -198,7 +206,8 @@ def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(crews: Crews, tmp_pa
 @pytest.mark.slow
 def test_a_trainer_that_hangs_on_one_node_is_found_by_the_other_and_says_where(crews: Crews, tmp_path: Path):
     nodes = crews.both(crew_job(20, hang_s=3), CREW_WORKER="hang")
-    assert [node.wait() for node in nodes] == [0, 0]
+    for node in nodes:
+        node.succeed()
     assert_each_sample_once_in_order(crews, 20, tmp_path)
     assert len(crews.events("trainers_hung")) == 1
     assert "threading.py" in nodes[1].output.read_text()  # where node 1's trainer waited

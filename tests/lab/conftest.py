@@ -23,6 +23,7 @@ from tests.lab.__main__ import Lab
 from tests.lab.place import PODS, SLURM, VENV, LabError, Place, UnavailableError, locked, outer_environment
 
 if TYPE_CHECKING:
+    from bafogpt.storage.bucket import Bucket
     from tests.lab.rented import Rented
 
 
@@ -106,11 +107,11 @@ def _up(place: Place, lab: Lab) -> Iterator[RunningLab]:
 
 
 @pytest.fixture
-def rented(pods_lab: RunningLab, s3: Any, tmp_path: Path) -> Iterator[Rented]:
+def rented(pods_lab: RunningLab, s3: Any, starter: Bucket, tmp_path: Path) -> Iterator[Rented]:
     """The pod cloud with a bucket that its pods reach; what a test leaves there is taken down."""
     from tests.lab.rented import rented
 
-    yield from rented(pods_lab, s3, tmp_path)
+    yield from rented(pods_lab, s3, starter, tmp_path)
 
 
 @pytest.fixture

@@ -223,13 +223,8 @@ class Rented:
                     pods.control({"preempt": pod["id"]})
 
 
-def rented(lab: RunningLab, s3: Any, folder: Path) -> Iterator[Rented]:
-    """Pods reach the session's SeaweedFS; its bucket has the starter corpus."""
-    from bafogpt.data import prepare, tokenizer
-
-    bucket = Bucket.open(s3.url, s3.settings)
-    if not bucket.exists("data/starter/manifest.json"):
-        prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
+def rented(lab: RunningLab, s3: Any, bucket: Bucket, folder: Path) -> Iterator[Rented]:
+    """Pods reach the session's SeaweedFS; its ``bucket`` has the starter corpus."""
     pods.control({"reach": int(s3.environment["BAFOGPT_S3_ENDPOINT"].rpartition(":")[2])})
     environment = outer_environment() | dict(lab.environment) | s3.environment
     environment["BAFOGPT_HOME"] = str(folder / "home")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from bafogpt.data import prepare, tokenizer
 from bafogpt.storage.bucket import Bucket
 from tests.lab.conftest import RunningLab
 from tests.lab.place import ROOT, VENV, outer_environment
@@ -42,10 +41,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def bafogpt(s3: Any, tmp_path: Path, slurm_lab: RunningLab) -> Command:
+def bafogpt(s3: Any, starter: Bucket, tmp_path: Path, slurm_lab: RunningLab) -> Command:
     """``bafogpt("cloud", "ls")`` in the lab's HOME, with the session's bucket and data in it."""
-    bucket = Bucket.open(s3.url, s3.settings)
-    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
     environment = outer_environment() | dict(slurm_lab.environment) | s3.environment
     environment["BAFOGPT_HOME"] = str(tmp_path / "home")
 

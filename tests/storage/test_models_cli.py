@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bafogpt.cli import storage
 from bafogpt.cli.main import main
 from bafogpt.core.errors import AuthError, ExitCode, UsageError
 from bafogpt.storage.bucket import Bucket
@@ -125,13 +124,13 @@ def test_the_bandwidth_is_bounded(run: Run, model: Path, place: str, monkeypatch
     ("text", "rate"), [("5M", 5e6), ("500k", 5e5), ("1.5G", 1.5e9), ("10MB/s", 1e7), ("300", 300.0)]
 )
 def test_rates(text: str, rate: float):
-    assert storage._rate(text) == rate
+    assert bandwidth.parse(text) == rate
 
 
 @pytest.mark.parametrize("text", ["fast", "0", "-1M", "5 M", "5T"])
 def test_what_is_no_rate(run: Run, model: Path, text: str):
     with pytest.raises(UsageError):
-        storage._rate(text)
+        bandwidth.parse(text)
     run("push", "model", "x", f"--max-bandwidth={text}").says(ExitCode.USAGE, "not a rate", "--max-bandwidth 5M")
 
 

@@ -16,7 +16,6 @@ import pytest
 from bafogpt.cloud import job as jobs
 from bafogpt.cloud.trainers import Trainers
 from bafogpt.core import schema
-from bafogpt.data import prepare, tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, checkpoint_name, read_staged
@@ -38,14 +37,6 @@ def tiny(**over: Any) -> TrainConfig:
     return schema.build(TrainConfig, schema.merge(schema.merge(demo, TINY), over), where="test")
 
 
-@pytest.fixture(scope="session")
-def dataset(s3: Any) -> Bucket:
-    """The session's bucket with the starter corpus, as bytes, at ``data/starter``."""
-    bucket = Bucket.open(s3.url, s3.settings)
-    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
-    return bucket
-
-
 @dataclass(frozen=True)
 class Trained:
     """What a trainer left."""
@@ -61,7 +52,7 @@ class Trained:
 
 
 @pytest.fixture
-def train(dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trained]:
+def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trained]:
     """``train(config, processes=1, resume=CHECKPOINT, watch=f)``: real worker processes, to their end."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
@@ -79,7 +70,7 @@ def train(dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if resume is not None:
             step = int(resume.name.removeprefix("step-"))
             shutil.copytree(resume, handoff.resume / checkpoint_name(step))
-        handoff.write_order(Order(job="pretrain", bucket=dataset.url, config=config, resume_step=step))
+        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config, resume_step=step))
         output: list[str] = []
         trainers = Trainers(handoff.folder, processes, output.append)
         while trainers.running():
@@ -90,5 +81,5 @@ def train(dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return Trained(handoff.read_results(), lines, [read_staged(folder) for folder in handoff.pending()], output)
 
-    assert os.environ["BAFOGPT_BUCKET"] == dataset.url
+    assert os.environ["BAFOGPT_BUCKET"] == starter.url
     return run

@@ -19,15 +19,15 @@ from .conftest import ROOT
 
 
 def test_the_demo_killed_and_resumed_has_the_very_same_weights_as_one_left_in_peace(
-    dataset: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    store = RunStore(dataset)
+    store = RunStore(starter)
     weights = {}
     for name, kill_at, restarts in (("demo-in-peace", "null", 0), ("demo-killed", "50", 1)):
         job = jobs.load(ROOT / "jobs" / "demo.yaml", [f"supervisor.drill_kill_at_step={kill_at}"])
-        assert supervise(job, name, dataset, tmp_path / name, Place()).state == "succeeded"
+        assert supervise(job, name, starter, tmp_path / name, Place()).state == "succeeded"
         assert store.load(name).restarts == restarts
         found = store.checkpoints(name).fetch_newest(tmp_path / "fetched" / name)
         assert found is not None

@@ -34,13 +34,13 @@ ADAPTER: dict[str, Any] = {"base": "nf4", "r": 8, "alpha": 16, "dropout": 0.1, "
 
 
 @pytest.fixture(scope="session")
-def packed(dataset: Bucket) -> str:
+def packed(starter: Bucket) -> str:
     """The starter's instructions, at ``data/instructions`` of the session's bucket."""
     instructions.prepare(
         ["starter"],
         style=prompts.load("plain", BYTES),
         tokenizer=BYTES,
-        out=dataset.child("data/instructions"),
+        out=starter.child("data/instructions"),
         options=InstructionOptions(context=128, validation=0.1),
     )
     return "data/instructions"
@@ -99,10 +99,10 @@ def test_an_unknown_target_module_is_refused_before_anything_starts() -> None:
 
 
 def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
-    train: Train, dataset: Bucket, packed: str, tmp_path: Path
+    train: Train, starter: Bucket, packed: str, tmp_path: Path
 ) -> None:
     base = train(tiny(tokens=256)).staged[-1]
-    store = CheckpointStore(dataset.child("runs/base-of-finetune/checkpoints"))
+    store = CheckpointStore(starter.child("runs/base-of-finetune/checkpoints"))
     store.upload(base.folder, step=base.step, samples=base.samples, upload_id="a", metadata=base.metadata)
     over = {"name": "Gemma-2-2b", "checkpoint": "runs/base-of-finetune"}
     config = tuned(packed, steps=2, model=over, adapter={**ADAPTER, "base": "as-is"})
@@ -139,14 +139,14 @@ def test_two_hundred_steps_on_the_shipped_instructions_lower_the_held_out_loss(t
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_on_the_shared_instructions_lower_the_held_out_loss(train: Train, dataset: Bucket) -> None:
+def test_two_hundred_steps_on_the_shared_instructions_lower_the_held_out_loss(train: Train, starter: Bucket) -> None:
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is not on this machine")
     instructions.prepare(
         [str(SHARED)],
         style=prompts.load("alpaca", BYTES),
         tokenizer=BYTES,
-        out=dataset.child("data/shared-instructions"),
+        out=starter.child("data/shared-instructions"),
         options=InstructionOptions(context=512, too_long="drop"),
     )
     path = "data/shared-instructions"

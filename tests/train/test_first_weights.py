@@ -49,13 +49,13 @@ def made() -> dict[bool, Trained]:
 
 
 @pytest.fixture
-def finished(train: Train, dataset: Bucket, made: dict[bool, Trained]) -> Callable[[bool], Trained]:
+def finished(train: Train, starter: Bucket, made: dict[bool, Trained]) -> Callable[[bool], Trained]:
     """``finished(tied)``: a run with that head, which is ``runs/over-true`` or ``runs/over-false`` of the bucket."""
 
     def get(tied: bool) -> Trained:
         if tied not in made:
             made[tied] = train(tiny(model={"tie_embeddings": tied}))
-            uploaded(dataset, f"over-{tied}".lower(), made[tied])
+            uploaded(starter, f"over-{tied}".lower(), made[tied])
         return made[tied]
 
     return get
@@ -90,13 +90,13 @@ def test_a_run_goes_on_alike_from_a_run_and_from_the_model_folder_exported_of_it
 
 
 def test_an_exported_run_has_the_runs_logits_in_transformers_and_in_litgpt(
-    finished: Callable[[bool], Trained], dataset: Bucket, tmp_path: Path
+    finished: Callable[[bool], Trained], starter: Bucket, tmp_path: Path
 ):
     from litgpt.config import Config
     from litgpt.model import GPT
 
     finished(False)
-    model = runs.fetch(dataset, runs.find(dataset, "over-false"), tmp_path / "scratch")
+    model = runs.fetch(starter, runs.find(starter, "over-false"), tmp_path / "scratch")
     assert model.small == (), "its data is bytes"
 
     export.write(model, tmp_path / "hf", "hf")
@@ -129,13 +129,13 @@ def test_a_model_that_does_not_fit_the_job_is_refused_before_a_step(
     assert "neither a model folder nor a run" in error(checkpoint="models/nothing")
 
 
-def test_what_a_run_does_not_have_is_named(finished: Callable[[bool], Trained], dataset: Bucket):
+def test_what_a_run_does_not_have_is_named(finished: Callable[[bool], Trained], starter: Bucket):
     finished(True)
 
     with pytest.raises(NotFoundError, match=r"no complete checkpoint of step 7 \(there are: 12\)"):
-        runs.find(dataset, "over-true", step=7)
+        runs.find(starter, "over-true", step=7)
     with pytest.raises(RunNotFoundError, match="did you mean 'over-tr"):
-        runs.find(dataset, "over-tru")
+        runs.find(starter, "over-tru")
 
 
 def test_an_export_converts_and_says_so_in_its_config(finished: Callable[[bool], Trained], tmp_path: Path):
