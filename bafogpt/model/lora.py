@@ -57,6 +57,7 @@ class LoraLinear(nn.Module):
         self.lora = nn.ModuleDict(
             {name: Pair(base.in_features, rows, config.r, base.weight) for name, (_, rows) in self.rows.items()}
         )
+        self.train(base.training)  # what is new is in training otherwise, whatever the network around it does
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out]."""
@@ -106,6 +107,7 @@ class LoraEmbedding(nn.Module):
         self.scaling = config.scaling
         pair = Pair(base.num_embeddings, base.embedding_dim, config.r, base.weight, is_embedding=True)
         self.lora = nn.ModuleDict({"embedding": pair})
+        self.train(base.training)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[...] int64 → [..., C]."""
@@ -215,7 +217,8 @@ def save(
 
 
 def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> AdapterConfig:
-    """Put the adapter in ``folder`` on a network that has none; its settings come with it.
+    """Put the adapter in ``folder`` on a network that has none; its settings come with it. In a network that evaluates
+    the pairs evaluate too: nothing is dropped.
 
     Raises :class:`ConfigError` where it is for another base, :class:`CorruptError` where it is half written, and what
     :func:`bafogpt.model.adapter.read_config` raises; the network is as it was then.

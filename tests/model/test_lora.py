@@ -171,6 +171,22 @@ def test_an_exported_adapter_comes_back_bit_by_bit(tmp_path: Path) -> None:
         assert torch.equal(tensor, lora.tensors(again)[name])
 
 
+@pytest.mark.parametrize("targets", [adapters.ATTENTION, EVERYTHING])
+def test_an_adapter_that_is_loaded_into_a_model_that_evaluates_drops_nothing(
+    targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = AdapterConfig(r=4, targets=targets, dropout=0.9)
+    tied = "head" not in targets
+    made = adapted(config, tied=tied)
+    lora.save(tmp_path / "a", lora.tensors(made), config, made.config, base="x")
+    ids, model = text(1, 24), small(tied=tied).eval()
+    lora.load(tmp_path / "a", model, model.config)
+    assert [name for name, module in model.named_modules() if module.training] == []
+    with torch.no_grad():
+        assert torch.equal(model(ids), model(ids))
+        assert torch.allclose(model(ids), made.eval()(ids), atol=1e-5)
+
+
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     config = AdapterConfig(r=4)
