@@ -104,12 +104,14 @@ def make_data(folder: Path, share: float, pieces: int) -> None:
         print(f"{name}: {report.train_tokens:,} tokens, replay {report.replay_share:.0%}", flush=True)
 
 
-def start(folder: Path, data: str, steps: int, seed: int, work: Path, base: Path | None = None) -> Run:
-    """A run on ``data``, from the weights in the checkpoint folder ``base`` or from random ones."""
+def start(
+    folder: Path, data: str, steps: int, seed: int, work: Path, base: Path | None = None, model: str | None = None
+) -> Run:
+    """A run on ``data``, from the checkpoint folder ``base``, the bucket's ``model``, or from random weights."""
     values = {
         "tokens": steps * BATCH * LENGTH,
         "data": {"path": data, "sequence_length": LENGTH, "cache_gb": 0},
-        "model": {"overrides": MODEL},
+        "model": {"overrides": MODEL, "checkpoint": model},
         "batch": {"tokens": BATCH * LENGTH, "micro": BATCH},
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"warmup_steps": 20},

@@ -57,6 +57,7 @@ TextOption = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="SOURCE", help="Held-out text to compare on; default: the starter's. Repeatable."),
 ]
+LossOption = Annotated[bool, typer.Option("--loss/--no-loss", help="Measure the loss before and after.")]
 
 
 @app.command()
@@ -147,29 +148,45 @@ def expand(
     tokenizer: TokenizerOption,
     out: OutOption,
     init: InitOption = "mean",
+    text: TextOption = None,
+    loss: LossOption = True,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Give a model rows for the pieces of a tokenizer that continues its own.
 
-    The base's rows stay as they are, so text without a new piece has the logits that it had.
+    The base's rows stay as they are, so text without a new piece has the logits that it had. What is printed besides
+    is the loss on held-out text before and after: where training begins. That takes the model in memory.
     """
     from dataclasses import asdict
 
+    from bafogpt.core import settings
     from bafogpt.model import expand as expanding
+    from bafogpt.model import samples
     from bafogpt.model.folder import ModelFolder
 
     sink = Output.of(json=json, quiet=quiet)
     if init not in expanding.INITS:
         raise UsageError(f"--init {init} is not known", f"one of {', '.join(expanding.INITS)}")
+    held_out = samples.first_text(text or ["starter"], settings.load()) if loss else ""
     with sink.progress("writing", ModelFolder.open(folder).bytes, unit="B") as advance:
         report = expanding.expand(folder, tokenizer, out, init=init, progress=advance)
-    text = (
+    record = asdict(report)
+    described = (
         f"{out}: {report.base_vocabulary:,} rows and {report.pieces:,} new ones ({report.init}),"
         f" {report.vocabulary:,} in all{'' if report.tied else ', in the embedding and in the head'};"
         f" {report.bytes / 1e6:,.1f} MB"
     )
-    sink.result(asdict(report), text, id=str(out))
+    if loss:
+        sink.say("measuring the loss before and after")
+        for name, path in (("before", folder), ("after", out)):
+            found = samples.measure(ModelFolder.open(path), held_out)
+            record[name] = asdict(found)
+            described += (
+                f"\n{name}: loss {found.loss:.3f} a token, {found.bits_per_byte:.3f} bits a byte;"
+                f" {found.tokens:,} tokens of {' '.join(text or ['starter'])}"
+            )
+    sink.result(record, described, id=str(out))
 
 
 @app.command()

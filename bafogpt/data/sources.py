@@ -15,10 +15,12 @@ from bafogpt.data.documents import COMPRESSED, SUFFIXES, Document, TextFile, kin
 STARTER = "starter"
 
 
-def read_documents(source: str, stage: str | None = None, settings: Settings | None = None) -> Iterator[Document]:
-    """Every document of a source. Raises what :func:`find` and :meth:`TextFile.read` raise."""
+def read_documents(
+    source: str, stage: str | None = None, settings: Settings | None = None, language: str | None = None
+) -> Iterator[Document]:
+    """Every document of a source, or those in a language. Raises what :func:`find` and :meth:`TextFile.read` raise."""
     for file in find(source, settings):
-        yield from file.read(stage)
+        yield from file.read(stage, language)
 
 
 def find(source: str, settings: Settings | None = None) -> list[TextFile]:

@@ -9,6 +9,7 @@ from litgpt.config import Config
 from bafogpt.core.errors import DataError, UsageError
 from bafogpt.model.attention import Attention, make_view
 from bafogpt.model.cache import KVCache
+from bafogpt.model.folder import ModelFolder
 from bafogpt.model.loss import IGNORE, linear_cross_entropy
 
 
@@ -115,3 +116,16 @@ def new_gpt(config: Config, *, tie_embeddings: bool, seed: int) -> GPT:
 def tie(model: GPT) -> None:
     """Make the output head the embedding matrix itself. litgpt keeps two."""
     model.lm_head.weight = model.transformer.wte.weight
+
+
+def load_gpt(folder: ModelFolder, *, device: str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+    """A model folder's network, not sharded and not for training, in the folder's dtype unless another is given."""
+    with torch.device("meta"):
+        model = GPT(folder.config)
+    model.to(dtype or folder.dtype).to_empty(device=device)
+    model.reset_parameters()  # the angles of the positions, which are in no file
+    if folder.tied:
+        tie(model)
+    folder.load_into(model)
+    model.eval()
+    return model

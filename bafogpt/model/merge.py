@@ -22,7 +22,7 @@ from bafogpt.model import folder as folders
 from bafogpt.model import lora, names, nf4, tensorfiles
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.folder import ModelFolder
-from bafogpt.model.gpt import GPT, tie
+from bafogpt.model.gpt import GPT, load_gpt
 from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
 from bafogpt.model.weights import Weight
 
@@ -75,7 +75,7 @@ def merge(
     held_out = [sample[None] for sample in samples]
     if not held_out:
         raise DataError("there is nothing to compare the models on", "--text FILE with some held-out text")
-    trained = _network(model)
+    trained = load_gpt(model)
     lora.load(adapter, trained, model.config)  # refuses another base, before anything is written
     trained.eval()  # the pairs too: they are new, and would drop some of their inputs
     if into == "dequantised":
@@ -85,7 +85,7 @@ def merge(
     weights = merged(model, adapter, config, into)
     small = model.beside()
     made = folders.write(out, model.content, weights, small=small, shard_bytes=shard_bytes, progress=progress)
-    network = _network(made)
+    network = load_gpt(made)
     return _compare(reference, [_logits(network, sample) for sample in held_out], held_out)
 
 
@@ -135,17 +135,6 @@ def _with_pair(weight: Weight, pairs: Mapping[str, torch.Tensor], scaling: float
         return (rows.float() + b[start:stop] @ a * scaling).to(rows.dtype)
 
     return Weight(weight.name, weight.shape, weight.dtype, read)
-
-
-def _network(model: ModelFolder) -> GPT:
-    with torch.device("meta"):
-        network = GPT(model.config)
-    network.to(model.dtype).to_empty(device="cpu").eval()
-    if model.tied:
-        tie(network)
-    model.load_into(network)
-    network.cos, network.sin = network.rope_cache()  # have no values on "meta"
-    return network
 
 
 @torch.no_grad()

@@ -1,17 +1,24 @@
-"""A few samples of text for a model, in its own tokenizer: what two models are compared on."""
+"""A few samples of text for a model, in its own tokenizer: what it is measured with, and compared on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from bafogpt.core.errors import ConfigError
+from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
-from bafogpt.data import sources, tokenizer
+from bafogpt.data import curriculum, sources, tokenizer
+from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.model.folder import ModelFolder
+from bafogpt.model.gpt import load_gpt
 
 SAMPLES, TOKENS = 16, 256
+TEXT_BYTES = 16_384
+ANY_STAGE = curriculum.STAGES[0]
+"""For text that does not name its own, which plays no part here."""
 
 
 def of_text(
@@ -22,8 +29,7 @@ def of_text(
 
     Raises :class:`ConfigError` where the tokenizer has ids that the model has no row for.
     """
-    own = model.path / "tokenizer.json"
-    read = tokenizer.load(str(own) if own.is_file() else tokenizer.BYTES)
+    read = _tokenizer(model)
     if read.vocab_size > model.config.padded_vocab_size:
         rows = model.config.padded_vocab_size
         raise ConfigError(f"{model.path} has {rows:,} rows, its tokenizer {read.vocab_size:,} ids", "expand the model")
@@ -41,7 +47,53 @@ def of_text(
     return [*found, torch.tensor(rest)] if len(rest) > 1 else found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What a model makes of text that it has to predict."""
+
+    tokens: int
+    """Predicted ones."""
+    loss: float
+    """Nats a token."""
+    bits_per_byte: float
+    """The same by the text's length: models with different tokenizers compare by it."""
+
+
+def first_text(names: Sequence[str], settings: Settings, *, language: str = "zul", size: int = TEXT_BYTES) -> str:
+    """The first ``size`` bytes of what the sources hold in a language. Raises :class:`DataError` where that is none."""
+    found, length = [], 0
+    for name in names:
+        for document in sources.read_documents(name, ANY_STAGE, settings, language):
+            found.append(document.text + "\n")
+            length += len(found[-1].encode())
+            if length >= size:
+                return "".join(found).encode()[:size].decode(errors="ignore")
+    if not found:
+        raise DataError(
+            f"there is no text in '{language}' in {', '.join(names)}", "--text FILE with some held-out text"
+        )
+    return "".join(found)
+
+
+@torch.no_grad()
+def measure(model: ModelFolder, text: str) -> Loss:
+    """The loss of a model on ``text``, in pieces of at most 256 tokens; takes the whole model in memory."""
+    network, (ids,) = load_gpt(model), _tokenizer(model).encode_batch([text])
+    whole, length = torch.as_tensor(ids, dtype=torch.int64), min(TOKENS, model.config.block_size)
+    nats = 0.0
+    for start in range(0, len(whole) - 1, length):
+        sample = whole[start : start + length + 1]
+        nats += float(network(sample[None, :-1], sample[None, 1:]))
+    tokens = len(whole) - 1
+    return Loss(tokens=tokens, loss=nats / tokens, bits_per_byte=nats / math.log(2) / len(text.encode()))
+
+
+def _tokenizer(model: ModelFolder) -> Tokenizer:
+    own = model.path / "tokenizer.json"
+    return tokenizer.load(str(own) if own.is_file() else tokenizer.BYTES)
+
+
 def _texts(names: Sequence[str], settings: Settings) -> Iterator[str]:
     for name in names:
-        for document in sources.read_documents(name, settings=settings):
+        for document in sources.read_documents(name, ANY_STAGE, settings):
             yield document.text

@@ -16,7 +16,7 @@ from bafogpt.data.prompts import PromptStyle
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.model.folder import DTYPES, ModelFolder
 from bafogpt.model.generate import Sampling, TextStream, generate
-from bafogpt.model.gpt import GPT, tie
+from bafogpt.model.gpt import GPT, load_gpt
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,8 @@ class Speaker:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise UsageError("there is no CUDA device here", "--device cpu")
-        with torch.device("meta"):
-            gpt = GPT(folder.config)
-        gpt = gpt.to(DTYPES[dtype] if dtype else folder.dtype).to_empty(device=device)
-        gpt.reset_parameters()  # the angles of the positions, which are in no file
-        if folder.tied:
-            tie(gpt)
-        folder.load_into(gpt)
-        return cls(path.resolve().name, gpt.eval(), words, prompt_style)
+        gpt = load_gpt(folder, device=device, dtype=DTYPES[dtype] if dtype else None)
+        return cls(path.resolve().name, gpt, words, prompt_style)
 
     @property
     def context(self) -> int:

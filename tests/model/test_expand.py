@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Engine
 
+from bafogpt.cli import main as command_line
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
@@ -131,20 +132,34 @@ def test_rows_of_the_base_are_the_same_bits_and_new_ones_are_the_means_they_are_
 
 
 @pytest.mark.parametrize("init", ["mean", "subtokens"])
-def test_the_loss_on_isizulu_is_finite_before_training_and_the_same_saved_and_reloaded(
-    base: Any, tokenizers: Tokenizers, tmp_path: Path, init: Init, record_property: Any
+def test_the_command_reports_the_loss_on_isizulu_before_training_and_it_is_the_same_saved_and_reloaded(
+    base: Any, tokenizers: Tokenizers, tmp_path: Path, init: Init, capsys: pytest.CaptureFixture[str]
 ):
-    expand(base(), tokenizers.new, tmp_path / "out", init=init)
-    ids = ids_of(tmp_path / "out", ZULU)
+    path, text = base(), tmp_path / "held-out.txt"
+    text.write_text(ZULU)
+    words = ["expand", str(path), "--tokenizer", str(tokenizers.new), "--out", str(tmp_path / "out"), "--init", init]
+    assert command_line.main(["model", *words, "--text", str(text), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+
+    for name, folder in (("before", path), ("after", tmp_path / "out")):
+        ids = ids_of(folder, f"{ZULU}\n")
+        loss = torch.nn.functional.cross_entropy(logits_of(their(folder), ids)[0, :-1], ids[0, 1:]).item()
+        assert said[name]["loss"] == pytest.approx(loss, rel=1e-5) and math.isfinite(loss)
+        size = len(ZULU.encode()) + 1
+        assert said[name]["bits_per_byte"] == pytest.approx(loss * said[name]["tokens"] / math.log(2) / size, rel=1e-5)
     assert (ids >= BASE).any(), "the text has new pieces"
-    model = their(tmp_path / "out")
-    loss = torch.nn.functional.cross_entropy(logits_of(model, ids)[0, :-1], ids[0, 1:]).item()
-    record_property("loss", loss)
-    assert math.isfinite(loss) and loss < 3 * math.log(ALL)
+    their(tmp_path / "out").save_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(their(tmp_path / "again"), ids), logits_of(their(tmp_path / "out"), ids))
 
-    model.save_pretrained(tmp_path / "again")
 
-    assert torch.equal(logits_of(their(tmp_path / "again"), ids), logits_of(model, ids))
+def test_text_without_isizulu_is_refused_before_anything_is_written(
+    base: Any, tokenizers: Tokenizers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "english.jsonl").write_text(json.dumps({"text": ENGLISH, "lang": "eng", "stage": "web"}) + "\n")
+    words = ["expand", str(base()), "--tokenizer", str(tokenizers.new), "--out", str(tmp_path / "out")]
+    assert command_line.main(["model", *words, "--text", str(tmp_path / "english.jsonl")]) == 1
+    assert "no text in 'zul'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_transformers_loads_the_tokenizer_that_comes_with_it(base: Any, tokenizers: Tokenizers, tmp_path: Path):
