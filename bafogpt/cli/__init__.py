@@ -6,6 +6,7 @@
 - ``options``  option and argument types, each defined once
 - ``failures`` every exception becomes two lines (what is wrong, what to type next) and an exit code
 - ``config``   ``bafogpt config``: the settings in force and who said so
+- ``publish``  ``bafogpt model publish``
 - ``watching`` ``bafogpt cloud top`` and ``bafogpt cloud tensorboard``
 
 Each other module is one sub-command (``cloud``, ``job``, ``runs``, ``data``, ``storage``, ``image``) and has an

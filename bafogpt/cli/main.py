@@ -20,7 +20,7 @@ COMMANDS = {
     "runs": "Look at runs: state, logs, cost, report; compare them, run them again.",
     "data": "Make datasets of tokens from text, and look at them.",
     "tokenizer": "Continue a tokenizer for another language, make one, compare them.",
-    "model": "Models in and out: pull, export, merge, expand for a tokenizer, show.",
+    "model": "Models in and out: pull, publish, export, merge, expand for a tokenizer, show.",
     "storage": "Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.",
     "generate": "Continue a text with a model.",
     "chat": "Talk with a model.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bafogpt.cli import publish as publishing
 from bafogpt.cli.options import BandwidthOption, JsonOption, QuietOption
 from bafogpt.cli.output import Output
 from bafogpt.core.errors import UsageError
@@ -14,8 +15,12 @@ from bafogpt.core.errors import UsageError
 if TYPE_CHECKING:
     from bafogpt.model.export import Export
     from bafogpt.model.folder import ModelFolder
+    from bafogpt.model.merge import Into
 
-app = typer.Typer(no_args_is_help=True, help="Models in and out: pull, export, merge, expand for a tokenizer, show.")
+app = typer.Typer(
+    no_args_is_help=True, help="Models in and out: pull, publish, export, merge, expand for a tokenizer, show."
+)
+app.command()(publishing.publish)
 
 PublishedArgument = Annotated[
     str,
@@ -37,7 +42,6 @@ FormatOption = Annotated[
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="Convert to bfloat16, float16 or float32.")
 ]
-StepOption = Annotated[int | None, typer.Option("--step", help="That step's checkpoint in place of the newest.")]
 ShardOption = Annotated[float, typer.Option("--shard-gb", help="Largest file, in GB.")]
 TokenizerOption = Annotated[
     Path, typer.Option("--tokenizer", metavar="DIR", help="What 'bafogpt tokenizer extend' made of the model's own.")
@@ -46,13 +50,18 @@ InitOption = Annotated[
     str,
     typer.Option("--init", metavar="mean|subtokens", help="New rows: mean of all, or of the piece's own base tokens."),
 ]
-AdapterArgument = Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, as PEFT has it.")]
+AdapterArgument = Annotated[
+    str, typer.Argument(metavar="ADAPTER|RUN", help="An adapter's folder, as PEFT has it, or a run that made one.")
+]
 IntoOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--into", metavar="dequantised|original", help="The base as 4 bits made it in training, or as it is on disk."
+        "--into",
+        metavar="dequantised|original",
+        help="The base as 4 bits made it in training, or as it is on disk. Default: what a run had; dequantised.",
     ),
 ]
+MergeOption = Annotated[bool, typer.Option("--merge", help="Of a fine-tuning: base and adapter as one model.")]
 TextOption = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="SOURCE", help="Held-out text to compare on; default: the starter's. Repeatable."),
@@ -112,14 +121,17 @@ def export(
     out: OutOption,
     form: FormatOption = "hf",
     dtype: DtypeOption = None,
-    step: StepOption = None,
+    step: publishing.StepOption = None,
+    best: publishing.BestOption = False,
+    merge: MergeOption = False,
     shard_gb: ShardOption = 5.0,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a run's model, or a model folder, as safetensors for transformers, or as litgpt has it.
 
-    A run's checkpoint is fetched whole for that, beside --out, and removed afterwards.
+    Of a fine-tuning it is the adapter, as PEFT has it, and with --merge the model. A run's checkpoint is fetched whole
+    for that, beside --out, and removed afterwards.
     """
     from bafogpt.model import export as exporting
 
@@ -130,15 +142,25 @@ def export(
         _export(sink, exporting.open_folder(Path(model)), out, form, dtype, shard_gb)
         return
     from bafogpt.core import files, settings
-    from bafogpt.model import runs
+    from bafogpt.model import finetuned, runs
     from bafogpt.storage.bucket import Bucket
 
-    bucket = Bucket.open(settings.load().bucket)
-    run = runs.find(bucket, model.removeprefix("runs/"), step)
+    config = settings.load()
+    bucket = Bucket.open(config.bucket, config)
+    run = runs.find(bucket, model.removeprefix("runs/"), step, best=best)
+    if run.adapter is not None and not merge and (form != "hf" or dtype):
+        raise UsageError(f"run {run.name} has made an adapter, which has one layout", "--merge makes a model of it")
     files.require_new(out)
     with files.scratch_folder(out.parent) as scratch:
         with sink.progress("fetching", sum(file.bytes for file in run.checkpoint.files), unit="B") as advance:
-            found = runs.fetch(bucket, run, scratch, progress=advance)
+            if run.adapter is None:
+                found = runs.fetch(bucket, run, scratch, progress=advance)
+            elif merge:
+                finetuned.merged(bucket, run, scratch, scratch / "merged", config, fetched=advance)
+                found = exporting.open_folder(scratch / "merged")
+            else:
+                _adapter(sink, finetuned.adapter(bucket, run, scratch, out, progress=advance))
+                return
         _export(sink, found, out, form, dtype, shard_gb)
 
 
@@ -194,7 +216,7 @@ def merge(
     folder: FolderArgument,
     adapter: AdapterArgument,
     out: OutOption,
-    into: IntoOption = "dequantised",
+    into: IntoOption = None,
     text: TextOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -205,18 +227,21 @@ def merge(
     """
     from dataclasses import asdict
 
-    from bafogpt.core import settings
+    from bafogpt.core import files, settings
     from bafogpt.model import merge as merging
     from bafogpt.model import samples
     from bafogpt.model.folder import ModelFolder
 
     sink = Output.of(json=json, quiet=quiet)
-    if into not in merging.INTO:
+    if into is not None and into not in merging.INTO:
         raise UsageError(f"--into {into} is not known", f"one of {', '.join(merging.INTO)}")
     opened = ModelFolder.open(folder)
     held_out = samples.of_text(opened, text or ["starter"], settings.load())
-    with sink.progress("writing", opened.bytes, unit="B") as advance:
-        found = merging.merge(folder, adapter, out, held_out, into=into, progress=advance)
+    with files.scratch_folder(out.parent) as scratch:
+        pairs, trained_on = _pairs(adapter, scratch)
+        into = into or trained_on
+        with sink.progress("writing", opened.bytes, unit="B") as advance:
+            found = merging.merge(folder, pairs, out, held_out, into=into, progress=advance)
     described = (
         f"{out}: {adapter} merged into the {into} {folder}\n"
         f"on {found.tokens:,} tokens of {found.samples} samples: loss {found.merged_loss:.4f},"
@@ -224,6 +249,27 @@ def merge(
         f" largest difference of a logit {found.largest_difference:.3g}"
     )
     sink.result({"out": str(out), "into": into, **asdict(found)}, described, id=str(out))
+
+
+def _pairs(adapter: str, scratch: Path) -> tuple[Path, Into]:
+    """The folder of an adapter, fetched below ``scratch`` where a run is named; and which base it was trained on."""
+    from bafogpt.core import settings
+    from bafogpt.model import finetuned, runs
+    from bafogpt.storage.bucket import Bucket
+
+    name = adapter.removeprefix("runs/")
+    if Path(adapter).is_dir() or "/" in name:
+        return Path(adapter), "dequantised"
+    config = settings.load()
+    bucket = Bucket.open(config.bucket, config)
+    run = runs.find(bucket, name)
+    return finetuned.adapter(bucket, run, scratch / "run", scratch / "adapter"), finetuned.into_of(run)
+
+
+def _adapter(sink: Output, folder: Path) -> None:
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    text = f"{folder}: an adapter, {size / 1e6:,.1f} MB; with --merge: base and adapter as one model"
+    sink.result({"out": str(folder), "format": "peft", "bytes": size}, text, id=str(folder))
 
 
 def _export(sink: Output, found: Export, out: Path, form: str, dtype: str | None, shard_gb: float) -> None:

@@ -43,5 +43,6 @@ Anywhere, with the bucket alone:
 - ``top``        how a run is right now
 - ``tensorboard`` its metrics as TensorBoard's event files
 - ``cost``       what runs have cost so far and will have cost at their end
+- ``modelcard``  what a model card tells of a run; ``release``: a run's model made ready for others
 - ``report``     one run as a terminal summary and as one HTML file with pictures
 """

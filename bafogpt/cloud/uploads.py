@@ -19,6 +19,7 @@ from bafogpt.cloud.crew import PartMissingError, Parts
 from bafogpt.cloud.recorder import Failing
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError, UnreachableError
 from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
+from bafogpt.storage.checkpoints.retention import BEST
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import CHECKPOINT_META, Handoff, StagedCheckpoint, checkpoint_step, read_staged
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 RETRY_S = 2.0
 PARTS_POLL_S = 0.5
-BEST = "validation_loss"
-"""What the best checkpoint has the lowest of, in the trainer's metadata and in the manifest's."""
 
 
 class Uploader:

@@ -14,6 +14,7 @@
 - ``checkpoint``   the model in a training checkpoint
 - ``pull``         a published model fetched: what belongs to it, verified
 - ``runs``         a run's newest checkpoint and the tokenizer of its data
+- ``finetuned``    a run's adapter, its base, and both as one model
 - ``export``       either of them in Hugging Face's layout or litgpt's
 - ``merge``        an adapter made part of its base, and held against the two apart
 - ``samples``      a little text in a model's tokenizer, to compare on

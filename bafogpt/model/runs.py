@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bafogpt.model.checkpoint import CheckpointFolder
 from bafogpt.model.export import Export, of_checkpoint
 from bafogpt.model.folder import BESIDE
 from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.store import Checkpoint, CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
 
@@ -29,10 +31,27 @@ class RunModel:
     """``run.json``."""
     checkpoint: Checkpoint
 
+    @property
+    def train(self) -> Mapping[str, Any]:
+        """The ``train`` section of its resolved job."""
+        return dict(self.record.get("job", {}).get("train") or {})
 
-def find(bucket: Bucket, name: str, step: int | None = None) -> RunModel:
-    """The newest checkpoint of a run, or that of ``step``; nothing is fetched yet.
+    @property
+    def adapter(self) -> Mapping[str, Any] | None:
+        """The job's ``train.adapter``: where it is there, what was trained is an adapter."""
+        found = self.train.get("adapter")
+        return dict(found) if found else None
 
+    @property
+    def began(self) -> str:
+        """What it began with, a folder of the bucket (``models/NAME``, ``runs/NAME``); empty for random weights."""
+        return str((self.train.get("model") or {}).get("checkpoint") or "")
+
+
+def find(bucket: Bucket, name: str, step: int | None = None, *, best: bool = False) -> RunModel:
+    """The newest checkpoint of a run, that of ``step``, or the best: the one with the lowest validation loss.
+
+    Nothing is fetched yet.
     Raises :class:`RunNotFoundError`, and :class:`NotFoundError` where the run has no such checkpoint.
     """
     run = bucket.child(f"runs/{name}")
@@ -44,6 +63,10 @@ def find(bucket: Bucket, name: str, step: int | None = None) -> RunModel:
     except ValueError as error:
         raise CorruptError(f"{run.url}/run.json: {error}", f"bafogpt runs show {name}") from None
     complete = CheckpointStore(run.child("checkpoints")).complete()
+    return RunModel(name, record, _chosen(complete, name, step, best))
+
+
+def _chosen(complete: Sequence[Checkpoint], name: str, step: int | None, best: bool) -> Checkpoint:
     found = [each for each in complete if step is None or each.step == step]
     if not found:
         steps = ", ".join(str(each.step) for each in complete) or "none"
@@ -51,7 +74,15 @@ def find(bucket: Bucket, name: str, step: int | None = None) -> RunModel:
             "no complete checkpoint" if step is None else f"no complete checkpoint of step {step} (there are: {steps})"
         )
         raise NotFoundError(f"run {name} has {what}", f"bafogpt runs show {name}")
-    return RunModel(name, record, found[-1])
+    if not best:
+        return found[-1]
+    lowest = retention.best_of(found)
+    if lowest is None:
+        raise NotFoundError(
+            f"no checkpoint of run {name} was validated, so none is the best",
+            "leave --best out for the newest, or name one: --step N",
+        )
+    return lowest
 
 
 def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: Progress = lambda _: None) -> Export:
@@ -67,14 +98,13 @@ def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: Progress = lam
 def _tokenizer(bucket: Bucket, run: RunModel, into: Path) -> list[Path]:
     """The files of the run's tokenizer: the whole set of the model that it began with, if that is the tokenizer of its
     data; else what lies with the data. None for the built-in bytes."""
-    train = run.record.get("job", {}).get("train", {})
-    dataset = bucket.child(str(train.get("data", {}).get("path", "")))
+    path = str((run.train.get("data") or {}).get("path") or "")
+    dataset = bucket.child(path)
     try:
         wanted = manifests.load(dataset).tokenizer.digest
     except NotFoundError:
         return []
-    began = train.get("model", {}).get("checkpoint") or ""
-    for place in filter(None, (began, f"{train['data']['path']}/tokenizer")):
+    for place in filter(None, (run.began, f"{path}/tokenizer")):
         found = _fetch_tokenizer(bucket.child(place), wanted, into)
         if found:
             return found

@@ -195,7 +195,7 @@ def test_a_card_that_a_person_wrote_is_never_written_over(hub: Hub, copy: Copy, 
 
 def test_the_card_says_what_is_known_and_what_is_to_be_filled_in():
     facts = {"run": "zulu-1", "step": 40, "samples": 4000, "sequence_length": 128, "model": "Gemma-2-2b"}
-    text = card.write("zulu/model", facts, 3, 5_000_000).decode()
+    text = card.write("hf://zulu/model", facts, 3, 5_000_000).decode()
 
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert header.splitlines()[:2] == ["language:", "- zu"]

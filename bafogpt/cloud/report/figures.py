@@ -50,13 +50,13 @@ def timeline_svg(summary: Summary) -> str:
         return drawing.svg(figure, "When the trainers lived and when checkpoints were committed, over wall time")
 
 
-def figure_png(summary: Summary, path: Path) -> None:
+def figure_png(summary: Summary, path: Path, *, timeline_below: bool = True) -> None:
     """Loss over the steps and, below it, the timeline, as one PNG file.
 
     Raises :class:`ImportError` where matplotlib is not installed.
     """
     with drawing.style("png"):
-        strip, below = bool(summary.stages()), bool(summary.lives)
+        strip, below = bool(summary.stages()), timeline_below and bool(summary.lives)
         heights = [*[STAGE] * strip, LOSS, *[timeline.height(summary) if below else 0.0] * below]
         figure, axes = drawing.panels(heights, gaps=[*[STAGE_GAP] * strip, *[1.0] * below])
         steps = axes[:-1] if below else axes

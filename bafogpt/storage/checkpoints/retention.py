@@ -14,6 +14,10 @@ from bafogpt.storage.checkpoints.manifest import Checkpoint
 from bafogpt.storage.transfer import multipart
 
 log = logging.getLogger(__name__)
+BEST = "validation_loss"
+"""The number in a checkpoint's metadata by which one is better than another: the lower, the better."""
+BEST = "validation_loss"
+"""What the best checkpoint has the lowest of, in the trainer's metadata and in the manifest's."""
 _STEP = re.compile(r"step-(\d+)/")
 
 
@@ -22,10 +26,15 @@ def kept(complete: Sequence[Checkpoint], last: int, every: int | None, best: str
     ``best`` (the newest of equals)."""
     steps = {each.step for each in complete[-last:]}
     steps |= {each.step for each in complete if every and each.step % every == 0}
-    if best is not None:
-        rated = [(value, -each.step) for each in complete if (value := _metric(each, best)) is not None]
-        steps |= {-min(rated)[1]} if rated else set()
+    if best is not None and (lowest := best_of(complete, best)) is not None:
+        steps.add(lowest.step)
     return steps
+
+
+def best_of(complete: Sequence[Checkpoint], name: str = BEST) -> Checkpoint | None:
+    """The one whose metadata has the lowest ``name`` (the newest of equals); None where none has it."""
+    rated = [(value, -each.step, each) for each in complete if (value := _metric(each, name)) is not None]
+    return min(rated)[2] if rated else None
 
 
 def clear(bucket: Bucket, retired: Sequence[Checkpoint], rest: Sequence[Checkpoint]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bafogpt.core import digest, files
 from bafogpt.core.errors import ConflictError, CorruptError, NotFoundError, StorageError, UsageError
@@ -75,11 +76,13 @@ def prepare(
     *,
     progress: Progress | None = None,
     wanted: Callable[[str], bool] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Find out what a copy from ``source`` to ``target`` must send. ``progress`` counts bytes that are hashed here.
 
-    ``wanted`` says of a name whether that file is part of the copy; without it all are. Raises what
-    :func:`bafogpt.storage.folders.listing.read` does.
+    ``wanted`` says of a name whether that file is part of the copy; without it all are. ``facts`` go into the target's
+    manifest, and its card, beside what the source's says. Raises what :func:`bafogpt.storage.folders.listing.read`
+    does.
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} is source and target", "name two places")
@@ -87,6 +90,8 @@ def prepare(
     if wanted is not None:
         entries = tuple(entry for entry in listing.entries if wanted(entry.name))
         listing = replace(listing, entries=entries, foreign=listing.foreign and wanted(MANIFEST))
+    if facts is not None:
+        listing = replace(listing, metadata={**listing.metadata, **facts})
     if target.hub is not None:
         listing = hashed(listing, sha256=True, progress=progress)
         names = hub_push.kept(listing, target.hub, target.settings)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bafogpt.core.errors import CorruptError, NotFoundError, StorageError, UsageError
+from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Progress
 from bafogpt.storage.folders import models
@@ -22,7 +22,7 @@ from bafogpt.storage.folders.listing import Entry, Listing, Source, require_unch
 from bafogpt.storage.folders.models import MANIFEST, ModelFile, ModelManifest
 from bafogpt.storage.hub import card
 from bafogpt.storage.hub.lfs import Uploads
-from bafogpt.storage.hub.repository import HubLocation, HubRepo, client, git_id, translated
+from bafogpt.storage.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, token, translated
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
@@ -109,6 +109,25 @@ def _digests(listing: Listing) -> dict[str, str]:
     return {entry.name: entry.digest for entry in listing.entries}
 
 
+def require_allowed(location: HubLocation, *, public: bool) -> None:
+    """Raise what :func:`push` would before it sends anything: :class:`AuthError` without a token, :class:`UsageError`
+    for a repository that is public and was not asked for as one. Nothing is made."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with translated(location, "write"):
+        if token() is None:
+            raise AuthError("HF_TOKEN is not set", TOKEN_HINT.format(what="write"))
+        try:
+            _require_private(client().model_info(location.repo).private, location, public)
+        except RepositoryNotFoundError:
+            return
+
+
+def _require_private(private: bool | None, location: HubLocation, public: bool) -> None:
+    if not private and not public:
+        raise UsageError(f"hf://{location.repo} is public: everybody would see this", "add --public to agree")
+
+
 def _make(api: HfApi, location: HubLocation, public: bool) -> None:
     """The repository, and the branch if one is named."""
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -118,8 +137,7 @@ def _make(api: HfApi, location: HubLocation, public: bool) -> None:
     except RepositoryNotFoundError:
         api.create_repo(location.repo, private=not public, exist_ok=True)
         info = api.model_info(location.repo)
-    if not info.private and not public:
-        raise UsageError(f"hf://{location.repo} is public: everybody would see this", "add --public to agree")
+    _require_private(info.private, location, public)
     if location.revision is not None and location.revision != "main":
         api.create_branch(location.repo, branch=location.revision, exist_ok=True)
 
@@ -147,7 +165,7 @@ def _others(listing: Listing, location: HubLocation, before: HubRepo) -> tuple[l
     there = {info.path for info in before.list()}
     added, names = [], {entry.name for entry in listing.entries}
     if card.CARD not in names and (card.CARD not in there or card.is_ours(before.get(card.CARD))):
-        text = card.write(location.repo, listing.metadata, len(listing.entries), listing.bytes)
+        text = card.write(f"hf://{location.repo}", listing.metadata, len(listing.entries), listing.bytes)
         added.append(CommitOperationAdd(card.CARD, text))
     if listing.foreign:
         return added, []

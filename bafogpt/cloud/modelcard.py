@@ -1,0 +1,159 @@
+"""What a model card tells of a run, from the bucket's records: the facts for :mod:`bafogpt.storage.hub.card`.
+
+A card is for everybody, and a record is not: each fact is named here, and nothing else of a record gets out. No host,
+address or path of a machine does, and no place of the registry that an image came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bafogpt.cloud import cost, report
+from bafogpt.cloud.report import Summary
+from bafogpt.cloud.runs import RunRecord, RunStore
+from bafogpt.core.errors import ConfigError, NotFoundError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.hub import card
+from bafogpt.storage.tokens import manifest as manifests
+
+PICTURE = "loss.png"
+BASES = 8
+"""Runs that one may have gone on from, one after the other, before the first began with a published model."""
+_SHOWN = ("tokens", "seed", "batch", "optimizer", "schedule", "adapter", "activation_checkpointing")
+"""Parts of a job's ``train`` that are hyperparameters."""
+
+
+def facts(
+    bucket: Bucket, name: str, step: int, *, base_model: str | None = None, licence: str = "", adapter: bool = False
+) -> dict[str, Any]:
+    """What is known of the model that run ``name`` was at ``step``.
+
+    ``base_model`` is the Hub's name of what training began with, found in the records by default; ``adapter`` says that
+    the adapter alone is meant, not merged. Raises :class:`RunNotFoundError` and what the bucket raises.
+    """
+    store = RunStore(bucket)
+    summary = until(report.summarise(store, name), step)
+    record, train = summary.record, dict(summary.record.job.get("train") or {})
+    data = dict(train.get("data") or {})
+    samples = summary.samples
+    found = {
+        "run": name,
+        "step": step,
+        "samples": samples or None,
+        "tokens": summary.tokens or None,
+        "dataset": data.get("path"),
+        "sequence_length": data.get("sequence_length"),
+        "precision": train.get("precision"),
+        "base_model": _base(store, record) if base_model is None else base_model,
+        "license": licence,
+        "adapter": adapter or None,
+        "tuned": bool(train.get("adapter")) or None,
+        "data": _data(bucket, record, str(data.get("path") or "")),
+        "hyperparameters": dict(_flat({key: train[key] for key in _SHOWN if train.get(key) is not None})),
+        "evaluation": evaluation(summary),
+        "cost": _cost(store, record),
+        "code": _code(record),
+    }
+    return {key: value for key, value in found.items() if value not in (None, "", {})} | {
+        "base_model": found["base_model"]  # empty is an answer, too: there is none
+    }
+
+
+def picture(bucket: Bucket, name: str, step: int, path: Path) -> bool:
+    """Draw the loss up to ``step`` as a PNG; False where there is nothing to draw, or no matplotlib to draw with."""
+    summary = until(report.summarise(RunStore(bucket), name), step)
+    if not summary.curve:
+        return False
+    try:
+        report.figure_png(summary, path, timeline_below=False)
+    except ImportError:
+        return False
+    return True
+
+
+def until(summary: Summary, step: int) -> Summary:
+    """The run as it was at a step."""
+    return replace(summary, lines=[line for line in summary.lines if line["step"] <= step])
+
+
+def evaluation(summary: Summary) -> dict[str, Any]:
+    """The last validation: loss and bits per byte in all, by stage and by language; empty where there was none."""
+    for line in reversed(summary.lines):
+        if "validation_loss" in line:
+            found = {
+                "step": line["step"],
+                "loss": line["validation_loss"],
+                "bpb": line.get("validation_bpb"),
+                "stages": line.get("validation_stages"),
+                "languages": line.get("validation_languages"),
+            }
+            return {key: value for key, value in found.items() if value}
+    return {}
+
+
+def _base(store: RunStore, record: RunRecord) -> str:
+    """The published model at the beginning: of the run, or of the run that it went on from. Empty where there is none,
+    or where the sizes are not the published ones."""
+    for _ in range(BASES):
+        model = dict((record.job.get("train") or {}).get("model") or {})
+        began = str(model.get("checkpoint") or "")
+        if not began or model.get("overrides"):
+            return ""
+        earlier = store.find(began.removeprefix("runs/")) if began.startswith("runs/") else None
+        if earlier is None:
+            return card.base_model({"model": model.get("name")})
+        record = earlier
+    return ""
+
+
+def _data(bucket: Bucket, record: RunRecord, path: str) -> dict[str, Any]:
+    """The dataset's digest as the run recorded it, and its stages while it is still that one."""
+    found: dict[str, Any] = {key: record.data[key] for key in ("digest", "tokenizer") if record.data.get(key)}
+    try:
+        manifest = manifests.load(bucket.child(path))
+    except (NotFoundError, ConfigError):
+        return found
+    if manifest.digest != record.data.get("digest", manifest.digest):
+        return found
+    stages = [
+        {
+            "name": stage.name,
+            "tokens": stage.tokens,
+            "documents": stage.documents,
+            "languages": list(stage.languages),
+        }
+        for stage in manifest.splits["train"].stages
+    ]
+    return {"digest": manifest.digest, "tokenizer": manifest.tokenizer.digest, "stages": stages}
+
+
+def _cost(store: RunStore, record: RunRecord) -> dict[str, Any]:
+    """Hours and dollars of all attempts, and the machines that they ran on."""
+    spent = cost.of_run(store, record.name)
+    machines: dict[str, None] = {}
+    for place in record.places:
+        count = int(place.get("gpus") or 0)
+        machines[
+            f"{count} × {place['gpu']}" if count and place.get("gpu") else f"{place.get('cpus') or 1} CPU cores"
+        ] = None
+    found = {"hours": round(spent.hours, 4), "usd": round(spent.usd, 2), "machines": ", ".join(machines)}
+    return {key: value for key, value in found.items() if value}
+
+
+def _code(record: RunRecord) -> dict[str, str]:
+    """The commit, the image by its digest, and the versions that change numbers."""
+    found = {"git": record.git, "image": record.image_digest or ""}
+    names = ("bafogpt", "python", "torch", "cuda", "litgpt", "bitsandbytes")
+    return {key: value for key, value in {**found, **{n: record.versions.get(n, "") for n in names}}.items() if value}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``("optimizer.learning_rate", 2e-4)``; what is not set is left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,135 @@
+"""A run's model, or a model folder, made ready for others: what is published, with its card and its picture.
+
+:func:`of_run` and :func:`of_folder` find out what there is and raise what is wrong with it; :meth:`Release.build` makes
+the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute` sends it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bafogpt.cloud import modelcard
+from bafogpt.core.errors import ConfigError, UsageError
+from bafogpt.core.settings import Settings
+from bafogpt.model import export, finetuned, runs
+from bafogpt.model.folder import ModelFolder
+from bafogpt.model.runs import RunModel
+from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.folders import models, sync
+from bafogpt.storage.folders.locations import Place, locate
+from bafogpt.storage.folders.sync import Plan
+from bafogpt.storage.hub import card
+
+_WORD = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """How it is to be published."""
+
+    adapter: bool = False
+    """The adapter alone, as PEFT has it; else it is merged into its base."""
+    dtype: str | None = None
+    base_model: str | None = None
+    """The Hub's name of what training began with; found in the records by default."""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        for option, value in (("--base-model", self.base_model), ("--license", self.licence)):
+            if value and not _WORD.fullmatch(value):
+                raise UsageError(f"{option} '{value}' is no name of the Hub", "--base-model ORG/NAME, --license gemma")
+        if self.adapter and self.dtype:
+            raise UsageError("--dtype converts a model, and --adapter publishes none", "leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What is to be published."""
+
+    bucket: Bucket
+    run: RunModel | None
+    """Where it comes from; None for a folder."""
+    folder: ModelFolder | None
+    wish: Wish
+    facts: Mapping[str, Any]
+    """For the card and the manifest."""
+    settings: Settings
+
+    @property
+    def bytes(self) -> int:
+        """To be read for it: of a checkpoint the optimizer's state as well."""
+        if self.folder is not None:
+            return self.folder.bytes
+        assert self.run is not None
+        return sum(file.bytes for file in self.run.checkpoint.files)
+
+    def build(self, scratch: Path, *, progress: Progress = lambda _: None) -> Path:
+        """The folder to be pushed, made below ``scratch``. Raises what fetching, merging and writing raise."""
+        out = scratch / "model"
+        if self.folder is not None:
+            export.write(export.of_folder(self.folder).as_dtype(self.wish.dtype), out, "hf", progress=progress)
+            return out
+        assert self.run is not None
+        if self.wish.adapter:
+            base = str(self.facts.get("base_model") or "")
+            finetuned.adapter(self.bucket, self.run, scratch / "checkpoint", out, base=base, progress=progress)
+        elif self.run.adapter is None:
+            found = runs.fetch(self.bucket, self.run, scratch / "checkpoint", progress=progress)
+            export.write(found.as_dtype(self.wish.dtype), out, "hf")
+        else:
+            merged = scratch / "merged" if self.wish.dtype else out
+            finetuned.merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
+            if self.wish.dtype:
+                export.write(export.open_folder(merged).as_dtype(self.wish.dtype), out, "hf")
+        return out
+
+    def plan(self, folder: Path, target: Place, *, progress: Progress | None = None) -> Plan:
+        """What must be sent of a folder that :meth:`build` has made, its picture and its card with it."""
+        facts = dict(self.facts)
+        if self.run is not None:
+            picture = folder / modelcard.PICTURE
+            if modelcard.picture(self.bucket, self.run.name, self.run.checkpoint.step, picture):
+                facts["picture"] = modelcard.PICTURE
+        if target.hub is None:  # the Hub's is written as it is pushed, unless a person wrote one there
+            names = [path for path in folder.iterdir() if path.is_file()]
+            size = sum(path.stat().st_size for path in names)
+            (folder / card.CARD).write_bytes(card.write(target.url, facts, len(names), size))
+        return sync.prepare(
+            locate(str(folder.absolute()), self.settings, "local"), target, progress=progress, facts=facts
+        )
+
+
+def of_run(bucket: Bucket, run: RunModel, wish: Wish, settings: Settings) -> Release:
+    """A run at one of its checkpoints. Raises :class:`ConfigError` where it has no adapter and one is wished for, or
+    where it has one and no base to be merged into."""
+    if wish.adapter and run.adapter is None:
+        raise ConfigError(f"run {run.name} has trained a whole model, not an adapter", "leave --adapter out")
+    if run.adapter is not None and not wish.adapter:
+        finetuned.require_base(run)
+    facts = modelcard.facts(
+        bucket,
+        run.name,
+        run.checkpoint.step,
+        base_model=wish.base_model,
+        licence=wish.licence,
+        adapter=wish.adapter,
+    )
+    return Release(bucket=bucket, run=run, folder=None, wish=wish, facts=facts, settings=settings)
+
+
+def of_folder(bucket: Bucket, path: Path, wish: Wish, settings: Settings) -> Release:
+    """A model folder on this machine; of its files what belongs to a model. Nothing is known of its training but what
+    its manifest says. Raises what :meth:`ModelFolder.open` raises."""
+    if wish.adapter:
+        raise UsageError(
+            "--adapter is for a run; a folder is published as it is", f"bafogpt storage push {path} TARGET"
+        )
+    folder = ModelFolder.open(path)
+    told = models.load(Bucket.open(path.absolute().as_uri(), settings))
+    facts = {**(told.metadata if told else {}), **({"license": wish.licence} if wish.licence else {})}
+    facts["base_model"] = str(facts.get("base_model") or "") if wish.base_model is None else wish.base_model
+    return Release(bucket=bucket, run=None, folder=folder, wish=wish, facts=facts, settings=settings)
