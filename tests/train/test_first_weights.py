@@ -61,7 +61,13 @@ def finished(train: Train, starter: Bucket, made: dict[bool, Trained]) -> Callab
     return get
 
 
-@pytest.mark.parametrize(("tied", "processes"), [(False, 1), (True, 2)], ids=["untied", "tied-on-two-processes"])
+@pytest.mark.parametrize(
+    ("tied", "processes"),
+    [
+        pytest.param(False, 1, id="untied"),
+        pytest.param(True, 2, id="tied-on-two-processes", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_alike_from_a_run_and_from_the_model_folder_exported_of_it(
     train: Train, finished: Callable[[bool], Trained], tmp_path: Path, tied: bool, processes: int
 ):

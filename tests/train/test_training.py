@@ -92,6 +92,7 @@ def test_sigterm_saves_the_step_it_is_in_and_leaves(train: Train, whole: Trained
     assert_bit_equal(tensors(resumed.staged[-1]), tensors(whole.staged[-1]))
 
 
+@pytest.mark.slow
 def test_two_processes_read_the_same_stream_and_learn_the_same(train: Train, whole: Trained, tmp_path: Path):
     two = train(tiny(), processes=2)
     assert [result.outcome for result in two.results] == ["finished", "finished"]
