@@ -145,7 +145,10 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
         out.say("no runs; start one: bafogpt cloud launch demo")
     out.rows(
         [_record(run) for run in runs],
-        columns=["name", "infra", "state", "started", "place", "price_per_hour"],
+        columns={
+            **{key: key for key in ("name", "infra", "state", "started", "place")},
+            "price_per_hour": "$/hour",
+        },
         id="name",
     )
 

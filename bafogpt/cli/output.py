@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_module
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Record = Mapping[str, Any]
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?")
+"""A time as records write it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,10 @@ class Output:
         else:
             _draw(_listing(record) if text is None else text)
 
-    def rows(self, records: Iterable[Record], columns: Sequence[str], id: str) -> None:  # noqa: A002
+    def rows(self, records: Iterable[Record], columns: Sequence[str] | Mapping[str, str], id: str) -> None:  # noqa: A002
         """A table of ``records`` that shows the keys ``columns``; ``id`` is the key that ``--quiet`` prints.
+
+        As a mapping ``columns`` gives each key the title that people read.
 
         ``--json`` prints whole records, one a line. No records print nothing; the command says why there are none.
         """
@@ -70,8 +75,9 @@ class Output:
                 print(_cell(record[id]))
         else:
             cells = [[_cell(record.get(column)) for column in columns] for record in records]
+            titles = [t.upper() for t in (columns.values() if isinstance(columns, Mapping) else columns)]
             if cells:
-                _draw(_table(columns, cells) if sys.stdout.isatty() else _aligned([c.upper() for c in columns], cells))
+                _draw(_table(titles, cells) if sys.stdout.isatty() else _aligned(titles, cells))
 
     def event(self, record: Record, text: str) -> None:
         """One item of a stream, on its way at once: a line of ``text``, or the record as JSON."""
@@ -140,13 +146,13 @@ def _flatten(record: Record, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> RenderableType:
+def _table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.upper(), overflow="fold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))  # Text: what looks like markup is not markup
     return table
@@ -168,6 +174,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        value = datetime.fromisoformat(value)
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     if isinstance(value, Enum):

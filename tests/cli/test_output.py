@@ -140,6 +140,19 @@ def test_values_that_json_does_not_know_are_written_as_text(capsys):
     assert record == {"at": moment.isoformat(), "path": "a/b", "code": 4, "point": {"x": 1}, "set": [1, 2]}
 
 
+def test_a_column_has_the_title_that_people_read_and_times_have_no_fractions(capsys):
+    records = [{"name": "demo", "started": "2030-01-02T03:04:05.678+00:00", "price_per_hour": 4.56}]
+    columns = {"name": "name", "started": "started", "price_per_hour": "$/hour"}
+    PEOPLE.rows(records, columns, id="name")
+    PROGRAM.rows(records, columns, id="name")
+
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME  STARTED                    $/HOUR",
+        "demo  2030-01-02 03:04:05+00:00  4.56",
+        json.dumps(records[0]),
+    ]
+
+
 def test_a_number_that_is_none_is_null_in_json(capsys):
     PROGRAM.event({"loss": float("nan"), "curve": [{"loss": float("inf")}, 1.5]}, "")
 

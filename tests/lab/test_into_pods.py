@@ -84,6 +84,6 @@ def test_shell_copies_ports_figures_and_tensorboard_of_a_running_pod(rented: Ren
     board.terminate()
     board.wait(30)
 
-    assert re.search(rf"{name} +runpod", rented.command("cloud", "ls").stdout)
+    assert re.search(rf"{name} +runpod +running .* 4\.56", rented.command("cloud", "ls").stdout)
     rented.command("cloud", "down", name)
     assert not rented.pods(name)

@@ -286,7 +286,10 @@ def _price(record: Mapping[str, Any]) -> float | None:
     """Dollars an hour for all nodes, from SkyPilot's own catalog; None where it has no price."""
     try:
         handle = record["handle"]
-        dollars = float(handle.launched_resources.get_cost(3600)) * int(handle.launched_nodes)
+        resources = handle.launched_resources
+        if "," in (resources.zone or ""):  # RunPod: all that were asked for, and none of that name in the catalog
+            resources = resources.copy(zone=None)
+        dollars = float(resources.get_cost(3600)) * int(handle.launched_nodes)
     except Exception:  # a price is a courtesy: whatever is missing in a handle is no reason to fail
         return None
     return dollars or None
