@@ -41,6 +41,9 @@ ManagedOption = Annotated[bool, typer.Option("--managed", help="Recover the run 
 RetryOption = Annotated[bool, typer.Option("--retry-until-up", help="Go on asking while nobody has the machine.")]
 CleanOption = Annotated[bool, typer.Option("--clean", help="Refuse to launch code that is not committed.")]
 MaxCostOption = Annotated[float | None, typer.Option("--max-cost", metavar="DOLLARS", help="Save and end before that.")]
+ProfileOption = Annotated[
+    int | None, typer.Option("--profile", metavar="N", min=1, help="Trace N steps, into profile/ of the run.")
+]
 MaxHoursOption = Annotated[float | None, typer.Option("--max-hours", metavar="HOURS", help="Save and end before that.")]
 
 
@@ -61,6 +64,7 @@ def launch(
     max_cost: MaxCostOption = None,
     max_hours: MaxHoursOption = None,
     clean: CleanOption = False,
+    profile: ProfileOption = None,
     resume: ResumeOption = False,
     detach: DetachOption = False,
     dry_run: DryRunOption = False,
@@ -84,7 +88,7 @@ def launch(
         gpus=gpus,
         infra=infra,
         image=image,
-        assignments=set_ or (),
+        assignments=[*(set_ or ()), *([f"train.profile={profile}"] if profile else [])],
         env_names=env or (),
         max_cost=max_cost,
         max_hours=max_hours,

@@ -85,6 +85,32 @@ class Feed:
         return f"{self._folder}/{self._stem}-{part:05d}.{self._suffix}"
 
 
+class Whole:
+    """Sends the files that appear in one local folder, each once, into ``folder`` of ``bucket``.
+
+    A file has its name when it is whole; names that begin with a dot are not sent.
+    """
+
+    def __init__(self, bucket: Bucket, folder: str, source: Path) -> None:
+        self._bucket = bucket
+        self._folder = folder
+        self._source = source
+        self._sent: set[str] = set()
+
+    def ship(self) -> list[str]:
+        """Send what is new; returns the paths that it has in the bucket now.
+
+        Raises :class:`~bafogpt.core.errors.StorageError`; the next call sends it then.
+        """
+        sent = []
+        for file in sorted(self._source.glob("[!.]*")):
+            if file.name not in self._sent:
+                self._bucket.upload(f"{self._folder}/{file.name}", file)
+                self._sent.add(file.name)
+                sent.append(f"{self._folder}/{file.name}")
+        return sent
+
+
 def read(bucket: Bucket, folder: str) -> bytes:
     """All parts of a feed joined, attempt after attempt. A feed that does not exist is empty."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from bafogpt.cloud import budget as budgets
 from bafogpt.cloud import vitals
 from bafogpt.cloud.budget import Budget
-from bafogpt.cloud.feed import Feed
+from bafogpt.cloud.feed import Feed, Whole
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.train.handoff import Handoff
@@ -66,6 +66,7 @@ class Recorder:
         self._vitals = vitals.Vitals(
             _vitals_file(handoff, attempt), attempt=attempt, step=lambda: self.record.step, every_s=vitals_every_s
         )
+        self._profile = Whole(bucket, "profile", handoff.profile)
         self._every_s = every_s
         self._node = node
         self._budget = budget
@@ -106,6 +107,8 @@ class Recorder:
         with self._shipping:
             for feed in self._feeds:
                 feed.ship()
+            for path in self._profile.ship():
+                self.event("profile_sent", path=path)
             self._meter()
             if self._changed and self._node == 0:
                 self._changed = False

@@ -16,6 +16,7 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``state``       the one TrainState: what must come back exactly after a kill
 - ``saving``      checkpoints written by a thread while training goes on
 - ``runlog``      speed, loss and money of each step; ``metrics``: the lines they are written in
+- ``tracing``     a profile of some steps, on request
 - ``flops``       floating point operations a token costs, and those that a GPU can do
 
 ``config``, ``flops`` and ``handoff`` import no torch, because the launcher and the supervisor read them too.

@@ -197,8 +197,12 @@ class TrainConfig:
     seed: int = 1
     log_every: int = 1
     """Steps between metrics lines."""
+    profile: int = 0
+    """Steps to trace with torch's profiler, after the first three of an attempt; the trace, for Chrome's viewer, and a
+    table of operators come to ``profile/`` of the run. They slow these steps down."""
 
     def __post_init__(self) -> None:
+        _require(self.profile >= 0, f"profile is {self.profile}; 0 or more steps")
         per_micro = self.data.sequence_length * max(1, self.batch.micro)
         _require(
             self.batch.tokens % per_micro == 0,

@@ -6,6 +6,7 @@
     resume/step-00000020/               the checkpoint to go on from, if there is one
     metrics-0001.jsonl                  one line a step, appended by rank 0; one file an attempt
     checkpoints/step-00000040/          a saved state; it appears under this name only when it is whole
+    profile/0001-step-00000004.json.gz  a trace of some steps, where one was asked for; likewise
     results/rank-0.json                 how the trainer ended
 
 The trainer never talks to the bucket but to read tokens and first weights; the supervisor carries everything
@@ -91,6 +92,7 @@ class Handoff:
         self.checkpoints = folder / "checkpoints"
         self.resume = folder / "resume"
         self.results = folder / "results"
+        self.profile = folder / "profile"
 
     def metrics(self, attempt: int) -> Path:
         """The metrics file of one attempt at the run."""

@@ -30,6 +30,8 @@ def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
         if saving and run.saver.may_save(progress.step, must=last or stopping):
             run.saver.begin(run.state)
             run.log.restart_clock()
+        if run.tracer.step(last=last or stopping):
+            run.log.restart_clock()
         if stopping:
             break
     batches.close()

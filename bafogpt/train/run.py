@@ -28,6 +28,7 @@ from bafogpt.train.optimizer import NewRows
 from bafogpt.train.runlog import RunLog
 from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import TrainState, load_weights
+from bafogpt.train.tracing import Tracer
 from bafogpt.train.validation import Validation
 from bafogpt.train.validation import plan as plan_validation
 
@@ -51,6 +52,7 @@ class Run:
     """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
     saver: CheckpointSaver
     log: RunLog
+    tracer: Tracer
 
     def batches(self) -> Generator[list[Batch]]:
         """This process's micro-batches of each step from here to the end."""
@@ -132,6 +134,12 @@ def set_up(order: Order, handoff: Handoff) -> Run:
             lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
             flops_per_token=flops.flops_per_token(shape, config.data.sequence_length),
             price_per_hour=order.price_per_hour,
+        ),
+        tracer=Tracer(
+            handoff.profile,
+            steps=config.profile if fabric.is_global_zero else 0,
+            attempt=order.attempt,
+            done=state.progress.step,
         ),
     )
 
