@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from bafogpt.cli.options import (
     TopPOption,
 )
 from bafogpt.cli.output import Output
+from bafogpt.core.errors import DataError
 
 app = typer.Typer(add_completion=False, help="Talk with a model.")
 
@@ -69,4 +71,12 @@ def _read() -> str:
     """The next line that is not the end; the prompt is for terminals only."""
     if sys.stdin.isatty():
         print(PROMPT, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+    return said(sys.stdin.readline).strip()
+
+
+def said(read: Callable[[], str]) -> str:
+    """What ``read`` takes from stdin. Raises :class:`DataError` where that is not UTF-8 and the locale is strict."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8: byte {error.start + 1}", "iconv -f latin1 -t utf-8 makes it so") from None

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bafogpt.cli.chat import said
 from bafogpt.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -47,7 +48,7 @@ def generate_command(
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     speaker = Speaker.load(model, style="plain", device=device, dtype=dtype)
-    ids = speaker.text(sys.stdin.read() if prompt == "-" else prompt)
+    ids = speaker.text(said(sys.stdin.read) if prompt == "-" else prompt)
     length = min(256, speaker.room(ids)) if max_tokens is None else max_tokens
     pieces = []
     for piece in speaker.answer(ids, max_tokens=length, sampling=sampling, stop=stop or []):

@@ -70,11 +70,15 @@ class Speaker:
         return int(self.gpt.max_seq_length)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids after which the model answers. Raises :class:`DataError` where the template refuses."""
+        """The ids after which the model answers. Raises :class:`DataError` where the template refuses, and for what is
+        no text."""
+        for message in messages:
+            require_text(message.content + message.input)
         return self.style.prompt(messages)
 
     def text(self, text: str) -> list[int]:
-        """The ids of a text that is to be continued."""
+        """The ids of a text that is to be continued. Raises :class:`DataError` for what is no text."""
+        require_text(text)
         (ids,) = self.tokenizer.encode_batch([text])
         begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return [*begin, *(int(each) for each in ids)]
@@ -116,6 +120,13 @@ def _pieces(tokens: Iterator[int], stops: frozenset[int], stream: TextStream) ->
         yield Piece(text)
     rest = stream.finish()
     yield Piece(rest, "stop" if stream.stopped else "length")
+
+
+def require_text(text: str) -> None:
+    """Raise :class:`DataError` for half a surrogate pair: so Python spells a byte of its input that is not UTF-8."""
+    wrong = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+    if wrong is not None:
+        raise DataError(f"the text is not UTF-8: character {wrong + 1} is none", "iconv -f latin1 -t utf-8 makes it so")
 
 
 def ask(

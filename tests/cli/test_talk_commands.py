@@ -37,9 +37,29 @@ def test_chat_answers_every_line_of_stdin(cli, model, monkeypatch):
     assert len(ran.out) > 2
 
 
+@pytest.mark.parametrize("locale", ["strict", "surrogateescape"])
+@pytest.mark.parametrize("words", [("generate", "--prompt", "-"), ("chat",)], ids=["generate", "chat"])
+def test_bytes_that_are_not_text_are_refused(cli, model, monkeypatch, words, locale):
+    given = io.TextIOWrapper(io.BytesIO(b"Sawubona \xff\xfe\n"), encoding="utf-8", errors=locale)
+    monkeypatch.setattr("sys.stdin", given)
+
+    ran = cli(words[0], model, *words[1:], "--max-tokens", "4")
+
+    error, hint = ran.err.strip().splitlines()[-2:]
+    assert ran.code == ExitCode.FAILURE
+    assert error.startswith("error: ") and "is not UTF-8" in error and "10" in error
+    assert hint.startswith(" hint: ")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (("generate", "MODEL", "--prompt", "x \udcff"), ExitCode.FAILURE, "the text is not UTF-8: character 3 is none"),
+        (
+            ("generate", "MODEL", "--prompt", "x", "--max-tokens", "1000000000000"),
+            ExitCode.USAGE,
+            "do not fit into the",
+        ),
         (("generate", "nowhere", "--prompt", "x"), ExitCode.FAILURE, "no model folder at nowhere"),
         (("generate", "MODEL", "--prompt", "x", "--max-tokens", "600"), ExitCode.USAGE, "do not fit into the model's"),
         (("generate", "MODEL", "--prompt", "x" * 600), ExitCode.USAGE, "the prompt has 601 tokens, the model 512"),

@@ -129,6 +129,11 @@ def test_what_is_too_long_is_cut_and_counted_or_dropped_and_counted(local: Bucke
         ({"instruction": "Ubani?"}, r"a.jsonl:2: no 'output' \(there is 'instruction'\)"),
         ({"instruction": "Ubani?", "output": " "}, "a.jsonl:2: the answer is empty"),
         ({"instruction": "b" * 99, "output": "a"}, "a.jsonl:2: the prompt alone has 101 tokens, more than a context"),
+        ({"messages": [{"role": "user"}]}, r"a.jsonl:2: messages\[0\]: no 'content' .there is 'role'"),
+        (
+            {"messages": [{"role": "user", "content": "Ubani?"}]},
+            "a.jsonl:2: the conversation does not end with an answer",
+        ),
         ("{", "a.jsonl:2: not JSON"),
         ("[1]", "a.jsonl:2: a JSON list"),
     ],

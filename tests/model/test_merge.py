@@ -104,6 +104,27 @@ def test_a_comparison_needs_samples(saved: SaveGemma, tmp_path: Path):
         merge(base, adapter_for(base, tmp_path / "adapter"), tmp_path / "out", [])
 
 
+def test_the_command_says_in_two_lines_what_is_wrong_with_an_adapter(saved: SaveGemma, tmp_path: Path, capsys: Any):
+    base, other = saved("base", **WIDE), saved("other", seed=1, **WIDE)
+    half, unknown = adapter_for(base, tmp_path / "half"), adapter_for(base, tmp_path / "unknown")
+    (half / "adapter_model.safetensors").write_bytes((half / "adapter_model.safetensors").read_bytes()[:-100])
+    config = json.loads((unknown / "adapter_config.json").read_text())
+    (unknown / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_prj"]}))
+    for adapter, code, says in (
+        (half, 1, "is half an adapter"),
+        (unknown, 2, "no target module 'q_prj' (did you mean 'q_proj'?)"),
+        (adapter_for(other, tmp_path / "of-another"), 2, "is for another base: the same sizes, other weights"),
+        (tmp_path / "nowhere", 1, "is no adapter"),
+    ):
+        capsys.readouterr()
+        words = ["model", "merge", str(base), str(adapter), "--out", str(tmp_path / "out")]
+        assert command_line.main(words) == code
+        error, hint = capsys.readouterr().err.strip().splitlines()[-2:]
+        assert error.startswith("error: ") and says in error
+        assert hint.startswith(" hint: ")
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_both_losses(saved: SaveGemma, tmp_path: Path, capsys: Any):
     base = saved(**WIDE)
     adapter = adapter_for(base, tmp_path / "adapter")
