@@ -30,6 +30,7 @@ from tests.lab.place import (
     outer_environment,
     passed_on,
 )
+from tests.lab.podcloud.server import KEY_VARIABLE
 
 F = PODS.folder
 KEY = "lab-key-of-no-worth"
@@ -112,9 +113,9 @@ def start_cloud() -> None:
     """Start the API; pods that run already are found again."""
     with (PODS.logs / "podcloud.log").open("a") as log:
         subprocess.Popen(
-            [str(VENV / "bin/python"), "-m", "tests.lab.podcloud.server", str(PODS.cloud_port), KEY, *_pod_options()],
+            [str(VENV / "bin/python"), "-m", "tests.lab.podcloud.server", str(PODS.cloud_port), *_pod_options()],
             cwd=ROOT,
-            env=outer_environment() | environment() | {"PYTHONPATH": str(ROOT)},
+            env=outer_environment() | environment() | {"PYTHONPATH": str(ROOT), KEY_VARIABLE: KEY},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,4 +1,4 @@
-"""The pod cloud over HTTP: ``python -m tests.lab.podcloud.server PORT KEY [what is added to "podman run"]``.
+"""The pod cloud over HTTP: ``python -m tests.lab.podcloud.server PORT [what is added to "podman run"]``, its key in ``PODCLOUD_KEY``.
 
 ``POST /graphql`` is RunPod's. ``/_control`` answers on this machine only; POST one JSON object:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -26,6 +27,7 @@ from tests.lab.podcloud.cloud import Cloud
 from tests.lab.podcloud.faults import KINDS, Fault
 from tests.lab.podcloud.graphql import GraphQLError
 
+KEY_VARIABLE = "PODCLOUD_KEY"
 HANG_S = 40
 """seconds; the SDK waits 30"""
 
@@ -128,4 +130,4 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    Server(int(sys.argv[1]), sys.argv[2], sys.argv[3:]).serve_forever()
+    Server(int(sys.argv[1]), os.environ[KEY_VARIABLE], sys.argv[2:]).serve_forever()
