@@ -1,4 +1,6 @@
-"""The pod cloud over HTTP: ``python -m tests.lab.podcloud.server PORT [what is added to "podman run"]``, its key in ``PODCLOUD_KEY``.
+"""The pod cloud over HTTP: ``python -m tests.lab.podcloud.server PORT [what is added to "podman run"]``.
+
+Its one key is read from ``PODCLOUD_KEY``: other users see a command line.
 
 ``POST /graphql`` is RunPod's. ``/_control`` answers on this machine only; POST one JSON object:
 
