@@ -21,8 +21,9 @@ from torch.nn import functional
 from bafogpt.core import digest, files
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.model import adapter as adapters
-from bafogpt.model import names
+from bafogpt.model import names, tensorfiles
 from bafogpt.model.adapter import AdapterConfig
+from bafogpt.model.checkpoint import META, PREFIX
 
 BASE, SHAPE = "bafogpt.base", "bafogpt.shape"
 """Keys of an adapter file's metadata: what it was trained on."""
@@ -258,11 +259,11 @@ def of_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig,
 
     Raises :class:`CorruptError` for what is not a whole checkpoint, and :class:`ConfigError` for one without adapter.
     """
-    from safetensors.torch import load_file
-
     try:
-        saved = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["fingerprint"]
-        content = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+        saved = json.loads((folder / META).read_text(encoding="utf-8"))["fingerprint"]
+        content = tensorfiles.read_slices(sorted(folder.glob("*.safetensors")))
+        named = {name.removeprefix(PREFIX): weight for name, weight in content.items() if name.startswith(PREFIX)}
+        found = {name: weight.tensor() for name, weight in named.items()}
     except Exception as error:  # torn JSON or safetensors, or no file
         raise CorruptError(f"{folder} is not a checkpoint: {error}", f"ls {folder}") from None
     if "adapter" not in saved:
@@ -270,7 +271,6 @@ def of_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig,
     config = AdapterConfig(**{**saved["adapter"], "targets": tuple(saved["adapter"]["targets"])})
     shape = {key: value for key, value in saved["model"].items() if key != "tie_embeddings"}
     gpt = Config(**shape)
-    found = {name.removeprefix("model."): tensor for name, tensor in content.items() if name.startswith("model.")}
     missing = [name for name in adapters.peft_names(config, gpt.n_layer) if name not in found]
     if missing:
         raise CorruptError(f"{folder} is half an adapter: it has no {missing[0]}", "bafogpt runs show RUN")

@@ -18,19 +18,23 @@ from bafogpt.model.gpt import GPT
 from bafogpt.train.config import TrainConfig
 
 
-def adapt(model: GPT, shape: Config, config: TrainConfig, *, processes: int) -> dict[str, Any]:
+def check(config: TrainConfig, processes: int) -> None:
+    """Raise :class:`ConfigError` for an adapter that several processes would train in ``bf16-mixed``: FSDP casts what
+    it shards, and what is frozen is whole on each of them."""
+    if config.adapter is not None and processes > 1 and config.precision == "bf16-mixed":
+        raise ConfigError(
+            f"{processes} processes do not train an adapter in bf16-mixed",
+            "--set train.precision=bf16-true, or one process: supervisor.processes=1",
+        )
+
+
+def adapt(model: GPT, shape: Config, config: TrainConfig) -> dict[str, Any]:
     """Freeze ``model``, which has its first weights, as ``config.adapter`` says, and put pairs on it.
 
     Returns what a checkpoint of it must agree with: nothing where the job has no adapter.
-    Raises :class:`ConfigError` for more than one process: what is frozen here is not sharded.
     """
     if config.adapter is None:
         return {}
-    if processes > 1:
-        raise ConfigError(
-            f"an adapter is trained by one process, here are {processes}",
-            "--gpus A10 (one GPU), or supervisor.processes=1",
-        )
     identity = {"adapter": {**asdict(config.adapter), "targets": list(config.adapter.targets)}}
     digest = lora.base_digest(model)
     if config.adapter.base != "as-is" and config.precision == "bf16-true":

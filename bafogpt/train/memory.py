@@ -4,7 +4,8 @@ A model, not a measurement: good to choose a micro-batch from and to refuse what
 process, with P parameters over W processes, and bytes b = 4, or 2 under ``bf16-true``::
 
     state        4·P·b/W           weights, gradients and AdamW's two moments, sharded; where there is an adapter what
-                                   is frozen (0.52 bytes a number in NF4), and 16 for each number of its own
+                                   is frozen (0.52 bytes a number in NF4, whole on every process), and 16 for each
+                                   number of its own
     gathered     P·c, or two blocks' and the embedding's share of it where resharded; c is 2 in bf16, else 4
     accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one)
     kept         tokens x layers x what a block keeps for the backward pass (see ``_kept``)
@@ -65,14 +66,17 @@ def need(
     tokens = micro * config.data.sequence_length
     kept, block_bytes = _kept(shape, config.activation_checkpointing, computed)
     state = 4 * weights * state_bytes // processes
-    learns_head = True
+    accumulated, learns_head = 4 * weights if processes > 1 and several else 0, True
     if config.adapter is not None:
-        state = _frozen(shape, config.adapter, weights, state_bytes) + 16 * _pairs(shape, config.adapter)
+        pairs = _pairs(shape, config.adapter)
+        state = _frozen(shape, config.adapter, weights, state_bytes) + 16 * pairs
+        if processes > 1:  # only what is trained is sharded and gathered
+            gathered, accumulated = pairs * computed, 4 * pairs
         learns_head = "head" in config.adapter.targets
     return Need(
         state=state,
         gathered=gathered,
-        accumulated=4 * weights if processes > 1 and several else 0,
+        accumulated=accumulated,
         activations=tokens * (kept * shape.n_layer + block_bytes),
         head=learns_head * vocabulary * width * 4 + min(CHUNKS_BYTES, 8 * tokens * vocabulary),
         context=CONTEXT_BYTES if gpu else 0,

@@ -101,14 +101,21 @@ def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPo
 
 
 def _shard(model: Any, device_mesh: Any, config: TrainConfig, reshard_after_forward: bool) -> Any:
-    """Fabric's ``parallelize_fn``: FSDP2 on each block and on the rest."""
+    """Fabric's ``parallelize_fn``: FSDP2 on each block and on the rest.
+
+    What is frozen is whole on every process: NF4 is no matrix that could be cut by rows, and it is small.
+    """
     mesh = device_mesh["data_parallel"]
+    frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
+    if frozen and mesh.device_type == "cuda":  # FSDP moves what it shards and nothing else
+        model.to(torch.device("cuda", local_rank()))
     mixed = MixedPrecisionPolicy()
     if config.precision == "bf16-mixed":
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    shard = functools.partial(fully_shard, mesh=mesh, mp_policy=mixed, ignored_params=frozen)
     for block in model.transformer.h:
-        fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=reshard_after_forward)
-    fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)  # the backward pass begins with it
+        shard(block, reshard_after_forward=reshard_after_forward)
+    shard(model, reshard_after_forward=False)  # the backward pass begins with it
     return model
 
 

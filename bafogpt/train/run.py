@@ -75,6 +75,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     """Everything a run is made of, restored to where it was."""
     config, gpu = order.config, order.device == "cuda"
     parallel.check_batch(config, parallel.world_size())
+    finetune.check(config, parallel.world_size())
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
     manifest = manifests.load(data)
@@ -100,7 +101,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
 
     if config.adapter is not None:  # the base is not saved, so it is loaded at a resume, too
         first_weights()
-        identity |= finetune.adapt(gpt, shape, config, processes=fabric.world_size)
+        identity |= finetune.adapt(gpt, shape, config)
     parallel.prepare_blocks(gpt, config, gpu=gpu)
     wrapped = fabric.setup_module(gpt)
     trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]

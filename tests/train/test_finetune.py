@@ -126,10 +126,28 @@ def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
         lora.of_checkpoint(base.folder)
 
 
-def test_two_processes_are_refused(train: Train, packed: str) -> None:
-    result = train(tuned(packed, steps=1), processes=2).results[0]
+def test_two_processes_train_the_adapter_that_one_does(train: Train, packed: str) -> None:
+    quiet = {**ADAPTER, "dropout": 0.0, "neftune": 0.0}  # what is drawn depends on the process
+    one, two = (train(tuned(packed, adapter=quiet), processes=processes) for processes in (1, 2))
+    assert [result.outcome for result in two.results] == ["finished", "finished"], two.output
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    folder = two.staged[-1].folder
+    assert len(sorted(folder.glob("*.safetensors"))) == 2, "a part of the adapter a process"
+    content, *_, digest = lora.of_checkpoint(folder)
+    alone, *_, same = lora.of_checkpoint(one.staged[-1].folder)
+    assert digest == same
+    for name, tensor in alone.items():
+        torch.testing.assert_close(content[name], tensor, atol=1e-5, rtol=1e-3)
+    resumed = train(tuned(packed, adapter=quiet), resume=two.staged[0].folder)  # 2 → 1
+    step = two.staged[0].step
+    assert resumed.losses == pytest.approx({s: loss for s, loss in one.losses.items() if s > step}, rel=1e-5)
+
+
+def test_two_processes_in_bf16_mixed_are_refused_before_anything_starts(train: Train, packed: str) -> None:
+    result = train(tuned(packed, steps=1, precision="bf16-mixed"), processes=2).results[0]
     assert (result.outcome, result.retry) == ("failed", False)
-    assert "one process" in result.error
+    assert "2 processes do not train an adapter in bf16-mixed" in result.error
+    assert "bf16-true" in result.hint
 
 
 @pytest.mark.slow
