@@ -8,7 +8,7 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``loop``        the training loop
 - ``run``         the objects that a run is made of, built and restored
 - ``batches``     the stream as micro-batches; ``shares``: who reads which samples
-- ``step``        one optimizer step; ``schedule``, ``optimizer``: its learning rate, its AdamW
+- ``step``        one optimizer step; ``schedule``, ``optimizer``: its learning rate, its AdamW, in 32 bits or in 8
 - ``validation``  loss on text that is never trained on
 - ``fit``         whether it fits a device; ``memory``: the model of what it takes
 - ``finetune``    the base frozen and quantised, and the adapter on it

@@ -70,6 +70,9 @@ class BatchConfig:
 class OptimizerConfig:
     """AdamW. Norms and biases are not decayed."""
 
+    name: Literal["adamw", "adamw8bit-paged"] = "adamw"
+    """``adamw8bit-paged`` keeps moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), those of tensors of less
+    than 4,096 numbers in 32; on a GPU large ones move to the host where its memory is full. For one process."""
     learning_rate: float = 2e-4
     weight_decay: float = 0.1
     beta1: float = 0.9

@@ -5,7 +5,7 @@ process, with P parameters over W processes, and bytes b = 4, or 2 under ``bf16-
 
     state        4·P·b/W           weights, gradients and AdamW's two moments, sharded; where there is an adapter what
                                    is frozen (0.52 bytes a number in NF4, whole on every process), and 16 for each
-                                   number of its own
+                                   number of its own; with moments in 8 bits 2·P for the two, and 10 in place of 16
     gathered     P·c, or two blocks' and the embedding's share of it where resharded; c is 2 in bf16, else 4
     accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one)
     kept         tokens x layers x what a block keeps for the backward pass (see ``_kept``)
@@ -65,11 +65,12 @@ def need(
     several = config.batch_samples // processes > micro
     tokens = micro * config.data.sequence_length
     kept, block_bytes = _kept(shape, config.activation_checkpointing, computed)
-    state = 4 * weights * state_bytes // processes
+    eight_bit = config.optimizer.name == "adamw8bit-paged"
+    state = weights * (2 * state_bytes + (2 if eight_bit else 2 * state_bytes)) // processes
     accumulated, learns_head = 4 * weights if processes > 1 and several else 0, True
     if config.adapter is not None:
         pairs = _pairs(shape, config.adapter)
-        state = _frozen(shape, config.adapter, weights, state_bytes) + 16 * pairs
+        state = _frozen(shape, config.adapter, weights, state_bytes) + (10 if eight_bit else 16) * pairs
         if processes > 1:  # only what is trained is sharded and gathered
             gathered, accumulated = pairs * computed, 4 * pairs
         learns_head = "head" in config.adapter.targets

@@ -1,18 +1,40 @@
-"""AdamW from a job's configuration, over what is trained and nothing else."""
+"""AdamW from a job's configuration, over what is trained and nothing else; and what is saved of it.
+
+The one with 8-bit moments is bitsandbytes': numbers of a table of 256, a scale for each 256 of them. It counts steps in
+a Python number, which is the run's own and comes back from there.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import OptimizerConfig
 
+SAVED = ("step", "exp_avg", "exp_avg_sq")
+SAVED_8BIT = ("state1", "state2", "absmax1", "absmax2")
+"""What a checkpoint has of each parameter; of a small one in 8 bits the first two alone."""
 
-def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # 8 bits are, and that is known
+
+
+def check(config: OptimizerConfig, processes: int) -> None:
+    """Raise :class:`ConfigError` where 8-bit moments would be sharded: their blocks are no rows of a tensor."""
+    if config.name == "adamw8bit-paged" and processes > 1:
+        raise ConfigError(
+            f"adamw8bit-paged is for one process, here are {processes}",
+            "--set train.optimizer.name=adamw, or supervisor.processes=1",
+        )
+
+
+def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:
     """AdamW that decays matrices and leaves norms alone. Parameters that are frozen are left out."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -20,7 +42,43 @@ def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.op
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
+    if config.name == "adamw8bit-paged":
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        make: Any = PagedAdamW8bit  # has no types
+        used = [group for group in groups if group["params"]]
+        made: torch.optim.Optimizer = make(used, lr=config.learning_rate, betas=betas, eps=config.eps)
+        return made
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused or None)
+
+
+def saved(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """What a checkpoint has of a parameter's state, by the names that the optimizer has for it."""
+    state = optimizer.state[parameter]
+    return {key: state[key] for key in (SAVED if "exp_avg" in state else SAVED_8BIT) if key in state}
+
+
+@torch.no_grad()
+def prime(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the state that the first step would make, so that there is something to load into."""
+    eight_bit: Any = None if isinstance(optimizer, torch.optim.AdamW) else optimizer
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if eight_bit is not None:
+                eight_bit.init_state(group, parameter, number, place)
+                continue
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """How many steps were done, for the one that is not told by a tensor of its state."""
+    for state in optimizer.state.values():
+        if isinstance(state["step"], int):
+            state["step"] = steps
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

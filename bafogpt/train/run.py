@@ -76,6 +76,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     config, gpu = order.config, order.device == "cuda"
     parallel.check_batch(config, parallel.world_size())
     finetune.check(config, parallel.world_size())
+    optimizer.check(config.optimizer, parallel.world_size())
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
     manifest = manifests.load(data)
@@ -93,6 +94,8 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         "data": manifest.digest,
         "sequence_length": config.data.sequence_length,
     }
+    if config.optimizer.name != "adamw":  # of which older checkpoints say nothing
+        identity["optimizer"] = config.optimizer.name
 
     def first_weights() -> None:
         if path := config.model.checkpoint:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from bafogpt.core.errors import ConfigError, CorruptError
+from bafogpt.train import optimizer
 from bafogpt.train.handoff import read_staged
 from bafogpt.train.parallel import world_size
 
@@ -26,7 +27,6 @@ from bafogpt.train.parallel import world_size
 warnings.filterwarnings("ignore", message=".*assuming the intent is to.*")
 
 MODEL, OPTIMIZER = "model.", "optimizer."
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -77,10 +77,11 @@ class TrainState:
         """
         meta = read_staged(folder).metadata
         self._require_same(meta.get("fingerprint", {}), folder)
-        self._new_optimizer_state()
+        optimizer.prime(self.optimizer)
         _load_tensors(self.tensors(), folder)
         known = {each.name for each in fields(Progress)} - {"validation_loss"}
         self.progress = Progress(**{name: meta[name] for name in known if name in meta})
+        optimizer.set_steps(self.optimizer, self.progress.step)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Name → tensor of all that is saved; tied weights once."""
@@ -88,18 +89,9 @@ class TrainState:
         for name, parameter in _named(self.model):
             tensors[MODEL + name] = parameter.detach()
             if self.progress.step or self.optimizer.state:  # before the first step there is none
-                state = self.optimizer.state[parameter]
-                tensors |= {f"{OPTIMIZER}{key}.{name}": state[key] for key in ADAM_STATE}
+                state = optimizer.saved(self.optimizer, parameter)
+                tensors |= {f"{OPTIMIZER}{key}.{name}": tensor for key, tensor in state.items()}
         return tensors
-
-    def _new_optimizer_state(self) -> None:
-        """Give AdamW the state that its first step would make, so that there is something to load into."""
-        for _, parameter in _named(self.model):
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
 
     def _require_same(self, saved: dict[str, Any], folder: Path) -> None:
         for part in sorted({*saved, *self.fingerprint}):

@@ -30,6 +30,7 @@ def test_tokens_are_rounded_down_to_whole_steps():
         ({"checkpoint": {"every": 0}}, "every is 0"),
         ({"optimizer": {"learning_rate": 0}}, "learning_rate is 0"),
         ({"precision": "fp16"}, "32-true, bf16-mixed, bf16-true"),
+        ({"optimizer": {"name": "adamw8bit"}}, "adamw, adamw8bit-paged"),
     ],
 )
 def test_impossible_configurations_are_refused(over: dict[str, object], said: str):

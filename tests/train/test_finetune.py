@@ -126,6 +126,35 @@ def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
         lora.of_checkpoint(base.folder)
 
 
+def test_moments_in_8_bits_come_back_exactly_and_are_no_other_optimizers(train: Train, packed: str) -> None:
+    config = tuned(packed, adapter={**ADAPTER, "r": 64}, optimizer={"name": "adamw8bit-paged"})
+    whole = train(config)
+    assert whole.results[0].outcome == "finished", whole.output
+    resumed = train(config, resume=whole.staged[0].folder)
+    left, killed = tensors(whole.staged[-1]), tensors(resumed.staged[-1])
+    assert left.keys() == killed.keys()
+    assert [name for name in left if not torch.equal(left[name], killed[name])] == []
+    kinds = {name.split(".")[1]: tensor.dtype for name, tensor in left.items() if "query.A" in name}
+    assert kinds["state1"] == kinds["state2"] == torch.uint8 and kinds["absmax1"] == torch.float32
+    (result,) = train(tuned(packed, adapter={**ADAPTER, "r": 64}), resume=whole.staged[0].folder).results
+    assert result.outcome == "failed" and "optimizer is 'adamw8bit-paged' there and None here" in result.error
+
+
+def test_8_bit_moments_train_about_what_those_in_32_bits_do(train: Train, packed: str) -> None:
+    over = {"adapter": {**ADAPTER, "r": 64, "dropout": 0.0, "neftune": 0.0}}
+    plain, small = (train(tuned(packed, optimizer={"name": name}, **over)) for name in ("adamw", "adamw8bit-paged"))
+    assert small.losses == pytest.approx(plain.losses, rel=2e-2)
+    assert small.losses[12] != plain.losses[12]
+    assert small.losses[12] < small.losses[1]
+
+
+def test_8_bit_moments_on_two_processes_are_refused_before_anything_starts(train: Train, packed: str) -> None:
+    result = train(tuned(packed, steps=1, optimizer={"name": "adamw8bit-paged"}), processes=2).results[0]
+    assert (result.outcome, result.retry) == ("failed", False)
+    assert "adamw8bit-paged is for one process, here are 2" in result.error
+    assert result.hint
+
+
 def test_two_processes_train_the_adapter_that_one_does(train: Train, packed: str) -> None:
     quiet = {**ADAPTER, "dropout": 0.0, "neftune": 0.0}  # what is drawn depends on the process
     one, two = (train(tuned(packed, adapter=quiet), processes=processes) for processes in (1, 2))
