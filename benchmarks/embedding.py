@@ -166,7 +166,6 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                     linewidth=1,
                     label=arm if number == 0 else None,
                 )
-        axes.set_yscale("log")
         axes.set_title(called)
         axes.set_xlabel("% of the text seen")
         axes.spines[["top", "right"]].set_visible(False)

@@ -64,8 +64,8 @@ def quality(data: Path, folder: Path) -> list[dict[str, Any]]:
         print(json.dumps({"kind": name, **measured(base, [corpus], protect, made, SIZES[-1])}), flush=True)
         cuts = [made if size == SIZES[-1] else shortened(made, folder / f"{name}-{size}", size) for size in SIZES]
         named = [str(base), *map(str, cuts)]
-        ntrex = report(named, [str(measure["ntrex_eng_zul"])], [str(measure["ntrex_eng_zul"])])
-        flores = report(named, [str(measure["flores_devtest_zul"])])
+        ntrex = report(named, [str(measure["ntrex"])], [str(measure["ntrex"])])
+        flores = report(named, [str(measure["flores"])])
         for size, row, other in zip((0, *SIZES), ntrex, flores, strict=True):
             assert row.protected is not None
             rows.append(

@@ -141,9 +141,9 @@ def test_max_hours_ends_it_in_time(rented: Rented, name: str) -> None:
 
 
 def test_max_cost_ends_it_in_time_over_all_attempts(rented: Rented, name: str) -> None:
-    """An attempt before this one has spent an hour less half a minute: what is left pays for that."""
+    """An attempt before this one has spent an hour less a minute and a half: what is left pays for that."""
     folder = rented.store.folder(name)
-    spent = budget.Span(attempt=1, started=0.0, seen=3600.0 - 40.0, price_per_hour=PRICE)
+    spent = budget.Span(attempt=1, started=0.0, seen=3600.0 - 90.0, price_per_hour=PRICE)
     budget.store(folder, spent)
     folder.put("attempts/0001.json", b"{}")
 
