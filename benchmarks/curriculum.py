@@ -140,6 +140,7 @@ def one_run(run: Run, work: Path, shuffle: int | None = None) -> dict[str, Any]:
         rows = [batches.row(run.train, index, run.train[index]) for index in chosen]
         measured = train_step(run, [batches.of_rows(rows, run.fabric.device)])
     run.log.step(measured)
+    run.log.settle()
     validate(run)
     lines = Handoff(work).metrics(1).read_text(encoding="utf-8").splitlines()
     found = json.loads(lines[-1])

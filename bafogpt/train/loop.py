@@ -23,9 +23,13 @@ def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
         done, last = progress.step, progress.step == config.steps
         stopping = parallel.any_process(stop.requested)
         saving = done % config.checkpoint.every == 0 or last or stopping
+        validating = config.validation.every and (done % config.validation.every == 0 or last)
+        run.log.settle()  # the step before: its numbers are there by now, and the device has this one to do
         if done % config.log_every == 0 or saving:  # so a resumed run's first line begins where the last one ended
             run.log.step(measured)
-        if config.validation.every and (done % config.validation.every == 0 or last):
+        if validating or saving:
+            run.log.settle()  # no loss is validated or saved before it was looked at
+        if validating:
             validate(run)
         if saving and run.saver.may_save(progress.step, must=last or stopping):
             run.saver.begin(run.state)

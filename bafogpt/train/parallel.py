@@ -159,21 +159,22 @@ def total(number: int) -> int:
     return int(tensor)
 
 
-def summed(fabric: Fabric, value: torch.Tensor) -> float:
-    """The sum of a scalar on the device over all processes, on the host. Waits for the device."""
-    return float(summed_all(fabric, value).item())
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum of each number of a tensor over all processes, on the device. A GPU is not waited for.
+
+    Not Fabric's ``all_reduce``, which has a barrier before it: on a GPU that waits until all work is done.
+    """
+    if world_size() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
-def summed_all(fabric: Fabric, values: torch.Tensor) -> torch.Tensor:
-    """The sum of each number of a tensor over all processes, on the device."""
-    reduced = fabric.all_reduce(values, reduce_op="sum")
-    assert isinstance(reduced, torch.Tensor)
-    return reduced
-
-
-def on_host(value: torch.Tensor) -> float:
-    """A scalar, whole where processes hold parts of it, on the host. Waits for the device."""
-    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+def whole_step(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Loss (of which each process has a part) and gradient norm of a step as [2] float32, still on the device."""
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return torch.stack([summed(loss).float(), whole.float()])
 
 
 def check_batch(config: TrainConfig, processes: int) -> None:

@@ -1,11 +1,17 @@
-"""What a run says about its steps: speed, loss, money; and the stop when the numbers are no numbers any more."""
+"""What a run says about its steps: speed, loss, money; and the stop when the numbers are no numbers any more.
+
+A GPU works behind the host, which has only to keep giving it work. So the numbers of a step are asked for at once and
+read when the next step has been given: by then they are there, or the GPU has something to do while the host waits.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.fabric import Fabric
 
 from bafogpt.core.errors import BafoError
@@ -20,6 +26,22 @@ if TYPE_CHECKING:
 
 MEAN_OVER = 50
 """Lines that the running mean of the loss remembers, about."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A step whose numbers are on their way to the host."""
+
+    numbers: torch.Tensor
+    """[2] float32 in host memory: loss and gradient norm of the whole step, once ``arrived`` has happened."""
+    arrived: torch.cuda.Event | None
+    """None where they are there already."""
+    done: float
+    """When the host was done with it, s; on a CPU that is when the step was done."""
+    step: int
+    samples: tuple[int, int]
+    """[first, last) since the line before."""
+    rate: float
 
 
 class RunLog:
@@ -47,31 +69,50 @@ class RunLog:
         self._first = progress.samples
         self._started = self._window = time.perf_counter()
         self._before = (progress.seconds, progress.usd)
+        self._waiting: Waiting | None = None
 
     def step(self, measured: Measured) -> None:
-        """Bring the step's numbers to the host (the loop's only wait for the device) and write them down.
+        """Ask for the numbers of the step just given to the device; :meth:`settle` reads them. Waits for nothing."""
+        self.settle()
+        numbers = parallel.whole_step(measured.loss, measured.norm).to("cpu", non_blocking=True)
+        arrived = None
+        if measured.loss.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        first, self._first = self._first, self._progress.samples
+        samples = (first, self._progress.samples)
+        self._waiting = Waiting(numbers, arrived, time.perf_counter(), self._progress.step, samples, measured.rate)
 
-        Raises :class:`BafoError` when they say that the run went wrong, naming the samples since the last line.
+    def settle(self) -> None:
+        """Write down the step whose numbers were asked for, if there is one; the loop's only wait for the device.
+
+        Raises :class:`BafoError` when they say that the run went wrong, naming the samples since the line before. So
+        this comes before anything that is kept: a checkpoint never holds a step that has not been looked at.
         """
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        now = waiting.done
+        if waiting.arrived is not None:
+            waiting.arrived.synchronize()
+            now = time.perf_counter()
+        loss, norm = waiting.numbers.tolist()
         config, progress = self._config, self._progress
-        loss = parallel.summed(self._fabric, measured.loss)
-        norm = parallel.on_host(measured.norm)
-        now = time.perf_counter()
         taken = now - self._started
         progress.seconds = self._before[0] + taken
         progress.usd = self._before[1] + taken / 3600 * self._price_per_hour
-        first, self._first = self._first, progress.samples
-        speed = (progress.samples - first) * config.data.sequence_length / (now - self._window)
+        first, end = waiting.samples
+        speed = (end - first) * config.data.sequence_length / (now - self._window)
         self._window = now
-        stage = metrics.stage_at(self._curriculum, (progress.samples - 1) * config.data.sequence_length)
-        self._guard(loss, norm, f"at step {progress.step} ({stage}), samples {first} to {progress.samples - 1}")
+        stage = metrics.stage_at(self._curriculum, (end - 1) * config.data.sequence_length)
+        self._guard(loss, norm, f"at step {waiting.step} ({stage}), samples {first} to {end - 1}")
         self.write(
-            step=progress.step,
-            samples=[first, progress.samples],
-            tokens=progress.step * config.batch.tokens,
+            step=waiting.step,
+            samples=[first, end],
+            tokens=waiting.step * config.batch.tokens,
             stage=stage,
             loss=loss,
-            learning_rate=measured.rate,
+            learning_rate=waiting.rate,
             gradient_norm=norm,
             tokens_per_s=speed,
             mfu=speed * self._flops_per_token / self._peak_flops,
@@ -103,5 +144,6 @@ class RunLog:
             self._lines.write(**values)
 
     def restart_clock(self) -> None:
-        """What was done since the last line is not training: leave it out of the speed."""
+        """What was done since the last step is not training: leave it out of the speed."""
+        self.settle()
         self._window = time.perf_counter()

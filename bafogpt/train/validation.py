@@ -85,7 +85,7 @@ def validate(run: Run) -> None:
         sums[1, stage] += (batch.targets != batches.IGNORED).sum()
     run.model.train()
     parallel.reshard(run.state.model)
-    nats, targets = parallel.summed_all(fabric, sums).tolist()
+    nats, targets = parallel.summed(sums).tolist()
     found = results(validation, nats, targets)
     progress.validation_loss = found["validation_loss"]
     run.log.restart_clock()

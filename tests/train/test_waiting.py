@@ -1,0 +1,145 @@
+"""The host never waits for the step it has just given: numbers are read a step late, and before anything is kept."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bafogpt.core.errors import BafoError
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train import loop
+from bafogpt.train.batches import Batch
+from bafogpt.train.handoff import Handoff, Order, Result, StopFlag, checkpoint_step
+from bafogpt.train.metrics import MetricsLog
+from bafogpt.train.run import Run
+from bafogpt.train.runlog import RunLog
+from bafogpt.train.step import Measured, train_step
+
+from .conftest import tiny
+
+aten = torch.ops.aten
+READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+"""Operators whose result the host needs before it can go on."""
+ON_THE_HOST_ANYWAY = ("/torch/optim/", "in _require_ids")
+"""AdamW's step count, which is no GPU tensor there, and a look at the ids that is taken on CPU alone."""
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Fails where a tensor's value comes to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READS:
+            stack = "".join(traceback.format_stack())
+            assert any(each in stack for each in ON_THE_HOST_ANYWAY), f"{func} waits for the device\n{stack[-1500:]}"
+        return func(*args, **(kwargs or {}))
+
+
+Train = Callable[..., Result]
+Alter = Callable[[int, Measured], Measured]
+
+
+@pytest.fixture
+def handoff(tmp_path: Path) -> Handoff:
+    return Handoff(tmp_path / "trainer")
+
+
+@pytest.fixture
+def train(starter: Bucket, s3: Any, handoff: Handoff, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """``train(alter, **config)``: the real loop in this process, with what each step measured changed by ``alter``."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(alter: Alter = lambda step, measured: measured, **over: Any) -> Result:
+        def altered(run: Run, micros: Sequence[Batch]) -> Measured:
+            measured = train_step(run, micros)
+            return alter(run.state.progress.step, measured)
+
+        monkeypatch.setattr(loop, "train_step", altered)
+        config = tiny(tokens=6 * 256, validation={"every": 0}, **over)
+        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config))
+        return loop.train(handoff.read_order(), handoff, StopFlag())
+
+    return run
+
+
+def steps_told(handoff: Handoff) -> list[int]:
+    return [json.loads(line)["step"] for line in handoff.metrics(1).read_text().splitlines()]
+
+
+def test_a_step_is_given_before_the_numbers_of_the_one_before_are_read(
+    train: Train, handoff: Handoff, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    ask, write = RunLog.step, MetricsLog.write
+
+    def given(step: int, measured: Measured) -> Measured:
+        told.append(f"given {step}")
+        return measured
+
+    def asked(log: RunLog, measured: Measured) -> None:
+        with NothingIsRead():
+            ask(log, measured)
+
+    def written(lines: MetricsLog, **values: Any) -> None:
+        told.append(f"line {values['step']}")
+        write(lines, **values)
+
+    monkeypatch.setattr(RunLog, "step", asked)
+    monkeypatch.setattr(MetricsLog, "write", written)
+    assert train(given, checkpoint={"every": 4}).outcome == "finished"
+    expected = "given 1, given 2, line 1, given 3, line 2, given 4, line 3, line 4, given 5, given 6, line 5, line 6"
+    assert told == expected.split(", ")  # at step 4 a checkpoint is due, at step 6 the end
+
+
+def test_no_operator_within_a_step_waits_for_a_value(train: Train, monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+    given: list[int] = []
+
+    def within(run: Run, micros: Sequence[Batch]) -> Measured:
+        with monkeypatch.context() as patch, NothingIsRead():
+            for name in ("cpu", "numpy", "tolist"):  # ways to the host that no operator shows
+                patch.setattr(torch.Tensor, name, lambda *_, name=name: read.append(name))
+            measured = original(run, micros)
+        given.append(run.state.progress.step)
+        return measured
+
+    original = train_step
+    monkeypatch.setitem(globals(), "train_step", within)
+    train(checkpoint={"every": 6})
+    assert given == [1, 2, 3, 4, 5, 6]
+    assert read == []
+
+
+@pytest.mark.parametrize(("bad", "kept"), [(4, [2]), (5, [2, 4])])
+def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_named(
+    train: Train, handoff: Handoff, bad: int, kept: list[int]
+):
+    """A checkpoint is due at step 4, and at step 6, when the numbers of step 5 are still on their way."""
+
+    def spoilt(step: int, measured: Measured) -> Measured:
+        return replace(measured, loss=measured.loss * float("nan")) if step == bad else measured
+
+    with pytest.raises(BafoError, match=rf"loss nan, .* at step {bad} .*samples {8 * bad - 8} to {8 * bad - 1}; the"):
+        train(spoilt, checkpoint={"every": 2})
+    assert steps_told(handoff) == list(range(1, bad))
+    assert [checkpoint_step(folder) for folder in handoff.pending()] == kept
+
+
+def test_lines_far_apart_are_read_with_the_next_step_all_the_same(train: Train, handoff: Handoff):
+    seen: list[int] = []
+
+    def look(step: int, measured: Measured) -> Measured:
+        seen.append(len(steps_told(handoff)))
+        return measured
+
+    train(look, log_every=2, checkpoint={"every": 6})
+    assert steps_told(handoff) == [2, 4, 6]
+    assert seen == [0, 0, 0, 1, 1, 2]  # when step k was given; the line of step 2 is written at step 3
