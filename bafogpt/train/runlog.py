@@ -77,7 +77,7 @@ class RunLog:
         numbers = parallel.whole_step(measured.loss, measured.norm).to("cpu", non_blocking=True)
         arrived = None
         if measured.loss.is_cuda:
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         first, self._first = self._first, self._progress.samples
         samples = (first, self._progress.samples)
