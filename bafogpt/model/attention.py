@@ -212,7 +212,8 @@ class _SoftCapped(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for here, seen in _chunks(q.size(2), k.size(2)):
                 tanh = _rows(grouped, here) @ k[:, :, seen].mT
-                tanh = tanh.float().mul_(scale / softcap).tanh_()
+                # not in place: selective activation checkpointing may have kept the product itself
+                tanh = tanh.float().mul(scale / softcap).tanh_()
                 p = _probabilities(tanh, mask, here, seen, softcap)
                 grouped_out[:, :, :, here] = _heads(p.to(v.dtype) @ v[:, :, seen], here)
                 if keep:

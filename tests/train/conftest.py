@@ -18,7 +18,7 @@ from bafogpt.cloud.trainers import Trainers
 from bafogpt.core import schema
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, checkpoint_name, read_staged
+from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, StopFlag, checkpoint_name, read_staged
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -82,4 +82,19 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return Trained(handoff.read_results(), lines, [read_staged(folder) for folder in handoff.pending()], output)
 
     assert os.environ["BAFOGPT_BUCKET"] == starter.url
+    return run
+
+
+@pytest.fixture
+def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainConfig, Handoff], Result]:
+    """``train_here(config, handoff)``: the real loop in this process, for a test that looks inside."""
+    from bafogpt.train import loop
+
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(config: TrainConfig, handoff: Handoff) -> Result:
+        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config))
+        return loop.train(handoff.read_order(), handoff, StopFlag())
+
     return run

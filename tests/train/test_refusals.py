@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from bafogpt.model.config import gpt_config
 from bafogpt.storage.tokens.manifest import Packing, Split, Stage
 from bafogpt.train import fit, metrics, parallel
 from bafogpt.train import run as runs
+from bafogpt.train.handoff import Handoff, Result
 from bafogpt.train.runlog import RunLog
 from bafogpt.train.state import Progress, _refuse_difference
 from bafogpt.train.step import Measured
@@ -84,3 +86,54 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     with pytest.raises(BafoError, match=r"loss nan, .* at step 7 \(news\), samples 48 to 55; the last checkpoint is"):
         step(float("nan"))
     assert progress.usd == pytest.approx(progress.seconds)  # at a dollar a second
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"model": {"overrides": {"block_size": 16}}}, "sequence_length is 32, and Gemma-2-2b knows 16 positions"),
+        ({"batch": {"tokens": 512, "micro": 16}}, r"a micro-batch of 16 needs some .* GB a process"),
+        (
+            {"data": {"sequence_length": 2**16}, "batch": {"tokens": 2**16, "micro": 1}, "tokens": 2**16},
+            r"holds \d+ tokens for validation, less than one sample of 65536",
+        ),
+        ({"batch": {"tokens": 32, "micro": 1}}, "a step has 1 samples, fewer than the 4 processes"),
+        ({"batch": {"tokens": 32 * 6, "micro": 1}}, "a batch of 6 samples does not divide among 4 processes"),
+    ],
+)
+def test_the_trainer_refuses_it_before_there_is_a_model(
+    train_here: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    over: dict[str, Any],
+    message: str,
+):
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model is being made")
+
+    monkeypatch.setattr(runs, "new_gpt", never)
+    if "processes" in message:
+        monkeypatch.setenv("WORLD_SIZE", "4")
+    if "micro-batch" in message:
+        monkeypatch.setattr(parallel, "device_bytes", lambda _: 6_000_000)
+    with pytest.raises(ConfigError, match=message) as caught:
+        train_here(tiny(**over), Handoff(tmp_path))
+    assert caught.value.hint
+
+
+def test_weights_that_are_not_finite_stop_at_the_first_step_and_nothing_is_saved(
+    train_here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What NaN in what is read comes to: tokens are integers, so it can only come with the weights."""
+    make = runs.new_gpt
+
+    def broken(*words: Any, **options: Any) -> Any:
+        model = make(*words, **options)
+        model.lm_head.weight.data[0, 0] = float("nan")
+        return model
+
+    monkeypatch.setattr(runs, "new_gpt", broken)
+    handoff = Handoff(tmp_path)
+    with pytest.raises(BafoError, match=r"loss nan, .* at step 1 \(dictionary\), samples 0 to 7; the last checkpoint"):
+        train_here(tiny(checkpoint={"every": 1}), handoff)
+    assert handoff.pending() == []

@@ -14,10 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bafogpt.core.errors import BafoError
-from bafogpt.storage.bucket import Bucket
 from bafogpt.train import loop
 from bafogpt.train.batches import Batch
-from bafogpt.train.handoff import Handoff, Order, Result, StopFlag, checkpoint_step
+from bafogpt.train.handoff import Handoff, Result, checkpoint_step
 from bafogpt.train.metrics import MetricsLog
 from bafogpt.train.run import Run
 from bafogpt.train.runlog import RunLog
@@ -52,10 +51,8 @@ def handoff(tmp_path: Path) -> Handoff:
 
 
 @pytest.fixture
-def train(starter: Bucket, s3: Any, handoff: Handoff, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(train_here: Callable[..., Result], handoff: Handoff, monkeypatch: pytest.MonkeyPatch) -> Train:
     """``train(alter, **config)``: the real loop in this process, with what each step measured changed by ``alter``."""
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
 
     def run(alter: Alter = lambda step, measured: measured, **over: Any) -> Result:
         def altered(run: Run, micros: Sequence[Batch]) -> Measured:
@@ -63,9 +60,7 @@ def train(starter: Bucket, s3: Any, handoff: Handoff, monkeypatch: pytest.Monkey
             return alter(run.state.progress.step, measured)
 
         monkeypatch.setattr(loop, "train_step", altered)
-        config = tiny(tokens=6 * 256, validation={"every": 0}, **over)
-        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config))
-        return loop.train(handoff.read_order(), handoff, StopFlag())
+        return train_here(tiny(tokens=6 * 256, validation={"every": 0}, **over), handoff)
 
     return run
 
