@@ -19,7 +19,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,47 +130,58 @@ def start(
     return run
 
 
-def one_run(run: Run, work: Path, shuffle: int | None = None) -> dict[str, Any]:
-    """Train to the end, validate, and return what the validation said."""
-    order = list(range(run.config.steps * BATCH))
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(order)
+def steps(run: Run, order: Sequence[int] | None = None) -> Iterator[int]:
+    """Train to the end on the samples in their order or another; yields the number of each step that is done."""
+    order = order or range(run.config.steps * BATCH)
     for step in range(run.config.steps):
-        chosen = order[step * BATCH : (step + 1) * BATCH]
-        rows = [batches.row(run.train, index, run.train[index]) for index in chosen]
-        measured = train_step(run, [batches.of_rows(rows, run.fabric.device)])
-    run.log.step(measured)
-    run.log.settle()
+        rows = [batches.row(run.train, index, run.train[index]) for index in order[step * BATCH : (step + 1) * BATCH]]
+        train_step(run, [batches.of_rows(rows, run.fabric.device)])
+        yield step + 1
+
+
+def validated(run: Run, work: Path) -> dict[str, Any]:
+    """What a validation says now, as the metrics have it."""
     validate(run)
-    lines = Handoff(work).metrics(1).read_text(encoding="utf-8").splitlines()
-    found = json.loads(lines[-1])
-    bits = {stage: values["bpb"] for stage, values in found["validation_stages"].items()}
-    return bits | {"all": found["validation_bpb"]}
+    line: dict[str, Any] = json.loads(Handoff(work).metrics(1).read_text(encoding="utf-8").splitlines()[-1])
+    return line
+
+
+def bits(line: dict[str, Any]) -> dict[str, float]:
+    """Bits a byte by stage, and of all."""
+    return {stage: each["bpb"] for stage, each in line["validation_stages"].items()} | {"all": line["validation_bpb"]}
+
+
+def steps_of(folder: Path, data: str, only: int) -> int:
+    """Those that read a dataset once; at most ``only``, unless that is 0."""
+    tokens = json.loads((folder / "bucket" / data / "manifest.json").read_text())["splits"]["train"]["tokens"]
+    return min(only or 10**9, int(tokens - 1) // LENGTH // BATCH)
+
+
+def english(folder: Path, seed: int, only: int) -> Path:
+    """The checkpoint folder of a model that has read the English twice."""
+    work = folder / f"english-{seed}"
+    run = start(folder, "english", 2 * steps_of(folder, "english", only), seed, work)
+    for _ in steps(run):
+        pass
+    run.saver.begin(run.state)
+    run.saver.finish()
+    return Handoff(work).checkpoints / checkpoint_name(run.config.steps)
 
 
 def experiment(folder: Path, seed: int, only: int) -> list[dict[str, Any]]:
     """One seed: English, then each arm from there. ``only`` bounds the steps, for a trial; 0 is whole datasets."""
-
-    def steps(data: str) -> int:
-        tokens = json.loads((folder / "bucket" / data / "manifest.json").read_text())["splits"]["train"]["tokens"]
-        return min(only or 10**9, (tokens - 1) // LENGTH // BATCH)
-
-    results = []
-    work = folder / f"english-{seed}"
-    run = start(folder, "english", 2 * steps("english"), seed, work)
-    one_run(run, work)
-    run.saver.begin(run.state)
-    run.saver.finish()
-    base = Handoff(work).checkpoints / checkpoint_name(run.config.steps)
+    base, results = english(folder, seed, only), []
     for arm in ARMS:
         data, work = "no-replay" if arm == "no replay" else "curriculum", folder / f"{arm}-{seed}"
-        run, began = start(folder, data, steps(data), seed, work, base), time.monotonic()
+        run, began = start(folder, data, steps_of(folder, data, only), seed, work, base), time.monotonic()
         if not results:
-            validate(run)
-            line = json.loads(Handoff(work).metrics(1).read_text().splitlines()[-1])
-            before = {stage: values["bpb"] for stage, values in line["validation_stages"].items()}
-            results.append({"arm": "English alone", "seed": seed, **before, "all": line["validation_bpb"]})
-        found = one_run(run, work, shuffle=seed if arm == "shuffled" else None)
+            results.append({"arm": "English alone", "seed": seed, **bits(validated(run, work))})
+        order = list(range(run.config.steps * BATCH))
+        if arm == "shuffled":
+            random.Random(seed).shuffle(order)
+        for _ in steps(run, order):
+            pass
+        found = bits(validated(run, work))
         results.append({"arm": arm, "seed": seed, **found})
         print(f"seed {seed} {arm}: {found['all']:.3f} bits/byte, {run.config.steps} steps, "
               f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip

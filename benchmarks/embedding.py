@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curriculum import BATCH, LENGTH, cut_tokenizer, documents, start
+from curriculum import cut_tokenizer, documents, english, start, steps, steps_of, validated
 
 from bafogpt.data import prepare, tokenizer
 from bafogpt.data.curriculum import REPLAY
@@ -27,11 +27,7 @@ from bafogpt.data.vocabulary import extend as extending
 from bafogpt.model import expand, export
 from bafogpt.model.checkpoint import CheckpointFolder
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import batches
-from bafogpt.train.handoff import Handoff, checkpoint_name
 from bafogpt.train.run import Run
-from bafogpt.train.step import train_step
-from bafogpt.train.validation import validate
 
 ARMS = ("mean", "subtokens", "not expanded")
 COLOURS = {"mean": "tab:blue", "subtokens": "tab:orange", "not expanded": "tab:gray"}
@@ -66,49 +62,22 @@ def make_data(folder: Path, share: float, kept: int, pieces: int) -> None:
         print(f"{name}: {made_with.vocab_size:,} pieces, {report.train_tokens:,} tokens", flush=True)
 
 
-def steps_of(folder: Path, data: str, only: int) -> int:
-    tokens = json.loads((folder / "bucket" / data / "manifest.json").read_text())["splits"]["train"]["tokens"]
-    return min(only or 10**9, int(tokens - 1) // LENGTH // BATCH)
-
-
 def followed(run: Run, work: Path, every: int) -> list[dict[str, float]]:
     """Train to the end; bits a byte before the first step, each ``every`` and after the last, by share of the text."""
 
-    def look() -> dict[str, float]:
-        validate(run)
-        line = json.loads(Handoff(work).metrics(1).read_text(encoding="utf-8").splitlines()[-1])
-        by = {name: values["bpb"] for name, values in line["validation_languages"].items()}
+    def look(done: int) -> dict[str, float]:
+        by = {name: each["bpb"] for name, each in validated(run, work)["validation_languages"].items()}
         return {"step": done, "seen": done / run.config.steps, "zul": by["zul"], "eng": by["eng"]}
 
-    done = 0
-    found = [look()]
-    for done in range(1, run.config.steps + 1):
-        first = (done - 1) * BATCH
-        rows = [batches.row(run.train, index, run.train[index]) for index in range(first, first + BATCH)]
-        train_step(run, [batches.of_rows(rows, run.fabric.device)])
-        if done % every == 0 or done == run.config.steps:
-            found.append(look())
-    return found
-
-
-def english(folder: Path, seed: int, only: int) -> Path:
-    """The model folder of a model that has read the English twice."""
-    work, out = folder / f"english-{seed}", folder / f"model-{seed}"
-    run = start(folder, "english", 2 * steps_of(folder, "english", only), seed, work)
-    run.state.model.train()
-    for step in range(run.config.steps):
-        rows = [batches.row(run.train, i, run.train[i]) for i in range(step * BATCH, (step + 1) * BATCH)]
-        train_step(run, [batches.of_rows(rows, run.fabric.device)])
-    run.saver.begin(run.state)
-    run.saver.finish()
-    checkpoint = CheckpointFolder.open(Handoff(work).checkpoints / checkpoint_name(run.config.steps))
-    export.write(export.of_checkpoint(checkpoint, [folder / "base" / "tokenizer.json"]), out, "hf")
-    return out
+    due = (done for done in steps(run) if done % every == 0 or done == run.config.steps)
+    return [look(0), *map(look, due)]
 
 
 def experiment(folder: Path, seed: int, only: int, looks: int) -> list[dict[str, Any]]:
     """One seed: English, then each arm from there. ``only`` bounds the steps, for a trial; 0 is whole datasets."""
-    base, results = english(folder, seed, only), []
+    base, results = folder / f"model-{seed}", []
+    checkpoint = CheckpointFolder.open(english(folder, seed, only))
+    export.write(export.of_checkpoint(checkpoint, [folder / "base" / "tokenizer.json"]), base, "hf")
     for arm in ARMS:
         name, began = f"models/{arm.replace(' ', '-')}-{seed}", time.monotonic()
         place = folder / "bucket" / name
@@ -118,12 +87,12 @@ def experiment(folder: Path, seed: int, only: int, looks: int) -> list[dict[str,
         else:
             expand.expand(base, folder / "continued", place, init="mean" if arm == "mean" else "subtokens")
         data = "zulu-base" if arm == "not expanded" else "zulu"
-        work, steps = folder / f"{arm}-{seed}", steps_of(folder, data, only)
-        run = start(folder, data, steps, seed, work, model=name)
-        curve = followed(run, work, max(1, steps // looks))
+        work, count = folder / f"{arm}-{seed}", steps_of(folder, data, only)
+        run = start(folder, data, count, seed, work, model=name)
+        curve = followed(run, work, max(1, count // looks))
         results += [{"arm": arm, "seed": seed, **point} for point in curve]
         print(f"seed {seed} {arm}: isiZulu {curve[0]['zul']:.3f} -> {curve[-1]['zul']:.3f} bits/byte, English "
-              f"{curve[0]['eng']:.3f} -> {curve[-1]['eng']:.3f}, {steps} steps, {time.monotonic() - began:.0f} s",
+              f"{curve[0]['eng']:.3f} -> {curve[-1]['eng']:.3f}, {count} steps, {time.monotonic() - began:.0f} s",
               flush=True)  # fmt: skip
     return results
 

@@ -6,7 +6,6 @@ the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from bafogpt.storage.folders.locations import Place, locate
 from bafogpt.storage.folders.sync import Plan
 from bafogpt.storage.hub import card
 
-_WORD = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
@@ -40,7 +37,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         for option, value in (("--base-model", self.base_model), ("--license", self.licence)):
-            if value and not _WORD.fullmatch(value):
+            if value and not card.WORD.fullmatch(value):
                 raise UsageError(f"{option} '{value}' is no name of the Hub", "--base-model ORG/NAME, --license gemma")
         if self.adapter and self.dtype:
             raise UsageError("--dtype converts a model, and --adapter publishes none", "leave one of them out")

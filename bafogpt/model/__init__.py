@@ -17,7 +17,7 @@
 - ``finetuned``    a run's adapter, its base, and both as one model
 - ``export``       either of them in Hugging Face's layout or litgpt's
 - ``merge``        an adapter made part of its base, and held against the two apart
-- ``samples``      a little text in a model's tokenizer, to compare on
+- ``samples``      a little text in a model's tokenizer: its loss, and what two models are compared on
 - ``expand``       rows for the pieces of a continued tokenizer
 - ``adapter``      LoRA's settings, and how PEFT names and describes an adapter; imports no torch
 - ``lora``         pairs on a network; an adapter as a folder that ``peft`` reads

@@ -15,8 +15,6 @@ from bafogpt.storage.transfer import multipart
 
 log = logging.getLogger(__name__)
 BEST = "validation_loss"
-"""The number in a checkpoint's metadata by which one is better than another: the lower, the better."""
-BEST = "validation_loss"
 """What the best checkpoint has the lowest of, in the trainer's metadata and in the manifest's."""
 _STEP = re.compile(r"step-(\d+)/")
 

@@ -34,7 +34,7 @@ _FACTS = {
     "sequence_length": "Sequence length",
     "precision": "Precision",
 }
-_WORD = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WORD = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What may stand in the header: a licence, or a repository's name."""
 
 
@@ -52,7 +52,7 @@ def write(url: str, metadata: Mapping[str, Any], files: int, size: int) -> bytes
         origin = f"A LoRA adapter for [{base}](https://huggingface.co/{base})" if base else "A LoRA adapter"
     elif metadata.get("tuned"):
         origin = f"Fine-tuned from [{base}](https://huggingface.co/{base})" if base else "An instruction model"
-    licensed = f"Licence: {licence}." if _WORD.fullmatch(licence) else "**Licence: to be filled in.**"
+    licensed = f"Licence: {licence}." if WORD.fullmatch(licence) else "**Licence: to be filled in.**"
     body = [
         MARK,
         "",
@@ -84,7 +84,7 @@ def base_model(metadata: Mapping[str, Any]) -> str:
 
 def _header(base: str, licence: str, metadata: Mapping[str, Any]) -> list[str]:
     """What the Hub reads. A licence that only a person knows is ``other``."""
-    known = bool(_WORD.fullmatch(licence))
+    known = bool(WORD.fullmatch(licence))
     return [
         "---",
         "language:",
