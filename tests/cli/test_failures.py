@@ -176,7 +176,10 @@ def test_a_reader_that_leaves_before_the_last_flush_is_none_either():
 
 def test_ctrl_c_ends_the_process_with_130_and_no_traceback():
     process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS.format(slow=True)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", ENDLESS.format(slow=True)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stdout
     process.stdout.readline()
