@@ -84,9 +84,10 @@ def _no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_launch_asks_for_its_own_end_and_sees_that_it_was_heard(engine: SkyPilotEngine, sky: FakeSky):
     run = engine.launch(plan(), resume=False)
 
-    assert (run.state, run.autodown_minutes, run.place) == ("running", 7, "RunPod CA")
+    assert (run.state, run.autodown_minutes, run.place) == ("starting", 7, "RunPod CA")
     assert sky.clusters["r1"]["to_down"] and sky.clusters["r1"]["autostop"] == 7
     assert "autostop" not in sky.calls
+    assert "queue" not in sky.calls and "queue_v2" not in sky.calls  # seconds each, and nothing to be learned
 
 
 def test_an_autodown_that_skypilot_lost_is_set_again(engine: SkyPilotEngine, sky: FakeSky):

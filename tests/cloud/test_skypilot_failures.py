@@ -26,6 +26,7 @@ def test_capacity_names_every_candidates_reason_and_401_and_500_are_told_apart()
     assert "RunPod CA: no instances currently available; Lambda us-east: no capacity" in full.message
     assert isinstance(refused("RunPod: 401 Unauthorized"), AuthError)
     assert isinstance(refused("RunPod: 500 Internal Server Error"), CloudServerError)
+    assert isinstance(refused("Expecting value: line 1 column 1 (char 0)"), CloudServerError)  # RunPod's client
     assert "quota" in refused("GCP: Quota 'GPUS' exceeded").message
     assert isinstance(refused("RunPod: 401 Unauthorized", "Lambda: no capacity"), CapacityError)
 

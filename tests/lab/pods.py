@@ -15,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tests.lab import packages, processes, skyhome
@@ -143,10 +144,17 @@ def _pod_options() -> list[str]:
 
 
 def control(wish: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ask the pod cloud for a fault or an event, or (None) for its pods and its log; see ``podcloud.server``."""
+    """Ask the pod cloud for a fault or an event, or (None) for its pods and its log; see ``podcloud.server``.
+
+    Raises:
+        LabError: the cloud does not understand, with what it says
+    """
     body = None if wish is None else json.dumps(wish).encode()
-    with urlopen(Request(f"{URL}/_control", data=body), timeout=120) as answer:  # noqa: S310 - loopback
-        state: dict[str, Any] = json.load(answer)
+    try:
+        with urlopen(Request(f"{URL}/_control", data=body), timeout=120) as answer:  # noqa: S310 - loopback
+            state: dict[str, Any] = json.load(answer)
+    except HTTPError as error:
+        raise LabError(f"the pod cloud on {wish}: {error.read().decode(errors='replace')}") from error
     return state
 
 

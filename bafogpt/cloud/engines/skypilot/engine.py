@@ -79,7 +79,13 @@ class SkyPilotEngine:
             with watchman.watching(plan.name, idle, self._notes.log(plan.name)) as release:
                 self._launch_cluster(task, secrets, plan, idle, release)
             self._notes.drop_code(plan.name)
-        return self.status(plan.name)
+        return self._launched(plan)
+
+    def _launched(self, plan: Plan) -> EngineRun:
+        """The run that has just been launched. Its cluster's queue is not asked: over ssh that takes seconds."""
+        if plan.managed:
+            return self.status(plan.name)
+        return self._seen_as_run(plan.name, _Seen(cluster=self.client.cluster(plan.name)))
 
     def _launch_managed(self, task: dict[str, object], secrets: list[tuple[str, str]], name: str) -> None:
         try:
@@ -266,19 +272,19 @@ class SkyPilotEngine:
 
     def _refuse_taken(self, name: str, resume: bool) -> None:
         """Raise :class:`ConflictError` when a launch under this name would meet another run."""
-        seen = self._look(name)
+        record = self.record(name)
+        seen = self._look(name, elsewhere=record is not None)  # a name that is new everywhere is nobody's managed job
         if seen.cluster is not None and not seen.cluster.ours:
             raise ConflictError(f"there is a cluster {name} that is not ours", "--name another")
         if seen.cluster is not None and seen.job is None and self.client.launching(name):
             raise ConflictError(f"run {name} is being launched already", f"bafogpt cloud status {name}")
         if seen.job is not None and seen.job.active:
             raise ConflictError(f"run {name} is at work already", f"bafogpt cloud logs -f {name}")
-        record = self.record(name)
         if record is not None and not resume:
             raise ConflictError(f"there is a run {name} already ({record.state})", "launch it with --resume")
 
-    def _look(self, name: str, cluster: Cluster | None = None) -> _Seen:
-        """What SkyPilot knows about the run."""
+    def _look(self, name: str, cluster: Cluster | None = None, *, elsewhere: bool = True) -> _Seen:
+        """What SkyPilot knows about the run; ``elsewhere``: it may be a managed job that this account did not note."""
         if self._notes.managed(name):
             return _Seen(job=next(iter(self.client.managed_jobs(name)), None), managed=True)
         cluster, job = cluster or self.client.cluster(name), None
@@ -287,7 +293,7 @@ class SkyPilotEngine:
                 job = next((each for each in self.client.queue(name) if each.name == name), None)
             except BafoError:  # it may have ended itself since SkyPilot looked last: only then are the clouds asked
                 cluster = self.client.cluster(name, refresh=True)
-        if cluster is None and not self._notes.holds(name):  # perhaps managed, launched from elsewhere
+        if cluster is None and elsewhere and not self._notes.holds(name):
             managed = next(iter(self.client.managed_jobs(name)), None)
             return _Seen(job=managed, managed=managed is not None)
         return _Seen(cluster=cluster, job=job)

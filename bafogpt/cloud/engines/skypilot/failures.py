@@ -33,7 +33,11 @@ _AUTH = re.compile(
     r"\b(401|unauthori[sz]ed|invalid api key|api key is invalid|authentication failed|expired token)\b", re.I
 )
 _FORBIDDEN = re.compile(r"\b(403|forbidden|access denied|permission denied|not authori[sz]ed)\b", re.I)
-_SERVER = re.compile(r"\b(50[0234]|internal server error|bad gateway|service unavailable|connection reset)\b", re.I)
+_SERVER = re.compile(
+    r"\b(50[0234]|internal server error|bad gateway|service unavailable|connection reset"
+    r"|expecting value: line 1 column 1)\b",  # what RunPod's client makes of an error page: it is no JSON
+    re.I,
+)
 _QUOTA = re.compile(r"\b(quota|limit exceeded|limitexceeded|spending limit)\b", re.I)
 _NOT_ENABLED = re.compile(r"requires (\S+?) which is not enabled", re.I)
 _NOWHERE = re.compile(r"catalog does not contain any instances|no resource satisfying|not available in any", re.I)
