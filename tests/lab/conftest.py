@@ -53,6 +53,11 @@ class RunningLab:
         assert not check or done.returncode == 0, f"{' '.join(words)}: {done.returncode}\n{text[-4000:]}"
         return subprocess.CompletedProcess(words, done.returncode, text, "")
 
+    def provisioning(self, size: int = 6000) -> str:
+        """The end of what SkyPilot wrote down while it set up the newest cluster: its errors leave out the reason."""
+        found = sorted(self.place.home.rglob("provision.log"), key=lambda path: path.stat().st_mtime)
+        return found[-1].read_text(errors="replace")[-size:] if found else "SkyPilot has provisioned nothing"
+
     def sky(self, *words: str, timeout_s: float = 300, check: bool = True) -> str:
         """What ``sky`` prints."""
         return self.run(str(VENV / "bin/sky"), *words, timeout_s=timeout_s, check=check).stdout

@@ -59,7 +59,7 @@ def bafogpt(s3: Any, starter: Bucket, tmp_path: Path, slurm_lab: RunningLab) -> 
                 check=False,
             ).returncode
         done = subprocess.CompletedProcess(words, code, (tmp_path / "out").read_text(), (tmp_path / "err").read_text())
-        assert code == 0, f"{words}: {code}\n{done.stdout}\n{done.stderr}"
+        assert code == 0, f"{words}: {code}\n{done.stdout}\n{done.stderr}\n{slurm_lab.provisioning()}"
         return done
 
     return run
