@@ -90,9 +90,11 @@ def pods_lab() -> Iterator[RunningLab]:
 
 def _up(place: Place, lab: Lab) -> Iterator[RunningLab]:
     ours = not lab.is_up()
-    before, marked = machine_state(), processes.marked(place)
     try:
         with locked(place):
+            if ours:
+                lab.install()
+            before, marked = machine_state(), processes.marked(place)
             lab.start()
     except LabError as error:
         with locked(place):

@@ -84,6 +84,18 @@ def _podman(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["podman", *words], env=env, capture_output=True, text=True, check=False)
 
 
+def install() -> None:
+    """What a stop leaves on the machine: packages, and the image that pods run.
+
+    Raises:
+        UnavailableError: this machine cannot have the lab
+    """
+    if reason := packages.why_not():
+        raise UnavailableError(reason)
+    packages.install(packages.PODS)
+    _need_image()
+
+
 def start() -> None:
     """Start what is not running; return when the pod cloud and SkyPilot's server answer.
 
@@ -91,14 +103,11 @@ def start() -> None:
         UnavailableError: this machine cannot have the lab
         LabError: a part of it did not start
     """
-    if reason := packages.why_not():
-        raise UnavailableError(reason)
     if is_up():
         return
+    install()
     stop()
     need_free(PODS.api_port, PODS.queue_port, PODS.cloud_port)
-    packages.install(packages.PODS)
-    _need_image()
     PODS.logs.mkdir(parents=True, exist_ok=True)
     (CACHE / "uv-of-pods").mkdir(parents=True, exist_ok=True)
     skyhome.uv_for_machines(F / "site", Path("/usr/bin/python3"))

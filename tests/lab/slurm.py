@@ -135,6 +135,17 @@ def environment() -> dict[str, str]:
     return SLURM.base_environment() | {"SLURM_CONF": str(F / "slurm.conf")}
 
 
+def install() -> None:
+    """What a stop leaves on the machine: packages, with the users that they make.
+
+    Raises:
+        UnavailableError: this machine cannot have the lab
+    """
+    if reason := packages.why_not():
+        raise UnavailableError(reason)
+    packages.install(packages.SLURM)
+
+
 def start() -> None:
     """Start what is not running; return when three nodes are idle and SkyPilot's server answers.
 
@@ -142,10 +153,9 @@ def start() -> None:
         UnavailableError: this machine cannot have the lab
         LabError: a part of it did not start
     """
-    if reason := packages.why_not():
-        raise UnavailableError(reason)
     if is_up():
         return
+    install()
     stop()
     need_free(
         SLURM.api_port,
@@ -153,7 +163,6 @@ def start() -> None:
         SLURM.cloud_port,
         *range(SLURM_CONTROL_PORT, SLURM_CONTROL_PORT + len(NODES) + 1),
     )
-    packages.install(packages.SLURM)
     _write_files()
     _start_daemons()
     skyhome.make(SLURM, CONFIG.format(f=F))

@@ -214,4 +214,6 @@ def test_a_setup_that_fails(rented: Rented, name: str, tmp_path: Any) -> None:
 
     assert shown.returncode == 100, shown.stderr
     rented.until_gone(name)
-    print(shown.stderr[-800:])
+    assert rented.told(name) == (f"{name}: failed: the task's setup ended with exit code 3", 0)
+    assert "preparing" in rented.command("cloud", "logs", name).stdout.splitlines()
+    assert rented.status(name)["state"] == "failed"
