@@ -1,4 +1,4 @@
-"""Shared by all tests: nobody's own settings, and one real S3 server for the whole session."""
+"""Shared by all tests: nobody's own settings, one real S3 server for the whole session, and which worker runs what."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
@@ -25,6 +27,32 @@ OTHERS_VARIABLES = (
     "BAFOGPT_DEBUG",
     *(f"BAFOGPT_{field.name.upper()}" for field in dataclasses.fields(Settings)),
 )
+
+ONE_OF_A_KIND = ("image", "lab", "workflows")
+"""Folders whose tests share what a machine has one of: the store of images, the labs and their ports."""
+
+
+def group(nodeid: str) -> str:
+    """What one worker runs in one go: all that shares such a thing, else the tests of a file."""
+    file = nodeid.partition("::")[0]
+    return "one of a kind" if file.split("/")[1] in ONE_OF_A_KIND else file
+
+
+class Groups(LoadScopeScheduling):
+    """Deals out groups, in the order in which they were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    """Ours in place of the one that ``--dist`` names: workers take whole groups."""
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes one worker longest comes first; the others' order stays."""
+    items.sort(key=lambda item: group(item.nodeid) != "one of a kind")
 
 
 @dataclass(frozen=True)
