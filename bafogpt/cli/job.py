@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bafogpt.cli.options import JobArgument, SetOption
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bafogpt.cloud.job import Job
+    from bafogpt.core.settings import Settings
 
 app = typer.Typer(help="What a launched machine runs: the supervisor and its trainers.", no_args_is_help=True)
 
@@ -16,29 +22,25 @@ def _group() -> None:
     """What a launched machine runs: the supervisor and its trainers."""
 
 
+RunOption = Annotated[
+    str | None,
+    typer.Option("--run", envvar="BAFOGPT_RUN", metavar="NAME", help="The run's name. Default: from SkyPilot's."),
+]
+
+
 @app.command()
-def run(
-    job: JobArgument,
-    run: Annotated[
-        str | None,
-        typer.Option("--run", envvar="BAFOGPT_RUN", metavar="NAME", help="The run's name. Default: from SkyPilot's."),
-    ] = None,
-    set_: SetOption = None,
-) -> None:
+def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None:
     """Supervise JOB on this machine until it is done: the command of every task in sky/."""
-    from bafogpt.cloud import claim, crew, recorded, runs, supervisor
-    from bafogpt.cloud.engines.local import work_folder
+    from bafogpt.cloud import claim, crew, supervisor
     from bafogpt.core import settings
     from bafogpt.core.errors import BafoError
     from bafogpt.storage.bucket import Bucket
 
     nodes = crew.Nodes.from_environment()
     config = settings.load()
-    source = recorded.find(job, config, set_ or ())
-    name = runs.check_name(run or claim.name_from_environment(source.stem))
-    folder = work_folder(config, name)
+    resolved, name, folder = _found(job, run, set_, config)
     ending = supervisor.supervise(
-        source.job,
+        resolved,
         name,
         Bucket.open(config.bucket, config),
         folder.with_name(f"{name}.node-{nodes.rank}") if nodes.rank else folder,  # nodes may share a home
@@ -49,3 +51,34 @@ def run(
         error = BafoError(ending.message, ending.hint)
         error.exit_code = ending.exit_code
         raise error
+
+
+@app.command()
+def setup(
+    job: JobArgument,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What prepares the machine.")],
+    run: RunOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Prepare this machine for JOB by COMMAND; if that fails, the run's records say so, and why."""
+    from bafogpt.cloud import claim, preparation
+    from bafogpt.core import settings
+    from bafogpt.storage.bucket import Bucket
+
+    config = settings.load()
+    resolved, name, folder = _found(job, run, set_, config)
+    code = preparation.prepare(
+        resolved, name, Bucket.open(config.bucket, config), folder, claim.Place.from_environment(), command
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+def _found(job: str, run: str | None, assignments: list[str] | None, config: Settings) -> tuple[Job, str, Path]:
+    """The resolved job, the run's name, and its folder on this machine."""
+    from bafogpt.cloud import claim, recorded, runs
+    from bafogpt.cloud.engines.local import work_folder
+
+    source = recorded.find(job, config, assignments or ())
+    name = runs.check_name(run or claim.name_from_environment(source.stem))
+    return source.job, name, work_folder(config, name)

@@ -22,6 +22,7 @@ On the machine where you type:
 On the machine that runs the job:
 
 - ``claim``      before anything works on a run: nobody else is at it, the attempt has a number
+- ``preparation`` ``bafogpt job setup``: a task's own ``setup:``, whose failure is written down
 - ``supervisor`` ``bafogpt job run``: starts trainers, restarts them, turns SIGTERM and limits into save-drain-exit
 - ``trainers``   the trainer processes of one machine, as one thing
 - ``watch``      how they get on, seen from outside: metrics, hangs, kills by the kernel

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ class Recorder:
             print(line, flush=True)
             if not self._log.closed:
                 self._log.write(line + "\n")
+
+    def log(self, lines: Iterable[str]) -> None:
+        """Lines that the terminal has shown already: to the run's log alone."""
+        with self._lock:
+            self._log.writelines(f"{line}\n" for line in lines)
 
     def event(self, kind: str, **values: Any) -> None:
         """Something that happened, for ``bafogpt runs show`` and the report."""

@@ -91,6 +91,20 @@ def overlay(
     return merged
 
 
+def with_recorded_setup(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The task with its ``setup:``, if it has one, under ``bafogpt job setup``: a failure is in the bucket then.
+
+    On a machine that has no ``bafogpt`` yet (the setup may bring it) it runs as it is.
+    """
+    supervisor = _SUPERVISOR.search(str(task.get("run", "")))
+    if not task.get("setup") or supervisor is None:
+        return dict(task)
+    recorded = supervisor[0].removeprefix("exec ").replace("bafogpt job run", "bafogpt job setup", 1)
+    script = shlex.join(["bash", "-c", str(task["setup"])])
+    setup = f"if command -v bafogpt >/dev/null; then\n{recorded} -- {script}\nelse\n{script}\nfi\n"
+    return {**task, "setup": setup}
+
+
 def image_id(task: Mapping[str, Any]) -> str | None:
     """The image that a task runs in, as SkyPilot names it; None where it names none, or one of several."""
     resources = task.get("resources") or {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bafogpt.cloud import task as task_files
 from bafogpt.cloud.engines.skypilot.client import LABEL
 from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import AuthError, ConfigError
@@ -32,7 +33,7 @@ def check_reachable(settings: Settings) -> None:
 
 def rented(plan: Plan, workdir: Path) -> dict[str, Any]:
     """The task of ``plan`` for SkyPilot, with no secret in it."""
-    task = copy.deepcopy(plan.task)
+    task = task_files.with_recorded_setup(copy.deepcopy(plan.task))
     if "workdir" in task:
         task["workdir"] = str(workdir)
     resources = task.setdefault("resources", {})
