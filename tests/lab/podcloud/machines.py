@@ -172,7 +172,7 @@ def exhaust_memory(pod_id: str) -> None:
     """End the pod's largest process as the kernel does when memory is short: SIGKILL, without a word."""
     listing = podman("top", container(pod_id), "hpid", "rss", "comm").splitlines()[1:]
     split = (line.split() for line in listing)
-    rows = sorted((int(rss), int(pid)) for pid, rss, *_ in split if rss.isdigit())  # "?": it has just ended
+    rows = sorted((int(rss), int(pid)) for pid, rss, *_ in split if (pid + rss).isdigit())  # "?": it has just ended
     for _, pid in rows[::-1]:
         if pid > 1 and pid != os.getpid():
             with contextlib.suppress(ProcessLookupError):
