@@ -255,6 +255,17 @@ def test_logs_are_the_runs_own_lines(engine: SkyPilotEngine, sky: FakeSky):
     assert list(lines.lines(["(head, rank=0, pid=7) a\n(worker1, rank=1, pid=8, ip=10.0.0.2) b"])) == ["a", "b"]
 
 
+def test_logs_of_a_machine_that_only_skypilot_believes_in_come_from_the_bucket(
+    engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
+):
+    sky.add("r1")
+    sky.add_job("r1", Status.FAILED)
+    sky.faults["tail_logs"] = [RuntimeError("no route to host")]
+    monkeypatch.setattr(engine, "_stored_logs", lambda name: [f"{name}: failed"])
+
+    assert list(engine.logs("r1", follow=False)) == ["r1: failed"]
+
+
 def test_a_follow_that_is_cut_goes_on_where_it_was(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
     sky.add("r1")
     sky.add_job("r1", Status.RUNNING)

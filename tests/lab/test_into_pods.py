@@ -80,7 +80,8 @@ def test_shell_copies_ports_figures_and_tensorboard_of_a_running_pod(rented: Ren
     scalars = f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?run={name}&tag=train/loss"
     points = json.loads(fetch(scalars, until=lambda body: body.startswith(b"[[")))
     later = json.loads(fetch(scalars, until=lambda body: json.loads(body)[-1][1] > points[-1][1]))
-    assert [step for _, step, _ in later][:3] == [1, 2, 3]
+    steps = [step for _, step, _ in later]  # TensorBoard keeps a thousand of a longer curve
+    assert steps == sorted(set(steps)) and len(steps) > 20
     board.terminate()
     board.wait(30)
 

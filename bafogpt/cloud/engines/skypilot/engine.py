@@ -184,6 +184,9 @@ class SkyPilotEngine:
                             shown += 1
                             yield line
             if not follow or not self._seen_as_run(name, self._look(name)).active:
+                if not shown:  # SkyPilot takes a machine for up that has ended itself, or its job had no output
+                    with contextlib.suppress(BafoError):
+                        yield from self._stored_logs(name)
                 return
             self._sleep(POLL_S)
 
