@@ -13,6 +13,7 @@ from bafogpt.cli.options import (
     DtypeOption,
     MaxTokensOption,
     ModelArgument,
+    OwnTokenizerOption,
     SeedOption,
     StopOption,
     StyleOption,
@@ -31,6 +32,7 @@ PROMPT = "> "
 @app.command()
 def chat_command(
     model: ModelArgument,
+    tokenizer: OwnTokenizerOption = None,
     style: StyleOption = "chat",
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="Said to the model before.")] = None,
     max_tokens: MaxTokensOption = None,
@@ -53,7 +55,7 @@ def chat_command(
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     sink = Output.of()
-    speaker = Speaker.load(model, style=style, device=device, dtype=dtype)
+    speaker = Speaker.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
     sink.say(f"{speaker.name}, {speaker.context:,} tokens of memory; an empty line ends it")
     history = [] if system is None else [Message("system", system)]
 

@@ -14,6 +14,7 @@ from bafogpt.cli.options import (
     JsonOption,
     MaxTokensOption,
     ModelArgument,
+    OwnTokenizerOption,
     SeedOption,
     StopOption,
     TemperatureOption,
@@ -29,6 +30,7 @@ app = typer.Typer(add_completion=False, help="Continue a text with a model.")
 def generate_command(
     model: ModelArgument,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue; - reads stdin.")],
+    tokenizer: OwnTokenizerOption = None,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 1.0,
     top_p: TopPOption = 1.0,
@@ -47,7 +49,7 @@ def generate_command(
     from bafogpt.model.speaker import Speaker
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    speaker = Speaker.load(model, style="plain", device=device, dtype=dtype)
+    speaker = Speaker.load(model, tokenizer=tokenizer, style="plain", device=device, dtype=dtype)
     ids = speaker.text(said(sys.stdin.read) if prompt == "-" else prompt)
     length = min(256, speaker.room(ids)) if max_tokens is None else max_tokens
     pieces = []

@@ -76,6 +76,15 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, a
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A model folder: config.json, safetensors, the tokenizer's files.")
 ]
+OwnTokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        "-t",
+        metavar="T",
+        help="A tokenizer.json, a folder with one, or 'bytes'; default: the model's own.",
+    ),
+]
 StyleOption = Annotated[
     str, typer.Option("--style", metavar="NAME", help="Prompt style: chat (the model's own template), alpaca, plain.")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.options import DeviceOption, DtypeOption, ModelArgument, StyleOption
+from bafogpt.cli.options import DeviceOption, DtypeOption, ModelArgument, OwnTokenizerOption, StyleOption
 from bafogpt.cli.output import Output
 
 app = typer.Typer(add_completion=False, help="Answer OpenAI's clients over HTTP.")
@@ -30,6 +30,7 @@ LongestOption = Annotated[
 @app.command()
 def serve_command(
     model: ModelArgument,
+    tokenizer: OwnTokenizerOption = None,
     style: StyleOption = "chat",
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
@@ -49,6 +50,6 @@ def serve_command(
     listening = run.listen(host, port, guarded=key is not None)
     from bafogpt.model.speaker import Speaker
 
-    speaker = Speaker.load(model, style=style, device=device, dtype=dtype)
+    speaker = Speaker.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
     Output.of().event({}, f"{speaker.name} at {run.address(listening)}/v1")
     run.serve(speaker, listening, limits, key)

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from bafogpt.core.errors import ConfigError, DataError, UsageError, did_you_mean
-from bafogpt.data import prompts, tokenizer
+from bafogpt.data import prompts
+from bafogpt.data import tokenizer as tokenizers
 from bafogpt.data.messages import Message
 from bafogpt.data.prompts import PromptStyle
 from bafogpt.data.tokenizer import Tokenizer
@@ -39,18 +40,28 @@ class Speaker:
     style: PromptStyle
 
     @classmethod
-    def load(cls, path: Path, *, style: str = "chat", device: str = "auto", dtype: str | None = None) -> Speaker:
-        """Read a model folder. ``device`` is ``cpu``, ``cuda`` or ``auto``; ``dtype`` the folder's own by default.
+    def load(
+        cls,
+        path: Path,
+        *,
+        tokenizer: str | None = None,
+        style: str = "chat",
+        device: str = "auto",
+        dtype: str | None = None,
+    ) -> Speaker:
+        """Read a model folder. ``device`` is ``cpu``, ``cuda`` or ``auto``; ``tokenizer``, as
+        :func:`bafogpt.data.tokenizer.load` takes it, and ``dtype`` are the folder's own by default.
 
-        Raises what :meth:`ModelFolder.open` raises, :class:`NotFoundError` and :class:`DataError` for its tokenizer,
+        Raises what :meth:`ModelFolder.open` raises, :class:`NotFoundError` and :class:`DataError` for the tokenizer,
         and :class:`ConfigError` for one with more ids than the model.
         """
         folder = ModelFolder.open(path)
-        words = tokenizer.load(str(path))
+        words = tokenizers.load(str(path) if tokenizer is None else tokenizer)
         if words.vocab_size > folder.config.padded_vocab_size:
+            name = "the tokenizer" if tokenizer is None else f"the tokenizer {tokenizer}"
             raise ConfigError(
-                f"{path}: the tokenizer has {words.vocab_size:,} ids, the model {folder.config.padded_vocab_size:,}",
-                "take model and tokenizer from the same folder, or expand the model: bafogpt model expand",
+                f"{path}: {name} has {words.vocab_size:,} ids, the model {folder.config.padded_vocab_size:,}",
+                "take the tokenizer that the model was trained with, or expand the model: bafogpt model expand",
             )
         prompt_style = prompts.load(style, words)
         if dtype is not None and dtype not in DTYPES:

@@ -17,6 +17,15 @@ def model(tmp_path_factory):
     return str(make_model(tmp_path_factory.mktemp("model") / "tiny"))
 
 
+@pytest.fixture(scope="module")
+def wordless(tmp_path_factory):
+    """A model without a tokenizer, as a run on bytes leaves one."""
+    folder = make_model(tmp_path_factory.mktemp("model") / "wordless")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    return str(folder)
+
+
 def test_generate_shows_the_text_or_an_object_with_it(cli, model):
     words = ("generate", model, "--prompt", "Namhlanje", "--max-tokens", "20", "--seed", "3")
     shown, told = cli(*words), cli(*words, "--json")
@@ -35,6 +44,40 @@ def test_chat_answers_every_line_of_stdin(cli, model, monkeypatch):
     assert ran.code == 0
     assert "tiny, 512 tokens of memory" in ran.err
     assert len(ran.out) > 2
+
+
+@pytest.mark.parametrize("words", [("generate", "--prompt", "Namhlanje"), ("chat",), ("serve",)], ids=lambda w: w[0])
+def test_a_folder_without_a_tokenizer_wants_one(cli, wordless, words):
+    ran = cli(words[0], wordless, *words[1:], *(("--port", "0") if words[0] == "serve" else ()))
+
+    assert ran.code == ExitCode.FAILURE
+    assert ran.err == (
+        f"error: {wordless} has no tokenizer.json\n"
+        " hint: --tokenizer bytes, or --tokenizer FOLDER with a tokenizer.json\n"
+    )
+
+
+def test_generate_and_chat_talk_with_the_tokenizer_that_is_named(cli, wordless, model, monkeypatch):
+    words = ("generate", wordless, "--prompt", "Namhlanje", "--max-tokens", "20", "--seed", "3", "--json")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Sawubona\n"))
+
+    by_bytes, by_folder = cli(*words, "--tokenizer", "bytes"), cli(*words, "--tokenizer", model)
+    chat = cli("chat", wordless, "--tokenizer", "bytes", "--max-tokens", "8", "--temperature", "0")
+
+    assert json.loads(by_bytes.out)["prompt_tokens"] == 10  # the bytes and a beginning
+    assert json.loads(by_folder.out)["text"] == json.loads(cli("generate", model, *words[2:]).out)["text"]
+    assert (chat.code, len(chat.out) > 2) == (0, True)
+
+
+def test_serve_answers_with_the_tokenizer_that_is_named(cli, wordless, monkeypatch):
+    served = []
+    monkeypatch.setattr("bafogpt.serve.run.serve", lambda speaker, listening, *_: served.append((speaker, listening)))
+
+    ran = cli("serve", wordless, "-t", "bytes", "--port", "0")
+    ((speaker, listening),) = served
+    listening.close()
+
+    assert (ran.code, speaker.tokenizer.name) == (0, "bytes")
 
 
 @pytest.mark.parametrize("locale", ["strict", "surrogateescape"])
@@ -83,3 +126,14 @@ def test_a_port_that_is_taken_is_said(cli, model):
 
     assert ran.code == ExitCode.USAGE
     assert "cannot listen on 127.0.0.1" in ran.err
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(cli, tmp_path):
+    small = str(make_model(tmp_path / "small", vocab_size=264))
+
+    ran = cli("generate", small, "--prompt", "x", "--tokenizer", "bytes")
+
+    assert ran.code == ExitCode.USAGE
+    error, hint = ran.err.splitlines()[-2:]
+    assert error == f"error: {small}: the tokenizer bytes has 320 ids, the model 264"
+    assert hint.startswith(" hint: take the tokenizer that the model was trained with")
