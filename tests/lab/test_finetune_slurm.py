@@ -43,6 +43,6 @@ def test_a_model_is_tuned_on_an_a10_of_the_cluster_merged_and_answers(
 
     merged = tmp_path / "merged"
     bafogpt("model", "export", name, "--merge", "--out", str(merged))
-    words = ["--prompt", "Sawubona", "--max-tokens", "8", "--temperature", "0"]
+    words = ["--tokenizer", "bytes", "--prompt", "Sawubona", "--max-tokens", "8", "--temperature", "0"]
     answer = json.loads(bafogpt("generate", str(merged), *words, "--json").stdout.splitlines()[-1])
     assert answer["text"]
