@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bafogpt.cli import doctor, machines, money
+from bafogpt.cli.live import bar_under
 from bafogpt.cli.options import (
     BucketOption,
     DetachOption,
@@ -175,8 +177,9 @@ def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = Fals
 def logs(run: RunArgument, follow: FollowOption = False, json: JsonOption = False) -> None:
     """Print what a run has printed."""
     out = Output.of(json=json)
-    for line in _engine(run).logs(run, follow=follow):
-        out.event({"line": line}, line)
+    with bar_under(out, sys.stdout, lambda line: out.event({"line": line}, line), wanted=follow) as show:
+        for line in _engine(run).logs(run, follow=follow):
+            show(line)
 
 
 app.command()(top)
@@ -208,9 +211,10 @@ def _watch(engine: Engine, name: str, out: Output) -> None:
     """Show a run's output until it ends, and end as it did."""
     from bafogpt.core.errors import JobCancelledError, JobFailedError
 
-    for line in engine.logs(name, follow=True):
-        if not out.json:
-            out.say(line)
+    with bar_under(out, sys.stderr, out.say) as show:
+        for line in engine.logs(name, follow=True):
+            if not out.json:
+                show(line)
     ended = engine.status(name)
     if ended.state == "stopped":
         raise JobCancelledError(f"{name} was stopped", f"bafogpt cloud launch JOB --name {name} --resume")

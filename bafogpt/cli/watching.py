@@ -117,7 +117,7 @@ def _screen(snapshot: Snapshot, zar_per_usd: float) -> RenderableType:
     text.append(f"  {snapshot.state}", STYLES.get(snapshot.state, "bold"))
     text.append(f"  {snapshot.message}\n" if snapshot.message else "\n")
     done = snapshot.step / snapshot.steps if snapshot.steps else 0.0
-    text.append(f"{_bar(done)} {words.percent(done)}\n", "cyan")
+    text.append(f"{bar(done, width=50)} {words.percent(done)}\n", "cyan")
     found = looking.facts(snapshot, zar_per_usd)
     for machine in snapshot.machines:
         name = f"node {machine['node']}" if len(snapshot.machines) > 1 else "machine"
@@ -133,6 +133,8 @@ def _screen(snapshot: Snapshot, zar_per_usd: float) -> RenderableType:
     return text
 
 
-def _bar(share: float, width: int = 50) -> str:
+def bar(share: float, width: int, ascii_only: bool = False) -> str:
+    """``width`` cells, ``share`` of them full."""
+    full, empty = "#-" if ascii_only else "█░"
     filled = round(width * min(1.0, max(0.0, share)))
-    return "█" * filled + "░" * (width - filled)
+    return full * filled + empty * (width - filled)

@@ -1,11 +1,17 @@
-"""What a supervisor sees of its trainers from outside: their metrics, whether they get on, and what killed them."""
+"""What a supervisor sees of its trainers from outside: their metrics, whether they get on, and what killed them.
+
+What it prints of a step can be read again, by whoever watches the run's output.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +20,16 @@ from bafogpt.train.handoff import Handoff
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
-
 PROGRESS_EVERY_S = 1.0
+APART_S = PROGRESS_EVERY_S / 2
+"""Lines that come closer together than this have waited for each other on their way."""
+RECENT = 20
+"""Lines over which whoever reads them takes the time of a step."""
+_NUMBER = r"(-?(?:[\d.,]+|nan|inf))"
+_STEP_LINE = re.compile(
+    rf"step +(\d+)/(\d+)  loss {_NUMBER}  lr \S+ +{_NUMBER} tokens/s  MFU {_NUMBER}%(?:  ([^\x00-\x1f\x7f]*))?"
+)
+"""What :func:`in_words` writes."""
 
 
 class Tail:
@@ -67,7 +81,7 @@ class Progress:
             self._last = (step, line["seconds"])
             if not quiet or step == self._steps or time.monotonic() - self._shown >= PROGRESS_EVERY_S:
                 self._shown = time.monotonic()
-                self._say(_in_words(line, self._steps))
+                self._say(in_words(line, self._steps))
         return step
 
 
@@ -164,9 +178,69 @@ def _kills(path: Path) -> int:
     return 0
 
 
-def _in_words(line: dict[str, Any], steps: int) -> str:
-    """One metrics line for people."""
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the line that a run prints for a step tells of it."""
+
+    number: int
+    steps: int
+    """In all."""
+    loss: float
+    tokens_per_s: float
+    mfu: float
+    """0 to 1."""
+    stage: str
+
+
+def in_words(line: dict[str, Any], steps: int) -> str:
+    """One metrics line for people, as a run prints it."""
     return (
         f"step {line['step']:>6}/{steps}  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  "
         f"{line['tokens_per_s']:>9,.0f} tokens/s  MFU {line['mfu']:.1%}  {line['stage']}"
     )
+
+
+def read_step(line: str) -> Step | None:
+    """What :func:`in_words` put into words; None for any other line."""
+    found = _STEP_LINE.fullmatch(line.rstrip())
+    if found is None:
+        return None
+    number, steps, loss, tokens_per_s, mfu, stage = found.groups(default="")
+    with contextlib.suppress(ValueError):  # digits and dots that are no number
+        return Step(
+            number=int(number),
+            steps=int(steps),
+            loss=float(loss),
+            tokens_per_s=float(tokens_per_s.replace(",", "")),
+            mfu=float(mfu) / 100,
+            stage=stage,
+        )
+    return None
+
+
+class Pace:
+    """How long a step takes by the clock of whoever watches, from the lines that come as the run prints them.
+
+    Lines that come all at once, such as what a run has printed before, count as one; and from the first nothing is
+    told, because nobody knows how old it is.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._points: deque[tuple[float, int]] = deque(maxlen=RECENT)
+
+    def hear(self, step: int) -> None:
+        """``step`` is done."""
+        now = self._clock()
+        if self._points and step < self._points[-1][1]:
+            self._points.clear()  # the run went on from an earlier checkpoint
+        if self._points and now - self._points[-1][0] < APART_S:
+            self._points.pop()
+        self._points.append((now, step))
+
+    def seconds(self) -> float | None:
+        """Of one step; None while that is not known."""
+        if len(self._points) < 3:
+            return None
+        (since, first), (until, last) = self._points[1], self._points[-1]
+        return (until - since) / (last - first) if last > first else None

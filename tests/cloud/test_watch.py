@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bafogpt.cloud.trainers import describe_exit, interface_of
-from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
+from bafogpt.cloud.watch import OutOfMemory, Pace, Progress, Pulse, Step, in_words, read_step
 from bafogpt.train.handoff import Handoff, checkpoint_name
 
 from .test_budget import Clock
@@ -101,6 +103,64 @@ def test_a_step_is_timed_by_what_two_lines_of_metrics_tell(handoff: Handoff):
     assert progress.follow(quiet=True) == 4
     assert progress.step_s == 2.5
     assert len(said) == 1  # one line a second
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Step(number=7, steps=20, loss=2.5, tokens_per_s=1_234_567, mfu=0.125, stage="news"),
+        Step(number=1_234_567, steps=12_345_678, loss=12.0625, tokens_per_s=0, mfu=0, stage=""),
+        Step(number=1, steps=1, loss=float("inf"), tokens_per_s=999, mfu=1.5, stage="two words, ĉu?"),
+    ],
+)
+def test_what_is_said_of_a_step_can_be_read_again(told: Step):
+    line = {"step": told.number, "learning_rate": 3e-05, **asdict(told)}
+    said = in_words(line, told.steps)
+    assert read_step(said) == told
+    assert read_step(said.rstrip()) == told
+
+
+def test_a_loss_that_is_no_number_is_read_too(handoff: Handoff):
+    said: list[str] = []
+    step(handoff, 3)
+    Progress(handoff.metrics(1), 20, said.append).follow(quiet=False)
+    found = read_step(said[0].replace("1.0000", "nan"))
+    assert found is not None and math.isnan(found.loss)
+    assert (found.number, found.steps, found.stage) == (3, 20, "news")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "step 3",
+        "saved step      3/20",
+        "step      3/20  loss 1.2.3  lr 1.00e-01          1 tokens/s  MFU 10.0%  news",
+        "step      3/20  loss 1.0  lr 1.00e-01          1 tokens/s  MFU 10.0%  ne\x1b[2Jws",
+        "  step      3/20  loss 1.0  lr 1.00e-01          1 tokens/s  MFU 10.0%  news",
+    ],
+)
+def test_other_lines_tell_of_no_step(line: str):
+    assert read_step(line) is None
+
+
+def test_a_step_is_timed_by_lines_that_come_as_they_are_printed():
+    clock = Clock()
+    pace = Pace(clock)
+    for number in range(1, 50):  # what was printed before: at once
+        pace.hear(number)
+    clock.now += 0.6
+    pace.hear(50)
+    assert pace.seconds() is None
+    clock.now += 2
+    pace.hear(51)
+    assert pace.seconds() == 2
+    clock.now += 1
+    pace.hear(54)  # together with 55
+    pace.hear(55)
+    assert pace.seconds() == 3 / 5
+    pace.hear(40)  # a trainer was killed
+    assert pace.seconds() is None
 
 
 @pytest.mark.parametrize(
