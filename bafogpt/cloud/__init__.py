@@ -42,6 +42,7 @@ Anywhere, with the bucket alone:
 - ``runs``       run records: what ran, how far it is, how it ended
 - ``compare``    what differs between two runs
 - ``top``        how a run is right now
+- ``scalars``    which number of its records goes under which tag
 - ``tensorboard`` its metrics as TensorBoard's event files
 - ``cost``       what runs have cost so far and will have cost at their end
 - ``modelcard``  what a model card tells of a run; ``release``: a run's model made ready for others

@@ -1,8 +1,8 @@
 """A run's metrics as TensorBoard's event files, made from the bucket and kept up with it; and TensorBoard on them.
 
-Tags: ``train/…`` and ``validation/loss`` over the steps, ``speed/…``, ``cost/usd``, ``machine/…`` from the vitals, and
-the resolved job as text. Every line is written in the order in which it came: where steps were done again after a
-kill, TensorBoard is told to drop the earlier ones, so the curve is one.
+The tags are those of :mod:`bafogpt.cloud.scalars`; the resolved job is there as text. Every line is written in the
+order in which it came: where steps were done again after a kill, TensorBoard is told to drop the earlier ones, so the
+curve is one.
 
 The ``tensorboard`` package writes the files and shows them; TensorFlow is not needed, nor torch.
 """
@@ -18,13 +18,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
-from bafogpt.cloud import vitals
+from bafogpt.cloud import scalars, vitals
 from bafogpt.cloud.feed import Follower
 from bafogpt.cloud.report.history import Record, number, whole
 from bafogpt.cloud.runs import RunStore
@@ -35,21 +35,7 @@ PORT = 6006
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 90.0
 RELOAD_S = 5
-METRICS = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "gradient_norm": "train/gradient_norm",
-    "tokens": "train/tokens",
-    "validation_loss": "validation/loss",
-    "validation_bpb": "validation/bits_per_byte",
-    "tokens_per_s": "speed/tokens_per_s",
-    "mfu": "speed/mfu",
-    "usd": "cost/usd",
-}
-"""Fields of a metrics line, and the tags that they become."""
-GIGA = ("memory_used", "disk_used")
 _EVENTS = "events.out.tfevents."
-_Timed: TypeAlias = tuple[float, Record, Callable[[Record], None]]
 
 
 def require() -> None:
@@ -79,11 +65,9 @@ class Export:
 
     def update(self) -> int:
         """Write what is new in the bucket; returns how many lines that was."""
-        new = sorted(
-            [*_timed(self._metrics.read(), self._metric), *_timed(self._vitals.read(), self._machine)], key=_time
-        )
-        for _, line, write in new:
-            write(line)
+        new = scalars.in_time(self._metrics.read(), self._vitals.read())
+        for feed, line in new:
+            (self._metric, self._machine)[feed](line)
         self._writer.flush()
         return len(new)
 
@@ -96,7 +80,7 @@ class Export:
             if step <= self._step:
                 self._begin_again(step)
             self._step = step
-        self._scalars(line, {tag: number(line, key) for key, tag in METRICS.items()})
+        self._scalars(line, scalars.of_metrics(line))
 
     def _begin_again(self, step: int) -> None:
         """Tell TensorBoard that what it has from ``step`` on counts no more."""
@@ -111,18 +95,12 @@ class Export:
         if self._machine_step.get(node) == step:
             return
         self._machine_step[node] = step
-        at = f"machine/node{node}" if node else "machine"
-        values = {f"{at}/{key}": number(line, key) for key in ("cpu", "sent_per_s", "received_per_s")}
-        values |= {f"{at}/{key}_GB": _giga(number(line, key)) for key in GIGA}
-        for index, gpu in enumerate(line.get("gpus") or ()):
-            values |= {f"{at}/gpu{index}/{key}": number(gpu, key) for key in ("utilization", "power", "temperature")}
-            values[f"{at}/gpu{index}/memory_used_GB"] = _giga(number(gpu, "memory_used"))
-        self._scalars(line, values)
+        self._scalars(line, scalars.of_vitals(line))
 
-    def _scalars(self, line: Record, values: dict[str, float | None]) -> None:
+    def _scalars(self, line: Record, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
+        found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         if found:
             self._write(Summary(value=found), whole(line, "step") or 0, number(line, "time"))
 
@@ -205,19 +183,3 @@ def _answers(url: str) -> bool:
             return int(answer.status) == 200
     except (OSError, urllib.error.URLError):
         return False
-
-
-def _timed(lines: Iterable[Record], write: Callable[[Record], None]) -> Iterator[_Timed]:
-    """Each line with its time, never less than that of the one before: the next machine's clock may be behind."""
-    latest = 0.0
-    for line in lines:
-        latest = max(latest, number(line, "time") or 0.0)
-        yield latest, line, write
-
-
-def _time(each: _Timed) -> float:
-    return each[0]
-
-
-def _giga(value: float | None) -> float | None:
-    return None if value is None else value / 1e9
