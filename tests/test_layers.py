@@ -16,7 +16,7 @@ FLOORS = ("core", "storage", "data", "model", "serve", "train", "cloud", "cli")
 """From the bottom to the top."""
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),
-    *("bitsandbytes", "numpy", "obstore", "safetensors", "sky", "smart_open", "starlette"),
+    *("bitsandbytes", "mlflow", "numpy", "obstore", "safetensors", "sky", "smart_open", "starlette"),
     *("tensorboard", "tokenizers", "torch", "transformers", "uvicorn", "wandb"),
 }
 
