@@ -25,6 +25,10 @@ OTHERS_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "BAFOGPT_DEBUG",
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "WANDB_MODE",
+    "MLFLOW_TRACKING_URI",
     *(f"BAFOGPT_{field.name.upper()}" for field in dataclasses.fields(Settings)),
 )
 

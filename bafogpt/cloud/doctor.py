@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from bafogpt.cloud import estimate, images, prices, probe, recorded
+from bafogpt.cloud import estimate, images, prices, probe, recorded, tracking
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.reference import digest_of
 from bafogpt.core import schema
@@ -74,6 +74,7 @@ class Patient:
         """Raises :class:`~bafogpt.core.errors.ConfigError` for a job that cannot be read."""
         source = recorded.find(job, settings)
         task = tasks.load(source.root / "sky" / f"{source.job.task}.yaml")
+        task = schema.merge(task, {"secrets": dict.fromkeys(tracking.needed(source.job.tracking))})
         if gpus is not None:
             kind, count = tasks.parse_gpus(gpus)
             task = schema.merge(task, {"resources": {"accelerators": f"{kind}:{count}"}})

@@ -1,7 +1,8 @@
 """A job file: what is trained. ``jobs/pretrain.yaml`` is the one to read.
 
 Keys: ``extends`` (another job file beside this one, on which this one is laid), ``task`` (the file in ``sky/`` that
-says where it runs by default), ``trainer``, ``train`` (see :mod:`bafogpt.train.config`) and ``supervisor``.
+says where it runs by default), ``trainer``, ``train`` (see :mod:`bafogpt.train.config`), ``supervisor`` and
+``tracking`` (see :mod:`bafogpt.cloud.tracking`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bafogpt.cloud.tracking import TrackingConfig
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import TrainConfig
@@ -74,6 +76,7 @@ class Job:
     task: str = "pretrain"
     """Name of the task file in ``sky/``."""
     supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def load(path: Path, assignments: Sequence[str] = ()) -> Job:

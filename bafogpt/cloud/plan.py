@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import estimate, provenance, recorded, runs, workdir
+from bafogpt.cloud import estimate, provenance, recorded, runs, tracking, workdir
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.estimate import Bill
 from bafogpt.cloud.job import Job
@@ -81,6 +81,9 @@ def make(
         rented = {"--spot": spot, "--managed": managed, "--nodes": (nodes or 1) > 1, "--retry-until-up": retry_until_up}
         for flag in (flag for flag, given in rented.items() if given):
             raise UsageError(f"{flag}: a job on this machine rents nothing", "--infra runpod")
+        tracking.require(job.tracking)
+    else:
+        tracking.check_reachable(job.tracking)
     if clean:
         workdir.require_clean(root)
     envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": str(workdir.look(root))}
@@ -97,7 +100,7 @@ def make(
         infra=where,
         image=image,
         envs=envs,
-        secrets=env_names,
+        secrets=[*env_names, *tracking.variables(job.tracking)],
         nodes=nodes,
         spot=spot,
     )

@@ -98,9 +98,7 @@ def in_time(*feeds: Iterable[Record]) -> list[tuple[int, Record]]:
 
 def _scaled(line: Record, fields: Mapping[str, tuple[str, float]], at: str) -> dict[str, float]:
     return {
-        f"{at}/{word}": value / unit
-        for key, (word, unit) in fields.items()
-        if (value := number(line, key)) is not None
+        f"{at}/{word}": value / unit for key, (word, unit) in fields.items() if (value := number(line, key)) is not None
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bafogpt.cloud import task as task_files
+from bafogpt.cloud import tracking
 from bafogpt.cloud.engines.skypilot.client import LABEL
 from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import AuthError, ConfigError
@@ -60,11 +61,12 @@ def idle_minutes(task: Mapping[str, Any]) -> int:
 def secrets(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[tuple[str, str]]:
     """Names and values of what the task names as secrets, from the environment.
 
-    What ``--env`` names must be there, and the keys of an S3 bucket; others of the file (``HF_TOKEN``) are left out
-    where there is none. Raises :class:`AuthError` naming the first that is missing.
+    What ``--env`` names must be there, the keys of an S3 bucket, and what the job's tracking needs; others of the file
+    (``HF_TOKEN``) are left out where there is none. Raises :class:`AuthError` naming the first that is missing.
     """
     bucket = str((plan.task.get("envs") or {}).get("BAFOGPT_BUCKET", ""))
-    needed = {*plan.required_secrets, *(S3_KEYS if bucket.startswith("s3://") else ())}
+    needed = dict.fromkeys(S3_KEYS, bucket) if bucket.startswith("s3://") else {}
+    needed |= tracking.needed(plan.job.tracking)
     found = []
     for name in dict.fromkeys([*(plan.task.get("secrets") or {}), *plan.required_secrets]):
         value = environ.get(name)
@@ -73,5 +75,5 @@ def secrets(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[tuple[s
         elif name in plan.required_secrets:
             raise AuthError(f"--env {name}: it is not set here", f"export {name}=…")
         elif name in needed:
-            raise AuthError(f"{name} is not set, and the job needs it for {bucket}", f"export {name}=…")
+            raise AuthError(f"{name} is not set, and the job needs it for {needed[name]}", f"export {name}=…")
     return found
