@@ -32,6 +32,9 @@ On the machine that runs the job:
 - ``ending``     how a run ends on a machine
 - ``uploads``    carries saved checkpoints to the bucket while training goes on
 - ``publishing`` ... and to the Hugging Face Hub
+- ``tracking``   metrics sent on to Weights & Biases and MLflow, and what that needs; ``trackers``: those services
+- ``tracker``    the process that sends them; ``sidecar``: that process seen from the supervisor
+- ``companions`` the publisher and the trackers of a run, as one thing
 - ``provenance`` what the run is made of: data, versions, place
 - ``vitals``     how its machine is: GPUs, CPU, memory, disk
 - ``recorder``   what the supervisor writes down, and its way to the bucket

@@ -111,18 +111,22 @@ class Whole:
         return sent
 
 
-def read(bucket: Bucket, folder: str) -> bytes:
-    """All parts of a feed joined, attempt after attempt. A feed that does not exist is empty."""
+def read(bucket: Bucket, folder: str, attempt: int | None = None) -> bytes:
+    """All parts of a feed joined, attempt after attempt; or those that node 0 wrote in one. A feed that does not exist
+    is empty."""
     try:
         names = sorted(info.path for info in bucket.list(f"{folder}/"))
     except NotFoundError:
         return b""
+    if attempt is not None:
+        own = re.compile(rf"{attempt:04d}-\d{{5,}}\.")
+        names = [name for name in names if own.match(name.rsplit("/", 1)[-1])]
     return b"".join(bucket.get(name) for name in names)
 
 
-def read_lines(bucket: Bucket, folder: str) -> Iterator[dict[str, Any]]:
-    """The records of a JSON-lines feed. A line that was cut off by a kill is skipped."""
-    yield from _records(read(bucket, folder).splitlines())
+def read_lines(bucket: Bucket, folder: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a JSON-lines feed, as :func:`read` has it. A line that was cut off by a kill is skipped."""
+    yield from _records(read(bucket, folder, attempt).splitlines())
 
 
 class Follower:

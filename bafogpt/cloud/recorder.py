@@ -61,11 +61,11 @@ class Recorder:
                 Feed(bucket, "logs", each, _log_file(handoff, each), "log", node),
                 Feed(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
                 Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
-                Feed(bucket, vitals.FEED, each, _vitals_file(handoff, each), "jsonl", node),
+                Feed(bucket, vitals.FEED, each, vitals_file(handoff, each), "jsonl", node),
             )
         ]
         self._vitals = vitals.Vitals(
-            _vitals_file(handoff, attempt), attempt=attempt, step=lambda: self.record.step, every_s=vitals_every_s
+            vitals_file(handoff, attempt), attempt=attempt, step=lambda: self.record.step, every_s=vitals_every_s
         )
         self._profile = Whole(bucket, "profile", handoff.profile)
         self._every_s = every_s
@@ -156,7 +156,8 @@ def _log_file(handoff: Handoff, attempt: int) -> Path:
     return handoff.folder / f"log-{attempt:04d}.txt"
 
 
-def _vitals_file(handoff: Handoff, attempt: int) -> Path:
+def vitals_file(handoff: Handoff, attempt: int) -> Path:
+    """The vitals of one attempt, see :mod:`bafogpt.cloud.vitals`."""
     return handoff.folder / f"vitals-{attempt:04d}.jsonl"
 
 

@@ -23,17 +23,16 @@ from bafogpt.cloud import budget as budgets
 from bafogpt.cloud import follower, report
 from bafogpt.cloud.budget import Budget, Limits
 from bafogpt.cloud.claim import Place, claim
+from bafogpt.cloud.companions import Companions
 from bafogpt.cloud.crew import ALONE, Crew, Nodes, Parts
 from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.lead import Lead
-from bafogpt.cloud.publishing import DRAIN_S, Publisher
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.runs import RunStore, State
 from bafogpt.cloud.trainers import WORKER, Layout, Trainers, describe_exit, gpu_count
 from bafogpt.cloud.uploads import Uploader
 from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
-from bafogpt.core import settings
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order, Result, checkpoint_step
@@ -133,10 +132,7 @@ class _Supervisor:
             ship=recorder.ship,
             parts=Parts(run),
         )
-        self._publisher: Publisher | None = None
-        if config.publish_to:
-            folder = bucket.child(f"runs/{self._name}/checkpoints")
-            self._publisher = Publisher(folder, config.publish_to, settings.load(), recorder.event)
+        self._companions = Companions(job, bucket, handoff, recorder)
         self._lead: Lead | None = None
         if nodes.count > 1:
             self._lead = Lead(
@@ -156,9 +152,9 @@ class _Supervisor:
         say, event = self._recorder.say, self._recorder.event
         self._recorder.start()
         self._uploader.start()
-        for each in (self._publisher, self._lead):
-            if each:
-                each.start()
+        self._companions.start()
+        if self._lead:
+            self._lead.start()
         event("run_started", host=platform.node(), processes=self._processes(), nodes=self._nodes.count)
         each_of = f"on each of {self._nodes.count} nodes, " if self._lead else ""
         what = f"{self._processes()} process(es) {each_of}on {self._device()}"
@@ -168,7 +164,7 @@ class _Supervisor:
         except BafoError as error:
             ending = Ending("failed", error.message, error.hint, error.exit_code)
         ending = self._drain(ending)
-        self._finish_publishing(ending)
+        self._companions.finish(ending.state, self._budget.left_s())
         event("run_ended", state=ending.state, message=ending.message)
         say(f"{self._name}: {ending.state}" + (f": {ending.message}" if ending.message else ""))
         self._recorder.close()
@@ -183,21 +179,12 @@ class _Supervisor:
         return ending
 
     def _record_upload(self, kind: str, **values: Any) -> None:
-        """An event of the uploads; what is committed may be published."""
+        """An event of the uploads; what is committed, others may want to know."""
         self._recorder.event(kind, **values)
         if kind == "checkpoint_committed":
-            if self._publisher:
-                self._publisher.offer(values["step"])
+            self._companions.committed(values["step"])
             if self._lead:
                 self._lead.committed(values["step"])
-
-    def _finish_publishing(self, ending: Ending) -> None:
-        """Wait for the last publication: long after success, no longer than the grace period otherwise."""
-        if self._publisher:
-            self._recorder.say(f"publishing on {self._config.publish_to}")
-            patience = min(DRAIN_S, max(self._config.grace_s, self._budget.left_s()))
-            if not self._publisher.close(patience if ending.state == "succeeded" else self._config.grace_s):
-                self._recorder.say("the last publication did not end in time")
 
     def _train(self) -> Ending:
         """Start trainers and start them again, until there is an ending."""

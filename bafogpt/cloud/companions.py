@@ -1,0 +1,76 @@
+"""What goes along with a run, for people: its checkpoints on the Hub, its metrics at tracking services.
+
+A run neither waits for these while it trains nor ends by them.
+"""
+
+from __future__ import annotations
+
+import time
+
+from bafogpt.cloud.job import Job
+from bafogpt.cloud.publishing import DRAIN_S, Publisher
+from bafogpt.cloud.recorder import Recorder
+from bafogpt.cloud.runs import State
+from bafogpt.cloud.sidecar import Sidecar
+from bafogpt.cloud.tracking import Tracked, identity
+from bafogpt.core import schema, settings
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train.handoff import Handoff
+
+
+class Companions:
+    """The publisher and the trackers of one attempt, as far as the job asks for them."""
+
+    def __init__(self, job: Job, bucket: Bucket, handoff: Handoff, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._config = job.supervisor
+        self._drain_s = job.tracking.drain_s
+        record = recorder.record
+        self._publisher: Publisher | None = None
+        if job.supervisor.publish_to:
+            folder = bucket.child(f"runs/{record.name}/checkpoints")
+            self._publisher = Publisher(folder, job.supervisor.publish_to, settings.load(), recorder.event)
+        self._sidecars = [
+            Sidecar(
+                Tracked(
+                    service=service,
+                    config=job.tracking,
+                    name=record.name,
+                    id=identity(record.name, record.created),
+                    attempt=recorder.attempt,
+                    bucket=bucket.url,
+                    job=schema.to_dict(job),
+                ),
+                handoff.folder,
+                recorder.say,
+                recorder.event,
+            )
+            for service in job.tracking.services
+        ]
+
+    def start(self) -> None:
+        if self._publisher:
+            self._publisher.start()
+        for sidecar in self._sidecars:
+            sidecar.start()
+
+    def committed(self, step: int) -> None:
+        """A checkpoint is in the bucket, and may be published."""
+        if self._publisher:
+            self._publisher.offer(step)
+
+    def finish(self, state: State, left_s: float) -> None:
+        """Wait for the last publication, long after success (``left_s`` of the run's limits allowing), no longer than
+        the grace period otherwise; and for the last metrics to be sent on, which never takes long."""
+        for sidecar in self._sidecars:
+            sidecar.tell(state)
+        deadline = time.monotonic() + self._drain_s
+        if self._publisher:
+            self._recorder.say(f"publishing on {self._config.publish_to}")
+            patience = min(DRAIN_S, max(self._config.grace_s, left_s))
+            if not self._publisher.close(patience if state == "succeeded" else self._config.grace_s):
+                self._recorder.say("the last publication did not end in time")
+        for sidecar in self._sidecars:
+            if not sidecar.close(max(0.0, deadline - time.monotonic())):
+                self._recorder.event("tracking_unfinished", service=sidecar.service)
+                self._recorder.say(f"[{sidecar.service}] not everything was sent within {self._drain_s:g} s")

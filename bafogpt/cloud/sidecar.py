@@ -1,0 +1,141 @@
+"""A tracker process beside the run, seen from the supervisor: started, listened to, started again, ended in time.
+
+Nothing here waits for the tracker but :meth:`Sidecar.close`, and that for a set time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from bafogpt.cloud.runs import State
+from bafogpt.cloud.tracker import EXIT_UNSENT
+from bafogpt.cloud.tracking import Tracked, redact
+from bafogpt.core import process
+
+COMMAND = (sys.executable, "-m", "bafogpt.cloud.tracker")
+MARK = "BAFOGPT_TRACKER"
+"""Set in a tracker's environment, and so in that of whatever its service's package starts."""
+PAUSES_S = (1.0, 5.0, 30.0, 120.0, 600.0)
+"""From a tracker's death until it is started again; the last one for every further death."""
+
+
+class Sidecar:
+    """One tracker and its successors. ``say`` gets its output line by line, ``event`` its deaths."""
+
+    def __init__(self, run: Tracked, folder: Path, say: Callable[[str], None], event: Callable[..., None]) -> None:
+        self._run = run
+        self._folder = folder
+        self._say = say
+        self._event = event
+        self._mark = f"{run.service}/{run.id}"
+        self._state: State | None = None
+        self._told = threading.Event()
+        self._given_up = False
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._keep, name=f"tracking {run.service}", daemon=True)
+
+    @property
+    def service(self) -> str:
+        return self._run.service
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tell(self, state: State) -> None:
+        """The run has ended: the tracker sends what is left, and goes."""
+        with self._lock:
+            self._state = state
+            if self._process is not None:
+                _write(self._process.stdin, state)
+        self._told.set()
+
+    def close(self, timeout_s: float) -> bool:
+        """After :meth:`tell`: wait ``timeout_s`` seconds at most, then kill it. Whether it went by itself."""
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        with self._lock:
+            self._given_up = True
+            if self._process is not None:
+                self._process.kill()
+        self._thread.join(timeout=2)
+        return False
+
+    def _keep(self) -> None:
+        deaths = 0
+        while True:
+            last = self._told.is_set()
+            try:
+                code = self._live()
+            except OSError as error:  # this machine has no room for another process
+                self._say(f"[{self.service}] {error}")
+                code = 1
+            if code in (0, EXIT_UNSENT) or last or self._given_up:
+                return
+            pause = PAUSES_S[min(deaths, len(PAUSES_S) - 1)]
+            deaths += 1
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            self._event("tracker_died", service=self.service, exit_code=code)
+            self._say(f"[{self.service}] the tracker {how}; the run goes on")
+            self._told.wait(pause)
+
+    def _live(self) -> int:
+        """One tracker, from its start to its end."""
+        self._end_leftovers()  # of a supervisor that was killed
+        with self._lock:
+            if self._given_up:
+                return EXIT_UNSENT
+            tracker = self._process = subprocess.Popen(
+                [*COMMAND, str(self._folder)],
+                env={**os.environ, MARK: self._mark, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                preexec_fn=process.die_with_parent(),
+            )
+            _write(tracker.stdin, json.dumps(asdict(self._run)))
+            if self._state is not None:
+                _write(tracker.stdin, self._state)
+        reader = threading.Thread(target=self._read, args=(tracker.stdout,), daemon=True)
+        reader.start()
+        code = tracker.wait()
+        self._end_leftovers()
+        reader.join(timeout=2)
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._process = None
+            assert tracker.stdin
+            tracker.stdin.close()
+        return code
+
+    def _read(self, output: IO[str]) -> None:
+        for line in output:
+            self._say(f"[{self.service}] {redact(line.rstrip())}")
+
+    def _end_leftovers(self) -> None:
+        """Kill what a dead tracker left behind: two that send the same run's steps would send some twice."""
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if each.uids().real == os.getuid() and each.environ().get(MARK) == self._mark:
+                    each.kill()
+
+
+def _write(words: IO[str] | None, line: str) -> None:
+    """A line to a tracker, which may be dead by now."""
+    assert words
+    with contextlib.suppress(BrokenPipeError):
+        words.write(line + "\n")
+        words.flush()

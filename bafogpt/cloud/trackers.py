@@ -1,0 +1,199 @@
+"""Weights & Biases and MLflow behind one small interface; each package is imported when its service is spoken to.
+
+Both are given whole steps, upwards. What a service has already, from an earlier process or another machine, it says
+itself, so that no step is there twice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from bafogpt.cloud.compare import flatten
+from bafogpt.cloud.runs import State
+from bafogpt.cloud.tracking import Service, Tracked
+from bafogpt.core.errors import BafoError
+
+if TYPE_CHECKING:
+    import wandb
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RUN_TAG = "bafogpt.run"
+"""The tag by which a run of MLflow is found again."""
+BATCH_METRICS = 1000
+BATCH_PARAMS = 100
+PARAM_LENGTH = 6000
+"""What MLflow's servers take at most: of each in one request, and characters of a parameter's value."""
+HTTP_TIMEOUT_S = 20
+
+
+@dataclass
+class Row:
+    """The numbers of one step, by tag; ``time`` is in seconds since the epoch."""
+
+    step: int
+    time: float
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a service has of a run: all up to a step, and more of some tags."""
+
+    upto: int = -1
+    tags: Mapping[str, int] = field(default_factory=dict)
+
+    def lacks(self, row: Row) -> Row:
+        """What the service does not have of a row."""
+        missing = {t: v for t, v in row.values.items() if row.step > max(self.upto, self.tags.get(t, -1))}
+        return Row(row.step, row.time, missing)
+
+
+class Tracker(Protocol):
+    """One run at one service. Whatever the service's package raises comes through."""
+
+    def begin(self) -> Held:
+        """Find the run there, or make it; and again after anything went wrong."""
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Give it rows that it lacks, in the order of their steps."""
+
+    def end(self, state: State) -> Path | None:
+        """Say how the run ended. Returns a file that belongs into the run's bucket, if there is one."""
+
+
+class Wandb:
+    """A run of Weights & Biases with the run's own id: an attempt after the first resumes it.
+
+    It takes no step below the last one that it has, which is how a service of this kind has each step once. Offline
+    there is nobody to ask what is there, so each process writes the whole run anew.
+    """
+
+    def __init__(self, run: Tracked, folder: Path) -> None:
+        assert run.config.wandb
+        self._tracked, self._config, self._folder = run, run.config.wandb, folder
+        self._run: wandb.Run | None = None
+        self._held = -1
+
+    def begin(self) -> Held:
+        if self._run is None:
+            shutil.rmtree(self._folder / "wandb", ignore_errors=True)  # an earlier process's: it was sent, or is stale
+            self._run = self._init()
+            self._held = self._run.step - 1
+        return Held(upto=self._held)
+
+    def _init(self) -> wandb.Run:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        online = self._config.mode == "online"
+        return wandb.init(
+            project=self._config.project,
+            entity=self._config.entity,
+            id=self._tracked.id,
+            name=self._tracked.name,
+            resume="allow" if online else None,
+            mode=self._config.mode,
+            dir=str(self._folder),
+            config=self._tracked.job,
+            allow_val_change=True,
+            settings=wandb.Settings(
+                # metrics only: no output, no code, nothing about this machine
+                console="off",
+                save_code=False,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+                x_save_requirements=False,
+                # and no pictures of curves in the run's log
+                max_end_of_run_history_metrics=0,
+                max_end_of_run_summary_metrics=0,
+            ),
+        )
+
+    def send(self, rows: Sequence[Row]) -> None:
+        assert self._run
+        for row in rows:
+            self._run.log({**row.values, "_timestamp": row.time}, step=row.step)
+            self._held = row.step
+
+    def end(self, state: State) -> Path | None:
+        assert self._run
+        import wandb
+
+        self._run.finish(exit_code=0 if state == "succeeded" else 1)
+        wandb.teardown()  # until its helper has gone, the end of the file may not be written
+        written = list(self._folder.glob(f"wandb/offline-run-*/run-{self._tracked.id}.wandb"))
+        return written[0] if written else None
+
+
+class Mlflow:
+    """A run of MLflow, found by its tag. The store says of each metric which step it has last."""
+
+    STATUS: Mapping[State, str] = {"succeeded": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+    def __init__(self, run: Tracked, folder: Path) -> None:
+        assert run.config.mlflow
+        self._tracked, self._config = run, run.config.mlflow
+        self._client: MlflowClient | None = None
+        self._id = ""
+
+    def begin(self) -> Held:
+        client = self._client = self._client or self._connect()
+        run = self._find(client)
+        self._id = run.info.run_id
+        if run.info.status != "RUNNING":
+            client.update_run(self._id, status="RUNNING")
+        self._describe(client, run)
+        return Held(tags={metric.key: metric.step for metric in run.data.to_proto().metrics})
+
+    def _connect(self) -> MlflowClient:
+        if not (self._config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+            raise BafoError("MLFLOW_TRACKING_URI is not set", "--set tracking.mlflow.uri=https://…")
+        # What was sent may have arrived although no answer came: so it is not the package that tries again, but we,
+        # after a look at what is there.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder was asked for by name
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self._config.uri)
+
+    def _find(self, client: MlflowClient) -> Run:
+        experiment = client.get_experiment_by_name(self._config.experiment)
+        number = experiment.experiment_id if experiment else client.create_experiment(self._config.experiment)
+        found = client.search_runs([number], f"tags.`{RUN_TAG}` = '{self._tracked.id}'", max_results=1)
+        tags = {RUN_TAG: self._tracked.id}
+        return found[0] if found else client.create_run(number, run_name=self._tracked.name, tags=tags)
+
+    def _describe(self, client: MlflowClient, run: Run) -> None:
+        """The job as parameters. They cannot be changed: of a job that was changed, the first ones stay."""
+        from mlflow.entities import Param
+
+        values = {key: str(value)[:PARAM_LENGTH] for key, value in flatten(self._tracked.job).items()}
+        new = [Param(key, value) for key, value in values.items() if key not in run.data.params]
+        for start in range(0, len(new), BATCH_PARAMS):
+            client.log_batch(self._id, params=new[start : start + BATCH_PARAMS], synchronous=True)
+
+    def send(self, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
+
+        assert self._client
+        metrics = [Metric(tag, v, int(row.time * 1000), row.step) for row in rows for tag, v in row.values.items()]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._client.log_batch(self._id, metrics=metrics[start : start + BATCH_METRICS], synchronous=True)
+
+    def end(self, state: State) -> Path | None:
+        assert self._client
+        self._client.set_terminated(self._id, self.STATUS[state])
+        return None
+
+
+TRACKERS: dict[Service, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}

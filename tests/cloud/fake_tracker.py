@@ -1,0 +1,40 @@
+"""The real tracker around a service that a test wants: FAKE_TRACKER is ``hang``, ``crash`` or ``missing``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from bafogpt.cloud import tracker
+from bafogpt.cloud.runs import State
+from bafogpt.cloud.trackers import TRACKERS, Held, Row
+from bafogpt.cloud.tracking import Tracked
+
+
+class Odd:
+    """A service whose package does what no package should."""
+
+    def __init__(self, run: Tracked, folder: Path) -> None:
+        self._behaviour = os.environ["FAKE_TRACKER"]
+
+    def begin(self) -> Held:
+        if self._behaviour == "missing":
+            raise ModuleNotFoundError(name="mlflow")
+        return Held()
+
+    def send(self, rows: Sequence[Row]) -> None:
+        print(f"planted: {os.environ.get('MLFLOW_TRACKING_PASSWORD')}", flush=True)
+        if self._behaviour == "crash":
+            os._exit(9)
+        threading.Event().wait()
+
+    def end(self, state: State) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    TRACKERS["mlflow"] = Odd  # type: ignore[assignment]
+    sys.exit(tracker.main(Path(sys.argv[1]), sys.stdin))
