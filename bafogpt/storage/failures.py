@@ -117,7 +117,8 @@ def _meaning(error: Exception, bucket: str, where: str) -> BafoError:
     status = int(match.group(1)) if (match := _STATUS.search(text)) else 0
     if code == "NoSuchBucket":
         name = bucket.removeprefix("s3://").partition("/")[0]
-        return NotFoundError(f"there is no bucket '{name}' at this endpoint", "bafogpt config show")
+        hint = "bafogpt config show; where this machine keeps the bucket, bafogpt data prepare makes it"
+        return NotFoundError(f"there is no bucket '{name}' at this endpoint", hint)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{where} does not exist", f"bafogpt storage ls {bucket}")
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
