@@ -7,7 +7,7 @@ The floors, from the top; a lower floor never imports an upper one (``tests/test
 ``cloud``   a job becomes a plan, an engine runs it somewhere, the supervisor keeps it alive,
             the run's records stay in the bucket.
 ``train``   the model, the loop, the state that makes a resumed run equal to one never stopped.
-``data``    text in, token shards out, in curriculum order.
+``data``    text in, token shards out, in curriculum order or shuffled.
 ``storage`` buckets, the embedded S3 server, the token stream, checkpoints with the manifest last.
 ``core``    errors, strict configuration, settings, files: what every floor needs.
 ========== =====================================================================================

@@ -47,6 +47,19 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the 
 DatasetArgument = Annotated[str, typer.Argument(metavar="URL", help="A dataset: a URL, or a path in the bucket.")]
 
 
+class Order(StrEnum):
+    """How training meets the documents."""
+
+    CURRICULUM = "curriculum"
+    SHUFFLED = "shuffled"
+
+
+OrderOption = Annotated[
+    Order, typer.Option("--order", help="How training meets the documents: stage after stage, or shuffled by --seed.")
+]
+ShuffleSeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of the shuffled order.")]
+
+
 class Learn(StrEnum):
     """What a model learns of a conversation."""
 
@@ -94,15 +107,17 @@ def prepare_command(
     out: OutOption,
     stage: StageOption = None,
     replay_share: ReplayOption = 0.05,
+    order: OrderOption = Order.CURRICULUM,
+    seed: ShuffleSeedOption = 1,
     validation: ValidationOption = 0.02,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Tokenise text into a dataset, in curriculum order.
+    """Tokenise text into a dataset, in curriculum order or shuffled.
 
-    The order is dictionary, translation, transcription, document, news, poem, web, wikipedia; nothing is shuffled.
-    English text (stage replay) is mixed in evenly. A dataset appears whole: its manifest is written last.
+    The curriculum is dictionary, translation, transcription, document, news, poem, web, wikipedia. English text (stage
+    replay) is mixed in evenly. A dataset appears whole: its manifest is written last.
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data import tokenizer as tokenizers
@@ -110,7 +125,14 @@ def prepare_command(
 
     sink = Output.of(json=json, quiet=quiet)
     settings = configuration.load()
-    options = PrepareOptions(stage=stage, replay_share=replay_share, validation=validation, overwrite=overwrite)
+    options = PrepareOptions(
+        stage=stage,
+        replay_share=replay_share,
+        order=order.value,
+        seed=seed,
+        validation=validation,
+        overwrite=overwrite,
+    )
     chosen = tokenizers.load(tokenizer)
     bucket = _ready(out, settings)
     with sink.progress("reading", None, unit="documents") as advance:

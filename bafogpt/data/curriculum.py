@@ -1,9 +1,9 @@
-"""The order in which a model meets its text; nothing here is random.
+"""The order in which a model meets its text; what is shuffled is shuffled by a seed and the text itself.
 
 Stages come one after another, from single words to whole articles, and within a stage documents keep the order of
-their files and lines. English **replay** is mixed in evenly against forgetting (Ibrahim et al. 2024,
-arXiv:2403.08763). What is held out for validation is decided by a document's own text, so it does not
-change when files are moved, renamed or added.
+their files and lines; or, where that is wanted, all documents are shuffled (``docs/experiments/001-curriculum.md``).
+English **replay** is mixed in evenly against forgetting (Ibrahim et al. 2024, arXiv:2403.08763). What is held out for
+validation is decided by a document's own text, so it does not change when files are moved, renamed or added.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ STAGES = ("dictionary", "translation", "transcription", "document", "news", "poe
 REPLAY = "replay"
 """The stage name of English text; it is mixed into the others."""
 KNOWN = (*STAGES, REPLAY)
+SHUFFLED = "shuffled"
+"""The name of the one stage that shuffled text is trained on in."""
 
 KEY_BYTES = 16
 SMALLEST_HELD_OUT = 20
@@ -44,6 +46,13 @@ def key(text: str) -> bytes:
 def held_out(document: bytes, fraction: float) -> bool:
     """Whether the document with that key belongs to validation, where ``fraction`` of all documents do."""
     return int.from_bytes(document[:8], "big") < fraction * 2.0**64
+
+
+def rank(document: bytes, seed: int) -> int:
+    """Where among 2^64 places the document with that key comes when all are shuffled by ``seed``."""
+    hasher = digest.hasher("blake3")
+    hasher.update(seed.to_bytes(8, "big") + document)
+    return int(hasher.hexdigest()[:16], 16)
 
 
 def order(

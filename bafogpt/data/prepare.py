@@ -1,8 +1,8 @@
 """Sources to a dataset: documents are read and tokenised once, then written in the curriculum's order.
 
 The first pass reads every source in order, tokenises in batches and spills tokens by stage to a local disk; the
-second writes them, validation first, then training with replay mixed in. The manifest is written last, so a
-dataset exists whole or not at all, and equal inputs give equal shards.
+second writes them, validation first, then training with replay mixed in, in the curriculum's order or shuffled. The
+manifest is written last, so a dataset exists whole or not at all, and equal inputs give equal shards.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.core.settings import Settings
@@ -21,7 +22,7 @@ from bafogpt.data import curriculum
 from bafogpt.data import sources as reading
 from bafogpt.data.curriculum import REPLAY, STAGES
 from bafogpt.data.documents import Document
-from bafogpt.data.spill import Spill, Spilled
+from bafogpt.data.spill import Place, Spill, Spilled
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import MANIFEST, Source, TokenizerInfo, TokenManifest
@@ -29,6 +30,10 @@ from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Order = Literal["curriculum", "shuffled"]
+_Planned: TypeAlias = tuple[str, str, int, bool]
+"""A training document: the stage it is met in, the one it is of, where it lies there, whether it is replay."""
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 4 << 20
@@ -42,6 +47,10 @@ class PrepareOptions:
     """Stage of the documents whose record does not name one."""
     replay_share: float = 0.05
     """Share of the training tokens that is English replay, as far as there is any."""
+    order: Order = "curriculum"
+    """How training meets the documents; which they are is the same."""
+    seed: int = 1
+    """Of the shuffled order."""
     validation: float = 0.02
     """Share of each stage's documents that is held out."""
     bos: bool = False
@@ -55,6 +64,8 @@ class PrepareOptions:
             raise UsageError(f"replay share {self.replay_share} is not in [0, 1)", "--replay-share 0.05")
         if not 0 <= self.validation <= 0.5:
             raise UsageError(f"validation share {self.validation} is not in [0, 0.5]", "--validation 0.02")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} is not in [0, 2^63)", "--seed 1")
         if self.stage is not None:
             curriculum.require_stage(self.stage, "--stage")
 
@@ -181,13 +192,13 @@ def _spill(
 
 
 def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: PrepareReport) -> None:
-    """Second pass: validation stage by stage, then training in curriculum order with replay mixed in."""
+    """Second pass: validation stage by stage, then training in its order with replay mixed in."""
     exceptions = spill.exceptions()
-    seen: set[bytes] = set()
 
-    def is_held_out(document: Spilled) -> bool:
+    def is_held_out(document: Place | Spilled) -> bool:
         return document.key in exceptions or curriculum.held_out(document.key, options.validation)
 
+    seen: set[bytes] = set()
     for stage in curriculum.KNOWN:
         for document in filter(is_held_out, spill.read(stage)):
             if document.key in seen:
@@ -198,20 +209,47 @@ def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: P
             writer.add("validation", stage, source, tokens, size=document.bytes, language=document.language)
             report.validation_tokens += document.size
 
-    def train(stage: str) -> Iterator[Spilled]:
-        return (document for document in spill.read(stage) if not is_held_out(document))
+    def train(stage: str) -> Iterator[Place]:
+        return (place for place in spill.places(stage) if not is_held_out(place))
 
     available = {stage: tally.train_tokens for stage, tally in spill.tallies.items()}
     replay_tokens = available.pop(REPLAY, 0)
     ratio = curriculum.replay_ratio(options.replay_share, sum(available.values()), replay_tokens)
-    replayed = written = 0
     stages = ((stage, train(stage)) for stage in STAGES)
-    for stage, document, is_replay in curriculum.order(stages, train(REPLAY), ratio, lambda each: each.size):
-        source = f"{REPLAY}/{document.source}" if is_replay else document.source
-        writer.add("train", stage, source, document.tokens, size=document.bytes, language=document.language)
-        report.train_tokens += document.size
-        replayed += document.size if is_replay else 0
-        written += 1
+    ordered = curriculum.order(stages, train(REPLAY), ratio, lambda each: each.size)
+    plan = _in_order(ordered) if options.order == "curriculum" else _shuffled(ordered, options.seed)
+    _write_training(plan, spill, writer, report)
+
+
+def _in_order(ordered: Iterable[tuple[str, Place, bool]]) -> Iterator[_Planned]:
+    """As the curriculum has it."""
+    return ((stage, place.stage, place.start, is_replay) for stage, place, is_replay in ordered)
+
+
+def _shuffled(ordered: Iterable[tuple[str, Place, bool]], seed: int) -> Iterator[_Planned]:
+    """The same documents by their ranks. 18 bytes of memory each."""
+    import numpy as np
+
+    stages, replays, starts, ranks = bytearray(), bytearray(), array("Q"), array("Q")
+    for _, place, is_replay in ordered:
+        stages.append(curriculum.KNOWN.index(place.stage))
+        replays.append(is_replay)
+        starts.append(place.start)
+        ranks.append(curriculum.rank(place.key, seed))
+    for index in np.argsort(np.frombuffer(ranks, np.uint64), kind="stable"):
+        yield curriculum.SHUFFLED, curriculum.KNOWN[stages[index]], starts[index], bool(replays[index])
+
+
+def _write_training(plan: Iterable[_Planned], spill: Spill, writer: TokenWriter, report: PrepareReport) -> None:
+    replayed = written = 0
+    with spill.reader() as at:
+        for stage, origin, start, is_replay in plan:
+            document = at(origin, start)
+            source = f"{REPLAY}/{document.source}" if is_replay else document.source
+            writer.add("train", stage, source, document.tokens, size=document.bytes, language=document.language)
+            report.train_tokens += document.size
+            replayed += document.size if is_replay else 0
+            written += 1
     report.replay_share = replayed / report.train_tokens if report.train_tokens else 0.0
     if not written:
         raise DataError("every document is held out for validation, none is left to train on", "--validation 0")

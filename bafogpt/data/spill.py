@@ -6,8 +6,9 @@ are spilled instead of text: they are smaller, and then the second pass has noth
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,6 +38,18 @@ class Spilled:
     @property
     def size(self) -> int:
         return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a document lies, and what its place in the stream depends on."""
+
+    stage: str
+    start: int
+    """Bytes from the beginning of its stage's file."""
+    key: bytes
+    size: int
+    """Tokens."""
 
 
 @dataclass
@@ -87,17 +100,47 @@ class Spill:
 
     def read(self, stage: str) -> Iterator[Spilled]:
         """The documents of a stage in the order they were added; none for a stage that has none."""
-        import numpy as np
+        with self.reader() as at:
+            for place in self.places(stage):
+                yield at(place.stage, place.start)
 
+    def places(self, stage: str) -> Iterator[Place]:
+        """Where its documents lie, in that order."""
         if stage not in self.tallies:
             return
-        names, languages = list(self._numbers), list(self._languages)
-        width = np.dtype(self.dtype).itemsize
-        with (self.folder / f"{stage}.spill").open("rb", buffering=BUFFER_BYTES) as file:
+        width = self._width()
+        with (self.folder / f"{stage}.spill").open("rb") as file:
             while header := file.read(HEADER.size):
-                key, number, language, size, count = HEADER.unpack(header)
+                key, _, _, _, count = HEADER.unpack(header)
+                yield Place(stage, file.tell() - HEADER.size, key, count)
+                file.seek(count * width, 1)
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[Callable[[str, int], Spilled]]:
+        """A function that reads the document at a stage's ``start``; quickest where one follows on the other."""
+        import numpy as np
+
+        names, languages, width = list(self._numbers), list(self._languages), self._width()
+        with contextlib.ExitStack() as stack:
+            opened = {
+                stage: stack.enter_context((self.folder / f"{stage}.spill").open("rb", buffering=BUFFER_BYTES))
+                for stage in self.tallies
+            }
+
+            def at(stage: str, start: int) -> Spilled:
+                file = opened[stage]
+                file.seek(start)
+                key, number, language, size, count = HEADER.unpack(file.read(HEADER.size))
                 tokens = np.frombuffer(file.read(count * width), dtype=self.dtype)
-                yield Spilled(key, names[number], tokens, size, languages[language])
+                return Spilled(key, names[number], tokens, size, languages[language])
+
+            yield at
+
+    def _width(self) -> int:
+        """Bytes of a token."""
+        import numpy as np
+
+        return np.dtype(self.dtype).itemsize
 
     def exceptions(self) -> frozenset[bytes]:
         """Keys held out although the fraction does not pick them: one for each large stage that would have none."""

@@ -127,6 +127,34 @@ def test_replay_has_the_share_that_was_asked_for_in_every_stage(corpus: Any, loc
         assert stage.sources["replay/from replay"] / stage.tokens == pytest.approx(share, rel=0.1)
 
 
+def test_shuffled_are_the_documents_of_the_curriculum_in_an_order_of_their_own(corpus: Any, local: Bucket) -> None:
+    for stage in ("news", "web", "replay"):
+        corpus(f"{stage}.jsonl", *numbered(stage, 60))
+    path = corpus("more.jsonl", *numbered("poem", 60))
+    made = {
+        name: manifest_of(run(path.parent, local.child(name), replay_share=0.1, **options))
+        for name, options in {
+            "plain": {},
+            "one": {"order": "shuffled"},
+            "again": {"order": "shuffled", "seed": 1},
+            "two": {"order": "shuffled", "seed": 2},
+        }.items()
+    }
+    train = {name: documents(local.child(name), manifest, "train") for name, manifest in made.items()}
+    assert len({tuple(sorted(texts)) for texts in train.values()}) == 1
+    assert train["one"] == train["again"]
+    assert len({tuple(train[name]) for name in ("plain", "one", "two")}) == 3
+    (stage,) = made["one"].splits["train"].stages
+    assert (stage.name, stage.documents) == ("shuffled", len(train["one"]))
+    replayed = [each.sources.get("replay/from replay", 0) for each in made["plain"].splits["train"].stages]
+    assert stage.sources["replay/from replay"] == sum(replayed) > 0
+    assert made["one"].splits["validation"] == made["plain"].splits["validation"]
+    # mixed through and through: no quarter of the stream is without a stage's documents
+    quarter = len(train["one"]) // 4
+    for start in range(0, 4 * quarter, quarter):
+        assert {text.split()[0] for text in train["one"][start : start + quarter]} >= {"news", "poem", "web"}
+
+
 def test_too_little_replay_reaches_the_last_stage(corpus: Any, local: Bucket) -> None:
     records = [*numbered("news", 200), *numbered("web", 200), *numbered("replay", 10)]
     report = run(corpus("a.jsonl", *records), local, replay_share=0.5, validation=0)
@@ -199,7 +227,7 @@ def test_a_corpus_that_is_all_held_out_is_refused(corpus: Any, local: Bucket) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{"replay_share": 1.0}, {"replay_share": -0.1}, {"validation": 0.6}, {"validation": float("nan")}],
+    [{"replay_share": 1.0}, {"replay_share": -0.1}, {"validation": 0.6}, {"validation": float("nan")}, {"seed": -1}],
 )
 def test_shares_that_are_none_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="share"):
