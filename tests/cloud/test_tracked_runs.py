@@ -121,7 +121,7 @@ def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(
     first = supervisor(job, bucket, tmp_path / "work")
     metrics = tmp_path / "work" / "metrics-0001.jsonl"
     said = (tmp_path / "work.txt").read_text
-    assert process.wait_until(lambda: bool(list(store.glob("[0-9]*/*/metrics/train/loss"))), 60), said()
+    assert process.wait_until(lambda: bool(list(store.glob("[0-9]*/*/metrics/train/loss"))), 180), said()
     assert process.wait_until(lambda: len(metrics.read_text().splitlines()) % 5 == 3, 60)  # three after a checkpoint
     below = [each for each in trackers() if each.pid != first.pid]
     first.kill()
@@ -132,7 +132,7 @@ def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(
 
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.02")
     second = supervisor(job, bucket, tmp_path / "work")
-    assert second.wait(60) == 0, said()
+    assert second.wait(180) == 0, said()
     record = RunStore(bucket).load("run")
     (restored,) = [each for each in RunStore(bucket).events("run") if each["event"] == "checkpoint_restored"]
     lines = [line for line in RunStore(bucket).metrics("run") if "loss" in line]
@@ -165,7 +165,7 @@ def test_a_tracker_that_is_killed_is_started_again_and_no_step_is_missing_or_twi
     def read(self: Any, output: Any) -> None:
         """Kills the first tracker when it has sent something."""
         if not killed:
-            process.wait_until(lambda: bool(list(store.glob("[0-9]*/*/metrics/train/loss"))), 30)
+            process.wait_until(lambda: bool(list(store.glob("[0-9]*/*/metrics/train/loss"))), 120)
             killed.append(self._process.pid)
             self._process.kill()
         real(self, output)
@@ -199,7 +199,7 @@ def test_a_tracker_that_hangs_or_crashes_takes_nothing_from_the_run(
     assert supervise(job) == Ending("succeeded")
     store = RunStore(bucket)
     times = {each["event"]: float(each["time"]) for each in store.events("run")}
-    assert times["run_ended"] - times["checkpoint_committed"] < 5  # drain_s, and what a slow machine takes
+    assert times["run_ended"] - times["checkpoint_committed"] < 15  # drain_s, and what a slow machine takes
     assert [line["step"] for line in store.metrics("run")] == list(range(1, 21))
     assert words in store.logs("run")
     assert PASSWORD not in store.logs("run")
