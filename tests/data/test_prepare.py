@@ -227,11 +227,16 @@ def test_a_corpus_that_is_all_held_out_is_refused(corpus: Any, local: Bucket) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{"replay_share": 1.0}, {"replay_share": -0.1}, {"validation": 0.6}, {"validation": float("nan")}, {"seed": -1}],
+    [{"replay_share": 1.0}, {"replay_share": -0.1}, {"validation": 0.6}, {"validation": float("nan")}],
 )
 def test_shares_that_are_none_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="share"):
         PrepareOptions(**options)
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(UsageError, match="seed -1"):
+        PrepareOptions(seed=-1)
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_read() -> None:
