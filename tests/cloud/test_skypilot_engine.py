@@ -90,6 +90,18 @@ def test_a_launch_asks_for_its_own_end_and_sees_that_it_was_heard(engine: SkyPil
     assert "queue" not in sky.calls and "queue_v2" not in sky.calls  # seconds each, and nothing to be learned
 
 
+def test_a_launch_leaves_skypilots_files_to_nobody_else(
+    engine: SkyPilotEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / ".sky").mkdir(mode=0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    engine.launch(plan(), resume=False)
+
+    assert (tmp_path / ".sky").stat().st_mode & 0o777 == 0o700
+    tasks.keep_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
+
+
 def test_an_autodown_that_skypilot_lost_is_set_again(engine: SkyPilotEngine, sky: FakeSky):
     sky.lose_autodown = 2
 

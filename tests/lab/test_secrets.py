@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import pods
-from tests.lab.place import VENV, outer_environment
+from tests.lab.place import outer_environment
 from tests.lab.rented import LONG, Rented
 
 pytestmark = pytest.mark.slow
@@ -104,6 +104,7 @@ def test_secrets_are_where_the_job_needs_them_and_nowhere_else(
     rented: Rented, name: str, planted: dict[str, str]
 ) -> None:
     home = Path(rented.environment["HOME"])
+    of_managed_jobs = {f"{home}/.sky/spot_jobs.db{end}" for end in ("", "-wal")}  # of other tests, with the same keys
     dry = rented.command(*rented.words(name, "--dry-run"))
     assert not [key for key, value in planted.items() if value in dry.stdout + dry.stderr]
 
@@ -144,5 +145,6 @@ def test_secrets_are_where_the_job_needs_them_and_nowhere_else(
     assert not report["another user in the pod"]
     assert not others - own
     assert not {key for key, value in planted.items() if value in environment}
-    assert not {hit for hit in files | after if hit[0] != "RUNPOD_API_KEY"}
-    assert VENV
+    left = {hit for hit in files | after if hit[0] != "RUNPOD_API_KEY"}
+    assert not {hit for hit in left if hit[1] not in of_managed_jobs or hit[0] == "HF_TOKEN"}
+    assert home.joinpath(".sky").stat().st_mode & 0o777 == 0o700

@@ -69,6 +69,7 @@ class SkyPilotEngine:
         """
         tasks.check_reachable(self._settings)
         secrets = tasks.secrets(plan)
+        tasks.keep_private()
         self._refuse_taken(plan.name, resume)
         idle = tasks.idle_minutes(plan.task)
         self._notes.write(plan.name, infra=plan.infra, managed=plan.managed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import AuthError, ConfigError
 from bafogpt.core.settings import EMBEDDED, Settings
 
+SKYPILOT = Path("~/.sky")
 IDLE_MINUTES = 5
 """When a task says nothing about its end."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -30,6 +32,16 @@ def check_reachable(settings: Settings) -> None:
         raise ConfigError(
             "the bucket is this machine's own S3 server; a rented one cannot see it", "--bucket s3://NAME"
         )
+
+
+def keep_private(folder: Path = SKYPILOT) -> None:
+    """Let nobody else on this machine read SkyPilot's files.
+
+    Its database of managed jobs holds their secrets, because it rents another machine for them while nobody is there.
+    """
+    with contextlib.suppress(OSError):  # a folder that is somebody else's is theirs to guard
+        folder.expanduser().mkdir(mode=0o700, exist_ok=True)
+        folder.expanduser().chmod(0o700)
 
 
 def rented(plan: Plan, workdir: Path) -> dict[str, Any]:
