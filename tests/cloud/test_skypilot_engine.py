@@ -173,7 +173,7 @@ def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Pa
         words = [sys.executable, "-c", script, str(tmp_path / "log"), how]
         subprocess.run(words, env=environment, timeout=60, check=how == "end")
     deadline = time.monotonic() + 60
-    while not settled.exists() and time.monotonic() < deadline:
+    while not (settled.exists() and settled.read_text()) and time.monotonic() < deadline:  # opened, then written
         time.sleep(0.05)
     assert settled.read_text() == "('r1', 7)", (tmp_path / "log").read_text()
 
