@@ -116,6 +116,7 @@ def start() -> None:
     (PODS.home / ".runpod/config.toml").write_text(f'[default]\napi_key = "{KEY}"\n')
     start_cloud()
     skyhome.start_api_server(PODS, environment())
+    skyhome.enable(PODS, environment(), "runpod")
     PODS.ready.touch()
 
 

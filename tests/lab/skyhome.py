@@ -106,6 +106,29 @@ def start_api_server(place: Place, environment: Mapping[str, str]) -> None:
         raise LabError(f"SkyPilot's API server did not start: {said.strip()[-800:]}")
 
 
+def enable(place: Place, environment: Mapping[str, str], cloud: str, patience_s: float = 240) -> None:
+    """Check the cloud until SkyPilot takes it for usable, which it remembers.
+
+    Its own first check, in the middle of a launch, is made once, and on a busy machine it gives up too soon.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        done = subprocess.run(
+            [str(VENV / "bin/sky"), "check", cloud],
+            env=outer_environment() | dict(environment) | {"NO_COLOR": "1"},
+            cwd=place.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0 and "enabled" in done.stdout and "No cloud" not in done.stdout:
+            return
+        if time.monotonic() > deadline:
+            raise LabError(f"SkyPilot does not enable {cloud}: {(done.stdout + done.stderr).strip()[-800:]}")
+        time.sleep(1)
+
+
 def _answers_health(place: Place, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:

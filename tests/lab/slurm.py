@@ -171,6 +171,7 @@ def start() -> None:
     skyhome.start_api_server(SLURM, environment())
     everywhere = ["srun", "--chdir=/", f"--nodes={len(NODES)}", "--immediate=5", "hostname"]
     _wait("the nodes run nothing", lambda: sorted(_answer(everywhere).split()) == sorted(NODES), 30)
+    skyhome.enable(SLURM, environment(), "slurm")
     SLURM.ready.touch()
 
 
