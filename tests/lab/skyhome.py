@@ -122,7 +122,7 @@ def enable(place: Place, environment: Mapping[str, str], cloud: str, patience_s:
             text=True,
             check=False,
         )
-        if done.returncode == 0 and "enabled" in done.stdout and "No cloud" not in done.stdout:
+        if done.returncode == 0 and "Enabled infra" in done.stdout:
             return
         if time.monotonic() > deadline:
             raise LabError(f"SkyPilot does not enable {cloud}: {(done.stdout + done.stderr).strip()[-800:]}")
