@@ -38,7 +38,13 @@ def missing(packages: Sequence[str]) -> list[str]:
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install what is missing, without starting any service that comes with it."""
+    """Install what is missing, without starting any service that comes with it.
+
+    Raises:
+        UnavailableError: this machine cannot have a lab
+    """
+    if reason := why_not():
+        raise UnavailableError(reason)
     wanted = missing(packages)
     if not wanted:
         return

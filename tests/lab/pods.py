@@ -25,7 +25,6 @@ from tests.lab.place import (
     ROOT,
     VENV,
     LabError,
-    UnavailableError,
     answers,
     need_free,
     outer_environment,
@@ -90,8 +89,6 @@ def install() -> None:
     Raises:
         UnavailableError: this machine cannot have the lab
     """
-    if reason := packages.why_not():
-        raise UnavailableError(reason)
     packages.install(packages.PODS)
     _need_image()
 
