@@ -128,8 +128,7 @@ class Proxy:
         """Bytes of bodies that went to the server, and that came from it to a client."""
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.committed: set[str] = set()
-        """Keys of the checkpoint markers that the server has taken."""
+        self._committed: set[str] = set()
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self._port = 0
@@ -138,6 +137,12 @@ class Proxy:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def committed(self) -> frozenset[str]:
+        """Keys of the checkpoint markers that the server has taken so far."""
+        with self._lock:  # connections that are still at work add to them
+            return frozenset(self._committed)
 
     def __enter__(self) -> Proxy:
         return self
@@ -235,7 +240,7 @@ class Proxy:
         status = int(first.split()[1])
         if request.label == "PUT marker" and status == 200:
             with self._lock:
-                self.committed.add(request.path)
+                self._committed.add(request.path)
         if self.watch(request, "after") or (fault and fault.kind == "lost-answer"):
             return _reset(client)
         bodiless = request.method == "HEAD" or status in (204, 304)

@@ -90,6 +90,15 @@ def test_without_a_fault_everything_passes_unchanged_and_is_counted(echo: Thread
         assert (proxy.up, proxy.down) == (len(BODY), len(BODY) + 5)
 
 
+def test_what_was_committed_does_not_change_while_somebody_goes_through_it(echo: ThreadingHTTPServer):
+    with proxied(echo) as proxy:
+        ask(proxy, "PUT", "/b/checkpoints/step-00000001.json", b"{}")
+        for each in proxy.committed:
+            ask(proxy, "PUT", "/b/checkpoints/step-00000002.json", b"{}")
+            assert each.endswith("step-00000001.json")
+        assert len(proxy.committed) == 2
+
+
 def test_one_connection_carries_many_requests(echo: ThreadingHTTPServer):
     with proxied(echo) as proxy:
         connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=5)
