@@ -18,7 +18,7 @@ from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.engines.skypilot import lines, tasks, watchman
 from bafogpt.cloud.engines.skypilot.client import Client
 from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
-from bafogpt.cloud.engines.skypilot.failures import CapacityError
+from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
 from bafogpt.cloud.plan import Plan
 from bafogpt.cloud.runs import RunRecord
 from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
@@ -125,6 +125,30 @@ def test_what_a_broken_launch_rented_is_given_back(engine: SkyPilotEngine, sky: 
     with pytest.raises((BafoError, KeyboardInterrupt)):
         engine.launch(plan(), resume=False)
     assert sky.clusters == {}
+
+
+UNREADY = RuntimeError("Failed to run setup commands on an instance. (exit code 1). Error: no such METADATA")
+
+
+def test_a_machine_that_cannot_be_made_ready_is_given_back_and_another_one_taken(
+    engine: SkyPilotEngine, sky: FakeSky, capsys: pytest.CaptureFixture[str]
+):
+    sky.faults["provisioned"] = [UNREADY]
+
+    engine.launch(plan(), resume=False)
+    assert [each["status"] for each in sky.clusters.values()] == [Status.UP]
+    assert sky.calls.count("launch") == 2 and sky.calls.count("down") == 1
+    assert "could not make the machine ready" in capsys.readouterr().err
+
+
+def test_the_second_machine_that_cannot_be_made_ready_is_the_last(engine: SkyPilotEngine, sky: FakeSky):
+    sky.faults["provisioned"] = [UNREADY] * 2
+
+    with pytest.raises(MachineError, match="no such METADATA"):
+        engine.launch(plan(), resume=False)
+    assert sky.calls.count("launch") == 2 and sky.clusters == {}
+    engine.launch(plan(), resume=False)  # nothing of it is in the way of another launch
+    assert sky.calls.count("launch") == 3
 
 
 def test_down_is_called_until_the_cluster_is_gone(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):

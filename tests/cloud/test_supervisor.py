@@ -199,9 +199,11 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         assert left
 
         server.keep(home, port=int(endpoint.url.rsplit(":", 1)[1]))
-        bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url))  # with its usual patience
+        bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url))
         monkeypatch.setenv("FAKE_WORKER", "")
-        assert supervise(job, on=bucket).state == "succeeded"
+        patient = make_job(supervisor={"patience_s": 60}, train={"tokens": 4000})  # on a busy machine it starts slowly
+        ending = supervise(patient, on=bucket)
+        assert ending.state == "succeeded", ending
         (restored,) = events(bucket, "checkpoint_restored")
         assert restored["step"] == left[-1]
         assert runs.sample_gaps(runs.curve(RunStore(bucket).metrics("run"))) == []

@@ -14,7 +14,7 @@ from bafogpt.cloud.engines import notes
 from bafogpt.cloud.engines.base import EngineRun, EngineState, QueuedJob
 from bafogpt.cloud.engines.skypilot import lines, reach, tasks, watchman
 from bafogpt.cloud.engines.skypilot.client import Client, Cluster, Job, iso
-from bafogpt.cloud.engines.skypilot.failures import CapacityError
+from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
 from bafogpt.cloud.engines.skypilot.guard import Guard
 from bafogpt.cloud.plan import Plan
 from bafogpt.cloud.runs import RunRecord, RunStore
@@ -25,6 +25,9 @@ from bafogpt.storage.bucket import Bucket
 CANCEL_MARGIN_S = 30.0
 """How much longer than the job's own grace a cancelled run may take, for the last upload's sake."""
 POLL_S = 2.0
+RENTALS = 2
+"""How often a machine is rented if SkyPilot cannot make it ready. The end of the last cluster of its name may have
+left its folder on a Slurm node half removed: 0.14.1 ends the removal with the job. The next end removes it."""
 _STATES: dict[str, EngineState] = {
     "RUNNING": "running",
     "RECOVERING": "running",
@@ -104,24 +107,33 @@ class SkyPilotEngine:
         idle: int,
         release: Callable[[], None],
     ) -> None:
-        request = None
-        try:
-            request = self.client.launch(task, secrets, plan.name, idle, plan.retry_until_up)
-            self.client.wait(request, plan.name)
-            self.guard.secure(plan.name, idle)
-        except BaseException as error:
-            if request is not None:
-                print(f"the launch of {plan.name} broke off; whatever it has rented is given back", file=sys.stderr)
-                if isinstance(error, KeyboardInterrupt):
-                    with contextlib.suppress(BafoError):
-                        self.client.abandon(request)
-                self.guard.settle(plan.name, idle)
-            release()
-            self._notes.remove(plan.name)
-            if isinstance(error, CapacityError):
-                raise self._with_offers(error, plan) from error
-            raise
+        for left in reversed(range(RENTALS)):
+            request = None
+            try:
+                request = self.client.launch(task, secrets, plan.name, idle, plan.retry_until_up)
+                self.client.wait(request, plan.name)
+                self.guard.secure(plan.name, idle)
+                break
+            except BaseException as error:
+                if request is not None:
+                    self._give_back(request, error, plan.name, idle)
+                if left and isinstance(error, MachineError):
+                    print(f"{error.message}; once more", file=sys.stderr)
+                    continue
+                release()
+                self._notes.remove(plan.name)
+                if isinstance(error, CapacityError):
+                    raise self._with_offers(error, plan) from error
+                raise
         release()
+
+    def _give_back(self, request: str, error: BaseException, name: str, idle: int) -> None:
+        """What a launch that broke off has rented."""
+        print(f"the launch of {name} broke off; whatever it has rented is given back", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(BafoError):
+                self.client.abandon(request)
+        self.guard.settle(name, idle)
 
     def _with_offers(self, error: CapacityError, plan: Plan) -> CapacityError:
         """The error with what is offered under a name like the one that was asked for."""

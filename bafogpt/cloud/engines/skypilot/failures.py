@@ -28,6 +28,10 @@ class CloudServerError(BafoError):
     """A cloud's own servers failed: worth another try, and nobody's credentials are to blame."""
 
 
+class MachineError(BafoError):
+    """A machine was rented and came up, and SkyPilot could not make it ready: another may do."""
+
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _AUTH = re.compile(
     r"\b(401|unauthori[sz]ed|invalid api key|api key is invalid|authentication failed|expired token)\b", re.I
@@ -40,6 +44,7 @@ _SERVER = re.compile(
 )
 _QUOTA = re.compile(r"\b(quota|limit exceeded|limitexceeded|spending limit)\b", re.I)
 _NOT_ENABLED = re.compile(r"requires (\S+?) which is not enabled", re.I)
+_UNREADY = re.compile(r"failed to (run setup commands|set up skypilot runtime)", re.I)
 _NOWHERE = re.compile(r"catalog does not contain any instances|no resource satisfying|not available in any", re.I)
 
 
@@ -59,6 +64,8 @@ def explain(error: BaseException, run: str = "", heard: Sequence[str] = ()) -> B
             return _unavailable(error, heard)
         if kind.__name__ in _TABLE:
             return _TABLE[kind.__name__](error, run)
+    if _UNREADY.search(plain(error)):
+        return MachineError(f"SkyPilot could not make the machine ready: {_short(plain(error))}", "sky api logs")
     refused = _refused(plain(error))
     return refused or BafoError(f"SkyPilot: {type(error).__name__}: {_short(plain(error))}", "sky api logs; sky check")
 
