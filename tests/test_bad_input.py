@@ -204,8 +204,9 @@ def test_a_second_launch_with_the_same_name(bafogpt: Command, dataset: Bucket):
     says(bafogpt(*launch), ExitCode.FAILURE, "there is a run twice already (succeeded)", "--resume")
 
 
-def test_unknown_runs(bafogpt: Command):
-    says(bafogpt("cloud", "status", "nobody"), ExitCode.JOB_NOT_FOUND, "no run 'nobody'", "bafogpt cloud ls")
+def test_unknown_runs(bafogpt: Command, tmp_path: Path):
+    asked = bafogpt("cloud", "status", "nobody", HOME=str(tmp_path))  # where SkyPilot is in use, it would be asked
+    says(asked, ExitCode.JOB_NOT_FOUND, "no run 'nobody'", "bafogpt cloud ls")
     says(bafogpt("runs", "show", "nobody"), ExitCode.JOB_NOT_FOUND, "no run 'nobody'", "bafogpt runs ls")
 
 
