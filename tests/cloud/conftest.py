@@ -27,7 +27,7 @@ def make_job(**over: Any) -> Job:
             "batch": {"tokens": 40, "micro": 2},
             "checkpoint": {"every": 5},
         },
-        "supervisor": {"ship_every_s": 0.2, "grace_s": 5, "patience_s": 5, "processes": 1},
+        "supervisor": {"ship_every_s": 0.2, "grace_s": 5, "patience_s": 30, "processes": 1},
     }
     return schema.build(Job, schema.merge(values, over), where="test")
 

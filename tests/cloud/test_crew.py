@@ -122,7 +122,7 @@ def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
 
 def crew_job(steps: int = 30, **over: Any) -> Any:
     """Steps of 4 samples, a checkpoint every 5, one trainer a node."""
-    quick = {"beat_s": 0.2, "node_silent_s": 5, "patience_s": 60, "max_restarts": 9}
+    quick = {"beat_s": 0.2, "node_silent_s": 20, "patience_s": 60, "max_restarts": 9}
     return make_job(train={"tokens": steps * 40}, supervisor={**quick, **over})
 
 

@@ -37,7 +37,7 @@ def check_reachable(settings: Settings) -> None:
 def keep_private(folder: Path = SKYPILOT) -> None:
     """Let nobody else on this machine read SkyPilot's files.
 
-    Its database of managed jobs holds their secrets, because it rents another machine for them while nobody is there.
+    Those of managed jobs hold their secrets, because it rents another machine for them while nobody is there.
     """
     with contextlib.suppress(OSError):  # a folder that is somebody else's is theirs to guard
         folder.expanduser().mkdir(mode=0o700, exist_ok=True)
