@@ -81,7 +81,7 @@ def reap(
 
     out = Output.of(json=json, quiet=quiet)
     engine = SkyPilotEngine(settings.load({"bucket": bucket}))
-    found = reaping.find(engine.client, engine.record, older_than_hours=older_than)
+    found = reaping.find(engine.client, engine.sight.record, older_than_hours=older_than)
     columns = ["name", "reason", "hours", "place", "price_per_hour", "outcome"]
     if dry_run or not found:
         out.rows([asdict(each) for each in found], columns, id="name")

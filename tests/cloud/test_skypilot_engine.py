@@ -19,6 +19,7 @@ from bafogpt.cloud.engines.skypilot import lines, tasks, watchman
 from bafogpt.cloud.engines.skypilot.client import Client
 from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
+from bafogpt.cloud.engines.skypilot.sight import Sight
 from bafogpt.cloud.plan import Plan
 from bafogpt.cloud.runs import RunRecord
 from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
@@ -323,7 +324,7 @@ def test_a_machine_on_its_way_out_is_not_one_that_starts(
     record = RunRecord(
         name="r1", trainer="pretrain", state="succeeded", created="", updated="1970-01-01T00:01:00.000+00:00"
     )
-    monkeypatch.setattr(engine, "record", lambda name: record)
+    monkeypatch.setattr(Sight, "record", lambda _, name: record)
     for launched, state in ((30.0, "succeeded"), (90.0, "starting")):
         sky.add("r1", Status.INIT, launched=launched)
         assert engine.status("r1").state == state
