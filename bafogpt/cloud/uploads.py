@@ -84,36 +84,41 @@ class Uploader:
         return drained
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            folder = self._next()
-            if folder is None:
-                self._closing.wait(POLL_S)
-                continue
-            step = checkpoint_step(folder)
-            try:
-                staged = read_staged(folder)
-            except CorruptError as error:  # a disk that lost power: the checkpoint before it is the newest
-                self._discard(folder, error)
-                continue
-            try:
-                self._send(staged)
-                self.failing = None
-            except PartMissingError as error:
-                self._discard(folder, error)
-            except StorageError as error:
-                if self.failing is None:
-                    self._record("upload_failed", step=step, error=error.message)
-                self.failing = Failing(self.failing.since if self.failing else time.monotonic(), error)
-                self._closing.wait(RETRY_S)
-            except BafoError as error:
-                self.failing = Failing(float("-inf"), error)  # no use in trying again
+        try:
+            while not self._closing.is_set() and self._go_on():
+                pass
+        except Exception as error:  # a defect: the run ends with it instead of waiting for ever
+            message = f"the uploads failed unexpectedly: {type(error).__name__}: {error}"
+            self.failing = Failing(float("-inf"), BafoError(message, "report it"))
+            log.exception("%s", message)
+
+    def _go_on(self) -> bool:
+        """Send the next checkpoint, or wait a little; whether there is any use in going on."""
+        folder = self._next()
+        if folder is None:
+            self._closing.wait(POLL_S)
+            return True
+        step = checkpoint_step(folder)
+        try:
+            staged = read_staged(folder)
+        except CorruptError as error:  # a disk that lost power: the checkpoint before it is the newest
+            self._discard(folder, error)
+            return True
+        try:
+            self._send(staged)
+            self.failing = None
+        except PartMissingError as error:
+            self._discard(folder, error)
+        except StorageError as error:
+            if self.failing is None:
                 self._record("upload_failed", step=step, error=error.message)
-                return
-            except Exception as error:  # a defect: the run ends with it instead of waiting for ever
-                message = f"the upload of step {step} failed unexpectedly: {type(error).__name__}: {error}"
-                self.failing = Failing(float("-inf"), BafoError(message, "report it"))
-                log.exception("%s", message)
-                return
+            self.failing = Failing(self.failing.since if self.failing else time.monotonic(), error)
+            self._closing.wait(RETRY_S)
+        except BafoError as error:
+            self.failing = Failing(float("-inf"), error)  # no use in trying again
+            self._record("upload_failed", step=step, error=error.message)
+            return False
+        return True
 
     def _next(self) -> Path | None:
         """The checkpoint folder to send now."""
@@ -184,6 +189,8 @@ class PartUploader(Uploader):
         self._node = node
         self._committed = committed
         self._sent: set[Path] = set()
+        self._dropping = threading.Lock()
+        """What is sent and what is on the disk change together: a folder that is just going is not one to be sent."""
 
     def settled(self) -> bool:
         """Whether all that is on local disk is in the bucket as well."""
@@ -191,24 +198,29 @@ class PartUploader(Uploader):
 
     def forget(self) -> None:
         """Drop what has been sent, committed or not: node 0 has made of it what it could."""
-        for folder in self._handoff.pending():
-            self._handoff.drop(folder)
-        self._sent.clear()
+        with self._dropping:
+            for folder in self._handoff.pending():
+                self._handoff.drop(folder)
+            self._sent.clear()
 
     def _next(self) -> Path | None:
-        return next((folder for folder in self._handoff.pending() if folder not in self._sent), None)
+        with self._dropping:
+            return next((folder for folder in self._handoff.pending() if folder not in self._sent), None)
 
     def _send(self, staged: StagedCheckpoint) -> None:
         own = [path for path in flat_files(staged.folder) if path.name != CHECKPOINT_META]  # node 0 sends that one
         upload_id = f"a{self._attempt:04d}-n{self._node}-{uuid.uuid4().hex[:8]}"
         sent = self._store.send(own, step=staged.step, upload_id=upload_id)
         self._parts.put(str(staged.metadata.get("launch", "none")), staged.step, self._node, sent)
-        self._sent.add(staged.folder)
+        with self._dropping:
+            self._sent.add(staged.folder)
         self._record("part_sent", step=staged.step, bytes=sum(each.bytes for each in sent))
 
     def tidy(self) -> None:
         """Drop what node 0 has committed. Called by the supervisor now and then."""
-        for folder in [each for each in list(self._sent) if checkpoint_step(each) <= self._committed()]:
-            self._sent.discard(folder)
-            if folder.exists():
-                self._handoff.drop(folder)
+        committed = self._committed()
+        with self._dropping:
+            for folder in [each for each in self._sent if checkpoint_step(each) <= committed]:
+                self._sent.discard(folder)
+                if folder.exists():
+                    self._handoff.drop(folder)

@@ -164,7 +164,7 @@ def read_staged(folder: Path) -> StagedCheckpoint:
     try:
         meta = json.loads((folder / CHECKPOINT_META).read_text(encoding="utf-8"))
         return StagedCheckpoint(folder, int(meta["step"]), int(meta["samples"]), meta)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.CorruptError(f"{folder} is not a checkpoint: {error}", f"ls {folder}") from None
 
 

@@ -1,0 +1,87 @@
+"""The uploads' thread where another one tidies up beside it, and where it meets a defect."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.cloud.crew import Parts
+from bafogpt.cloud.runs import RunStore
+from bafogpt.cloud.uploads import PartUploader, Uploader
+from bafogpt.core import process
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train.config import CheckpointConfig
+from bafogpt.train.handoff import CHECKPOINT_META, Handoff
+
+
+def saved(handoff: Handoff, step: int) -> Path:
+    """A checkpoint of a node on its disk."""
+    partial = handoff.partial(step)
+    partial.mkdir(parents=True)
+    (partial / "state-001.json").write_text("{}")
+    return handoff.commit(partial, {"step": step, "samples": 4 * step, "nodes": 2, "launch": "0001-0001"})
+
+
+def options(bucket: Bucket, handoff: Handoff) -> dict[str, Any]:
+    store = RunStore(bucket)
+    return {
+        "handoff": handoff,
+        "store": store.checkpoints("run"),
+        "config": CheckpointConfig(),
+        "attempt": 1,
+        "record": lambda *_, **__: None,
+        "ship": lambda: None,
+        "parts": Parts(store.folder("run")),
+    }
+
+
+def test_a_folder_that_is_being_dropped_is_never_the_next_to_send(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The uploads' thread has seen it on the disk, and asks whether it was sent when it no longer is."""
+    handoff = Handoff(tmp_path)
+    committed = -1
+    uploader = PartUploader(node=1, committed=lambda: committed, **options(bucket, handoff))
+    folder = saved(handoff, 5)
+    uploader.start()
+    assert process.wait_until(uploader.settled, 30)
+    uploader._closing.set()
+    uploader._thread.join()
+    assert handoff.pending() == [folder]
+
+    committed = 5
+    tidy = threading.Thread(target=uploader.tidy)
+    listed = handoff.pending
+
+    def list_while_another_tidies() -> list[Path]:
+        found = listed()
+        tidy.start()
+        tidy.join(timeout=0.3)
+        return found
+
+    monkeypatch.setattr(handoff, "pending", list_while_another_tidies)
+    assert uploader._next() is None
+    tidy.join()
+    assert listed() == []
+
+
+def test_a_defect_ends_the_run_instead_of_the_thread_alone(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    handoff = Handoff(tmp_path)
+    folder = saved(handoff, 5)
+    (folder / CHECKPOINT_META).write_text(json.dumps("no checkpoint"))
+
+    def refuse(_: Path) -> None:
+        raise OSError("no such folder")
+
+    monkeypatch.setattr(handoff, "drop", refuse)
+    uploader = Uploader(**options(bucket, handoff))
+    uploader.start()
+    assert process.wait_until(lambda: uploader.failing is not None, 30)
+    assert uploader.failing is not None and uploader.failing.since == float("-inf")
+    assert "unexpectedly" in uploader.failing.error.message
