@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)
 
 from bafogpt.cloud import reap, workdir
 from bafogpt.cloud.engines.notes import Notes
-from bafogpt.cloud.engines.skypilot import lines, tasks, watchman
+from bafogpt.cloud.engines.skypilot import lines, tasks
 from bafogpt.cloud.engines.skypilot.client import Client
 from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
@@ -178,42 +174,6 @@ def test_down_does_not_go_on_with_credentials_that_are_refused(engine: SkyPilotE
     with pytest.raises(AuthError):
         engine.guard.down("r1")
     assert sky.calls.count("down") == 1
-
-
-def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Path):
-    """The client dies by SIGKILL inside the watched part; the watchman hears no word and goes to work."""
-    settled = tmp_path / "settled"
-    (tmp_path / "sitecustomize.py").write_text(
-        "from bafogpt.cloud.engines.skypilot import guard\n"
-        f"guard.Guard.settle = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
-    )
-    script = (
-        "import os, signal, sys; from pathlib import Path; from bafogpt.cloud.engines.skypilot import watchman\n"
-        "with watchman.watching('r1', 7, Path(sys.argv[1])) as release:\n"
-        "    release() if sys.argv[2] == 'end' else os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin:/bin"}
-    for how in ("end", "die"):
-        assert not settled.exists()
-        words = [sys.executable, "-c", script, str(tmp_path / "log"), how]
-        subprocess.run(words, env=environment, timeout=60, check=how == "end")
-    deadline = time.monotonic() + 60
-    while not (settled.exists() and settled.read_text()) and time.monotonic() < deadline:  # opened, then written
-        time.sleep(0.05)
-    assert settled.read_text() == "('r1', 7)", (tmp_path / "log").read_text()
-
-
-def test_the_watchmans_word_is_what_releases_him(monkeypatch: pytest.MonkeyPatch):
-    from types import SimpleNamespace
-
-    from bafogpt.cloud.engines.skypilot import guard
-
-    settled: list[str] = []
-    monkeypatch.setattr(guard.Guard, "settle", lambda self, name, idle: settled.append(name))
-    for said in (watchman.DONE, b"", b"do"):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(said)))
-        watchman.main("r1", 7)
-    assert settled == ["r1", "r1"]
 
 
 def test_settling_waits_for_the_server_and_keeps_a_run_that_came_up(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
