@@ -21,7 +21,7 @@ import torch
 from bafogpt.core import schema
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import new_gpt
-from bafogpt.train import batches, fit, flops, memory, metrics, parallel
+from bafogpt.train import batches, fit, flops, gpus, memory, metrics, parallel
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Order
 from bafogpt.train.optimizer import NewRows, adamw
@@ -102,7 +102,8 @@ def tokens_per_s(run: Any, vocabulary: int, steps: int) -> float:
 def projection(mfu: float, length: int = 2048) -> str:
     """What that MFU would be on 4×L40 with the whole model, in words."""
     cost = flops.flops_per_token(gpt_config("Gemma-2-2b", {}, 296_000), length)
-    speed = mfu * 4 * flops.PEAK_FLOPS["L40"] / cost
+    peak = next(gpu.bf16 for gpu in gpus.GPUS if gpu.name == "L40")
+    speed = mfu * 4 * peak / cost
     hours = 200e6 / speed / 3600
     return (
         f"projected for L40:4, not measured: tokens/s = MFU x 4 x 181e12 / {cost:.3g} FLOP a token;\n"

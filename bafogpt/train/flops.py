@@ -1,36 +1,14 @@
-"""What training costs in floating point operations, and what a GPU can do. No torch here: a launch is priced with it.
+"""What training costs in floating point operations. No torch here: a launch is priced with it.
 
-The trainer's MFU and the price of a launch come from the same numbers.
+The trainer's MFU and the price of a launch come from the same numbers; what a GPU can do is in
+:mod:`bafogpt.train.gpus`.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L4": 121e12,
-}
-"""Dense bf16 operations a second, from the makers' data sheets; looked up in this order in the device's name."""
-
-MEMORY_GB = {
-    "H200": 141,
-    "H100": 80,
-    "A100-80GB": 80,
-    "A100": 40,
-    "L40S": 48,
-    "L40": 48,
-    "A10G": 24,
-    "A10": 24,
-    "L4": 24,
-}
-"""Memory of one GPU by SkyPilot's name of it, from the makers' data sheets."""
+from bafogpt.model.adapter import OUTSIDE, AdapterConfig
 
 
 class Shape(Protocol):
@@ -58,47 +36,75 @@ class Shape(Protocol):
     def sliding_window_indices(self) -> list[int] | None: ...
 
 
-def of_device(name: str) -> float | None:
-    """Operations a second of the GPU that a driver calls ``name``; None for one that is not listed."""
-    plain = name.upper().replace(" ", "")
-    return next((value for key, value in PEAK_FLOPS.items() if key in plain), None)
-
-
-def of_accelerator(name: str) -> float | None:
-    """The same for SkyPilot's name of it: ``L40``, ``A100-80GB``. L40 and L40S, A10 and A10G are different."""
-    return PEAK_FLOPS.get(name.upper().partition("-")[0])
-
-
-def matrix_weights(shape: Shape) -> int:
-    """Weights that multiply an activation: all but the embedding's rows and the norms; the output head is in."""
+def block_weights(shape: Shape) -> int:
+    """Weights of all blocks that multiply an activation."""
     head, heads = shape.head_size or 0, shape.n_head
     groups = shape.n_query_groups or heads
     attention = shape.n_embd * head * (heads + 2 * groups) + heads * head * shape.n_embd
     mlp = (3 if "LLaMA" in shape.mlp_class_name or "Gemma" in shape.mlp_class_name else 2) * (
         shape.n_embd * (shape.intermediate_size or 0)
     )
-    return shape.n_layer * (attention + mlp) + shape.n_embd * (shape.padded_vocab_size or 0)
+    return shape.n_layer * (attention + mlp)
 
 
-def flops_per_token(shape: Shape, sequence_length: int) -> float:
-    """Floating point operations of one forward and backward pass, a token.
+def head_weights(shape: Shape) -> int:
+    """Weights of the output head."""
+    return shape.n_embd * (shape.padded_vocab_size or 0)
 
-    6 for each weight that multiplies an activation (2 forward, 4 backward; the embedding look-up multiplies
-    nothing, the output head does), and 12·L·H·Q·T/2 for causal attention (PaLM, appendix B, halved for the mask;
-    a sliding window caps T). Recomputation under activation checkpointing is not counted: this is the numerator
-    of MFU, not of hardware utilisation.
+
+def matrix_weights(shape: Shape) -> int:
+    """Weights that multiply an activation: all but the embedding's rows and the norms; the output head is in."""
+    return block_weights(shape) + head_weights(shape)
+
+
+def pairs(shape: Shape, adapter: AdapterConfig) -> list[tuple[int, int]]:
+    """(inputs, outputs) of each matrix of the whole network that ``adapter`` gives a pair to."""
+    d, inner, vocabulary = shape.n_embd, shape.intermediate_size or 0, shape.padded_vocab_size or 0
+    query = shape.n_head * (shape.head_size or 0)
+    group = (shape.n_query_groups or shape.n_head) * (shape.head_size or 0)
+    of = {
+        "query": [(d, query)],
+        "key": [(d, group)],
+        "value": [(d, group)],
+        "projection": [(query, d)],
+        "mlp": [(d, inner), (d, inner), (inner, d)],
+        "head": [(d, vocabulary)],
+        "embedding": [(vocabulary, d)],
+    }
+    return [sides for name in adapter.targets for sides in of[name] * (1 if name in OUTSIDE else shape.n_layer)]
+
+
+def adapter_weights(shape: Shape, adapter: AdapterConfig) -> int:
+    """Numbers in an adapter: r x (inputs + outputs) of each pair."""
+    return adapter.r * sum(inputs + outputs for inputs, outputs in pairs(shape, adapter))
+
+
+def attention_flops(shape: Shape, sequence_length: int) -> float:
+    """Operations a token of causal attention in all layers, forward and backward: 12·H·Q·(tokens attended to).
+
+    A token sees min(t, window) others: T/2 on average, or w − w²/(2T) where the window w is less than T.
     """
+    windows = shape.sliding_window_indices or [0] * shape.n_layer
     reach = 0.0
     for layer in range(shape.n_layer):
-        window = shape.sliding_window_size if (shape.sliding_window_indices or [0] * shape.n_layer)[layer] else None
-        reach += min(sequence_length, window or sequence_length) / 2
-    return float(6 * matrix_weights(shape) + 12 * shape.n_head * (shape.head_size or 0) * reach)
+        window = min(
+            sequence_length, (shape.sliding_window_size or sequence_length) if windows[layer] else sequence_length
+        )
+        reach += window - window**2 / (2 * sequence_length)
+    return 12 * shape.n_head * (shape.head_size or 0) * reach
 
 
-def state_bytes(shape: Shape, precision: str) -> int:
-    """Bytes of weights, gradients and AdamW's two moments, over all GPUs; activations and buffers come on top.
+def flops_per_token(shape: Shape, sequence_length: int, adapter: AdapterConfig | None = None) -> float:
+    """Floating point operations of one forward and backward pass, a token: the numerator of MFU.
 
-    Four numbers for each weight, of 4 bytes, or of 2 where ``precision`` is ``bf16-true``. The output head is taken to
-    be the embedding matrix, and norms are left out: together less than a thousandth.
+    6 for each weight that multiplies an activation (2 forward, 2 for the gradient of its input, 2 for its own; the
+    embedding look-up multiplies nothing, the output head does), and attention's (PaLM, appendix B, halved for the mask
+    and shortened by a sliding window). With an ``adapter`` what is frozen has no gradient of its own: 4 for each of
+    its weights, and 6 for each of the adapter's. Recomputation is not counted, nor is that the lowest frozen layers
+    need no gradient of their input.
     """
-    return matrix_weights(shape) * 4 * (2 if precision == "bf16-true" else 4)
+    attention = attention_flops(shape, sequence_length)
+    if adapter is None:
+        return 6 * matrix_weights(shape) + attention
+    looked_up = (shape.padded_vocab_size or 0) * adapter.r * ("embedding" in adapter.targets)
+    return 4 * matrix_weights(shape) + 6 * (adapter_weights(shape, adapter) - looked_up) + attention

@@ -17,21 +17,26 @@ from typing import Any
 import torch
 
 from bafogpt.storage.tokens.manifest import Split
-from bafogpt.train import flops
+from bafogpt.train import gpus
 
 
 def peak_flops(device: torch.device) -> float:
     """Operations a second that one device could do at best.
 
-    A GPU's data sheet; on CPU, and for a GPU not listed, what a float32 matrix product of 1,024 x 1,024 reaches
-    here, best of three: MFU then says how near the loop comes to plain matrix products on this machine.
+    A GPU's data sheet; for one that is not listed what its multiprocessors and clock allow
+    (:func:`bafogpt.train.gpus.derived_bf16`). On a CPU, and for a GPU of an unknown kind, what a matrix product reaches
+    here, best of three, float32 and bf16 respectively: MFU then says how near the loop comes to plain matrix products
+    on this machine.
     """
-    if device.type == "cuda":
-        listed = flops.of_device(torch.cuda.get_device_name(device))
-        if listed is not None:
-            return listed
-    size = 1024
-    matrix = torch.ones(size, size, device=device)
+    gpu = device.type == "cuda"
+    if gpu:
+        properties = torch.cuda.get_device_properties(device)
+        listed = gpus.of_device(properties.name)
+        known = listed.bf16 if listed else gpus.derived_bf16(properties)
+        if known is not None:
+            return known
+    size = 8192 if gpu else 1024
+    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
