@@ -33,7 +33,7 @@ TokensOption = Annotated[
 ]
 SpeedOption = Annotated[
     float | None,
-    typer.Option("--tokens-per-s", metavar="N", help="Price this speed, in place of a measured or assumed one."),
+    typer.Option("--tokens-per-s", metavar="N", help="Price this speed, in place of a measured or projected one."),
 ]
 OfflineOption = Annotated[
     bool, typer.Option("--offline", help="Ask nobody: neither SkyPilot for new prices nor the bucket for earlier runs.")
@@ -91,10 +91,34 @@ def _explain(forecast: Forecast, out: Output) -> None:
     else:
         mfu = "" if forecast.speed.mfu is None else f" = MFU {100 * forecast.speed.mfu:.1f} %"
         out.say(f"speed: {forecast.speed.tokens_per_s:,.0f} tokens/s{mfu} ({forecast.speed.words})")
+    _explain_projection(forecast, out)
     for each in forecast.cautions:
         out.say(f"careful: {each}")
     out.say(f"prices: {forecast.prices.words}")
     out.say(f"rand: {forecast.rate.words}")
+
+
+def _explain_projection(forecast: Forecast, out: Output) -> None:
+    """The step that the figures are projected from, its assumptions, and the values that are projected to be best."""
+    projection = forecast.projection
+    if projection is None:
+        return
+    now, best = projection.recipe, projection.recommended
+    if forecast.speed is not None and forecast.speed.basis == "projected":
+        slow = projection.pessimistic.time
+        out.say(f"projected, not measured: {now.time.words()}")
+        out.say(f"  this job: {now.words(projection.gpu)}")
+        for each in projection.assumptions.values():
+            out.say(f"  {each}")
+        hours = forecast.tokens / slow.tokens_per_s / 3600
+        out.say(f"  pessimistic is {slow.tokens_per_s:,.0f} tokens/s = MFU {100 * slow.mfu:.1f} %, {hours:.1f} h")
+    if best is None:
+        out.say("recommended: another card; no micro-batch of this job fits this one with 2 GB to spare")
+    elif not now.fits or best.time.total < 0.97 * now.time.total:
+        values = " ".join(f"--set {each}" for each in best.assignments)
+        out.say(
+            f"recommended: {values} ({best.words(projection.gpu)}, {best.time.tokens_per_s:,.0f} tokens/s projected)"
+        )
 
 
 def _plan_rows(forecast: Forecast) -> list[dict[str, str]]:

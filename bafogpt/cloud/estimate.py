@@ -87,7 +87,7 @@ class Bill:
         return min(most)
 
     def words(self, rate: Rate | None = None) -> str:
-        """``"4.56 $/h (runpod), some 5.0 h = 22.80 $ (R410.40), assumed: MFU 30 %"``: what the launch asks about."""
+        """``"4.56 $/h (runpod), some 5.0 h = 22.80 $ (R410.40), projected: MFU 56 %"``: what the launch asks about."""
         if self.usd_per_hour is None:
             return "a price that nobody knows"
         found = f"{self.usd_per_hour:.2f} $/h"
@@ -178,7 +178,7 @@ def _rented(job: Job, task: Mapping[str, Any], asked: tuple[str, int], infra: st
         if prices.knows(infra):
             raise
         return Bill(usd_per_hour=None, source="not in the prices at hand")  # SkyPilot will fetch its own
-    speed = throughput.expected(job, gpu, count * nodes, earlier=earlier)
+    speed = throughput.expected(job, gpu, count * nodes, nodes=nodes, earlier=earlier)
     return Bill(
         usd_per_hour=found.offers[0].usd_per_hour * nodes,
         source=found.words,

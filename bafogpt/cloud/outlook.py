@@ -14,12 +14,11 @@ from bafogpt.cloud.estimate import Rate
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.prices import Offer, PriceList
 from bafogpt.cloud.runs import RunStore
-from bafogpt.cloud.throughput import Measured, Speed
+from bafogpt.cloud.throughput import Measured, Projection, Speed
 from bafogpt.core.errors import BafoError, UsageError
 from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
-from bafogpt.train import flops
 
 BUCKET_PATIENCE_S = 5.0
 """How long a bucket out of reach may hold a plan up, which can do without it."""
@@ -55,6 +54,8 @@ class Forecast:
     prices: PriceList
     rate: Rate
     estimates: tuple[Estimate, ...]
+    projection: Projection | None = None
+    """What the models of memory and time say, also where ``speed`` is measured or given."""
     cautions: tuple[str, ...] = ()
     """What speaks against it, in words."""
 
@@ -64,6 +65,7 @@ class Forecast:
             "nodes": self.nodes,
             "tokens": self.tokens,
             "speed": asdict(self.speed) if self.speed else None,
+            "projection": self.projection.to_dict() if self.projection else None,
             "prices": {
                 "source": self.prices.source,
                 "as_of": self.prices.as_of.isoformat(),
@@ -130,8 +132,9 @@ def forecast(
     """The hours and totals of ``job`` on each of the offers in ``found``, of which there is at least one."""
     gpu, count = found.offers[0].gpu, found.offers[0].gpus
     speed = throughput.expected(
-        job, gpu, count * nodes, earlier=earlier, vocab_size=vocab_size, tokens_per_s=tokens_per_s
+        job, gpu, count * nodes, nodes=nodes, earlier=earlier, vocab_size=vocab_size, tokens_per_s=tokens_per_s
     )
+    projection = throughput.projected(job, gpu, count * nodes, nodes=nodes, vocab_size=vocab_size)
     whole = job.train.tokens if tokens is None else tokens
     hours = whole / speed.tokens_per_s / 3600 if speed else None
     return Forecast(
@@ -143,21 +146,19 @@ def forecast(
         prices=found,
         rate=rate,
         estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in prices.one_a_cloud(found.offers)),
-        cautions=tuple(_cautions(job, gpu, count * nodes, vocab_size)),
+        projection=projection,
+        cautions=tuple(_cautions(projection)),
     )
 
 
-def _cautions(job: Job, gpu: str, gpus: int, vocab_size: int | None) -> Iterator[str]:
-    """That the model's state alone is more than the GPUs hold, where both sizes are known."""
-    shape, memory = throughput.shape_of(job.train, vocab_size), flops.MEMORY_GB.get(gpu.upper())
-    if shape is None or memory is None:
+def _cautions(projection: Projection | None) -> Iterator[str]:
+    """That the trainer would refuse the job on this card, by its own model of the memory."""
+    if projection is None or projection.recipe.fits:
         return
-    state = flops.state_bytes(shape, job.train.precision) / 1e9
-    if state > memory * gpus:
-        yield (
-            f"{state:.0f} GB of weights, gradients and AdamW's moments do not fit into {gpu}:{gpus} of "
-            f"{memory} GB each; this job would run out of memory"
-        )
+    yield (
+        f"a micro-batch of {projection.recipe.micro} needs some {projection.recipe.need / 1e9:.1f} GB of each GPU, and "
+        f"{projection.gpu.name} has {projection.gpu.memory / 1e9:.1f} GB; this job would run out of memory"
+    )
 
 
 def _estimate(offer: Offer, nodes: int, hours: float | None, rate: Rate) -> Estimate:

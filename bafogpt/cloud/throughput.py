@@ -1,31 +1,33 @@
 """How fast a job will train on machines that have not been rented yet.
 
-tokens/s = MFU x peak bf16 operations/s of all GPUs ÷ operations a token costs. The MFU is measured where an earlier
-run of this model on this GPU has left its metrics in the bucket, and assumed, with that label, where none has.
+Where an earlier run of this model on this GPU has left its metrics in the bucket, they are the answer: measured. Where
+none has, the answer is projected by the model of :mod:`bafogpt.train.step_time`, and carries that label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bafogpt.cloud import runs
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.report.summary import Summary
 from bafogpt.cloud.runs import RunRecord, RunStore
+from bafogpt.core import schema
 from bafogpt.core.errors import BafoError
-from bafogpt.train import flops
+from bafogpt.train import flops, gpus, recipes
 from bafogpt.train.config import TrainConfig
+from bafogpt.train.gpus import Gpu
+from bafogpt.train.recipes import Recipe
+from bafogpt.train.step_time import EXPECTED, PESSIMISTIC
 
-ASSUMED_MFU = 0.30
-"""A cautious guess: PaLM's table 3 has 21 % (GPT-3), 30 % (MT-NLG), 33 % (Gopher) and 46 % (PaLM itself)."""
 GEMMA_VOCABULARY = 256_000
 """Tokens of Gemma's own tokenizer; a job's dataset may have more, and its manifest says so."""
 RUNS_READ = 5
 """How many earlier runs are looked at, newest first: each is a few requests."""
 
-Basis = Literal["given", "measured", "scaled", "assumed"]
+Basis = Literal["given", "measured", "scaled", "projected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,37 @@ class Speed:
     """Model FLOPs utilisation, 0 to 1; None where a speed was given for a GPU or a model that is not known."""
     basis: Basis
     words: str
-    """Where it comes from, for people: ``"assumed: MFU 30 %"``, ``"measured: run zulu-1"``."""
+    """Where it comes from, for people: ``"projected: MFU 56 %"``, ``"measured: run zulu-1"``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """What the models of memory and time say about a job on a card: nothing of it is measured."""
+
+    gpu: Gpu
+    gpus: int
+    """Over all machines."""
+    nodes: int
+    recipe: Recipe
+    """The job as it is written."""
+    pessimistic: Recipe
+    """The same under :data:`~bafogpt.train.step_time.PESSIMISTIC`."""
+    recommended: Recipe | None
+    """The fastest that fits; None where nothing does."""
+
+    @property
+    def assumptions(self) -> dict[str, str]:
+        """What the two projections rest on, in words."""
+        return {each.name: each.words(self.gpu, self.gpus, self.nodes) for each in (EXPECTED, PESSIMISTIC)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "card": asdict(self.gpu),
+            "assumptions": self.assumptions,
+            "expected": self.recipe.to_dict(),
+            "pessimistic": self.pessimistic.to_dict(),
+            "recommended": self.recommended.to_dict() if self.recommended else None,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,40 +128,62 @@ def shape_of(config: TrainConfig, vocab_size: int | None = None) -> ModelShape |
     return replace(known, padded_vocab_size=-(-int(vocabulary) // 64) * 64, **changed)
 
 
+def projected(
+    job: Job, gpu: str, gpus_in_all: int, *, nodes: int = 1, vocab_size: int | None = None
+) -> Projection | None:
+    """What ``job`` is projected to reach on ``gpus_in_all`` GPUs over ``nodes`` machines.
+
+    None for a model or a card that is not known here, and for float32, which the model of the time does not have.
+    """
+    card, shape = gpus.of_accelerator(gpu), shape_of(job.train, vocab_size)
+    if card is None or shape is None or job.train.precision == "32-true":
+        return None
+    train = job.train
+    return Projection(
+        gpu=card,
+        gpus=gpus_in_all,
+        nodes=nodes,
+        recipe=recipes.as_written(shape, train, card, processes=gpus_in_all, nodes=nodes),
+        pessimistic=recipes.as_written(shape, train, card, processes=gpus_in_all, nodes=nodes, assumptions=PESSIMISTIC),
+        recommended=recipes.fastest(shape, train, card, processes=gpus_in_all, nodes=nodes),
+    )
+
+
 def expected(
     job: Job,
     gpu: str,
-    gpus: int,
+    gpus_in_all: int,
     *,
+    nodes: int = 1,
     earlier: Iterable[Measured] = (),
     vocab_size: int | None = None,
     tokens_per_s: float | None = None,
 ) -> Speed | None:
-    """The speed of ``job`` on ``gpus`` GPUs (over all machines), from the best that is known.
+    """The speed of ``job`` on ``gpus_in_all`` GPUs (over all machines), from the best that is known.
 
-    ``tokens_per_s`` is a speed that somebody gives. None where neither the model nor a run says anything.
+    ``tokens_per_s`` is a speed that the user gives. None where neither the model nor a run says anything.
     """
-    peak, shape = flops.of_accelerator(gpu), shape_of(job.train, vocab_size)
-    cost = flops.flops_per_token(shape, job.train.data.sequence_length) if shape else None
-    mfu_of_one = None if peak is None or cost is None else cost / (peak * gpus)
     if tokens_per_s is not None:
-        mfu = None if mfu_of_one is None else tokens_per_s * mfu_of_one
+        card, shape = gpus.of_accelerator(gpu), shape_of(job.train, vocab_size)
+        mfu = None
+        if card is not None and shape is not None:
+            cost = flops.flops_per_token(shape, job.train.data.sequence_length, job.train.adapter)
+            mfu = tokens_per_s * cost / (card.bf16 * gpus_in_all)
         return Speed(tokens_per_s=tokens_per_s, mfu=mfu, basis="given", words="given: --tokens-per-s")
-    same_gpu = [each for each in earlier if each.gpu.lower() == gpu.lower()]
+    same_gpu = [each for each in earlier if gpus.same(each.gpu, gpu)]
     for each in same_gpu:
-        if each.gpus == gpus:
+        if each.gpus == gpus_in_all:
             return Speed(tokens_per_s=each.tokens_per_s, mfu=each.mfu, basis="measured", words=f"measured: {each.run}")
-    for each in same_gpu:  # MFU falls with more GPUs, so this is a guess, and says so
-        speed = each.tokens_per_s / each.gpus * gpus
+    for each in same_gpu:  # MFU falls with more GPUs, so the words name the run
+        speed = each.tokens_per_s / each.gpus * gpus_in_all
         words = f"scaled from {each.run} on {each.gpu}:{each.gpus}"
         return Speed(tokens_per_s=speed, mfu=each.mfu, basis="scaled", words=words)
-    if mfu_of_one is None:
+    found = projected(job, gpu, gpus_in_all, nodes=nodes, vocab_size=vocab_size)
+    if found is None:
         return None
+    time = found.recipe.time
     return Speed(
-        tokens_per_s=ASSUMED_MFU / mfu_of_one,
-        mfu=ASSUMED_MFU,
-        basis="assumed",
-        words=f"assumed: MFU {100 * ASSUMED_MFU:.0f} %",
+        tokens_per_s=time.tokens_per_s, mfu=time.mfu, basis="projected", words=f"projected: MFU {100 * time.mfu:.0f} %"
     )
 
 
@@ -158,14 +212,13 @@ def gpus_of(record: RunRecord) -> tuple[str, int]:
     if record.gpus:
         gpu, _, count = record.gpus.partition(":")
         return gpu, int(count or 1) * nodes
-    name = str(last.get("gpu") or "").upper().replace(" ", "")
-    known = next((key for key in flops.PEAK_FLOPS if key in name), "")
-    return (known, int(last.get("gpus") or 1) * nodes) if known else ("", 0)
+    card = gpus.of_device(str(last.get("gpu") or ""))
+    return (card.accelerators[0], int(last.get("gpus") or 1) * nodes) if card else ("", 0)
 
 
 def _fits(record: RunRecord, job: Job, gpu: str) -> bool:
     """Whether what a run reached says something about ``job`` on ``gpu``."""
-    if gpus_of(record)[0].lower() != gpu.lower():
+    if not gpus.same(gpus_of(record)[0], gpu):
         return False
     train, mine = record.job.get("train") or {}, job.train
     model, data = train.get("model") or {}, train.get("data") or {}
@@ -174,7 +227,13 @@ def _fits(record: RunRecord, job: Job, gpu: str) -> bool:
         and data.get("sequence_length") == mine.data.sequence_length
         and train.get("precision") == mine.precision
         and train.get("activation_checkpointing") == mine.activation_checkpointing
+        and _adapter(train.get("adapter")) == _adapter(schema.to_dict(mine.adapter) if mine.adapter else None)
     )
+
+
+def _adapter(values: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """What of an adapter decides about speed; None where the whole model learns."""
+    return None if values is None else (values.get("base"), values.get("r"), sorted(values.get("targets") or ()))
 
 
 def _sizes(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -183,7 +242,7 @@ def _sizes(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _measured(store: RunStore, record: RunRecord) -> Measured | None:
     """The medians of a run that has metrics, as the report of it shows them."""
-    gpu, gpus = gpus_of(record)
+    gpu, count = gpus_of(record)
     try:
         lines = runs.curve(store.metrics(record.name))
     except BafoError:
@@ -191,4 +250,4 @@ def _measured(store: RunStore, record: RunRecord) -> Measured | None:
     summary = Summary(record=record, lines=lines, events=(), in_bucket=())
     if not summary.tokens_per_s or not summary.mfu:
         return None
-    return Measured(run=record.name, gpu=gpu, gpus=gpus, tokens_per_s=summary.tokens_per_s, mfu=summary.mfu)
+    return Measured(run=record.name, gpu=gpu, gpus=count, tokens_per_s=summary.tokens_per_s, mfu=summary.mfu)

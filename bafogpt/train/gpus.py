@@ -1,6 +1,6 @@
 """The GPUs that jobs run on: peaks, memory and bandwidths, from the vendor's data sheets. No torch here.
 
-Peaks are dense matrix products with float32 accumulation; a data sheet often prints twice that, for sparse matrices, and
+Peaks are dense matrix products with float32 accumulation; data sheets also print twice that, for sparse ones, and
 GeForce cards reach half of it with float32 accumulation. Memory is what ``torch.cuda`` reports, the smallest figure
 seen in public out-of-memory messages: ECC and the driver take 1 to 2 GB of what is on the box (of the A100 and B200
 less is known, and a round figure stands here).
@@ -244,7 +244,7 @@ GPUS = (
 
 
 def of_device(name: str) -> Gpu | None:
-    """The card that a driver calls ``name`` (``NVIDIA L40S``); None for one that is not listed, a MIG slice included."""
+    """The card that a driver calls ``name`` (``NVIDIA L40S``); None for others, a MIG slice included."""
     return _BY_DEVICE.get(_plain(name).removeprefix("nvidia"))
 
 

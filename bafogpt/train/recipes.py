@@ -1,0 +1,151 @@
+"""Micro-batch, recomputation and resharding for a job on a GPU, chosen by time among what fits. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bafogpt.train import memory
+from bafogpt.train.config import Recompute, TrainConfig
+from bafogpt.train.flops import Shape
+from bafogpt.train.gpus import Gpu
+from bafogpt.train.step_time import EXPECTED, Assumptions, StepTime, step_time
+
+RESERVE = 2_000_000_000
+"""Bytes of a card that a recommended recipe leaves free by the memory model."""
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides about memory and time of a step, with both as projected."""
+
+    micro: int
+    recompute: Recompute
+    reshard: bool
+    fits: bool
+    """Whether the trainer would accept it on that card."""
+    need: int
+    """Bytes of the card, by :mod:`bafogpt.train.memory`."""
+    time: StepTime
+
+    @property
+    def assignments(self) -> list[str]:
+        """What ``--set`` takes to have it."""
+        return [f"train.batch.micro={self.micro}", f"train.activation_checkpointing={self.recompute}"]
+
+    def words(self, gpu: Gpu) -> str:
+        """``"micro-batch 2, recompute selective, 39.1 of 47.7 GB a GPU"``."""
+        reshard = ", resharded after forward" if self.reshard else ""
+        return (
+            f"micro-batch {self.micro}, recompute {self.recompute}{reshard}, "
+            f"{self.need / 1e9:.1f} of {gpu.memory / 1e9:.1f} GB a GPU"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "micro": self.micro,
+            "recompute": self.recompute,
+            "reshard": self.reshard,
+            "fits": self.fits,
+            "need_gb": self.need / 1e9,
+            "step": self.time.to_dict(),
+        }
+
+
+def as_written(
+    shape: Shape, config: TrainConfig, gpu: Gpu, *, processes: int, nodes: int = 1, assumptions: Assumptions = EXPECTED
+) -> Recipe:
+    """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1), with ``fits``
+    False."""
+    micro, reshard = memory.choose(
+        shape, config, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
+    )
+    return _recipe(
+        shape,
+        config,
+        gpu,
+        micro=micro or max(1, config.batch.micro),
+        reshard=reshard,
+        fits=micro > 0,
+        processes=processes,
+        nodes=nodes,
+        assumptions=assumptions,
+    )
+
+
+def fastest(
+    shape: Shape, config: TrainConfig, gpu: Gpu, *, processes: int, nodes: int = 1, assumptions: Assumptions = EXPECTED
+) -> Recipe | None:
+    """The recipe with the shortest step among those that the trainer accepts and that leave :data:`RESERVE` free.
+
+    Micro-batches are powers of two that divide a process's share of a step. None where nothing fits.
+    """
+    found = [
+        _recipe(
+            shape,
+            tried,
+            gpu,
+            micro=tried.batch.micro,
+            reshard=tried.reshard_after_forward == "always",
+            fits=True,
+            processes=processes,
+            nodes=nodes,
+            assumptions=assumptions,
+        )
+        for tried in _candidates(config, processes)
+        if memory.choose(
+            shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
+        )[0]
+    ]
+    roomy = [each for each in found if each.need <= gpu.memory - RESERVE]
+    return min(roomy, key=lambda each: (each.time.total, each.need), default=None)
+
+
+def _candidates(config: TrainConfig, processes: int) -> Iterator[TrainConfig]:
+    share = config.batch_samples // processes
+    micros = [2**k for k in range(7) if share and share % 2**k == 0]
+    for micro in micros:
+        for recompute in RECOMPUTE:
+            for reshard in ("never", "always") if processes > 1 and config.adapter is None else ("never",):
+                yield replace(
+                    config,
+                    batch=replace(config.batch, micro=micro),
+                    activation_checkpointing=recompute,
+                    reshard_after_forward=reshard,
+                )
+
+
+def _recipe(
+    shape: Shape,
+    config: TrainConfig,
+    gpu: Gpu,
+    *,
+    micro: int,
+    reshard: bool,
+    fits: bool,
+    processes: int,
+    nodes: int,
+    assumptions: Assumptions,
+) -> Recipe:
+    tied = config.model.tie_embeddings
+    need = memory.need(shape, config, micro=micro, processes=processes, gpu=True, reshard=reshard, tied=tied)
+    time = step_time(
+        shape,
+        config,
+        gpu,
+        processes=processes,
+        micro=micro,
+        gather="pass" if reshard else "step",
+        nodes=nodes,
+        assumptions=assumptions,
+    )
+    return Recipe(
+        micro=micro,
+        recompute=config.activation_checkpointing,
+        reshard=reshard and processes > 1,
+        fits=fits,
+        need=need.total,
+        time=time,
+    )
