@@ -83,14 +83,23 @@ class Assumptions:
         if fp8 and gpu.fp8:
             said.insert(1, f"in fp8 {self.fp8:.0%} of {gpu.fp8 / 1e12:,.0f}")
         if processes > 1:
-            said.append(f"{self.bus(gpu, nodes) / 1e9:,.0f} GB/s between GPUs, {self.hidden:.0%} of it hidden")
+            said.append(f"{self.bus(gpu, nodes) / 1e9:,.0f} GB/s between GPUs, {self.hidden:.0%} of that hidden")
         return f"{self.name}: {', '.join(said)}"
 
 
 EXPECTED = Assumptions(
     name="expected",
     products=0.72,
-    products_of=(("A10G", 0.72), ("A100", 0.72), ("A10", 0.52), ("L40S", 0.62), ("L4", 0.72), ("H", 0.60), ("B", 0.60)),
+    products_of=(
+        ("A10G", 0.72),
+        ("A100", 0.72),
+        ("A10", 0.52),
+        ("L40S", 0.62),
+        ("L40", 0.72),
+        ("L4", 0.45),
+        ("H", 0.60),
+        ("B", 0.60),
+    ),
     fp8=0.55,
     attention=0.35,
     memory=0.85,
@@ -104,7 +113,16 @@ EXPECTED = Assumptions(
 PESSIMISTIC = Assumptions(
     name="pessimistic",
     products=0.55,
-    products_of=(("A10G", 0.55), ("A100", 0.55), ("A10", 0.40), ("L40S", 0.47), ("L4", 0.55), ("H", 0.46), ("B", 0.46)),
+    products_of=(
+        ("A10G", 0.55),
+        ("A100", 0.55),
+        ("A10", 0.40),
+        ("L40S", 0.47),
+        ("L40", 0.55),
+        ("L4", 0.35),
+        ("H", 0.46),
+        ("B", 0.46),
+    ),
     fp8=0.42,
     attention=0.20,
     memory=0.85,

@@ -42,11 +42,14 @@ def test_the_seed_run_on_four_l40_at_its_own_speed(cli, catalog):
     assert "R18.00 a dollar, rate of " in ran.err
 
 
-def test_the_same_at_the_assumed_speed_as_json(cli, catalog):
+def test_the_same_at_the_projected_speed_as_json(cli, catalog):
     ran = cli("cloud", "plan", "pretrain", "--offline", "--on-demand", "--infra", "runpod", "--json")
     told = json.loads(ran.out)
 
-    assert (told["gpus"], told["tokens"], told["speed"]["basis"]) == ("L40:4", 200_000_000, "assumed")
+    assert (told["gpus"], told["tokens"], told["speed"]["basis"]) == ("L40:4", 200_000_000, "projected")
+    assert set(told["projection"]["assumptions"]) == {"expected", "pessimistic"}
+    assert told["projection"]["expected"]["step"]["tokens_per_s"] == told["speed"]["tokens_per_s"]
+    assert told["projection"]["recommended"]["need_gb"] < told["projection"]["card"]["memory"] / 1e9 - 2
     (offer,) = told["offers"]
     assert offer["usd_per_hour"] == 4.4
     assert offer["hours"] == pytest.approx(200e6 / told["speed"]["tokens_per_s"] / 3600)
@@ -58,8 +61,20 @@ def test_an_a10_is_priced_and_too_small_for_the_whole_model(cli, catalog):
     ran = cli("cloud", "plan", "pretrain", "--gpus", "A10:1", "--offline")
 
     assert ran.out.splitlines()[1].startswith("lambda  us-east-1  gpu_1x_a10  on demand  1.25")
-    assert "careful: 42 GB of weights, gradients and AdamW's moments do not fit into A10:1 of 24 GB" in ran.err
+    assert "GB of each GPU, and A10 has 23.6 GB; this job would run out of memory" in ran.err
+    assert "recommended: another card" in ran.err
     assert "launch the first" not in ran.err
+
+
+def test_a_plan_says_what_its_projection_rests_on_and_which_values_are_projected_to_be_faster(cli, catalog):
+    ran = cli("cloud", "plan", "pretrain", "--offline", "--set", "train.activation_checkpointing=full")
+
+    assert "projected, not measured: " in ran.err
+    assert "expected: products at 72% of 181 TFLOP/s, attention 35%, memory at 85% of 864 GB/s" in ran.err
+    assert "pessimistic: products at 55%" in ran.err
+    assert "recommended: --set train.batch.micro=2 --set train.activation_checkpointing=selective" in ran.err
+    given = cli("cloud", "plan", "pretrain", "--offline", "--tokens-per-s", "1543")
+    assert "projected, not measured" not in given.err and "recommended" not in given.err
 
 
 def test_fewer_tokens_and_ones_own_machines_and_quiet(cli, catalog):
@@ -97,7 +112,7 @@ def test_an_unreachable_bucket_is_no_reason_not_to_plan(cli, catalog, monkeypatc
 
     assert ran.code == 0
     assert "earlier runs are not looked at" in ran.err
-    assert "assumed: MFU 30 %" in ran.err
+    assert "projected: MFU" in ran.err
 
 
 def test_a_launch_shows_its_price_before_it_asks_and_a_dry_run_too(cli, catalog, monkeypatch):

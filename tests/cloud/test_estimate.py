@@ -37,9 +37,7 @@ def test_the_cheapest_offer_on_demand_with_hours_and_total():
     assert bill.hours is not None
     assert bill.usd == pytest.approx(bill.hours * 4.4)
     assert bill.words(Rate(zar_per_usd=18.0, as_of=None)).startswith("4.40 $/h (runpod; SkyPilot's catalog")
-    assert f"{bill.usd:.2f} $ (R{bill.usd * 18:,.2f}), assumed: MFU 30 %" in bill.words(
-        Rate(zar_per_usd=18, as_of=None)
-    )
+    assert f"{bill.usd:.2f} $ (R{bill.usd * 18:,.2f}), projected: MFU " in bill.words(Rate(zar_per_usd=18, as_of=None))
 
 
 def test_spot_and_nodes_are_in_the_price():
@@ -48,17 +46,18 @@ def test_spot_and_nodes_are_in_the_price():
     assert bill.usd_per_hour == 4.8
     assert "spot" in bill.words()
     one = estimate.bill(job(), task(resources={"use_spot": True}), "runpod")
-    assert bill.hours == pytest.approx((one.hours or 0) / 2)
-    assert bill.usd == pytest.approx(one.usd)
+    assert bill.hours is not None and one.hours is not None
+    assert one.hours / 2 < bill.hours < 0.6 * one.hours  # two machines share a network
+    assert bill.usd == pytest.approx(bill.hours * 4.8)
 
 
 def test_the_job_is_told_the_price_and_the_limits():
-    bill = estimate.bill(job(), task(), "runpod", max_cost=20.0, max_hours=3.5)
+    bill = estimate.bill(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
 
-    assert bill.envs() == {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "3.5"}
+    assert bill.envs() == {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "2.5"}
     assert bill.resources() == {"max_hourly_cost": 4.4}  # a dearer machine would outrun the budget
-    assert bill.usd == pytest.approx(3.5 * 4.4)
-    assert bill.words().endswith("at most 20.00 $ and 3.5 h, which is not enough for the whole job")
+    assert bill.usd == pytest.approx(2.5 * 4.4)
+    assert bill.words().endswith("at most 20.00 $ and 2.5 h, which is not enough for the whole job")
 
 
 def test_a_limit_that_is_wide_enough_is_no_warning():
