@@ -10,7 +10,7 @@ On the machine where you type:
 - ``recorded``   ... or the job of a run that was: ``runs/NAME``
 - ``plan``       both, frozen, with a name and a price: all that an engine needs
 - ``prices``     which GPUs are offered where, from SkyPilot's catalog or the dated few in ``catalog/``
-- ``throughput`` how fast a job will be: measured by an earlier run, or assumed
+- ``throughput`` how fast a job will be: measured by an earlier run, or projected
 - ``estimate``   what a launch costs, and whether its budget makes sense
 - ``outlook``    ``bafogpt cloud plan``: every offer with its hours and its total
 - ``doctor``     ``bafogpt cloud doctor``: everything that a launch needs, tried

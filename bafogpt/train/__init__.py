@@ -17,7 +17,9 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``saving``      checkpoints written by a thread while training goes on
 - ``runlog``      speed, loss and money of each step; ``metrics``: the lines they are written in
 - ``tracing``     a profile of some steps, on request
-- ``flops``       floating point operations a token costs, and those that a GPU can do
+- ``flops``       floating point operations a token costs; ``gpus``: what each card can do
+- ``step_time``   the model of a step's time; ``recipes``: the fastest values that fit a card
 
-``config``, ``flops`` and ``handoff`` import no torch, because the launcher and the supervisor read them too.
+``config``, ``flops``, ``gpus``, ``handoff``, ``memory``, ``recipes`` and ``step_time`` import no torch, because the
+launcher and the supervisor read them too.
 """

@@ -12,7 +12,8 @@ bandwidth B (bytes/s), reduced by the shares of :class:`Assumptions`, the second
                                                                process under autocast), or expanded from 4 bits
     loss           n·chunks·max(bytes ÷ B, FLOPs ÷ F)          a chunk of R rows reads the head twice, reads and writes
                                                                its float32 gradient (not where the head is frozen), and
-                                                               moves 12 bytes for each of R·V logits
+                                                               moves 12 bytes for each of R·V logits (pessimistic:
+                                                               the last two are not hidden, and come on top)
     optimizer      28 bytes·trained numbers ÷ W ÷ B            AdamW in float32
     communication  (gathers + one reduction) ÷ bus             what is hidden behind the rest is not in the total
 
@@ -63,6 +64,8 @@ class Assumptions:
     """Of NVLink's bandwidth."""
     network: float
     """Bytes a second between machines."""
+    chunk_hidden: bool
+    """Whether a chunk of the loss moves its logits and its gradient of the head while it multiplies, or after it."""
 
     def products_on(self, gpu: Gpu) -> float:
         """The share of the bf16 peak that products reach on ``gpu``."""
@@ -82,6 +85,8 @@ class Assumptions:
         ]
         if fp8 and gpu.fp8:
             said.insert(1, f"in fp8 {self.fp8:.0%} of {gpu.fp8 / 1e12:,.0f}")
+        if not self.chunk_hidden:
+            said.append("the loss's traffic not hidden")
         if processes > 1:
             said.append(f"{self.bus(gpu, nodes) / 1e9:,.0f} GB/s between GPUs, {self.hidden:.0%} of that hidden")
         return f"{self.name}: {', '.join(said)}"
@@ -107,6 +112,7 @@ EXPECTED = Assumptions(
     pcie=20e9,
     nvlink=0.7,
     network=3e9,
+    chunk_hidden=True,
 )
 """What well-tuned bf16 training reaches; nothing here was measured by this project."""
 
@@ -130,6 +136,7 @@ PESSIMISTIC = Assumptions(
     pcie=8e9,
     nvlink=0.5,
     network=1.2e9,
+    chunk_hidden=False,
 )
 """GPUs that cannot reach each other's memory and copy through the host's, a card that throttles."""
 
@@ -213,7 +220,8 @@ def step_time(
     attention = (3 + again) / 3 * flops.attention_flops(shape, length) / (assumptions.attention * gpu.bf16)
     passes = 3 + (recompute != "none")
     elementwise = passes * _elementwise_bytes(shape, adapter) / bandwidth
-    loss = _chunk_count(tokens, loss_rows) * _chunk_time(shape, config, min(loss_rows, tokens), rate, bandwidth)
+    rows = min(loss_rows, tokens)
+    loss = -(-tokens // rows) * _chunk_time(shape, config, rows, rate, bandwidth, assumptions.chunk_hidden)
     of_compute = {
         "products": times * tokens * products,
         "attention": times * tokens * attention,
@@ -266,15 +274,13 @@ def _weight_bytes(shape: Shape, config: TrainConfig, processes: int, times: int,
     return weights * (cast + (10 if times > 1 else 0))  # a gradient in bf16 is added to one in float32
 
 
-def _chunk_count(tokens: int, rows: int) -> int:
-    return -(-tokens // rows)
-
-
-def _chunk_time(shape: Shape, config: TrainConfig, rows: int, rate: float, bandwidth: float) -> float:
+def _chunk_time(shape: Shape, config: TrainConfig, rows: int, rate: float, bandwidth: float, hidden: bool) -> float:
     """Seconds that the loss takes for ``rows`` tokens: what it moves or what it multiplies, whichever takes longer."""
     head, learned = flops.head_weights(shape), config.adapter is None or "head" in config.adapter.targets
-    moved = 2 * 2 * head + (8 * head if learned else 0) + 12 * rows * (shape.padded_vocab_size or 0)
-    return max(moved / bandwidth, (6 if learned else 4) * rows * head / rate)
+    multiplied = (6 if learned else 4) * rows * head / rate
+    read = 2 * 2 * head / bandwidth
+    rewritten = ((8 * head if learned else 0) + 12 * rows * (shape.padded_vocab_size or 0)) / bandwidth
+    return max(read + rewritten, multiplied) if hidden else max(read, multiplied) + rewritten
 
 
 def _traffic(trained: int, processes: int, times: int, gather: Gather) -> float:

@@ -48,7 +48,8 @@ def shipped(config: TrainConfig, gpu: str, processes: int, assumptions: Assumpti
         (PRETRAIN, "L40", 4, 4, "full", 1024, "micro", EXPECTED, 12.8, 0.05),
         (PRETRAIN, "L40", 4, 2, "selective", 1024, "step", EXPECTED, 10.4, 0.05),
         (PRETRAIN, "L40", 4, 4, "full", 64, "micro", PESSIMISTIC, 27.4, 0.05),
-        (PRETRAIN, "L40", 4, 4, "full", 1024, "step", PESSIMISTIC, 16.9, 0.05),
+        # the draft hid all of a chunk's traffic here too: 0.8 s
+        (PRETRAIN, "L40", 4, 4, "full", 1024, "step", PESSIMISTIC, 16.9, 0.07),
         (PRETRAIN, "H100-SXM", 1, 8, "full", 128, "step", EXPECTED, 15.4, 0.05),
         (PRETRAIN, "H100-SXM", 1, 8, "full", 1024, "step", EXPECTED, 11.0, 0.05),
         # the draft left out what 4-bit weights and an adapter's pairs read and write: 0.3 to 1 s
@@ -189,4 +190,5 @@ def test_the_parts_add_up_and_the_words_name_every_assumption():
         "20 GB/s between GPUs, 85% of that hidden"
     )
     assert "in fp8 42% of 362" in PESSIMISTIC.words(card("L40"), 4, fp8=True)
+    assert "the loss's traffic not hidden" in PESSIMISTIC.words(card("L40"), 4)
     assert "between" not in EXPECTED.words(card("A10"), 1)
