@@ -179,6 +179,12 @@ def test_two_processes_in_bf16_mixed_are_refused_before_anything_starts(train: T
     assert "bf16-true" in result.hint
 
 
+def test_recomputation_changes_no_loss_of_an_adapter_with_dropout(train: Train, packed: str) -> None:
+    kept, again = (train(tuned(packed, steps=6, activation_checkpointing=how)) for how in ("none", "selective"))
+    assert again.results[0].outcome == "finished", again.output
+    assert again.losses == kept.losses
+
+
 @pytest.mark.slow
 def test_two_hundred_steps_on_the_shipped_instructions_lower_the_held_out_loss(train: Train, packed: str) -> None:
     held_out = losses(train(longer(packed)))

@@ -130,6 +130,23 @@ def test_no_recipe_is_recommended_where_nothing_fits():
     assert not shipped(PRETRAIN, "L40", 1).fits
 
 
+def test_a_recipe_that_fits_with_less_than_two_gigabytes_to_spare_is_not_recommended():
+    best = recipes.fastest(shape(FINETUNE), FINETUNE, card("A10"), processes=1)
+    assert best is not None
+    tight = replace(card("A10"), memory=best.need + recipes.RESERVE - 1)
+    other = recipes.fastest(shape(FINETUNE), FINETUNE, tight, processes=1)
+
+    assert other is not None and other.need < best.need
+
+
+def test_weights_in_4_bits_take_time_to_expand():
+    adapter = FINETUNE.adapter
+    assert adapter is not None
+    plain = time(replace(FINETUNE, adapter=replace(adapter, base="bf16")), card("A10"), 1)
+
+    assert plain.weights == 0 < time(FINETUNE, card("A10"), 1).weights
+
+
 def better(gpu: Gpu, **factors: float) -> Gpu:
     return replace(gpu, **{name: getattr(gpu, name) * factor for name, factor in factors.items()})
 
