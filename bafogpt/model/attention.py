@@ -8,7 +8,6 @@ flex_attention does it without any.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,10 @@ import torch
 from litgpt.config import Config
 from litgpt.model import CausalSelfAttention, apply_rope, apply_rope_interleave
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 
 from bafogpt.model.cache import KVCache
+from bafogpt.model.flex import flex_attend, flex_mask
 
 QUERY_CHUNK = 256
 """Queries whose scores are computed at a time; each chunk skips the keys that none of its queries sees."""
@@ -56,8 +56,10 @@ def make_view(
     device = cos.device
     angles = cos[before : before + tokens].unsqueeze(0), sin[before : before + tokens].unsqueeze(0)
     if device.type == "cuda" and cache is None:
-        flex = functools.partial(flex_mask, tokens, documents=documents, device=device)
-        return View(*angles, flex(None), flex(size if size and tokens > size else None))
+        flex = flex_mask(tokens, None, documents=documents, device=device)
+        if not size or tokens <= size:
+            return View(*angles, flex, flex)
+        return View(*angles, flex, flex_mask(tokens, size, documents=documents, device=device))
     full = hidden_keys(tokens, before, None, documents, device)
     if not size or before + tokens <= size:
         return View(*angles, full, full, cache)
@@ -79,31 +81,6 @@ def hidden_keys(
     if documents is None:
         return hidden[None, None]
     return (hidden | (documents.unsqueeze(2) != documents.unsqueeze(1))).unsqueeze(1)
-
-
-def flex_mask(
-    tokens: int, window: int | None, *, documents: torch.Tensor | None, device: torch.device | str
-) -> BlockMask:
-    """The same as flex_attention takes it, for ``tokens`` tokens that follow none."""
-    if documents is None:
-        return _plain_flex_mask(tokens, window, str(device))
-
-    def sees(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return _sees(q, k, window) & (documents[b, q] == documents[b, k])
-
-    return create_block_mask(sees, documents.size(0), None, tokens, tokens, device=str(device))
-
-
-@functools.lru_cache(maxsize=8)
-def _plain_flex_mask(tokens: int, window: int | None, device: str) -> BlockMask:
-    def sees(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return _sees(q, k, window)
-
-    return create_block_mask(sees, None, None, tokens, tokens, device=device)
-
-
-def _sees(query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
-    return key <= query if window is None else (key <= query) & (query - key < window)
 
 
 class Attention(CausalSelfAttention):  # type: ignore[misc]
@@ -166,26 +143,6 @@ def attend(
             q, k, v, attn_mask=visible, scale=scale, enable_gqa=True
         )
     attended: torch.Tensor = _SoftCapped.apply(q, k, v, mask, scale, softcap, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    return attended
-
-
-@functools.cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention)
-
-
-def flex_attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, *, scale: float, softcap: float | None
-) -> torch.Tensor:
-    """:func:`attend` by flex_attention: compiled on a GPU; as it is, and without a backward pass, on a CPU."""
-
-    def capped(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return score if softcap is None else softcap * torch.tanh(score / softcap)
-
-    kernel = _compiled_flex() if q.is_cuda else flex_attention
-    attended: torch.Tensor = kernel(
-        q, k, v, score_mod=capped if softcap else None, block_mask=mask, scale=scale, enable_gqa=True
-    )
     return attended
 
 

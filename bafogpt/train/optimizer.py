@@ -60,7 +60,10 @@ def saved(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str
 
 @torch.no_grad()
 def prime(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the state that the first step would make, so that there is something to load into."""
+    """Give every parameter the state that the first step would make, so that there is something to load into.
+
+    The fused AdamW counts steps on the parameter's device, the other one on the CPU (pytorch issue 104767).
+    """
     eight_bit: Any = None if isinstance(optimizer, torch.optim.AdamW) else optimizer
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
@@ -68,7 +71,7 @@ def prime(optimizer: torch.optim.Optimizer) -> None:
                 eight_bit.init_state(group, parameter, number, place)
                 continue
             optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu"),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

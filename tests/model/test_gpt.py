@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bafogpt.core.errors import ConfigError, DataError, UsageError
-from bafogpt.model import attention
+from bafogpt.model import attention, flex
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import GPT
 
@@ -87,10 +87,10 @@ def test_the_masks_of_flex_attention_are_the_same(window: int | None, documents:
     q = torch.randn(2, 4, 150, 16, generator=generator)
     k, v = (torch.randn(2, 2, 150, 16, generator=generator) for _ in range(2))
     owner = torch.tensor([[0] * 40 + [1] * 110, [0] * 149 + [1]], dtype=torch.int32) if documents else None
-    flex = attention.flex_mask(150, window, documents=owner, device="cpu")
+    blocks = flex.flex_mask(150, window, documents=owner, device="cpu")
     plain = attention.hidden_keys(150, 0, window, owner, q.device)
     with torch.no_grad():
-        a, b = (attention.attend(q, k, v, mask, scale=0.5, softcap=3.0) for mask in (flex, plain))
+        a, b = (attention.attend(q, k, v, mask, scale=0.5, softcap=3.0) for mask in (blocks, plain))
     assert (a - b).abs().max() <= 1e-5
 
 
