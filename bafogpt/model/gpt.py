@@ -113,6 +113,30 @@ def new_gpt(config: Config, *, tie_embeddings: bool, seed: int) -> GPT:
     return model
 
 
+def empty_gpt(config: Config, *, tie_embeddings: bool) -> GPT:
+    """A model whose parameters have sizes and no memory (torch's meta device): :func:`materialise` gives them that."""
+    with torch.device("meta"):
+        model = GPT(config)
+    if tie_embeddings:
+        tie(model)
+    return model
+
+
+def materialise(model: GPT, device: torch.device) -> None:
+    """Give the parameters of a model from :func:`empty_gpt` memory on ``device``, sharded ones their own part of it.
+
+    What is in that memory is not defined until weights are loaded; the angles of the positions, which are in no file,
+    are computed. A model that has memory is left as it is.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return
+    tied = model.lm_head.weight is model.transformer.wte.weight
+    model.to_empty(device=device)
+    if tied and model.lm_head.weight is not model.transformer.wte.weight:
+        tie(model)
+    model.reset_parameters()
+
+
 def tie(model: GPT) -> None:
     """Make the output head the embedding matrix itself. litgpt keeps two."""
     model.lm_head.weight = model.transformer.wte.weight
@@ -120,12 +144,9 @@ def tie(model: GPT) -> None:
 
 def load_gpt(folder: ModelFolder, *, device: str = "cpu", dtype: torch.dtype | None = None) -> GPT:
     """A model folder's network, not sharded and not for training, in the folder's dtype unless another is given."""
-    with torch.device("meta"):
-        model = GPT(folder.config)
-    model.to(dtype or folder.dtype).to_empty(device=device)
-    model.reset_parameters()  # the angles of the positions, which are in no file
-    if folder.tied:
-        tie(model)
+    model = empty_gpt(folder.config, tie_embeddings=folder.tied)
+    model.to(dtype or folder.dtype)
+    materialise(model, torch.device(device))
     folder.load_into(model)
     model.eval()
     return model

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import subprocess
+import sys
+from dataclasses import asdict
 
 import torch
-from lightning.fabric import Fabric
 from litgpt.config import Config
 
-from bafogpt.core.errors import ConfigError
+from bafogpt.core import process, schema
+from bafogpt.core.errors import BafoError, ConfigError
+from bafogpt.model import flex
 from bafogpt.storage.tokens.manifest import Packing
-from bafogpt.train import memory, parallel
+from bafogpt.train import memory, parallel, step_probe
 from bafogpt.train.config import TrainConfig
 
 
@@ -57,22 +61,41 @@ def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, bool]:
     )
 
 
-def tried(model: Any, fabric: Fabric, config: TrainConfig, micro: int) -> int:
-    """The largest power-of-two part of ``micro`` that goes forward and backward on every process's GPU.
+def check_attention(model: Config, config: TrainConfig) -> None:
+    """Raise :class:`ConfigError` where attention's kernels do not fit this process's GPU."""
+    itemsize = 4 if config.precision == "32-true" else 2
+    flex.block_sizes(model.head_size or 0, itemsize, flex.shared_memory(parallel.local_rank()))
 
-    The model of the memory is only a model. Gradients are thrown away; nothing else is changed.
-    Raises :class:`ConfigError` where not even one sample does.
+
+def probed(config: TrainConfig, vocab_size: int, *, micro: int, reshard: bool, documents: bool) -> int:
+    """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
+
+    The memory model is only a model, so it is tried (:mod:`bafogpt.train.step_probe`): by the machine's first process,
+    on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.smallest` tells them.
+    Raises :class:`ConfigError` where not even one sample fits.
     """
+    if parallel.local_rank():
+        return micro
     while micro:
-        ids = torch.zeros(micro, config.data.sequence_length, dtype=torch.int64, device=fabric.device)
-        failed = False
-        try:
-            fabric.backward(model(ids, ids))
-        except torch.OutOfMemoryError:
-            failed = True
-        model.zero_grad(set_to_none=True)
-        if not parallel.any_process(failed):
+        trial = step_probe.Trial(
+            config=config, vocab_size=vocab_size, micro=micro, reshard=reshard, documents=documents
+        )
+        if _probe(trial).fits:
             return micro
-        torch.cuda.empty_cache()
+        print(f"a micro-batch of {micro} does not fit this GPU", flush=True)
         micro //= 2
     raise ConfigError("not even one sample fits this GPU", "--set train.activation_checkpointing=full")
+
+
+def _probe(trial: step_probe.Trial) -> step_probe.Peak:
+    done = subprocess.run(
+        [sys.executable, "-m", "bafogpt.train.step_probe"],
+        input=json.dumps(asdict(trial)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=process.die_with_parent(),
+    )
+    if done.returncode:
+        raise BafoError("a trial step failed; its error is in the log above", "bafogpt cloud logs RUN")
+    return schema.build(step_probe.Peak, json.loads(done.stdout.splitlines()[-1]), where="step_probe")

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from bafogpt.core.errors import ConfigError
+from bafogpt.model.gpt import materialise
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Order
 
@@ -84,6 +85,8 @@ def make_fabric(order: Order, *, reshard_after_forward: bool) -> Fabric:
 def prepare_blocks(model: Any, config: TrainConfig, *, gpu: bool) -> None:
     """Give each block its activation checkpointing and its compilation, before the model is sharded or set up."""
     compiled = config.compile == "always" or (config.compile == "auto" and gpu)
+    # a block that has been compiled too often would run on uncompiled, several times slower, and say nothing
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for index, block in enumerate(model.transformer.h):
         if config.activation_checkpointing == "full":
             block = checkpoint_wrapper(block)
@@ -92,7 +95,7 @@ def prepare_blocks(model: Any, config: TrainConfig, *, gpu: bool) -> None:
             block = checkpoint_wrapper(block, context_fn=contexts)
         model.transformer.h[index] = block
         if compiled:  # a block at a time: they are alike, so that one compilation serves all
-            block.compile()
+            block.compile(dynamic=False)
 
 
 def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
@@ -116,7 +119,20 @@ def _shard(model: Any, device_mesh: Any, config: TrainConfig, reshard_after_forw
     for block in model.transformer.h:
         shard(block, reshard_after_forward=reshard_after_forward)
     shard(model, reshard_after_forward=False)  # the backward pass begins with it
+    cuda = mesh.device_type == "cuda"
+    materialise(model, torch.device("cuda", local_rank()) if cuda else torch.device("cpu"))
     return model
+
+
+def accumulate(model: torch.nn.Module, *, last: bool, reshard: bool) -> None:
+    """What follows is one micro-batch of a step: its gradients are exchanged if it is the ``last`` one.
+
+    Unless parameters are given back after each forward pass (``reshard``) they stay gathered through the backward pass
+    of all but the last micro-batch, too: they are gathered once a step.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last or reshard)
 
 
 def device_bytes(device: torch.device) -> int:
@@ -156,6 +172,15 @@ def total(number: int) -> int:
         return number
     tensor = torch.tensor(number, dtype=torch.int64)
     dist.all_reduce(tensor)
+    return int(tensor)
+
+
+def smallest(number: int) -> int:
+    """The smallest of a number over all processes, exchanged between hosts."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number, dtype=torch.int64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor)
 
 

@@ -14,7 +14,6 @@ from bafogpt.core import settings
 from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model import pull
 from bafogpt.model.config import fingerprint, gpt_config
-from bafogpt.model.gpt import new_gpt
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
@@ -24,32 +23,23 @@ from bafogpt.train import batches, finetune, fit, flops, metrics, optimizer, par
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
-from bafogpt.train.optimizer import NewRows
+from bafogpt.train.learner import Learner, build
 from bafogpt.train.runlog import RunLog
 from bafogpt.train.saving import CheckpointSaver
-from bafogpt.train.state import TrainState, load_weights
+from bafogpt.train.state import load_weights
 from bafogpt.train.tracing import Tracer
 from bafogpt.train.validation import Validation
 from bafogpt.train.validation import plan as plan_validation
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class Run(Learner):
     """The objects of one run in one process."""
 
-    config: TrainConfig
-    fabric: Fabric
-    model: Any
-    """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
-    trained: list[torch.nn.Parameter]
-    new_rows: NewRows
-    state: TrainState
     train: Samples
     validation: Validation | None
     micro: int
     """Samples a process pushes through the model at once, set or found."""
-    every_token: bool
-    """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
     saver: CheckpointSaver
     log: RunLog
     tracer: Tracer
@@ -85,50 +75,43 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     shape = gpt_config(config.model.name, config.model.overrides, manifest.vocab_size)
     fit.check_length(shape, config)
     fit.check_packing(manifest.packing, config)
-    micro, reshard_after_forward = fit.plan(shape, config, gpu=gpu)
-    fabric = parallel.make_fabric(order, reshard_after_forward=reshard_after_forward)
+    if gpu:
+        fit.check_attention(shape, config)
+    micro, reshard = fit.plan(shape, config, gpu=gpu)
+    if gpu and not config.batch.micro:
+        documents = train.stream.is_packed or config.data.separate_documents
+        micro = fit.probed(config, manifest.vocab_size, micro=micro, reshard=reshard, documents=documents)
+    fabric = parallel.make_fabric(order, reshard_after_forward=reshard)
     fabric.launch()
-    gpt = new_gpt(shape, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
-    identity: dict[str, Any] = {
-        "model": fingerprint(shape, config.model.tie_embeddings),
-        "data": manifest.digest,
-        "sequence_length": config.data.sequence_length,
-    }
-    if config.optimizer.name != "adamw":  # of which older checkpoints say nothing
-        identity["optimizer"] = config.optimizer.name
+    micro = parallel.smallest(micro)
+    identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
 
-    def first_weights() -> None:
+    def first_weights(gpt: torch.nn.Module) -> None:
         if path := config.model.checkpoint:
-            into = handoff.folder / "weights"
-            _first_weights(gpt, identity["model"], order.bucket, path, into, fabric, manifest)
+            model = fingerprint(shape, config.model.tie_embeddings)
+            _first_weights(gpt, model, order.bucket, path, handoff.folder / "weights", fabric, manifest)
 
-    if config.adapter is not None:  # the base is not saved, so it is loaded at a resume, too
-        first_weights()
-        identity |= finetune.adapt(gpt, shape, config)
-    parallel.prepare_blocks(gpt, config, gpu=gpu)
-    wrapped = fabric.setup_module(gpt)
-    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
-    state = TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity)
+    resumes = order.resume_step is not None
+    learner = build(
+        config,
+        shape,
+        fabric,
+        reshard=reshard,
+        identity=identity,
+        weights_follow=config.model.checkpoint is not None or (resumes and config.adapter is None),
+        load_base=first_weights,
+        every_token=not train.stream.is_packed,
+    )
+    state = learner.state
     if order.resume_step is not None:
         state.load(handoff.resume / checkpoint_name(order.resume_step))
     elif config.adapter is None:
-        first_weights()
+        first_weights(state.model)
     return Run(
-        config=config,
-        fabric=fabric,
-        model=wrapped,
-        trained=trained,
-        new_rows=NewRows(
-            trained,
-            vocabulary=shape.padded_vocab_size,
-            first=config.optimizer.first_new_row,
-            factor=config.optimizer.new_rows_factor,
-        ),
-        state=state,
+        **vars(learner),
         train=train,
         validation=validation,
-        micro=fit.tried(wrapped, fabric, config, micro) if gpu and not config.batch.micro else micro,
-        every_token=not train.stream.is_packed,
+        micro=micro,
         saver=CheckpointSaver(handoff, config.checkpoint),
         log=RunLog(
             config,
@@ -136,7 +119,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
             state.progress,
             curriculum=manifest.splits["train"],
             lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
-            flops_per_token=flops.flops_per_token(shape, config.data.sequence_length),
+            flops_per_token=flops.flops_per_token(shape, config.data.sequence_length, config.adapter),
             price_per_hour=order.price_per_hour,
         ),
         tracer=Tracer(

@@ -9,8 +9,8 @@ import torch
 
 from bafogpt.train import parallel
 from bafogpt.train.batches import Batch
+from bafogpt.train.learner import Learner
 from bafogpt.train.optimizer import set_rate
-from bafogpt.train.run import Run
 from bafogpt.train.schedule import learning_rate
 
 
@@ -27,28 +27,28 @@ class Measured:
     """Tokens learned from, over all processes."""
 
 
-def train_step(run: Run, micros: Sequence[Batch]) -> Measured:
+def train_step(learner: Learner, micros: Sequence[Batch]) -> Measured:
     """Forward and backward on each micro-batch, one update. Gradients are exchanged once, with the last of them.
 
     What each target adds to the gradient is one share of the targets of the *whole* step, over all micro-batches and
     processes: a mean of their means would give tokens of emptier micro-batches more weight.
     """
-    config, fabric, state = run.config, run.fabric, run.state
+    config, state, processes = learner.config, learner.state, parallel.world_size()
     rate = learning_rate(
         state.progress.step, peak=config.optimizer.learning_rate, steps=config.steps, schedule=config.schedule
     )
     set_rate(state.optimizer, rate)
-    parallel.seed(config.seed, state.progress.step, fabric.global_rank)
+    parallel.seed(config.seed, state.progress.step, parallel.rank())
     own = sum(batch.learned for batch in micros)
-    targets = config.batch.tokens if run.every_token else parallel.total(own)
-    total = torch.zeros((), device=fabric.device)
+    targets = config.batch.tokens if learner.every_token else parallel.total(own)
+    total = torch.zeros((), device=learner.fabric.device)
     for index, batch in enumerate(micros):
-        with fabric.no_backward_sync(run.model, enabled=index < len(micros) - 1):
-            loss = run.model(batch.ids, batch.targets, documents=batch.documents) / max(1, targets)
-            fabric.backward(loss * fabric.world_size)  # FSDP takes the mean over processes
+        parallel.accumulate(state.model, last=index == len(micros) - 1, reshard=learner.reshard)
+        loss = learner.model(batch.ids, batch.targets, documents=batch.documents) / max(1, targets)
+        learner.fabric.backward(loss * processes)  # FSDP takes the mean over processes
         total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(run.trained, config.optimizer.clip_norm)
-    run.new_rows.step(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(learner.trained, config.optimizer.clip_norm)
+    learner.new_rows.step(state.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
     state.progress.advance(config.batch_samples, targets)
     return Measured(total, norm, rate, targets)

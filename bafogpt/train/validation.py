@@ -95,7 +95,11 @@ def validate(run: Run) -> None:
 def _own(
     validation: Validation, micro: int, rank: int, processes: int, device: torch.device
 ) -> Iterator[tuple[int, batches.Batch]]:
-    """(number of the stage, batch) for this process. Each gets as many, because FSDP's processes go in step."""
+    """(number of the stage, batch) for this process. Each gets as many, because FSDP's processes go in step.
+
+    Every batch has ``micro`` rows: another shape would compile every block again. Rows beyond a stage's last piece
+    repeat it and count for nothing.
+    """
     work = [
         (number, pieces[start : start + micro])
         for number, pieces in enumerate(validation.pieces)
@@ -106,11 +110,12 @@ def _own(
         number, pieces = work[turn if spare else turn + rank]
         samples = validation.samples
         rows = [batches.row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
-        batch = batches.of_rows(rows, device)
+        batch = batches.of_rows(rows + rows[-1:] * (micro - len(rows)), device)
         targets = batch.targets.clone()
         for row, piece in enumerate(pieces):
             targets[row, : validation.samples.length if spare else piece.low] = batches.IGNORED
             targets[row, piece.high :] = batches.IGNORED
+        targets[len(pieces) :] = batches.IGNORED
         yield number, batch._replace(targets=targets)
 
 

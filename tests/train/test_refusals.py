@@ -13,7 +13,7 @@ import torch
 from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model.config import gpt_config
 from bafogpt.storage.tokens.manifest import Packing, Split, Stage
-from bafogpt.train import fit, metrics, parallel
+from bafogpt.train import fit, learner, metrics, parallel
 from bafogpt.train import run as runs
 from bafogpt.train.handoff import Handoff, Result
 from bafogpt.train.runlog import RunLog
@@ -111,7 +111,7 @@ def test_the_trainer_refuses_it_before_there_is_a_model(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a model is being made")
 
-    monkeypatch.setattr(runs, "new_gpt", never)
+    monkeypatch.setattr(learner, "new_gpt", never)
     if "processes" in message:
         monkeypatch.setenv("WORLD_SIZE", "4")
     if "micro-batch" in message:
@@ -125,14 +125,14 @@ def test_weights_that_are_not_finite_stop_at_the_first_step_and_nothing_is_saved
     train_here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What NaN in what is read comes to: tokens are integers, so it can only come with the weights."""
-    make = runs.new_gpt
+    make = learner.new_gpt
 
     def broken(*words: Any, **options: Any) -> Any:
         model = make(*words, **options)
         model.lm_head.weight.data[0, 0] = float("nan")
         return model
 
-    monkeypatch.setattr(runs, "new_gpt", broken)
+    monkeypatch.setattr(learner, "new_gpt", broken)
     handoff = Handoff(tmp_path)
     with pytest.raises(BafoError, match=r"loss nan, .* at step 1 \(dictionary\), samples 0 to 7; the last checkpoint"):
         train_here(tiny(checkpoint={"every": 1}), handoff)

@@ -1,0 +1,94 @@
+"""What a step changes: the network on its devices, its optimizer, and how far they are. Built once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from litgpt.config import Config
+
+from bafogpt.model.config import fingerprint
+from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
+from bafogpt.model.loss import liger_kernel
+from bafogpt.train import finetune, optimizer, parallel
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.optimizer import NewRows
+from bafogpt.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The objects of one process that :func:`bafogpt.train.step.train_step` works on."""
+
+    config: TrainConfig
+    fabric: Fabric
+    reshard: bool
+    """Whether processes give parameters back after each forward pass."""
+    model: Any
+    """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
+    trained: list[torch.nn.Parameter]
+    new_rows: NewRows
+    state: TrainState
+    every_token: bool
+    """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
+
+
+def build(
+    config: TrainConfig,
+    shape: Config,
+    fabric: Fabric,
+    *,
+    reshard: bool,
+    identity: dict[str, Any],
+    weights_follow: bool,
+    load_base: Callable[[torch.nn.Module], None] | None = None,
+    every_token: bool = True,
+) -> Learner:
+    """The network of ``config`` with sizes ``shape``, sharded and prepared, with an optimizer that has no state yet.
+
+    Where ``weights_follow`` no weights are drawn: parameters are memory without a value until they are loaded, and a
+    sharded network never exists whole on a process. ``load_base`` gives an adapter's base its weights, before it is
+    quantised and frozen. ``identity`` is what a checkpoint must agree with (``data``, ``sequence_length``); the model's
+    and the adapter's part is added.
+    """
+    gpu, tied = fabric.device.type == "cuda", config.model.tie_embeddings
+    if weights_follow:
+        gpt = empty_gpt(shape, tie_embeddings=tied)
+    else:
+        gpt = new_gpt(shape, tie_embeddings=tied, seed=config.seed)
+    identity = {"model": fingerprint(shape, tied), **identity}
+    if config.optimizer.name != "adamw":  # of which older checkpoints say nothing
+        identity["optimizer"] = config.optimizer.name
+    if config.adapter is not None:  # the base is not saved, so it is loaded at a resume, too
+        materialise(gpt, torch.device("cpu"))
+        if load_base is not None:
+            load_base(gpt)
+        identity |= finetune.adapt(gpt, shape, config)
+    if gpu:
+        liger_kernel()
+    parallel.prepare_blocks(gpt, config, gpu=gpu)
+    if parallel.world_size() == 1:
+        if config.precision == "bf16-true":
+            gpt.to(torch.bfloat16)
+        materialise(gpt, fabric.device)
+    wrapped = fabric.setup_module(gpt)  # more processes than one: sharded first, and then given memory
+    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
+    new_rows = NewRows(
+        trained,
+        vocabulary=shape.padded_vocab_size,
+        first=config.optimizer.first_new_row,
+        factor=config.optimizer.new_rows_factor,
+    )
+    return Learner(
+        config=config,
+        fabric=fabric,
+        reshard=reshard,
+        model=wrapped,
+        trained=trained,
+        new_rows=new_rows,
+        state=TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity),
+        every_token=every_token,
+    )

@@ -1,0 +1,107 @@
+"""Whole steps of a job on one GPU, in a process of its own: whether they fit, and the memory they take.
+
+    python -m bafogpt.train.step_probe < TRIAL
+
+A trial (:class:`Trial` as JSON) goes the trainer's own way, with the other processes of the run replaced by torch's
+fake process group: this process holds its shards, its gathered parameters and its gradients as it would among them, and
+nothing is exchanged. Two steps are made, because the optimizer's state first exists after one of them. What a process
+that ran out of memory leaves behind ends with it. The last line of the output is a :class:`Peak` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bafogpt.core import schema
+from bafogpt.model.config import gpt_config
+from bafogpt.train import batches, parallel
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.handoff import Order
+from bafogpt.train.learner import Learner, build
+from bafogpt.train.step import train_step
+
+STEPS = 2
+MICRO_BATCHES = 3
+"""Of a step, at most: the first, one between that gathers nothing, and the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is tried."""
+
+    config: TrainConfig
+    vocab_size: int
+    micro: int
+    """Samples a micro-batch."""
+    reshard: bool
+    documents: bool = False
+    """Whether documents that share a sample are hidden from each other."""
+    device: Literal["cpu", "cuda"] = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """What came of it. Bytes of torch's allocator; 0 on a CPU."""
+
+    fits: bool
+    allocated: int = 0
+    reserved: int = 0
+
+
+def steps(trial: Trial) -> Iterator[Learner]:
+    """Make one step after the other, without end; the learner after each."""
+    config = trial.config
+    if parallel.world_size() > 1 and not dist.is_initialized():
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", rank=parallel.rank(), world_size=parallel.world_size(), store=FakeStore())
+    order = Order(job="probe", bucket="", config=config, device=trial.device)
+    fabric = parallel.make_fabric(order, reshard_after_forward=trial.reshard)
+    fabric.launch()
+    shape = gpt_config(config.model.name, config.model.overrides, trial.vocab_size)
+    learner = build(config, shape, fabric, reshard=trial.reshard, identity={}, weights_follow=True)
+    share = config.batch_samples // parallel.world_size()
+    length = config.data.sequence_length
+    row = batches.Row(np.zeros(length + 1, np.int64), np.zeros(length, np.int32) if trial.documents else None)
+    count = min(MICRO_BATCHES, max(1, share // trial.micro))
+    while True:
+        train_step(learner, [batches.of_rows([row] * trial.micro, fabric.device) for _ in range(count)])
+        yield learner
+
+
+def measure(trial: Trial) -> Peak:
+    """The memory of :data:`STEPS` steps."""
+    made = steps(trial)
+    try:
+        for _ in range(STEPS):
+            next(made)
+    except torch.OutOfMemoryError:
+        return Peak(fits=False)
+    if trial.device == "cpu":
+        return Peak(fits=True)
+    torch.cuda.synchronize()
+    return Peak(fits=True, allocated=torch.cuda.max_memory_allocated(), reserved=torch.cuda.max_memory_reserved())
+
+
+def main() -> None:
+    """Read a trial, write its peak."""
+    trial = schema.build(Trial, json.load(sys.stdin), where="trial")
+    with tempfile.TemporaryDirectory(prefix="bafogpt-probe-") as folder:
+        os.chdir(Path(folder))  # whatever a library writes beside it
+        print(json.dumps(asdict(measure(trial))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # no wait for a group of processes that are not there
