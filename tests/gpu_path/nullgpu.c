@@ -292,7 +292,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **a, void 
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *f) {
     memset(a, 0, sizeof *a);
     a->maxThreadsPerBlock = 1024, a->numRegs = 64, a->maxDynamicSharedSizeBytes = card->shared_block;
-    a->binaryVersion = a->ptxVersion = card->major * 10 + card->minor;
+    int arch = card->major * 10 + card->minor;
+    a->binaryVersion = a->ptxVersion = arch == 89 ? 86 : arch; /* torch's wheel has no kernels of 8.9's own */
     return cudaSuccess;
 }
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute a, CUfunction f) {
@@ -331,3 +332,14 @@ PRODUCT(cublasGemmStridedBatchedEx)
 PRODUCT(cublasSgemm_v2)
 PRODUCT(cublasSgemmStridedBatched)
 PRODUCT(cublasSgemmEx)
+
+/* NVML, which torch loads by name: there is nothing that it could tell of this card ------------------------------- */
+
+#define NOT_SUPPORTED(name) int name(void) { return 3; }
+NOT_SUPPORTED(nvmlDeviceGetComputeRunningProcesses)
+NOT_SUPPORTED(nvmlDeviceGetGpuFabricInfoV)
+NOT_SUPPORTED(nvmlDeviceGetNvLinkRemoteDeviceType)
+NOT_SUPPORTED(nvmlDeviceGetNvLinkRemotePciInfo_v2)
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = 13000, 0; }
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) { return *device = handle(), 0; }
