@@ -174,6 +174,7 @@ def _fits(record: RunRecord, job: Job, gpu: str) -> bool:
         and data.get("sequence_length") == mine.data.sequence_length
         and train.get("precision") == mine.precision
         and train.get("activation_checkpointing") == mine.activation_checkpointing
+        and train.get("float8", "none") == mine.float8  # records of older runs do not have the key
     )
 
 

@@ -20,7 +20,7 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, finetune, fit, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, finetune, fit, float8, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
@@ -77,6 +77,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     parallel.check_batch(config, parallel.world_size())
     finetune.check(config, parallel.world_size())
     optimizer.check(config.optimizer, parallel.world_size())
+    float8.check(config, gpu=gpu)
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
     manifest = manifests.load(data)
@@ -105,6 +106,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     if config.adapter is not None:  # the base is not saved, so it is loaded at a resume, too
         first_weights()
         identity |= finetune.adapt(gpt, shape, config)
+    float8.convert(gpt, config, gpu=gpu)
     parallel.prepare_blocks(gpt, config, gpu=gpu)
     wrapped = fabric.setup_module(gpt)
     trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
