@@ -17,7 +17,7 @@ FLOORS = ("core", "storage", "data", "model", "serve", "train", "cloud", "cli")
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),
     *("bitsandbytes", "mlflow", "numpy", "obstore", "safetensors", "sky", "smart_open", "starlette"),
-    *("tensorboard", "tokenizers", "torch", "transformers", "uvicorn", "wandb"),
+    *("tensorboard", "tokenizers", "torch", "torchao", "transformers", "uvicorn", "wandb"),
 }
 
 

@@ -22,7 +22,7 @@ from bafogpt.storage.tokens import manifest as manifests
 PICTURE = "loss.png"
 BASES = 8
 """Runs that one may have gone on from, one after the other, before the first began with a published model."""
-_SHOWN = ("tokens", "seed", "batch", "optimizer", "schedule", "adapter", "activation_checkpointing")
+_SHOWN = ("tokens", "seed", "batch", "optimizer", "schedule", "adapter", "activation_checkpointing", "float8")
 """Parts of a job's ``train`` that are hyperparameters."""
 
 

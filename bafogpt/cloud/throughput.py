@@ -228,6 +228,7 @@ def _fits(record: RunRecord, job: Job, gpu: str) -> bool:
         and train.get("precision") == mine.precision
         and train.get("activation_checkpointing") == mine.activation_checkpointing
         and _adapter(train.get("adapter")) == _adapter(schema.to_dict(mine.adapter) if mine.adapter else None)
+        and train.get("float8", "none") == mine.float8  # records of older runs do not have the key
     )
 
 

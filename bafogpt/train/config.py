@@ -8,6 +8,7 @@ from typing import Any, Literal
 from bafogpt.model.adapter import AdapterConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Float8 = Literal["none", "tensorwise", "rowwise"]
 Recompute = Literal["full", "selective", "none"]
 When = Literal["auto", "always", "never"]
 
@@ -187,6 +188,10 @@ class TrainConfig:
     precision: Precision = "bf16-mixed"
     """What is computed in. ``bf16-mixed`` keeps float32 weights and moments and computes in bf16. ``bf16-true`` keeps
     bf16 ones, at half the memory: an update below 1/256 of a weight is lost in them, so a small rate stalls."""
+    float8: Float8 = "none"
+    """Whether the blocks' linear layers multiply in fp8, and how inputs are scaled: ``tensorwise`` by one number a tensor,
+    ``rowwise`` by one a row or column. Needs an Ada, Hopper or Blackwell GPU; a CPU emulates it. The embedding, the output
+    head and checkpoints stay as they are, so a run may be resumed with another value."""
     activation_checkpointing: Recompute = "full"
     """What the backward pass computes again instead of keeping it: ``full`` each block, ``selective`` all of a block
     but the results of matrix products and attention, ``none`` nothing."""
@@ -213,6 +218,10 @@ class TrainConfig:
             f"sequence_length {self.data.sequence_length} times batch.micro {max(1, self.batch.micro)} = {per_micro}",
         )
         _require(self.steps >= 1, f"tokens is {self.tokens}, less than one batch of {self.batch.tokens}")
+        if self.float8 != "none":
+            length = self.data.sequence_length
+            _require(self.adapter is None, f"float8 is {self.float8}; with an adapter it must be none")
+            _require(length % 16 == 0, f"float8 needs a sequence_length that is a multiple of 16, not {length}")
 
     @property
     def steps(self) -> int:

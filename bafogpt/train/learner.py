@@ -13,7 +13,7 @@ from litgpt.config import Config
 from bafogpt.model.config import fingerprint
 from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import liger_kernel
-from bafogpt.train import finetune, optimizer, parallel
+from bafogpt.train import finetune, float8, optimizer, parallel
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.optimizer import NewRows
 from bafogpt.train.state import TrainState
@@ -69,6 +69,7 @@ def build(
         identity |= finetune.adapt(gpt, shape, config)
     if gpu:
         liger_kernel()
+    float8.convert(gpt, config, gpu=gpu)
     parallel.prepare_blocks(gpt, config, gpu=gpu)
     if parallel.world_size() == 1:
         if config.precision == "bf16-true":

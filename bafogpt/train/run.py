@@ -19,7 +19,7 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, finetune, fit, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, finetune, fit, float8, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
@@ -67,6 +67,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     parallel.check_batch(config, parallel.world_size())
     finetune.check(config, parallel.world_size())
     optimizer.check(config.optimizer, parallel.world_size())
+    float8.check(config, gpu=gpu)
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
     manifest = manifests.load(data)

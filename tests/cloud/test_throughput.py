@@ -160,6 +160,7 @@ def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trai
         {"model": {"overrides": {"n_layer": 4}}},
         {"data": {"sequence_length": 1024}},
         {"precision": "32-true"},
+        {"float8": "tensorwise"},
         {"activation_checkpointing": "none"},
         {"adapter": {}},
     ],
