@@ -69,6 +69,8 @@ def overlay(
     if gpus is not None:
         kind, count = parse_gpus(gpus)
         resources["accelerators"] = f"{kind}:{count}"
+        if (memory := _memory_for(task, count)) is not None:
+            resources["memory"] = memory
     if infra is not None and infra != "local":
         resources["infra"] = infra
     if image is not None:
@@ -122,6 +124,14 @@ def accelerators(task: Mapping[str, Any]) -> tuple[str, int] | None:
         kind, count = next(iter(asked.items()))
         return str(kind), int(count)
     return parse_gpus(str(asked)) if asked else None
+
+
+def _memory_for(task: Mapping[str, Any], count: int) -> str | None:
+    """The task's ``memory`` ("96+", GiB of the machine) for another number of GPUs: each has a process of its own."""
+    asked, before = str((task.get("resources") or {}).get("memory") or ""), accelerators(task)
+    if before is None or not asked.removesuffix("+").isdigit():
+        return None
+    return f"{-(-int(asked.removesuffix('+')) * count // before[1])}+"
 
 
 def to_yaml(task: Mapping[str, Any]) -> str:

@@ -189,9 +189,9 @@ class TrainConfig:
     """What is computed in. ``bf16-mixed`` keeps float32 weights and moments and computes in bf16. ``bf16-true`` keeps
     bf16 ones, at half the memory: an update below 1/256 of a weight is lost in them, so a small rate stalls."""
     float8: Float8 = "none"
-    """Whether the blocks' linear layers multiply in fp8, and how inputs are scaled: ``tensorwise`` by one number a tensor,
-    ``rowwise`` by one a row or column. Needs an Ada, Hopper or Blackwell GPU; a CPU emulates it. The embedding, the output
-    head and checkpoints stay as they are, so a run may be resumed with another value."""
+    """Whether the blocks' linear layers multiply in fp8, and how inputs are scaled: ``tensorwise`` by one number a
+    tensor, ``rowwise`` by one a row or column. Needs an Ada, Hopper or Blackwell GPU; a CPU emulates it. The embedding,
+    the output head and checkpoints stay as they are, so a run may be resumed with another value."""
     activation_checkpointing: Recompute = "full"
     """What the backward pass computes again instead of keeping it: ``full`` each block, ``selective`` all of a block
     but the results of matrix products and attention, ``none`` nothing."""

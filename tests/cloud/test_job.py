@@ -131,3 +131,14 @@ def test_a_dry_run_prints_a_task_that_skypilot_accepts(tmp_path: Path, monkeypat
     (resources,) = parsed.resources
     assert resources.accelerators == {"A10": 1}
     assert resources.autostop_config.down
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory"), [("L40:4", "96+"), ("L40:1", "24+"), ("H100:8", "192+"), ("A10:3", "72+"), (None, "96+")]
+)
+def test_the_memory_asked_of_a_machine_follows_its_number_of_gpus(gpus: str | None, memory: str):
+    file = task.load(ROOT / "sky" / "pretrain.yaml")
+
+    laid = task.overlay(file, name="a", job_file="jobs/pretrain.yaml", gpus=gpus)
+
+    assert laid["resources"]["memory"] == memory

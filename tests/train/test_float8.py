@@ -132,8 +132,8 @@ def baseline() -> dict[str, Trained]:
 def test_500_further_steps_in_fp8_end_within_half_a_percent_of_the_loss_in_bf16(
     train: Train, baseline: dict[str, Trained], recipe: str
 ) -> None:
-    """Training goes on from step 500 of the same run in bf16, as continued pretraining does. From random weights the two
-    can part by more (docs/benchmarks.md)."""
+    """Training goes on from step 500 of the same run in bf16, as continued pretraining does. From random weights the
+    two can part by more (docs/benchmarks.md)."""
     config = quiet(
         tokens=1000 * 512,
         data={"sequence_length": 64},
