@@ -20,7 +20,7 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, finetune, fit, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, collective_check, finetune, fit, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
@@ -87,7 +87,11 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     fit.check_packing(manifest.packing, config)
     micro, reshard_after_forward = fit.plan(shape, config, gpu=gpu)
     fabric = parallel.make_fabric(order, reshard_after_forward=reshard_after_forward)
-    fabric.launch()
+    with collective_check.deadline(order.collective_timeout_s, handoff):
+        fabric.launch()
+        if fabric.world_size > 1:
+            speed = collective_check.all_reduce(fabric.device)
+            fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     gpt = new_gpt(shape, tie_embeddings=config.model.tie_embeddings, seed=config.seed)
     identity: dict[str, Any] = {
         "model": fingerprint(shape, config.model.tie_embeddings),
