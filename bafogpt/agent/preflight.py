@@ -32,6 +32,8 @@ RELEASE_S = 15.0
 """How long the memory of processes that have just been killed may take to become free."""
 SMALLER = 0.85
 """A GPU that reports less than this share of its type's memory is another type, or a part of one."""
+SECOND_TRY = 0.5
+"""Share of the all-reduce's time that the try without P2P gets, so that a bad machine costs less than two minutes."""
 SKEW_WARN_S = 30.0
 SKEW_FAIL_S = 300.0
 """S3 refuses signatures that are 15 minutes off; times in records and reports are wrong long before."""
@@ -279,10 +281,10 @@ def _with_all_reduce(
     stopped: Callable[[], bool],
     command: Sequence[str],
 ) -> Report:
-    """The report with the all-reduce in it. The second try has half the time: torch's files are in memory by then."""
+    """The report with the all-reduce in it, tried once more without P2P where it fails."""
     tries: list[tuple[dict[str, str], float]] = [({}, 1.0)]
     if not os.environ.get("NCCL_P2P_DISABLE"):
-        tries.append((collective.WITHOUT_P2P, 0.5))
+        tries.append((collective.WITHOUT_P2P, SECOND_TRY))
     failure = ""
     for environment, share in tries:
         outcome = collective.run(
