@@ -30,18 +30,12 @@ class FakeSmi:
         used: int = 3,
         total: int = 46068,
         programs: str = "",
-        asked: Path | None = None,
     ) -> None:
-        """GPUs of these names, ``used`` of ``total`` MiB in use; ``programs`` in the CSV that it lists them in.
-
-        A line is appended to ``asked`` at each call.
-        """
+        """GPUs of these names, ``used`` of ``total`` MiB in use; ``programs`` in the CSV that it lists them in."""
         lines = [
             f"{index}, GPU-{index}, {name}, {driver}, 0, {used}, {total}, 35, 20.5" for index, name in enumerate(names)
         ]
         (self._folder / "gpus.csv").write_text("".join(f"{line}\n" for line in lines))
         (self._folder / "programs.csv").write_text(programs)
-        note = f"echo asked >>{asked}" if asked else ""
-        self.script(
-            f'{note}\ncase "$1" in --query-gpu*) cat {self._folder}/gpus.csv;; *) cat {self._folder}/programs.csv;; esac'
-        )
+        here = self._folder
+        self.script(f'case "$1" in --query-gpu*) cat {here}/gpus.csv;; *) cat {here}/programs.csv;; esac')

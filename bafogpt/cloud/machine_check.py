@@ -64,8 +64,9 @@ def request(
 def disk_bytes(config: TrainConfig, *, resumed: bool) -> int | None:
     """Bytes that a run has on one machine's disk at most; None for a model whose sizes are not known here.
 
-    Checkpoints that wait for their upload and the one that is being written; the cache of the data; and the first
-    weights in bf16, or the checkpoint that the run goes on from. A checkpoint is weights and two moments.
+    Checkpoints that wait for their upload and the one that is being written; the cache of the data, up to 4 bytes for
+    each token that is read; and the first weights in bf16, or the checkpoint that the run goes on from. A checkpoint is
+    weights and two moments.
     """
     shape = throughput.shape_of(config)
     if shape is None:
@@ -75,7 +76,7 @@ def disk_bytes(config: TrainConfig, *, resumed: bool) -> int | None:
     checkpoint = 3 * trained * (2 if config.precision == "bf16-true" else 4)
     first = 2 * weights if config.model.checkpoint else 0
     begun_from = first + checkpoint if config.adapter else checkpoint
-    cache = int(config.data.cache_gb * 1e9)
+    cache = min(int(config.data.cache_gb * 1e9), 4 * config.tokens)
     return checkpoint * (config.checkpoint.max_pending + 1) + cache + (begun_from if resumed else first)
 
 

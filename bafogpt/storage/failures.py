@@ -100,7 +100,7 @@ def request_failure(error: Exception, where: str) -> BafoError:
         return UnreachableError(f"{where}: cannot be reached ({type(error).__name__})", AGAIN_HINT)
     code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
     if code == _CLOCK_CODE:
-        return ClockError(f"{where}: access refused, because this machine's clock is wrong", CLOCK_HINT)
+        return ClockError(f"{where}: access refused, this machine's clock is wrong ({code})", CLOCK_HINT)
     if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
         return AuthError(f"{where}: access refused ({code})", CREDENTIALS_HINT)
     if (
@@ -130,7 +130,7 @@ def _meaning(error: Exception, bucket: str, where: str) -> BafoError:
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return ConflictError(f"{where} exists already", f"bafogpt storage ls {bucket}")
     if code == _CLOCK_CODE:
-        return ClockError(f"{where}: access refused, because this machine's clock is wrong", CLOCK_HINT)
+        return ClockError(f"{where}: access refused, this machine's clock is wrong ({code})", CLOCK_HINT)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or status in (401, 403):
         return AuthError(f"{where}: access refused ({code or status or 'no permission'})", CREDENTIALS_HINT)
     if any(mark in text for mark in _DISK_FULL):

@@ -27,9 +27,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSmi:
 
 
 @pytest.fixture
-def supervise(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Job], supervisor.Ending]:
+def supervise(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], supervisor.Ending]:
     """``supervise(job)``: one attempt at the run ``run`` on a rented machine that was to have four L40."""
     monkeypatch.setenv("BAFOGPT_GPUS", "L40:4")
     monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "4")

@@ -1,4 +1,4 @@
-"""The all-reduce over gloo with two real processes: it works, or it is ended at its deadline with what each rank said."""
+"""The all-reduce over gloo with two real processes: it works, or ends at its deadline with what each rank said."""
 
 from __future__ import annotations
 

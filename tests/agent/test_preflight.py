@@ -54,7 +54,13 @@ def test_a_good_machine_passes_with_its_figures(smi: FakeSmi, request_: Request,
     ],
 )
 def test_a_driver_too_old_for_torch_is_named_with_what_it_must_be(
-    smi: FakeSmi, request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, cuda: str, driver: str, minimum: str
+    smi: FakeSmi,
+    request_: Request,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: str,
+    driver: str,
+    minimum: str,
 ):
     monkeypatch.setattr(preflight, "torch_cuda", lambda: cuda)
     smi.gpus(*["NVIDIA L40"] * 4, driver=driver)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)")
+
+from sky.jobs.recovery_strategy import EagerFailoverStrategyExecutor, FailoverStrategyExecutor
+from sky.utils import schemas
 
 from bafogpt.cli import main
 from bafogpt.cloud import engines, workdir
@@ -20,7 +25,6 @@ from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import ExitCode
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
-from sky.utils import schemas
 from tests.cloud.fake_sky import FakeSky, Status
 from tests.cloud.test_skypilot_engine import plan
 
@@ -109,3 +113,34 @@ def test_a_managed_run_goes_on_elsewhere_after_the_exit_code_of_an_unfit_machine
     own = plan(managed=True)
     own.task["resources"]["job_recovery"] = "FAILOVER"
     assert tasks.rented(own, tmp_path)["resources"]["job_recovery"] == "FAILOVER"
+
+
+def test_skypilots_own_strategy_terminates_the_machine_before_it_rents_another_and_the_other_one_would_not():
+    """The pinned SkyPilot's classes, without a controller around them."""
+
+    def recover(kind: Any) -> list[str]:
+        calls: list[str] = []
+        strategy = object.__new__(kind)
+        region = SimpleNamespace(cloud="RunPod", region="CA", zone=None, copy=lambda **_: None)
+        strategy._launched_resources = region
+        strategy.dag = SimpleNamespace(tasks=[SimpleNamespace(resources=None, set_resources=lambda _: None)])
+        strategy.recover_on_exit_codes = tasks.RECOVERY["recover_on_exit_codes"]
+        strategy.restart_cnt_on_failure = strategy.max_restarts_on_errors = 0
+        assert strategy.should_restart_on_failure([105, 137])
+        assert not strategy.should_restart_on_failure([100])
+
+        async def launch(**_: Any) -> float:
+            calls.append("launch")
+            return 1.0
+
+        async def cancel() -> None:
+            calls.append("cancel")
+
+        strategy._launch, strategy._try_cancel_jobs = launch, cancel
+        strategy._cleanup_cluster = lambda: calls.append("terminate")
+        asyncio.run(strategy.recover())
+        return calls
+
+    strategies = {"FAILOVER": FailoverStrategyExecutor, "EAGER_NEXT_REGION": EagerFailoverStrategyExecutor}
+    assert recover(strategies[str(tasks.RECOVERY["strategy"])]) == ["terminate", "launch"]
+    assert recover(FailoverStrategyExecutor) == ["cancel", "launch"]

@@ -182,7 +182,7 @@ def test_how_many_gpus_were_asked_for(tmp_path: Path, launched: str, skypilot: s
 
 
 def config(**over: Any) -> TrainConfig:
-    values = {"tokens": 10**6, "data": {"path": "data/x", "cache_gb": 4}, "batch": {"tokens": 262_144}}
+    values = {"tokens": 10**10, "data": {"path": "data/x", "cache_gb": 4}, "batch": {"tokens": 262_144}}
     return schema.build(TrainConfig, schema.merge(values, over), where="test")
 
 
@@ -196,6 +196,7 @@ def test_the_disk_that_a_job_needs_by_hand():
     pairs = 16 * 26 * ((2304 + 2048) + 2 * (2304 + 1024) + (2048 + 2304))
     tuned = config(model={"checkpoint": "models/x"}, adapter={})
     assert machine_check.disk_bytes(tuned, resumed=True) == 4 * 12 * pairs + 4 * 10**9 + 2 * matrices
+    assert machine_check.disk_bytes(config(tokens=10**6), resumed=False) == 3 * checkpoint + 4 * 10**6
     assert machine_check.disk_bytes(config(model={"name": "Llama-3-8B"}), resumed=False) is None
 
 

@@ -11,6 +11,7 @@ import pytest
 from bafogpt.cloud import vitals
 from bafogpt.core import process
 
+
 def test_a_measurement_of_this_machine_holds_what_the_machine_says(tmp_path: Path):
     now = [0.0]
     probe = vitals.Probe(tmp_path, cgroup=tmp_path / "none", clock=lambda: now[0], gpus=lambda: [])

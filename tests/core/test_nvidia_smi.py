@@ -9,7 +9,6 @@ import pytest
 
 from bafogpt.core import nvidia_smi
 from bafogpt.core.nvidia_smi import NvidiaSmiError
-
 from tests.smi import FakeSmi
 
 SMI = """\

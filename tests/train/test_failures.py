@@ -1,4 +1,4 @@
-"""How a trainer fails: what a restart can help is told from what it cannot, and a collective that hangs has a deadline."""
+"""How a trainer fails: which errors a restart can help, and the deadline of a first collective that hangs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import tiny
 HERE = Path(__file__).parent
 
 
-class OutOfResources(Exception):
+class OutOfResources(Exception):  # noqa: N818 - the name is what is looked at
     """Of triton's name, which needs no triton."""
 
 
