@@ -83,6 +83,11 @@ class Report:
     """Variables that the trainers need on this machine."""
 
     @property
+    def gpus(self) -> int:
+        """GPUs that the trainers have."""
+        return len(self.figures.get("gpus", ()))
+
+    @property
     def fatal(self) -> list[Finding]:
         return [each for each in self.findings if each.fatal]
 

@@ -1,4 +1,4 @@
-"""The trainer processes of one machine, as one thing: started together, ended together."""
+"""The trainer processes of one machine: started together, ended together."""
 
 from __future__ import annotations
 

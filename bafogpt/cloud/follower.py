@@ -129,7 +129,7 @@ class _Service:
         stop: threading.Event,
     ) -> None:
         store = RunStore(bucket)
-        self._run = run = store.folder(name)
+        run = store.folder(name)
         self._job = job
         self._config = job.supervisor
         self._bucket = bucket
@@ -186,13 +186,15 @@ class _Service:
     def _check_machine(self) -> bool:
         """Whether this machine can run the job. Node 0 is told where it cannot, and ends the run."""
         try:
-            self._environment = machine_check.require_fit(
-                self._job, self._recorder, self._run, self._handoff.folder, stopped=self._stop.is_set
+            fit = machine_check.require_fit(
+                self._job, self._recorder, self._bucket, self._handoff.folder, stopped=self._stop.is_set
             )
         except BafoError as error:
             self._say(f"this machine: {error.message}")
             self._crew.tell(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
             return False
+        self._environment, self._gpus = fit.environment, fit.gpus
+        self._crew.tell(processes=self._processes())
         return True
 
     def close(self) -> None:

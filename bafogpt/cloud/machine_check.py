@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,24 +13,30 @@ from bafogpt.cloud import provenance, throughput
 from bafogpt.cloud.ending import Ending
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.runs import MAX_UNFIT, RunRecord
+from bafogpt.cloud.runs import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.cloud.throughput import ModelShape
-from bafogpt.core.errors import ExitCode
+from bafogpt.core.errors import BafoError, ExitCode
 from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.tokens import manifest
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.flops import matrix_weights
 
 
 def require_fit(
-    job: Job, recorder: Recorder, run: Bucket, folder: Path, *, stopped: Callable[[], bool]
-) -> Mapping[str, str]:
+    job: Job, recorder: Recorder, bucket: Bucket, folder: Path, *, stopped: Callable[[], bool]
+) -> preflight.Report:
     """Check this machine for ``job`` and write the findings into the run's log and events.
 
-    ``run`` is the run's folder in the bucket, ``folder`` its local disk. Returns the variables that trainers need
-    here. Raises :class:`~bafogpt.core.errors.UnfitMachineError`, and :class:`~bafogpt.core.errors.ConfigError` for
-    more trainers than GPUs.
+    ``bucket`` is the one with runs and data, ``folder`` the run's local disk. Raises
+    :class:`~bafogpt.core.errors.UnfitMachineError`, and :class:`~bafogpt.core.errors.ConfigError` for more trainers
+    than GPUs.
     """
-    report = preflight.check(request(job, recorder.record, folder), run, say=recorder.say, stopped=stopped)
+    vocab_size = None
+    with contextlib.suppress(BafoError):  # the trainers say what is wrong with the dataset
+        vocab_size = manifest.load(bucket.child(job.train.data.path)).vocab_size
+    wanted = request(job, recorder.record, folder, vocab_size)
+    run = RunStore(bucket).folder(recorder.record.name)
+    report = preflight.check(wanted, run, say=recorder.say, stopped=stopped)
     findings = [each.message for each in report.findings]
     recorder.event("machine_checked", fit=not report.fatal, findings=findings, **report.figures)
     for each in report.findings:
@@ -38,11 +45,15 @@ def require_fit(
     if (speed := report.figures.get("all_reduce_gb_per_s")) is not None:
         recorder.say(f"all-reduce among the GPUs of this machine: {speed:.1f} GB/s")
     report.require_fit()
-    return report.environment
+    return report
 
 
 def request(
-    job: Job, record: RunRecord, folder: Path, environment: Mapping[str, str] = os.environ
+    job: Job,
+    record: RunRecord,
+    folder: Path,
+    vocab_size: int | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> preflight.Request:
     """What ``job`` needs of this machine, by the job itself and by what SkyPilot and the launch say in variables."""
     gpu, _, launched = environment.get(provenance.GPUS, "").partition(":")
@@ -56,28 +67,27 @@ def request(
         gpus=asked if config.require_gpus else 0,
         rented=record.infra != "local" or cloud not in ("", "local", None),
         folder=folder,
-        disk_bytes=disk_bytes(job.train, resumed=record.step > 0),
+        disk_bytes=disk_bytes(job.train, vocab_size, resumed=record.step > 0),
         collective_timeout_s=config.collective_timeout_s,
     )
 
 
-def disk_bytes(config: TrainConfig, *, resumed: bool) -> int | None:
+def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: bool) -> int | None:
     """Bytes that a run has on one machine's disk at most; None for a model whose sizes are not known here.
 
-    Checkpoints that wait for their upload and the one that is being written; the cache of the data, up to 4 bytes for
-    each token that is read; and the first weights in bf16, or the checkpoint that the run goes on from. A checkpoint is
-    weights and two moments.
+    Checkpoints that are being written or wait for their upload, ``max_pending`` in all, and one that the run goes on
+    from, after a crash at the latest; the cache of the data, up to 4 bytes for each token that is read; and the first
+    weights in bf16, which a resumed run needs only below an adapter. A checkpoint is weights and two moments.
     """
-    shape = throughput.shape_of(config)
+    shape = throughput.shape_of(config, vocab_size)
     if shape is None:
         return None
     weights = matrix_weights(shape)
     trained = weights if config.adapter is None else adapter_weights(shape, config)
     checkpoint = 3 * trained * (2 if config.precision == "bf16-true" else 4)
-    first = 2 * weights if config.model.checkpoint else 0
-    begun_from = first + checkpoint if config.adapter else checkpoint
+    first = 2 * weights if config.model.checkpoint and (config.adapter or not resumed) else 0
     cache = min(int(config.data.cache_gb * 1e9), 4 * config.tokens)
-    return checkpoint * (config.checkpoint.max_pending + 1) + cache + (begun_from if resumed else first)
+    return checkpoint * (config.checkpoint.max_pending + 1) + cache + first
 
 
 def adapter_weights(shape: ModelShape, config: TrainConfig) -> int:

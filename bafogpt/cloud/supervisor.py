@@ -162,13 +162,14 @@ class _Supervisor:
         what = f"{self._processes()} process(es) {each_of}on {self._device()}"
         say(f"{self._name}: attempt {self._recorder.attempt}, {what}")
         try:
-            self._environment = machine_check.require_fit(
+            fit = machine_check.require_fit(
                 self._job,
                 self._recorder,
-                self._store.folder(self._name),
+                self._bucket,
                 self._handoff.folder,
                 stopped=lambda: self._halt() is not None,
             )
+            self._environment, self._gpus = fit.environment, fit.gpus
             ending = self._train()
         except BafoError as error:
             ending = Ending("failed", error.message, error.hint, error.exit_code)

@@ -21,6 +21,7 @@ from bafogpt.core.errors import ExitCode
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import TrainConfig
+from bafogpt.train.handoff import Handoff
 from tests.cloud.conftest import make_job
 from tests.smi import FakeSmi
 
@@ -121,6 +122,16 @@ def test_a_good_machine_trains_and_its_figures_are_an_event(
     assert RunStore(bucket).load("run").unfit == []
 
 
+def test_gpus_that_did_not_answer_when_the_supervisor_started_are_used_all_the_same(
+    smi: FakeSmi, supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(nvidia_smi, "count", lambda: 0)
+    orders: list[str] = []
+    monkeypatch.setattr(Handoff, "write_order", lambda self, order: orders.append(order.device))
+    supervise(make_job(supervisor={"max_restarts": 0}))
+    assert orders == ["cuda"]
+
+
 def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
     smi: FakeSmi, supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -174,11 +185,11 @@ def test_the_trial_of_a_launch_without_gpus_is_a_key_of_the_job(
 def test_how_many_gpus_were_asked_for(tmp_path: Path, launched: str, skypilot: str, asked: int):
     record = RunRecord(name="r", trainer="pretrain", state="running", created="", updated="")
     environment = {"BAFOGPT_GPUS": launched, "SKYPILOT_NUM_GPUS_PER_NODE": skypilot}
-    found = machine_check.request(make_job(), record, tmp_path, environment)
+    found = machine_check.request(make_job(), record, tmp_path, None, environment)
     assert (found.gpus, found.gpu) == (asked, launched.partition(":")[0])
     assert not found.rented
     rented = schema.build(RunRecord, {**schema.to_dict(record), "places": [{"cloud": "runpod"}]}, where="test")
-    assert machine_check.request(make_job(), rented, tmp_path, environment).rented  # by plain sky launch
+    assert machine_check.request(make_job(), rented, tmp_path, None, environment).rented  # by plain sky launch
 
 
 def config(**over: Any) -> TrainConfig:
@@ -190,12 +201,13 @@ def test_the_disk_that_a_job_needs_by_hand():
     matrices = 26 * (2304 * 256 * (8 + 2 * 4) + 8 * 256 * 2304 + 3 * 2304 * 9216) + 2304 * 256_000
     checkpoint = 12 * matrices  # weights and two moments, float32
     assert machine_check.disk_bytes(config(), resumed=False) == 3 * checkpoint + 4 * 10**9
-    assert machine_check.disk_bytes(config(), resumed=True) == 4 * checkpoint + 4 * 10**9
+    assert machine_check.disk_bytes(config(), 296_000, resumed=False) == 3 * 12 * (matrices + 2304 * 40_000) + 4 * 10**9
     begun = config(model={"checkpoint": "models/x"}, checkpoint={"max_pending": 1}, precision="bf16-true")
     assert machine_check.disk_bytes(begun, resumed=False) == 2 * checkpoint // 2 + 4 * 10**9 + 2 * matrices
+    assert machine_check.disk_bytes(begun, resumed=True) == 2 * checkpoint // 2 + 4 * 10**9
     pairs = 16 * 26 * ((2304 + 2048) + 2 * (2304 + 1024) + (2048 + 2304))
     tuned = config(model={"checkpoint": "models/x"}, adapter={})
-    assert machine_check.disk_bytes(tuned, resumed=True) == 4 * 12 * pairs + 4 * 10**9 + 2 * matrices
+    assert machine_check.disk_bytes(tuned, resumed=True) == 3 * 12 * pairs + 4 * 10**9 + 2 * matrices
     assert machine_check.disk_bytes(config(tokens=10**6), resumed=False) == 3 * checkpoint + 4 * 10**6
     assert machine_check.disk_bytes(config(model={"name": "Llama-3-8B"}), resumed=False) is None
 
