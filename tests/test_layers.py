@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bafogpt"
-FLOORS = ("core", "storage", "data", "model", "serve", "train", "cloud", "cli")
+FLOORS = ("core", "storage", "data", "model", "serve", "train", "agent", "cloud", "cli")
 """From the bottom to the top."""
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),

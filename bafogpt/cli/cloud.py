@@ -33,6 +33,7 @@ from bafogpt.cli.watching import tensorboard, top
 
 if TYPE_CHECKING:
     from bafogpt.cloud.engines.base import Engine, EngineRun
+    from bafogpt.cloud.plan import Plan
 
 app = typer.Typer(help="Launch training jobs, watch them, stop them.", no_args_is_help=True)
 
@@ -79,7 +80,9 @@ def launch(
     from bafogpt.cloud import task as tasks
     from bafogpt.cloud.engines import engine_for
     from bafogpt.cloud.estimate import Rate
+    from bafogpt.cloud.runs import MAX_UNFIT
     from bafogpt.core import settings
+    from bafogpt.core.errors import ExitCode
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
@@ -117,7 +120,12 @@ def launch(
         )
         return
     out.say(f"{run.name} runs on {run.infra}; Ctrl-C stops watching, not the run")
-    _watch(engine, run.name, out)
+    ended = _watch(engine, run.name, out)
+    for _ in range(MAX_UNFIT - 1):
+        if plan.is_local or ended.managed or ended.exit_code != ExitCode.MACHINE_UNFIT:
+            break
+        ended = _on_another_machine(engine, plan, out)
+    _conclude(ended, out)
 
 
 def _shortcut(job: str) -> Callable[..., None]:
@@ -207,15 +215,28 @@ def down(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False)
 machines.add_to(app)
 
 
-def _watch(engine: Engine, name: str, out: Output) -> None:
-    """Show a run's output until it ends, and end as it did."""
-    from bafogpt.core.errors import JobCancelledError, JobFailedError
-
+def _watch(engine: Engine, name: str, out: Output) -> EngineRun:
+    """Show a run's output until it ends. Returns how it ended."""
     with bar_under(out, sys.stderr, out.say) as show:
         for line in engine.logs(name, follow=True):
             if not out.json:
                 show(line)
-    ended = engine.status(name)
+    return engine.status(name)
+
+
+def _on_another_machine(engine: Engine, plan: Plan, out: Output) -> EngineRun:
+    """Give back a machine that could not run the plan, rent another one, and watch the run there."""
+    out.say(f"the machine of {plan.name} cannot run it and is given back; another one is rented")
+    engine.down(plan.name)
+    engine.launch(plan, resume=True)
+    return _watch(engine, plan.name, out)
+
+
+def _conclude(ended: EngineRun, out: Output) -> None:
+    """End as the run did. Raises :class:`JobCancelledError` and :class:`JobFailedError`."""
+    from bafogpt.core.errors import JobCancelledError, JobFailedError
+
+    name = ended.name
     if ended.state == "stopped":
         raise JobCancelledError(f"{name} was stopped", f"bafogpt cloud launch JOB --name {name} --resume")
     if ended.state != "succeeded":

@@ -32,7 +32,8 @@ COMMANDS = {
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 wrong usage, 4 not authenticated, 100 job failed, 101 job not finished, "
-    "102 no such job, 103 job cancelled, 104 limit of money or time reached, 130 interrupted."
+    "102 no such job, 103 job cancelled, 104 limit of money or time reached, 105 machine cannot run the job, "
+    "130 interrupted."
 )
 
 

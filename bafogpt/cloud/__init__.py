@@ -24,7 +24,7 @@ On the machine that runs the job:
 - ``claim``      before anything works on a run: nobody else is at it, the attempt has a number
 - ``preparation`` ``bafogpt job setup``: a task's own ``setup:``, whose failure is written down
 - ``supervisor`` ``bafogpt job run``: starts trainers, restarts them, turns SIGTERM and limits into save-drain-exit
-- ``trainers``   the trainer processes of one machine, as one thing
+- ``machine_check`` what a job needs of its machine, held against :mod:`bafogpt.agent.preflight` before it starts
 - ``watch``      how they get on, seen from outside: metrics, hangs, kills by the kernel
 - ``budget``     what the run may cost and take, and what each attempt has
 - ``crew``       the nodes of one run, and how they agree by way of the bucket; ``lead`` is node 0's side of it

@@ -12,20 +12,22 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bafogpt.agent.trainers import Layout, Trainers, describe_exit
 from bafogpt.cloud import crew as crews
+from bafogpt.cloud import machine_check
 from bafogpt.cloud.claim import only_one
 from bafogpt.cloud.crew import Crew, Nodes, Parts, Status
 from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.runs import RunStore, State
-from bafogpt.cloud.trainers import Layout, Trainers, describe_exit, gpu_count
 from bafogpt.cloud.uploads import PartUploader
 from bafogpt.cloud.watch import OutOfMemory
+from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order
@@ -137,7 +139,8 @@ class _Service:
         self._attempt = attempt
         self._stop = stop
         self._stopped_at: float | None = None
-        self._gpus = gpu_count()
+        self._gpus = nvidia_smi.count()
+        self._environment: Mapping[str, str] = {}
         self._trainers: Trainers | None = None
         self._memory = OutOfMemory()
         self._checkpoints = store.checkpoints(name)
@@ -162,6 +165,7 @@ class _Service:
             each.start()
         self._recorder.event("node_joined", host=platform.node(), processes=self._processes())
         self._say(f"node {self._nodes.rank}: attempt {self._attempt}")
+        fit = self._check_machine()
         while True:
             time.sleep(POLL_S)
             leader = self._crew.hear(0)
@@ -176,8 +180,22 @@ class _Service:
                 return Ending("stopped", "stopped on request", "", ExitCode.JOB_CANCELLED)
             self._look_after_trainers()
             self._uploader.tidy()
-            if leader is not None and not self._stop.is_set():
+            if leader is not None and fit and not self._stop.is_set():
                 self._follow(leader)
+
+    def _check_machine(self) -> bool:
+        """Whether this machine can run the job. Node 0 is told where it cannot, and ends the run."""
+        try:
+            fit = machine_check.require_fit(
+                self._job, self._recorder, self._bucket, self._handoff.folder, stopped=self._stop.is_set
+            )
+        except BafoError as error:
+            self._say(f"this machine: {error.message}")
+            self._crew.tell(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
+            return False
+        self._environment, self._gpus = fit.environment, fit.gpus
+        self._crew.tell(processes=self._processes())
+        return True
 
     def close(self) -> None:
         """End the trainers, send the last lines, say goodbye."""
@@ -235,6 +253,7 @@ class _Service:
             config=self._job.train,
             device="cuda" if self._gpus else "cpu",
             attempt=self._attempt,
+            collective_timeout_s=self._config.collective_timeout_s,
             resume_step=leader.resume_step,
         )
         self._handoff.write_order(order)
@@ -247,7 +266,9 @@ class _Service:
             launch=f"{self._attempt:04d}-{leader.generation:04d}",
         )
         self._memory = OutOfMemory()
-        self._trainers = Trainers(self._handoff.folder, self._processes(), self._say, self._worker, layout)
+        self._trainers = Trainers(
+            self._handoff.folder, self._processes(), self._say, self._worker, layout, self._environment
+        )
 
     def _look_after_trainers(self) -> None:
         """Tell node 0 when they have died; those that finished or were stopped are no news, node 0 has its own."""

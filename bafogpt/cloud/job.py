@@ -51,11 +51,17 @@ class SupervisorConfig:
     """Seconds between two signs of life among the nodes of a run, where there are more than one."""
     node_silent_s: float = 60.0
     """How long a node may give no sign of life before the trainers are ended, to go on together from a checkpoint."""
+    require_gpus: bool = True
+    """Whether the GPUs that the launch asked for must be there. False trains on the CPU of a machine without any, to
+    try a launch out."""
+    collective_timeout_s: float = 60.0
+    """Seconds that a first all-reduce may take, among the GPUs of a machine and then among all nodes; 0 has no limit,
+    and leaves out the check before anything is fetched."""
     drill_kill_at_step: int | None = None
     """A fire drill: SIGKILL the trainers once, when they reach this step, and let the run come back by itself."""
 
     def __post_init__(self) -> None:
-        for name in ("processes", "max_restarts", "grace_s", "patience_s"):
+        for name in ("processes", "max_restarts", "grace_s", "patience_s", "collective_timeout_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         if self.publish_to is not None and not self.publish_to.startswith("hf://"):

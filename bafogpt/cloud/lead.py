@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from bafogpt.agent.trainers import Layout, free_port
 from bafogpt.cloud.crew import Crew, Status
 from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.trainers import Layout, free_port
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, StorageError
 

@@ -7,18 +7,16 @@ each attempt. Nothing heavy is imported for it: versions are read from the packa
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bafogpt import __version__
+from bafogpt.agent.preflight import torch_cuda
 from bafogpt.cloud import vitals
-from bafogpt.core import digest
+from bafogpt.core import digest, nvidia_smi
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import Bucket
 
@@ -31,8 +29,6 @@ PACKAGES = (
 )
 """What can change a run's numbers, or how its bytes travel."""
 
-_CUDA = re.compile(r"^cuda\b[^=]*=\s*'([^']+)'", re.MULTILINE)
-
 
 def collect(
     data: Bucket,
@@ -42,7 +38,7 @@ def collect(
     price_per_hour: float,
     earlier: Sequence[Mapping[str, Any]] = (),
     environment: Mapping[str, str] = os.environ,
-    gpus: Callable[[], list[dict[str, Any]]] = vitals.gpus,
+    gpus: Callable[[], list[dict[str, Any]]] = nvidia_smi.gpus,
 ) -> dict[str, Any]:
     """Fields of a :class:`~bafogpt.cloud.runs.RunRecord` at the start of an attempt.
 
@@ -66,7 +62,10 @@ def place(
     environment: Mapping[str, str],
     gpus: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Where an attempt runs: the machine as it sees itself, and what SkyPilot says about it."""
+    """Where an attempt runs: the machine as it sees itself, and what SkyPilot says about it.
+
+    ``unfit`` (why) and ``hint`` come later, where the machine could not run the job.
+    """
     try:
         cluster = json.loads(environment.get("SKYPILOT_CLUSTER_INFO") or "{}")
     except ValueError:
@@ -119,7 +118,7 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    cuda = _cuda() if "torch" in found else ""
+    cuda = torch_cuda() if "torch" in found else ""
     return {**found, "cuda": cuda} if cuda else found
 
 
@@ -138,15 +137,3 @@ def check_same_data(recorded: Mapping[str, Any], data: Bucket, run: str) -> None
             f"{data.url} is not what {run} was trained on: its digest is {found}, was {expected}",
             f"bafogpt runs rerun {run} --set train.data.path=FOLDER (naming it says that you mean this one)",
         )
-
-
-def _cuda() -> str:
-    """The CUDA version in torch's own ``version.py``; empty for a build without. torch is not imported."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin:
-        return ""
-    try:
-        match = _CUDA.search((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
-    except OSError:
-        return ""
-    return match[1] if match else ""

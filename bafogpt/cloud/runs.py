@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,8 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 
 State = Literal["running", "succeeded", "stopped", "failed"]
+MAX_UNFIT = 3
+"""Machines in a row that may be unfit for a run before it has failed."""
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?")
 
 
@@ -76,6 +79,17 @@ class RunRecord:
     image_labels: dict[str, str] = field(default_factory=dict)
     """What the image says about itself: ``revision``, ``constraints``, ``base``."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def unfit(self) -> list[str]:
+        """Why the machines of the last attempts were unfit, oldest first; empty where the last one's was fit."""
+        later_first = itertools.takewhile(lambda place: "unfit" in place, reversed(self.places))
+        return [str(place["unfit"]) for place in later_first][::-1]
+
+    @property
+    def wants_another_machine(self) -> bool:
+        """Whether the last attempt ended because its machine was unfit, and another one may be tried."""
+        return self.state == "failed" and 0 < len(self.unfit) < MAX_UNFIT
 
 
 class RunStore:

@@ -15,12 +15,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bafogpt.agent.trainers import WORKER, Layout, Trainers, describe_exit
 from bafogpt.cloud import budget as budgets
-from bafogpt.cloud import follower, report
+from bafogpt.cloud import follower, machine_check, report
 from bafogpt.cloud.budget import Budget, Limits
 from bafogpt.cloud.claim import Place, claim
 from bafogpt.cloud.companions import Companions
@@ -30,9 +31,9 @@ from bafogpt.cloud.job import Job
 from bafogpt.cloud.lead import Lead
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.runs import RunStore, State
-from bafogpt.cloud.trainers import WORKER, Layout, Trainers, describe_exit, gpu_count
 from bafogpt.cloud.uploads import Uploader
 from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
+from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order, Result, checkpoint_step
@@ -120,7 +121,8 @@ class _Supervisor:
         self._stop = stop
         self._clock = clock
         self._name = recorder.record.name
-        self._gpus = gpu_count()
+        self._gpus = nvidia_smi.count()
+        self._environment: Mapping[str, str] = {}
         self._checkpoints = self._store.checkpoints(self._name)
         run = self._store.folder(self._name)
         self._uploader = Uploader(
@@ -160,10 +162,18 @@ class _Supervisor:
         what = f"{self._processes()} process(es) {each_of}on {self._device()}"
         say(f"{self._name}: attempt {self._recorder.attempt}, {what}")
         try:
+            fit = machine_check.require_fit(
+                self._job,
+                self._recorder,
+                self._bucket,
+                self._handoff.folder,
+                stopped=lambda: self._halt() is not None,
+            )
+            self._environment, self._gpus = fit.environment, fit.gpus
             ending = self._train()
         except BafoError as error:
             ending = Ending("failed", error.message, error.hint, error.exit_code)
-        ending = self._drain(ending)
+        ending = machine_check.recorded(self._recorder, self._drain(ending))
         self._companions.finish(ending.state, self._budget.left_s())
         event("run_ended", state=ending.state, message=ending.message)
         say(f"{self._name}: {ending.state}" + (f": {ending.message}" if ending.message else ""))
@@ -202,7 +212,9 @@ class _Supervisor:
             memory = OutOfMemory()
             if self._lead:
                 self._lead.go(generation, layout)
-            trainers = Trainers(self._handoff.folder, self._processes(), self._recorder.say, self._worker, layout)
+            trainers = Trainers(
+                self._handoff.folder, self._processes(), self._recorder.say, self._worker, layout, self._environment
+            )
             try:
                 halt, cause, hung = self._watch(trainers, generation)
                 codes = trainers.exit_codes()
@@ -267,6 +279,7 @@ class _Supervisor:
             device=self._device(),
             attempt=self._recorder.attempt,
             price_per_hour=self._recorder.record.price_per_hour,
+            collective_timeout_s=self._config.collective_timeout_s,
             resume_step=step,
         )
 

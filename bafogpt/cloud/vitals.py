@@ -4,17 +4,15 @@ The supervisor writes the lines, the recorder carries them to the bucket as the 
 needs neither the machine nor its engine for them. Fields: ``time`` (s since the epoch), ``attempt``, ``node``,
 ``step``, ``cpus``, ``cpu`` (0 to 1, of all of them), ``memory_used`` and ``memory_total`` (bytes; the container's,
 where it has a limit), ``disk_used`` and ``disk_total`` (of the run's folder), ``sent_per_s`` and ``received_per_s``
-(bytes), ``gpus`` (see :func:`gpus`).
+(bytes), ``gpus`` (see :func:`bafogpt.core.nvidia_smi.gpus`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -23,55 +21,11 @@ from typing import Any
 
 import psutil
 
+from bafogpt.core import nvidia_smi
+
 FEED = "vitals"
-NVIDIA_SMI_TIMEOUT_S = 20.0
 CGROUP = Path("/sys/fs/cgroup")
 """The control group that a container sees as its own (version 2 of the kernel's interface)."""
-
-_QUERY = "name,driver_version,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
-_MIB = 1 << 20
-
-
-def gpus() -> list[dict[str, Any]]:
-    """Each GPU as ``nvidia-smi`` tells of it; none where there is no driver, or it does not answer.
-
-    ``name``, ``driver``, ``utilization`` (0 to 1, share of time with a kernel at work), ``memory_used`` and
-    ``memory_total`` (bytes), ``temperature`` (°C), ``power`` (W). What a GPU does not tell is null.
-    """
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=NVIDIA_SMI_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return parse_gpus(done.stdout) if done.returncode == 0 else []
-
-
-def parse_gpus(text: str) -> list[dict[str, Any]]:
-    """What :func:`gpus` gives, from the CSV of ``nvidia-smi``."""
-    found = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) != len(_QUERY.split(",")):
-            continue
-        name, driver = row[:2]
-        busy, used, total, temperature, power = map(_number, row[2:])
-        found.append(
-            {
-                "name": name,
-                "driver": driver,
-                "utilization": None if busy is None else busy / 100,
-                "memory_used": None if used is None else int(used * _MIB),
-                "memory_total": None if total is None else int(total * _MIB),
-                "temperature": temperature,
-                "power": power,
-            }
-        )
-    return found
 
 
 class Probe:
@@ -83,7 +37,7 @@ class Probe:
         *,
         cgroup: Path = CGROUP,
         clock: Callable[[], float] = time.monotonic,
-        gpus: Callable[[], list[dict[str, Any]]] = gpus,
+        gpus: Callable[[], list[dict[str, Any]]] = nvidia_smi.gpus,
     ) -> None:
         self._folder = folder
         self._cgroup = cgroup
@@ -205,11 +159,3 @@ def _network() -> tuple[int, int]:
     counters = psutil.net_io_counters(pernic=True)
     real = [each for name, each in counters.items() if name != "lo"]
     return sum(each.bytes_sent for each in real), sum(each.bytes_recv for each in real)
-
-
-def _number(text: str) -> float | None:
-    """A number of ``nvidia-smi``; what a GPU does not tell is ``[N/A]``."""
-    try:
-        return float(text)
-    except ValueError:
-        return None

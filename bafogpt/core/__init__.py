@@ -6,4 +6,5 @@
 - ``files``    atomic writes, safe names, free space
 - ``digest``   content hashes written as ``algorithm:hex``
 - ``process``  process groups that end completely
+- ``nvidia_smi`` which GPUs this machine has, and how they are
 """

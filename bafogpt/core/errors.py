@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     JOB_NOT_FOUND = 102
     JOB_CANCELLED = 103
     LIMIT_REACHED = 104
+    MACHINE_UNFIT = 105
+    """The machine cannot run the job, another one may: what managed jobs name in ``recover_on_exit_codes``."""
     INTERRUPTED = 130
 
 
@@ -81,6 +83,18 @@ class UnreachableError(StorageError):
 
 class CorruptError(StorageError):
     """Bytes are not the bytes that were written: a digest or a size does not match."""
+
+
+class ClockError(AuthError):
+    """This machine's clock is so wrong that the storage server refuses its signatures."""
+
+    exit_code = ExitCode.MACHINE_UNFIT
+
+
+class UnfitMachineError(BafoError):
+    """This machine cannot run the job. A restart on it cannot help, another machine may."""
+
+    exit_code = ExitCode.MACHINE_UNFIT
 
 
 class DataError(BafoError):

@@ -17,6 +17,7 @@ from obstore import exceptions
 from bafogpt.core.errors import (
     AuthError,
     BafoError,
+    ClockError,
     ConflictError,
     CorruptError,
     DiskFullError,
@@ -37,6 +38,9 @@ AGAIN_HINT = "check the network and the endpoint (bafogpt config show), then giv
 _STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 _OS_REASON = re.compile(r'message: "([^"\\]{1,80})"')
+_CLOCK_CODE = "RequestTimeTooSkewed"
+"""S3's answer to a signature that is more than 15 minutes off (S3 API reference, "Error responses")."""
+CLOCK_HINT = "set the clock (timedatectl), or rent another machine"
 _DISK_FULL = ("(os error 28)", "(os error 122)", "(os error 27)")  # ENOSPC, EDQUOT, EFBIG
 _DIGEST_CODES = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch")
 _RANGE = ("416 Range Not Satisfiable", "StartTooLarge", "Requested range was invalid")
@@ -95,6 +99,8 @@ def request_failure(error: Exception, where: str) -> BafoError:
     if not isinstance(error, ClientError):
         return UnreachableError(f"{where}: cannot be reached ({type(error).__name__})", AGAIN_HINT)
     code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if code == _CLOCK_CODE:
+        return ClockError(f"{where}: access refused, this machine's clock is wrong ({code})", CLOCK_HINT)
     if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
         return AuthError(f"{where}: access refused ({code})", CREDENTIALS_HINT)
     if (
@@ -123,6 +129,8 @@ def _meaning(error: Exception, bucket: str, where: str) -> BafoError:
         return NotFoundError(f"{where} does not exist", f"bafogpt storage ls {bucket}")
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return ConflictError(f"{where} exists already", f"bafogpt storage ls {bucket}")
+    if code == _CLOCK_CODE:
+        return ClockError(f"{where}: access refused, this machine's clock is wrong ({code})", CLOCK_HINT)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or status in (401, 403):
         return AuthError(f"{where}: access refused ({code or status or 'no permission'})", CREDENTIALS_HINT)
     if any(mark in text for mark in _DISK_FULL):

@@ -12,7 +12,7 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``validation``  loss on text that is never trained on
 - ``fit``         whether it fits a device; ``memory``: the model of what it takes
 - ``finetune``    the base frozen and quantised, and the adapter on it
-- ``parallel``    Fabric and FSDP2
+- ``parallel``    Fabric and FSDP2; ``collective_check``: a first all-reduce with a deadline
 - ``state``       the one TrainState: what must come back exactly after a kill
 - ``saving``      checkpoints written by a thread while training goes on
 - ``runlog``      speed, loss and money of each step; ``metrics``: the lines they are written in

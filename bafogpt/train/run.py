@@ -19,7 +19,7 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, finetune, fit, float8, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, collective_check, finetune, fit, float8, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
@@ -79,12 +79,16 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     if gpu:
         fit.check_attention(shape, config)
     micro, reshard = fit.plan(shape, config, gpu=gpu)
+    fabric = parallel.make_fabric(order, reshard_after_forward=reshard)
+    with collective_check.deadline(order.collective_timeout_s, handoff):
+        fabric.launch()
+        if fabric.world_size > 1:
+            speed = collective_check.all_reduce(fabric.device)
+            fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     if gpu and not config.batch.micro:
         documents = train.stream.is_packed or config.data.separate_documents
         micro = fit.probed(config, manifest.vocab_size, micro=micro, reshard=reshard, documents=documents)
-    fabric = parallel.make_fabric(order, reshard_after_forward=reshard)
-    fabric.launch()
-    micro = parallel.smallest(micro)
+        micro = parallel.smallest(micro)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
 
     def first_weights(gpt: torch.nn.Module) -> None:

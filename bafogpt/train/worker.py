@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from bafogpt.core.errors import BafoError, CorruptError, ExitCode, UnreachableError
@@ -18,6 +19,12 @@ from bafogpt.train.handoff import Handoff, Result, StopFlag
 
 RETRY_HELPS = (UnreachableError, CorruptError)
 """What may be gone at the next try: a server that was away, a file that was torn on this disk."""
+ALWAYS_SAME = ("OutOfResources", "FailOnRecompileLimitHit")
+"""Class names of errors that the same program meets again on the same GPU: a kernel that needs more shared memory than
+there is (triton), a model that is compiled for too many shapes (torch._dynamo). Named, so that neither is imported."""
+SAME_AT_START = (TypeError, ValueError, AttributeError, NotImplementedError, ImportError)
+"""A program that fails like this before its first step does so again."""
+OUT_OF_MEMORY_HINT = "--set train.batch.micro=1, or train.activation_checkpointing=full, or a GPU with more memory"
 
 
 def main(folder: Path, stop: StopFlag) -> int:
@@ -33,9 +40,49 @@ def main(folder: Path, stop: StopFlag) -> int:
         result = Result("failed", 0, 0, error.message, error.hint, int(error.exit_code), retry)
     except Exception as error:
         traceback.print_exc()
-        result = Result("failed", 0, 0, f"{type(error).__name__}: {error}", "", int(ExitCode.FAILURE), retry=True)
+        retry = restart_helps(error, trained=_has_trained(handoff))
+        hint = OUT_OF_MEMORY_HINT if _is_out_of_memory(error) else ""
+        result = Result("failed", 0, 0, f"{type(error).__name__}: {error}", hint, int(ExitCode.FAILURE), retry)
     handoff.write_result(int(os.environ.get("RANK", "0")), result)
     return result.exit_code
+
+
+def restart_helps(error: BaseException, *, trained: bool) -> bool:
+    """Whether starting the same trainer again on this machine may end otherwise.
+
+    It may after what a GPU, a driver or a network did (RuntimeError, OSError). It does not where the program itself is
+    the cause. ``trained`` says whether a step was done in this attempt: memory that was enough once may be again.
+    """
+    chain = list(_chain(error))
+    if any(type(each).__name__ in ALWAYS_SAME or "OutOfResources" in str(each) for each in chain):
+        return False  # Inductor puts triton's error into the text of its own
+    at_start = any(map(_is_out_of_memory, chain)) or isinstance(error, SAME_AT_START)
+    return trained or not at_start
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU: torch's own error, or CUDA's as a library words it."""
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that caused it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _has_trained(handoff: Handoff) -> bool:
+    """Whether this attempt has written metrics of a step. Node 0 alone writes them, so other nodes leave the decision
+    to it: the trainers there meet the same error."""
+    if os.environ.get("GROUP_RANK", "0") != "0":
+        return True
+    try:
+        return handoff.metrics(handoff.read_order().attempt).stat().st_size > 0
+    except (OSError, ValueError, BafoError):
+        return False
 
 
 if __name__ == "__main__":

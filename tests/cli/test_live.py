@@ -166,7 +166,7 @@ def test_a_launch_that_is_watched_has_the_bar_where_its_lines_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     screen = terminal_here(monkeypatch)
-    cloud._watch(Fake("succeeded"), "r1", Output.of())  # type: ignore[arg-type]
+    cloud._conclude(cloud._watch(Fake("succeeded"), "r1", Output.of()), Output.of())  # type: ignore[arg-type]
 
     end = on_terminal(screen)
     assert EMPTY in screen.getvalue()

@@ -2,7 +2,8 @@
 
 The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies without a word at step N of every try,
 ``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM, ``best_at=N`` makes step N's
-checkpoint the best, ``hang_at=N`` does nothing for ever after step N of the first try.
+checkpoint the best, ``hang_at=N`` does nothing for ever after step N of the first try, ``print=NAME`` prints
+an environment variable.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def main() -> int:
     handoff = Handoff(Path(sys.argv[1]))
     order = handoff.read_order()
     behaviour = dict(part.partition("=")[::2] for part in os.environ.get("FAKE_WORKER", "").split(",") if part)
+    if name := behaviour.get("print"):
+        print(f"{name}={os.environ.get(name)}", flush=True)
     stop = StopFlag()
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in behaviour else lambda *_: stop.set())
     step = samples = 0

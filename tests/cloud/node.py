@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
+from bafogpt.agent.trainers import WORKER
 from bafogpt.cloud import supervisor
 from bafogpt.cloud.claim import Place
 from bafogpt.cloud.crew import Nodes
 from bafogpt.cloud.job import Job
-from bafogpt.cloud.trainers import WORKER
 from bafogpt.core import schema, settings
 from bafogpt.storage.bucket import Bucket
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bafogpt.agent.trainers import Trainers
 from bafogpt.cloud import budget as budgets
 from bafogpt.cloud import runs, supervisor
 from bafogpt.cloud.budget import Span
@@ -17,7 +18,6 @@ from bafogpt.cloud.claim import Place
 from bafogpt.cloud.ending import Ending
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.runs import RunStore
-from bafogpt.cloud.trainers import Trainers
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.storage.bucket import Bucket

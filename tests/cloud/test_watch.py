@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud.trainers import describe_exit, interface_of
+from bafogpt.agent.trainers import describe_exit, interface_of
 from bafogpt.cloud.watch import OutOfMemory, Pace, Progress, Pulse, Step, in_words, read_step
 from bafogpt.train.handoff import Handoff, checkpoint_name
 

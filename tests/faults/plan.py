@@ -103,6 +103,7 @@ class Plan:
             },
             "batch": {"tokens": tokens, "micro": 2},
             "checkpoint": checkpoint,
+            "model": {"name": "none"},  # of no known size: the checkpoints here are much smaller than a model's
         }
         if self.torch:
             size = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16}

@@ -14,7 +14,7 @@ def gpu() -> place.Place:
     """The CUDA build of torch on a GPU that computes nothing."""
     try:
         return place.prepare()
-    except place.Unavailable as error:
+    except place.UnavailableError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))

@@ -32,7 +32,7 @@ _LIBRARY = re.compile(r"\[(lib(?:cu|nv|nccl)[^\]]*)\]")
 _DRIVER = re.compile(r"\bcu[A-Z]\w*")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The environment cannot be made here; says why."""
 
 
@@ -94,11 +94,13 @@ class Place:
 
 
 def prepare() -> Place:
-    """The environment, made if it is not there. Raises :class:`Unavailable` where a compiler or the packages are not
-    to be had."""
+    """The environment, made if it is not there.
+
+    Raises :class:`UnavailableError` where there is no compiler or the packages cannot be installed.
+    """
     for tool in ("gcc", "nm", "readelf"):
         if shutil.which(tool) is None:
-            raise Unavailable(f"there is no {tool} here: apt-get install gcc")
+            raise UnavailableError(f"there is no {tool} here: apt-get install gcc")
     digest = hashlib.sha256("\n".join([*pins(), sys.version, SOURCE.read_text(), Path(__file__).read_text()]).encode())
     folder = CACHE / digest.hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,9 @@ def _packages() -> Path:
         command = [sys.executable, "-m", "pip", "install", *options, *pins()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unavailable(f"pip could not install {', '.join(pins())}: {done.stderr.strip().splitlines()[-1:]}")
+            raise UnavailableError(
+                f"pip could not install {', '.join(pins())}: {done.stderr.strip().splitlines()[-1:]}"
+            )
         (packages.parent / "made").touch()
     return packages
 

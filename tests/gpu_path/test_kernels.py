@@ -53,7 +53,9 @@ def test_other_heads_and_float32_compile_within_an_a10(gpu: Place, head: int, dt
 @pytest.mark.parametrize("shared", [64 * KIB, 99 * KIB, 163 * KIB, 227 * KIB])
 def test_block_sizes_are_within_the_limit_by_the_sums_or_refused(head: int, itemsize: int, shared: int) -> None:
     row = (256 if head <= 256 else 512) * itemsize
-    smallest = max(flex.forward_bytes(row, itemsize, *flex.FORWARD[-1]), flex.backward_bytes(row, itemsize, *flex.BACKWARD[-1]))
+    smallest = max(
+        flex.forward_bytes(row, itemsize, *flex.FORWARD[-1]), flex.backward_bytes(row, itemsize, *flex.BACKWARD[-1])
+    )
     if shared >= flex.LARGE_SHARED and row <= flex.LARGE_ROW:
         assert flex.block_sizes(head, itemsize, shared) is None
     elif smallest > shared:

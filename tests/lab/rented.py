@@ -39,6 +39,7 @@ TINY: dict[str, Any] = {
     "supervisor.ship_every_s": 1,
     "supervisor.processes": 1,
     "supervisor.max_restarts": 0,
+    "supervisor.require_gpus": "false",  # the pods have none
 }
 """``jobs/pretrain.yaml`` cut down to 12 steps of a model of 0.1 M parameters."""
 

@@ -34,6 +34,7 @@ TINY = {
     "train.schedule.warmup_steps": 2,
     "supervisor.ship_every_s": 1,
     "supervisor.processes": 1,
+    "supervisor.require_gpus": "false",  # the nodes' GPUs are names
 }
 """``jobs/pretrain.yaml`` cut down to 12 steps of a model of 0.1 M parameters."""
 

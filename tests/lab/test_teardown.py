@@ -96,6 +96,17 @@ def test_an_exception_in_the_trainer(rented: Rented, name: str) -> None:
     assert rented.status(name)["state"] == "failed"
 
 
+def test_a_pod_without_the_gpus_that_were_asked_for(rented: Rented, name: str) -> None:
+    rented.launch(name, "-d", supervisor__require_gpus="true")
+
+    record = rented.until(lambda: (found := rented.store.find(name)) and found.state == "failed" and found)
+    assert record.message == "L40:4 GPUs were asked for, and 0 are visible" and record.wants_another_machine
+    rented.until_gone(name)
+    last, lines = rented.told(name)
+    assert last == f"{name}: failed: {record.message}"
+    assert lines == 0
+
+
 def test_the_supervisor_is_killed(rented: Rented, name: str) -> None:
     rented.launch(name, "-d", **LONG)
     rented.until_step(name, 3)

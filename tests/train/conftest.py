@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from bafogpt.agent.trainers import Trainers
 from bafogpt.cloud import job as jobs
-from bafogpt.cloud.trainers import Trainers
 from bafogpt.core import schema
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import TrainConfig

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from bafogpt.agent.trainers import Trainers
 from bafogpt.cloud.claim import Place
 from bafogpt.cloud.job import Job, SupervisorConfig
 from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.supervisor import supervise
-from bafogpt.cloud.trainers import Trainers
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import tracing
 from bafogpt.train.handoff import Handoff

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bafogpt.cloud.trainers import Trainers
+from bafogpt.agent.trainers import Trainers
 from bafogpt.core.errors import ConfigError, ExitCode
 from bafogpt.train import parallel, shares
 from bafogpt.train.handoff import Handoff, StagedCheckpoint

@@ -23,8 +23,7 @@ from bafogpt.cloud import task as tasks
 from bafogpt.cloud.engines.base import ACTIVE, EngineRun, QueuedJob
 from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.plan import LOCAL, Plan
-from bafogpt.cloud.trainers import gpu_count
-from bafogpt.core import files, process, schema
+from bafogpt.core import files, nvidia_smi, process, schema
 from bafogpt.core.errors import (
     AuthError,
     BafoError,
@@ -204,7 +203,7 @@ class LocalEngine:
             "SKYPILOT_NODE_RANK": "0",
             "SKYPILOT_NUM_NODES": "1",
             "SKYPILOT_NODE_IPS": "127.0.0.1",
-            "SKYPILOT_NUM_GPUS_PER_NODE": str(min(gpu_count(), gpus[1] if gpus else 0)),
+            "SKYPILOT_NUM_GPUS_PER_NODE": str(min(nvidia_smi.count(), gpus[1] if gpus else 0)),
             "BAFOGPT_GRACE_S": str(plan.job.supervisor.grace_s),
         }
 

@@ -9,7 +9,7 @@ from bafogpt.cloud.engines.base import EngineRun, EngineState
 from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.engines.skypilot.client import Client, Cluster, Job, iso
 from bafogpt.cloud.runs import RunRecord, RunStore
-from bafogpt.core.errors import BafoError, ConflictError, RunNotFoundError
+from bafogpt.core.errors import BafoError, ConflictError, ExitCode, RunNotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 
@@ -75,7 +75,7 @@ class Sight:
             infra=(cluster.infra if cluster else job.infra if job else "") or self.notes.infra(name),
             state=state,
             started=iso(job.submitted if job else cluster.launched if cluster else 0),
-            exit_code=EXIT_CODES.get(state),
+            exit_code=_exit_code(state, record),
             place=cluster.place if cluster else None,
             price_per_hour=cluster.price_per_hour if cluster else None,
             autodown_minutes=cluster.autodown_minutes if cluster else None,
@@ -87,7 +87,7 @@ class Sight:
         state: EngineState = "gone" if record is None or record.state == "running" else record.state
         infra = record.infra if record else self.notes.infra(name)
         started = record.created if record else ""
-        return EngineRun(name=name, infra=infra, state=state, started=started, exit_code=EXIT_CODES.get(state))
+        return EngineRun(name=name, infra=infra, state=state, started=started, exit_code=_exit_code(state, record))
 
     def record(self, name: str) -> RunRecord | None:
         """The run's record; None too when the bucket cannot be asked, for the machine is then all there is to see."""
@@ -107,3 +107,10 @@ class Sight:
         if not self.notes.holds(name) and self.record(name) is None:
             raise RunNotFoundError(f"no run '{name}' on rented machines", "bafogpt cloud ls")
         raise RunNotFoundError(f"there is no machine of run '{name}' any more", f"bafogpt cloud logs {name}")
+
+
+def _exit_code(state: EngineState, record: RunRecord | None) -> int | None:
+    """SkyPilot gives no exit code; the record tells an unfit machine from a job that failed."""
+    if state == "failed" and record is not None and record.wants_another_machine:
+        return int(ExitCode.MACHINE_UNFIT)
+    return EXIT_CODES.get(state)

@@ -13,12 +13,16 @@ from bafogpt.cloud import task as task_files
 from bafogpt.cloud import tracking
 from bafogpt.cloud.engines.skypilot.client import LABEL
 from bafogpt.cloud.plan import Plan
-from bafogpt.core.errors import AuthError, ConfigError
+from bafogpt.core.errors import AuthError, ConfigError, ExitCode
 from bafogpt.core.settings import EMBEDDED, Settings
 
 SKYPILOT = Path("~/.sky")
 IDLE_MINUTES = 5
 """When a task says nothing about its end."""
+RECOVERY = {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": [int(ExitCode.MACHINE_UNFIT)]}
+"""Of managed jobs. A machine that is lost or unfit is terminated before another one is rented; FAILOVER would start the
+job again on a machine that is still up (SkyPilot 0.14.1, ``jobs/recovery_strategy.py``). SkyPilot does not count these
+recoveries: :data:`bafogpt.cloud.runs.MAX_UNFIT` bounds them."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
@@ -53,7 +57,7 @@ def rented(plan: Plan, workdir: Path) -> dict[str, Any]:
     resources["labels"] = {**(resources.get("labels") or {}), LABEL: plan.name}
     if plan.managed:
         resources.pop("autostop", None)  # the controller ends the machines of its jobs itself
-        resources.setdefault("job_recovery", {"strategy": "FAILOVER"})
+        resources.setdefault("job_recovery", dict(RECOVERY))
     task["secrets"] = {}
     return task
 

@@ -1,0 +1,132 @@
+"""The checks of :mod:`bafogpt.agent.preflight` for a job, and what becomes of a run whose machine fails them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bafogpt.agent import preflight
+from bafogpt.cloud import provenance, throughput
+from bafogpt.cloud.ending import Ending
+from bafogpt.cloud.job import Job
+from bafogpt.cloud.recorder import Recorder
+from bafogpt.cloud.runs import MAX_UNFIT, RunRecord, RunStore
+from bafogpt.cloud.throughput import ModelShape
+from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.tokens import manifest
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.flops import matrix_weights
+
+
+def require_fit(
+    job: Job, recorder: Recorder, bucket: Bucket, folder: Path, *, stopped: Callable[[], bool]
+) -> preflight.Report:
+    """Check this machine for ``job`` and write the findings into the run's log and events.
+
+    ``bucket`` is the one with runs and data, ``folder`` the run's local disk. Raises
+    :class:`~bafogpt.core.errors.UnfitMachineError`, and :class:`~bafogpt.core.errors.ConfigError` for more trainers
+    than GPUs.
+    """
+    vocab_size = None
+    with contextlib.suppress(BafoError):  # the trainers say what is wrong with the dataset
+        vocab_size = manifest.load(bucket.child(job.train.data.path)).vocab_size
+    wanted = request(job, recorder.record, folder, vocab_size)
+    run = RunStore(bucket).folder(recorder.record.name)
+    report = preflight.check(wanted, run, say=recorder.say, stopped=stopped)
+    findings = [each.message for each in report.findings]
+    recorder.event("machine_checked", fit=not report.fatal, findings=findings, **report.figures)
+    for each in report.findings:
+        if not each.fatal:
+            recorder.say(f"this machine: {each.message}")
+    if (speed := report.figures.get("all_reduce_gb_per_s")) is not None:
+        recorder.say(f"all-reduce among the GPUs of this machine: {speed:.1f} GB/s")
+    report.require_fit()
+    return report
+
+
+def request(
+    job: Job,
+    record: RunRecord,
+    folder: Path,
+    vocab_size: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> preflight.Request:
+    """What ``job`` needs of this machine, by the job itself and by what SkyPilot and the launch say in variables."""
+    gpu, _, launched = environment.get(provenance.GPUS, "").partition(":")
+    asked = max(_whole(launched or ("1" if gpu else "")), _whole(environment.get("SKYPILOT_NUM_GPUS_PER_NODE", "")))
+    cloud = record.places[-1].get("cloud") if record.places else ""
+    config = job.supervisor
+    return preflight.Request(
+        name=record.name,
+        processes=config.processes,
+        gpu=gpu if config.require_gpus else "",
+        gpus=asked if config.require_gpus else 0,
+        rented=record.infra != "local" or cloud not in ("", "local", None),
+        folder=folder,
+        disk_bytes=disk_bytes(job.train, vocab_size, resumed=record.step > 0),
+        collective_timeout_s=config.collective_timeout_s,
+    )
+
+
+def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: bool) -> int | None:
+    """Bytes that a run has on one machine's disk at most; None for a model whose sizes are not known here.
+
+    Checkpoints that are being written or wait for their upload, ``max_pending`` in all, and one that the run goes on
+    from, after a crash at the latest; the cache of the data, up to 4 bytes for each token that is read; and the first
+    weights in bf16, which a resumed run needs only below an adapter. A checkpoint is weights and two moments.
+    """
+    shape = throughput.shape_of(config, vocab_size)
+    if shape is None:
+        return None
+    weights = matrix_weights(shape)
+    trained = weights if config.adapter is None else adapter_weights(shape, config)
+    checkpoint = 3 * trained * (2 if config.precision == "bf16-true" else 4)
+    first = 2 * weights if config.model.checkpoint and (config.adapter or not resumed) else 0
+    cache = min(int(config.data.cache_gb * 1e9), 4 * config.tokens)
+    return checkpoint * (config.checkpoint.max_pending + 1) + cache + first
+
+
+def adapter_weights(shape: ModelShape, config: TrainConfig) -> int:
+    """Numbers in the pairs of a LoRA adapter: r x (inputs + outputs) for each matrix."""
+    assert config.adapter is not None
+    width, middle = shape.n_embd, shape.intermediate_size
+    heads, groups = shape.n_head * shape.head_size, shape.n_query_groups * shape.head_size
+    layer = {
+        "query": width + heads,
+        "key": width + groups,
+        "value": width + groups,
+        "projection": heads + width,
+        "mlp": 3 * (width + middle),
+    }
+    outside = width + shape.padded_vocab_size
+    sums = [shape.n_layer * layer[name] if name in layer else outside for name in config.adapter.targets]
+    return config.adapter.r * sum(sums)
+
+
+def recorded(recorder: Recorder, ending: Ending) -> Ending:
+    """Write into the run's record that this attempt's machine was unfit; the last of several in a row fails the run.
+
+    An engine that rents another machine after exit code 105 would otherwise do so without end.
+    """
+    if ending.exit_code != ExitCode.MACHINE_UNFIT:
+        return ending
+    places: list[dict[str, Any]] = [dict(each) for each in recorder.record.places]
+    places[-1] |= {"unfit": ending.message, "hint": ending.hint}
+    recorder.update(places=places)
+    reasons = recorder.record.unfit
+    if len(reasons) < MAX_UNFIT:
+        return ending
+    message = f"{len(reasons)} machines in a row could not run the job: {'; '.join(dict.fromkeys(reasons))}"
+    return Ending("failed", message, ending.hint, ExitCode.JOB_FAILED)
+
+
+def _whole(text: str) -> int:
+    """A number of GPUs; 0 for what is none. A share of a GPU is one."""
+    try:
+        return max(0, -int(-float(text) // 1))
+    except (ValueError, OverflowError):
+        return 0

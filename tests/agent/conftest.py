@@ -1,0 +1,40 @@
+"""A machine whose ``nvidia-smi`` says what a test wants, and a supervisor on it without a real trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bafogpt.agent import preflight
+from bafogpt.cloud import supervisor
+from bafogpt.cloud.claim import Place
+from bafogpt.cloud.job import Job
+from bafogpt.storage.bucket import Bucket
+from tests.cloud.conftest import FAKE_WORKER
+from tests.smi import FakeSmi
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSmi:
+    """Four idle L40 with a new driver, until the test says otherwise; torch is one for CUDA 13."""
+    monkeypatch.setattr(preflight, "torch_cuda", lambda: "13.0")
+    monkeypatch.setattr(preflight, "RELEASE_S", 0.0)
+    fake = FakeSmi(tmp_path / "bin", monkeypatch)
+    fake.gpus(*["NVIDIA L40"] * 4)
+    return fake
+
+
+@pytest.fixture
+def supervise(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], supervisor.Ending]:
+    """``supervise(job)``: one attempt at the run ``run`` on a rented machine that was to have four L40."""
+    monkeypatch.setenv("BAFOGPT_GPUS", "L40:4")
+    monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "4")
+
+    def run(job: Job) -> supervisor.Ending:
+        bucket.put("data/x/manifest.json", b"{}")
+        place = Place(infra="runpod", price_per_hour=4.56)
+        return supervisor.supervise(job, "run", bucket, tmp_path / "work" / "run", place, worker=FAKE_WORKER)
+
+    return run

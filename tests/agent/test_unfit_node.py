@@ -1,0 +1,40 @@
+"""Two nodes, one of which is a bad machine: the run ends, with the node and its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.core.errors import ExitCode
+from bafogpt.storage.bucket import Bucket
+from tests.cloud.conftest import make_job
+from tests.cloud.test_crew import HERE, Crews
+
+
+@pytest.fixture
+def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
+    bucket.put("data/x/manifest.json", b"{}")
+    made = Crews(bucket, s3.environment, tmp_path, (str(HERE / "crew_worker.py"),))
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_node_without_its_gpus_ends_the_run(crews: Crews, bad: int):
+    job = make_job(supervisor={"beat_s": 0.2, "node_silent_s": 30})
+    nodes = [
+        crews.start(rank, 2, job, SKYPILOT_NUM_GPUS_PER_NODE="4" if rank == bad else "0", PATH="/usr/bin:/bin")
+        for rank in (0, 1)
+    ]
+    for node in nodes if bad else nodes[:1]:  # SkyPilot ends the others when node 0 has ended before they joined
+        assert node.wait() == ExitCode.MACHINE_UNFIT, node.output.read_text()
+    record = crews.store.load("run")
+    said = "4 GPUs were asked for, and 0 are visible"
+    assert record.state == "failed" and record.wants_another_machine
+    assert record.message == (f"node 1: {said}" if bad else said)
+    assert crews.events("trainers_started") == []
+    checked = {event.get("node", 0): event["fit"] for event in crews.events("machine_checked")}
+    assert checked[bad] is False
