@@ -1,29 +1,30 @@
 """What training takes of a device's memory, before it is tried. No torch here: a launch is planned with it.
 
-A model, not a measurement: good to choose a micro-batch from and to refuse what cannot fit before it dies. For a
-process, with P parameters over W processes, and bytes b = 4, or 2 under ``bf16-true``::
+A model, held by tests against what torch's allocator reserves for whole steps; no card has been measured. For a
+process, with P parameters over W processes, d wide, V ids, and bytes b = 4, or 2 under ``bf16-true``::
 
     state        4·P·b/W           weights, gradients and AdamW's two moments, sharded; where there is an adapter what
                                    is frozen (0.52 bytes a number in NF4, whole on every process), and 16 for each
                                    number of its own; with moments in 8 bits 2·P for the two, and 10 in place of 16
     gathered     P·c, or two blocks' and the embedding's share of it where resharded; c is 2 in bf16, else 4
     accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one)
-    kept         tokens x layers x what a block keeps for the backward pass (see ``_kept``)
-    block        tokens x what one block needs while it is computed again
-    head         V·d·4 + 2 x 256 MB    the fused loss: the head's gradient, if it is learned, and its chunks of logits
-    context      1.5 GB on a GPU   driver, communication, fragments
+    reduced      4·V·d             the largest gradient while it is exchanged (W > 1): the allocator keeps the memory of
+                                   that stream for that stream
+    activations  tokens x (layers x what a block keeps + what one block needs while it is computed again), see ``_kept``
+    head         4·V·d + logits    the fused loss: the head's gradient, if it is learned, and a chunk of logits
+    context      1.5 GB on a GPU   driver and communication, which torch's allocator does not see
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bafogpt.model.adapter import OUTSIDE, AdapterConfig
-from bafogpt.train.config import Recompute, TrainConfig
-from bafogpt.train.flops import Shape, matrix_weights
+from bafogpt.model.adapter import AdapterConfig
+from bafogpt.model.loss_chunks import chunk_bytes
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.flops import Shape, adapter_weights, block_weights, head_weights, matrix_weights
 
 CONTEXT_BYTES = 1_500_000_000
-CHUNKS_BYTES = 2 * (256 << 20)
 NF4_BYTES = 0.516
 """4 bits, a byte of scale for each 64 numbers, and a float32 for each 256 scales."""
 MARGIN = 0.92
@@ -38,48 +39,55 @@ class Need:
     state: int
     gathered: int
     accumulated: int
+    reduced: int
     activations: int
     head: int
     context: int
 
     @property
+    def reserved(self) -> int:
+        """What torch's allocator holds."""
+        return self.state + self.gathered + self.accumulated + self.reduced + self.activations + self.head
+
+    @property
     def total(self) -> int:
-        return self.state + self.gathered + self.accumulated + self.activations + self.head + self.context
+        return self.reserved + self.context
 
 
 def need(
     shape: Shape, config: TrainConfig, *, micro: int, processes: int, gpu: bool, reshard: bool, tied: bool = True
 ) -> Need:
     """What a process needs with micro-batches of ``micro`` samples."""
-    vocabulary, width = shape.padded_vocab_size or 0, shape.n_embd
-    weights = matrix_weights(shape) + (0 if tied else vocabulary * width)
+    weights, head = matrix_weights(shape) + (0 if tied else head_weights(shape)), head_weights(shape)
     state_bytes = 2 if config.precision == "bf16-true" else 4
     computed = 4 if config.precision == "32-true" else 2
     if processes == 1:
         gathered = weights * computed if config.precision == "bf16-mixed" else 0  # autocast keeps its copies
     elif reshard:
-        block = (matrix_weights(shape) - vocabulary * width) // shape.n_layer
-        gathered = (2 * block + vocabulary * width) * computed
+        gathered = (2 * block_weights(shape) // shape.n_layer + head) * computed
     else:
         gathered = weights * computed
     several = config.batch_samples // processes > micro
     tokens = micro * config.data.sequence_length
-    kept, block_bytes = _kept(shape, config.activation_checkpointing, computed)
     eight_bit = config.optimizer.name == "adamw8bit-paged"
     state = weights * (2 * state_bytes + (2 if eight_bit else 2 * state_bytes)) // processes
-    accumulated, learns_head = 4 * weights if processes > 1 and several else 0, True
+    accumulated = 4 * weights if processes > 1 and several else 0
+    reduced, learns_head = 4 * head if processes > 1 else 0, True
     if config.adapter is not None:
-        pairs = _pairs(shape, config.adapter)
+        pairs = adapter_weights(shape, config.adapter)
         state = _frozen(shape, config.adapter, weights, state_bytes) + (10 if eight_bit else 16) * pairs
         if processes > 1:  # only what is trained is sharded and gathered
-            gathered, accumulated = pairs * computed, 4 * pairs
+            gathered, accumulated, reduced = pairs * computed, 4 * pairs, 0
         learns_head = "head" in config.adapter.targets
+    kept, block = _kept(shape, config, computed, gpu=gpu)
+    logits = chunk_bytes(shape.padded_vocab_size or 1, tokens, gpu=gpu, itemsize=computed)
     return Need(
         state=state,
         gathered=gathered,
         accumulated=accumulated,
-        activations=tokens * (kept * shape.n_layer + block_bytes),
-        head=learns_head * vocabulary * width * 4 + min(CHUNKS_BYTES, 8 * tokens * vocabulary),
+        reduced=reduced,
+        activations=tokens * (kept * shape.n_layer + block),
+        head=learns_head * head * 4 + logits,
         context=CONTEXT_BYTES if gpu else 0,
     )
 
@@ -87,38 +95,32 @@ def need(
 def _frozen(shape: Shape, adapter: AdapterConfig, weights: int, plain: int) -> int:
     """Bytes of what is frozen, ``plain`` a number as it comes; embedding and head are never in 4 bits."""
     width = min(plain, 2) if adapter.base == "bf16" else plain
-    blocks = matrix_weights(shape) - (shape.padded_vocab_size or 0) * shape.n_embd
+    blocks = block_weights(shape)
     return int(blocks * (NF4_BYTES if adapter.base == "nf4" else width)) + (weights - blocks) * width
 
 
-def _pairs(shape: Shape, adapter: AdapterConfig) -> int:
-    """Numbers in an adapter."""
-    d, inner, vocabulary = shape.n_embd, shape.intermediate_size or 0, shape.padded_vocab_size or 0
-    query = shape.n_head * (shape.head_size or 0)
-    groups = (shape.n_query_groups or shape.n_head) * (shape.head_size or 0)
-    sides = {
-        "query": d + query,
-        "key": d + groups,
-        "value": d + groups,
-        "projection": d + query,
-        "mlp": 3 * (d + inner),
-    }
-    layers = sum(sides.get(target, 0) for target in adapter.targets) * shape.n_layer
-    return adapter.r * (layers + (d + vocabulary) * sum(target in OUTSIDE for target in adapter.targets))
-
-
-def _kept(shape: Shape, recompute: Recompute, computed: int) -> tuple[int, int]:
+def _kept(shape: Shape, config: TrainConfig, computed: int, *, gpu: bool) -> tuple[int, int]:
     """Bytes a token that each block keeps, and that one block needs while it is computed; ``computed`` bytes a number.
 
-    Whole: the residual twice, four norms' inputs and results, query, key, value and attention's result, three tensors
-    of the MLP and their product. ``selective`` keeps the products' results alone, ``full`` the block's input.
+    Whole: the residual, norms' inputs and results, query, key, value and attention's result, the tensors of the MLP and
+    their product; a compiled block makes some again by itself. A frozen MLP needs no inputs for its own gradient.
+    ``selective`` keeps the products' results alone, and of 4-bit layers none, because their product is not one that
+    torch knows; ``full`` keeps the block's input.
     """
     d, inner = shape.n_embd, shape.intermediate_size or 0
     heads = (shape.n_head + 2 * (shape.n_query_groups or shape.n_head)) * (shape.head_size or 0)
     attended = shape.n_head * (shape.head_size or 0)
-    whole = computed * (10 * d + 2 * heads + 2 * attended + 4 * inner)
-    products = computed * (3 * d + heads + attended + 2 * inner)
-    return {"none": (whole, 0), "selective": (products, whole), "full": (computed * d, whole)}[recompute]
+    compiled = config.compile == "always" or (gpu and config.compile == "auto")
+    whole = 7 * d + heads + 2 * attended + 3 * inner if compiled else 10 * d + 2 * heads + 2 * attended + 4 * inner
+    products = 3 * d + heads + attended + 2 * inner
+    if config.adapter is not None and compiled:
+        if "mlp" not in config.adapter.targets:
+            whole -= d + inner
+        if config.adapter.base == "nf4":
+            products = d + heads + attended
+    again = {"none": (whole, 0), "selective": (products, whole), "full": (d, whole)}
+    kept, block = again[config.activation_checkpointing]
+    return kept * computed, block * computed
 
 
 def choose(

@@ -139,6 +139,7 @@ def _recipe(
         micro=micro,
         gather="pass" if reshard else "step",
         nodes=nodes,
+        fp8=config.float8 != "none",
         assumptions=assumptions,
     )
     return Recipe(

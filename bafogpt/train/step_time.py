@@ -27,15 +27,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from bafogpt.model.adapter import AdapterConfig
+from bafogpt.model.loss_chunks import chunk_rows
 from bafogpt.train import flops
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.flops import Shape
 from bafogpt.train.gpus import Gpu
-
-LOSS_ROWS = 1_024
-"""Rows of logits that the fused loss makes at a time."""
-NF4_BYTES = 0.516
-"""Of a weight in 4 bits, its scales included."""
+from bafogpt.train.memory import NF4_BYTES
 
 Gather = Literal["step", "micro", "pass"]
 """How often sharded weights are gathered: once a step, once a micro-batch, or for each pass of a micro-batch."""
@@ -197,19 +194,21 @@ def step_time(
     processes: int,
     micro: int,
     gather: Gather = "step",
-    loss_rows: int = LOSS_ROWS,
+    loss_rows: int | None = None,
     nodes: int = 1,
     fp8: bool = False,
     assumptions: Assumptions = EXPECTED,
 ) -> StepTime:
     """One step of ``config`` on ``processes`` GPUs over ``nodes`` machines, ``micro`` samples at once.
 
-    ``fp8`` computes the blocks' products in fp8 where the card has it.
+    The loss makes ``loss_rows`` rows of logits at a time, as many as it has room for by default. ``fp8`` computes the
+    blocks' products in fp8 where the card has it.
     """
     length, recompute, adapter = config.data.sequence_length, config.activation_checkpointing, config.adapter
     tokens = micro * length
     times = max(1, config.batch.tokens // (tokens * processes))
-    again = int(recompute == "full")
+    # selective does not keep the products of 4-bit layers: see bafogpt.train.memory
+    again = int(recompute == "full" or (recompute == "selective" and adapter is not None and adapter.base == "nf4"))
     bandwidth = assumptions.memory * gpu.bandwidth
     rate = assumptions.products_on(gpu) * gpu.bf16
     in_blocks = assumptions.fp8 * gpu.fp8 if fp8 and gpu.fp8 else rate
@@ -220,7 +219,7 @@ def step_time(
     attention = (3 + again) / 3 * flops.attention_flops(shape, length) / (assumptions.attention * gpu.bf16)
     passes = 3 + (recompute != "none")
     elementwise = passes * _elementwise_bytes(shape, adapter) / bandwidth
-    rows = min(loss_rows, tokens)
+    rows = min(loss_rows or chunk_rows(shape.padded_vocab_size or 1, gpu=True), tokens)
     loss = -(-tokens // rows) * _chunk_time(shape, config, rows, rate, bandwidth, assumptions.chunk_hidden)
     of_compute = {
         "products": times * tokens * products,

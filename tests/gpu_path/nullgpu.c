@@ -336,10 +336,10 @@ PRODUCT(cublasSgemmEx)
 /* NVML, which torch loads by name: there is nothing that it could tell of this card ------------------------------- */
 
 #define NOT_SUPPORTED(name) int name(void) { return 3; }
-NOT_SUPPORTED(nvmlDeviceGetComputeRunningProcesses)
 NOT_SUPPORTED(nvmlDeviceGetNvLinkRemoteDeviceType)
 NOT_SUPPORTED(nvmlDeviceGetNvLinkRemotePciInfo_v2)
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = 13000, 0; }
 int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, void *found) { return *count = 0, 0; }
 int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return 0; } /* all zeros: the card has no fabric */
 int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) { return *device = handle(), 0; }

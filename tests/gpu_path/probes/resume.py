@@ -1,0 +1,54 @@
+"""A step, a checkpoint, and the next step from it: ``python -m tests.gpu_path.probes.resume FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from bafogpt.core import schema
+from bafogpt.train.config import TrainConfig
+from bafogpt.train.handoff import Handoff
+from bafogpt.train.saving import CheckpointSaver
+from bafogpt.train.step_probe import Trial, steps
+
+SIZES = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_query_groups": 1, "head_size": 32, "intermediate_size": 128}
+
+
+def trial() -> Trial:
+    values = {
+        "tokens": 10**9,
+        "data": {"path": "data", "sequence_length": 128},
+        "model": {"overrides": SIZES},
+        "batch": {"tokens": 512, "micro": 2},
+        "compile": "never",
+    }
+    return Trial(
+        config=schema.build(TrainConfig, values, where="probe"), vocab_size=512, micro=2, reshard=False, device="cuda"
+    )
+
+
+def main(folder: Path) -> None:
+    handoff = Handoff(folder)
+    handoff.checkpoints.mkdir(parents=True)
+    first = next(steps(trial()))
+    saver = CheckpointSaver(handoff, first.config.checkpoint)
+    saver.begin(first.state)
+    saver.finish()
+
+    made = steps(trial())
+    second = next(made)  # the network is there after a step; what it learned is replaced
+    second.state.optimizer.state.clear()
+    second.state.load(handoff.pending()[0])
+    done = [second.state.progress.step]
+    next(made)
+    done.append(second.state.progress.step)
+    counted_on = sorted({str(state["step"].device) for state in second.state.optimizer.state.values()})
+    print(json.dumps({"steps": done, "counted_on": counted_on}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)

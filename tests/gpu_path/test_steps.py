@@ -1,0 +1,133 @@
+"""Whole steps of the shipped recipes: what they launch, wait for, compile and take of the card's memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.cloud import job
+from bafogpt.model.config import gpt_config
+from bafogpt.train import memory
+from bafogpt.train.step_probe import Trial
+from tests.gpu_path.place import ROOT, Place
+
+VOCABULARY = 296_000
+"""Gemma's 256,000 ids and 40,000 more."""
+GIGABYTE = 10**9
+
+
+def trial(recipe: str, *sets: str, micro: int | None = None, recompute: str | None = None) -> Trial:
+    """A shipped job as it is, or with another micro-batch and recomputation."""
+    changed = list(sets)
+    if micro is not None:
+        changed.append(f"train.batch.micro={micro}")
+    if recompute is not None:
+        changed.append(f"train.activation_checkpointing={recompute}")
+    config = job.load(ROOT / "jobs" / f"{recipe}.yaml", changed).train
+    return Trial(
+        config=config,
+        vocab_size=VOCABULARY,
+        micro=config.batch.micro,
+        reshard=False,
+        documents=config.adapter is not None,
+    )
+
+
+def expected(tried: Trial, processes: int) -> memory.Need:
+    shape = gpt_config(tried.config.model.name, tried.config.model.overrides, tried.vocab_size)
+    return memory.need(shape, tried.config, micro=tried.micro, processes=processes, gpu=True, reshard=tried.reshard)
+
+
+def peak(gpu: Place, tried: Trial, card: str, processes: int) -> dict[str, Any]:
+    stdin = json.dumps(asdict(tried))
+    return gpu.run("bafogpt.train.step_probe", card=card, processes=processes, stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def pretraining(gpu: Place) -> dict[str, Any]:
+    """Four steps and two validations of ``jobs/pretrain.yaml`` as one of four processes on L40s, all 26 layers."""
+    return gpu.run("tests.gpu_path.probes.steps", stdin=json.dumps(asdict(trial("pretrain"))), processes=4)
+
+
+def test_a_step_waits_for_the_gpu_nowhere(pretraining: dict[str, Any]) -> None:
+    counted = pretraining["counted"]
+
+    assert (counted["waits"], counted["event_waits"], counted["to_host"]) == (0, 0, 0)
+
+
+def test_launches_of_a_step_are_bounded(pretraining: dict[str, Any]) -> None:
+    """Three micro-batches of 26 layers: some 40 kernels and 21 products a layer were counted, all of them included."""
+    counted = pretraining["counted"]
+
+    assert 0 < counted["products"] <= 3 * (26 * 25 + 60)
+    assert 0 < counted["launches"] <= 3 * (26 * 30 + 200)
+
+
+def test_blocks_are_compiled_once_for_training_and_once_for_validation(pretraining: dict[str, Any]) -> None:
+    """Twice, since layers with a window and without are alike at this length: forward with and without gradients."""
+    first, validated, again = pretraining["graphs"]
+
+    assert first <= 2 and validated <= 4
+    assert again == validated, "a second validation and step compile nothing"
+    assert pretraining["graph_breaks"] == {}
+
+
+def test_the_memory_model_is_within_a_tenth_of_what_the_pretraining_recipe_reserves(
+    pretraining: dict[str, Any],
+) -> None:
+    need = expected(trial("pretrain"), processes=4)
+
+    assert need.reserved == pytest.approx(pretraining["reserved"], rel=0.1)
+    assert pretraining["reserved"] + need.context <= pretraining["total"] - 2 * GIGABYTE
+
+
+def test_the_memory_model_is_within_a_tenth_of_what_the_fine_tuning_recipe_reserves(gpu: Place) -> None:
+    tuning = trial("finetune")
+    need, found = expected(tuning, processes=1), peak(gpu, tuning, "A10", 1)
+
+    assert found["fits"]
+    assert need.reserved == pytest.approx(found["reserved"], rel=0.1)
+    assert found["reserved"] + need.context <= 20 * GIGABYTE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("micro", "recompute"),
+    [(4, "full"), (8, "full"), (16, "full"), (2, "selective"), (4, "selective"), (1, "none"), (2, "none")],
+)
+def test_the_memory_model_is_within_a_tenth_on_one_l40_of_four(gpu: Place, micro: int, recompute: str) -> None:
+    tried = trial("pretrain", micro=micro, recompute=recompute)
+
+    assert expected(tried, 4).reserved == pytest.approx(peak(gpu, tried, "L40", 4)["reserved"], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("micro", "recompute"), [(4, "full"), (2, "selective")])
+def test_the_memory_model_is_within_a_tenth_of_fine_tuning_on_an_a10(gpu: Place, micro: int, recompute: str) -> None:
+    tried = trial("finetune", micro=micro, recompute=recompute)
+
+    assert expected(tried, 1).reserved == pytest.approx(peak(gpu, tried, "A10", 1)["reserved"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_memory_model_is_within_a_tenth_on_one_h100_alone(gpu: Place) -> None:
+    tried = trial("pretrain", micro=4)
+
+    assert expected(tried, 1).reserved == pytest.approx(peak(gpu, tried, "H100", 1)["reserved"], rel=0.1)
+
+
+def test_a_micro_batch_that_does_not_fit_is_found_out_in_a_process_of_its_own(gpu: Place) -> None:
+    """Eight samples with nothing recomputed, on a network of four layers with 296,000 ids, on a card of 24 GB."""
+    tried = trial("pretrain", "train.model.overrides.n_layer=4", "train.compile=never", micro=32, recompute="none")
+
+    assert peak(gpu, tried, "A10", 4) == {"fits": False, "allocated": 0, "reserved": 0}
+
+
+def test_a_checkpoint_is_loaded_and_the_next_step_made_with_the_fused_optimizer(gpu: Place, tmp_path: Path) -> None:
+    found = gpu.run("tests.gpu_path.probes.resume", str(tmp_path))
+
+    assert found == {"steps": [1, 2], "counted_on": ["cuda:0"]}
