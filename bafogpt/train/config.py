@@ -11,6 +11,7 @@ Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Float8 = Literal["none", "tensorwise", "rowwise"]
 Recompute = Literal["full", "selective", "none"]
 When = Literal["auto", "always", "never"]
+Sharding = Literal["step", "pass", "full"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -195,9 +196,11 @@ class TrainConfig:
     activation_checkpointing: Recompute = "full"
     """What the backward pass computes again instead of keeping it: ``full`` each block, ``selective`` all of a block
     but the results of matrix products and attention, ``none`` nothing."""
-    reshard_after_forward: When = "auto"
-    """Whether processes give a block's weights back between forward and backward and fetch them again: less memory, a
-    third more traffic. ``auto`` does it where :mod:`bafogpt.train.memory` expects that it must."""
+    sharding: Literal["auto", "step", "pass", "full"] = "auto"
+    """How long a process keeps what it gathers, where there are several. ``step``: weights for a whole step, gradients
+    whole until its end. ``pass``: weights for each forward and each backward pass, which is less memory and more
+    traffic. ``full``: gradients are exchanged after each micro-batch, too, and only its own part of them stays.
+    ``auto`` is the first that :mod:`bafogpt.train.memory` expects to fit."""
     compile: When = "auto"
     """Whether each block is compiled; ``auto`` on a GPU. The first step takes a minute longer."""
     deterministic: bool = False

@@ -15,7 +15,7 @@ from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model import flex
 from bafogpt.storage.tokens.manifest import Packing
 from bafogpt.train import memory, parallel, step_probe
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import Sharding, TrainConfig
 
 
 def check_length(model: Config, config: TrainConfig) -> None:
@@ -38,19 +38,19 @@ def check_packing(packing: Packing | None, config: TrainConfig) -> None:
         )
 
 
-def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, bool]:
-    """(micro-batch, whether to reshard after forward) that the memory model expects to fit this process's device.
+def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Sharding]:
+    """(micro-batch, sharding) that the memory model expects to fit this process's device.
 
     Raises :class:`ConfigError`, with the numbers, where nothing does, or not the micro-batch that is set.
     """
     device = torch.device("cuda", parallel.local_rank()) if gpu else torch.device("cpu")
     available, processes = parallel.device_bytes(device), parallel.world_size()
     tied = config.model.tie_embeddings
-    micro, reshard = memory.choose(model, config, processes=processes, gpu=gpu, memory=available, tied=tied)
+    micro, sharding = memory.choose(model, config, processes=processes, gpu=gpu, memory=available, tied=tied)
     if micro:
-        return micro, reshard
+        return micro, sharding
     wanted = max(1, config.batch.micro)
-    need = memory.need(model, config, micro=wanted, processes=processes, gpu=gpu, reshard=True, tied=tied)
+    need = memory.need(model, config, micro=wanted, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
     hint = "more processes, train.activation_checkpointing=full, or a shorter train.data.sequence_length"
     if wanted > 1:
         hint = "--set train.batch.micro=0 finds the largest that fits"
@@ -67,7 +67,7 @@ def check_attention(model: Config, config: TrainConfig) -> None:
     flex.block_sizes(model.head_size or 0, itemsize, flex.shared_memory(parallel.local_rank()))
 
 
-def probed(config: TrainConfig, vocab_size: int, *, micro: int, reshard: bool, documents: bool) -> int:
+def probed(config: TrainConfig, vocab_size: int, *, micro: int, sharding: Sharding, documents: bool) -> int:
     """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
 
     The memory model is only a model, so it is tried (:mod:`bafogpt.train.step_probe`): by the machine's first process,
@@ -78,7 +78,7 @@ def probed(config: TrainConfig, vocab_size: int, *, micro: int, reshard: bool, d
         return micro
     while micro:
         trial = step_probe.Trial(
-            config=config, vocab_size=vocab_size, micro=micro, reshard=reshard, documents=documents
+            config=config, vocab_size=vocab_size, micro=micro, sharding=sharding, documents=documents
         )
         if _probe(trial).fits:
             return micro

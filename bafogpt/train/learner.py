@@ -14,7 +14,7 @@ from bafogpt.model.config import fingerprint
 from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import liger_kernel
 from bafogpt.train import finetune, float8, optimizer, parallel
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.optimizer import NewRows
 from bafogpt.train.state import TrainState
 
@@ -25,8 +25,7 @@ class Learner:
 
     config: TrainConfig
     fabric: Fabric
-    reshard: bool
-    """Whether processes give parameters back after each forward pass."""
+    sharding: Sharding
     model: Any
     """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
     trained: list[torch.nn.Parameter]
@@ -41,7 +40,7 @@ def build(
     shape: Config,
     fabric: Fabric,
     *,
-    reshard: bool,
+    sharding: Sharding,
     identity: dict[str, Any],
     weights_follow: bool,
     load_base: Callable[[torch.nn.Module], None] | None = None,
@@ -86,7 +85,7 @@ def build(
     return Learner(
         config=config,
         fabric=fabric,
-        reshard=reshard,
+        sharding=sharding,
         model=wrapped,
         trained=trained,
         new_rows=new_rows,

@@ -6,8 +6,9 @@ process, with P parameters over W processes, d wide, V ids, and bytes b = 4, or 
     state        4·P·b/W           weights, gradients and AdamW's two moments, sharded; where there is an adapter what
                                    is frozen (0.52 bytes a number in NF4, whole on every process), and 16 for each
                                    number of its own; with moments in 8 bits 2·P for the two, and 10 in place of 16
-    gathered     P·c, or two blocks' and the embedding's share of it where resharded; c is 2 in bf16, else 4
-    accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one)
+    gathered     P·c, or two blocks' and the embedding's share of it unless ``sharding`` is step; c is 2 in bf16, else 4
+    accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one, unless
+                                   ``sharding`` is full)
     reduced      4·V·d             the largest gradient while it is exchanged (W > 1): the allocator keeps the memory of
                                    that stream for that stream
     activations  tokens x (layers x what a block keeps + what one block needs while it is computed again), see ``_kept``
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.loss_chunks import chunk_bytes
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.flops import Shape, adapter_weights, block_weights, head_weights, matrix_weights
 
 CONTEXT_BYTES = 1_500_000_000
@@ -55,7 +56,7 @@ class Need:
 
 
 def need(
-    shape: Shape, config: TrainConfig, *, micro: int, processes: int, gpu: bool, reshard: bool, tied: bool = True
+    shape: Shape, config: TrainConfig, *, micro: int, processes: int, gpu: bool, sharding: Sharding, tied: bool = True
 ) -> Need:
     """What a process needs with micro-batches of ``micro`` samples."""
     weights, head = matrix_weights(shape) + (0 if tied else head_weights(shape)), head_weights(shape)
@@ -63,7 +64,7 @@ def need(
     computed = 4 if config.precision == "32-true" else 2
     if processes == 1:
         gathered = weights * computed if config.precision == "bf16-mixed" else 0  # autocast keeps its copies
-    elif reshard:
+    elif sharding != "step":
         gathered = (2 * block_weights(shape) // shape.n_layer + head) * computed
     else:
         gathered = weights * computed
@@ -71,7 +72,7 @@ def need(
     tokens = micro * config.data.sequence_length
     eight_bit = config.optimizer.name == "adamw8bit-paged"
     state = weights * (2 * state_bytes + (2 if eight_bit else 2 * state_bytes)) // processes
-    accumulated = 4 * weights if processes > 1 and several else 0
+    accumulated = 4 * weights if processes > 1 and several and sharding != "full" else 0
     reduced, learns_head = 4 * head if processes > 1 else 0, True
     if config.adapter is not None:
         pairs = adapter_weights(shape, config.adapter)
@@ -125,25 +126,27 @@ def _kept(shape: Shape, config: TrainConfig, computed: int, *, gpu: bool) -> tup
 
 def choose(
     shape: Shape, config: TrainConfig, *, processes: int, gpu: bool, memory: int, tied: bool = True
-) -> tuple[int, bool]:
-    """(micro-batch, whether to reshard after forward) for a device of ``memory`` bytes.
+) -> tuple[int, Sharding]:
+    """(micro-batch, sharding) for a device of ``memory`` bytes; the micro-batch is 0 when nothing fits.
 
     A micro-batch that is set stays; else it is the largest power of two that divides a process's share of a step and
-    fits. Resharding is left out where that costs no more than half of the micro-batch. (0, True) when nothing fits.
+    fits. Weights are gathered for each pass only where that more than doubles the micro-batch, and gradients exchanged
+    after each micro-batch only where nothing else fits.
     """
     share = config.batch_samples // processes
 
-    def fits(micro: int, reshard: bool) -> bool:
-        wanted = need(shape, config, micro=micro, processes=processes, gpu=gpu, reshard=reshard, tied=tied)
-        return wanted.total <= memory * MARGIN
-
-    def largest(reshard: bool) -> int:
+    def largest(sharding: Sharding) -> int:
         candidates = [config.batch.micro] if config.batch.micro else [2**k for k in range(7) if share % 2**k == 0]
-        return max((micro for micro in candidates if micro <= LARGEST_MICRO and fits(micro, reshard)), default=0)
+        needs = {
+            micro: need(shape, config, micro=micro, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
+            for micro in candidates
+            if micro <= LARGEST_MICRO
+        }
+        return max((micro for micro, each in needs.items() if each.total <= memory * MARGIN), default=0)
 
-    options = {"always": (True,), "never": (False,), "auto": (True, False)}[config.reshard_after_forward]
-    most = max(largest(reshard) for reshard in options)
-    for reshard in sorted(options):  # not to reshard comes first
-        if (found := largest(reshard)) and 2 * found >= most:
-            return found, reshard
-    return 0, True
+    if config.sharding != "auto":
+        return largest(config.sharding), config.sharding
+    for_step, for_pass = largest("step"), largest("pass")
+    if for_step or for_pass:
+        return (for_step, "step") if 2 * for_step >= for_pass else (for_pass, "pass")
+    return largest("full"), "full"

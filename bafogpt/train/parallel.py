@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.model.gpt import materialise
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.handoff import Order
 
 aten = torch.ops.aten
@@ -52,7 +52,7 @@ def nodes() -> int:
     return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
-def make_fabric(order: Order, *, reshard_after_forward: bool) -> Fabric:
+def make_fabric(order: Order, sharding: Sharding) -> Fabric:
     """Fabric over the processes that the supervisor started.
 
     One process trains on one device as it is. More of them shard parameters, gradients and optimizer state with
@@ -68,7 +68,7 @@ def make_fabric(order: Order, *, reshard_after_forward: bool) -> Fabric:
     if world_size() == 1:
         return Fabric(accelerator=accelerator, devices=1, precision=order.config.precision)
     strategy = ModelParallelStrategy(
-        parallelize_fn=functools.partial(_shard, config=order.config, reshard_after_forward=reshard_after_forward),
+        parallelize_fn=functools.partial(_shard, config=order.config, sharding=sharding),
         data_parallel_size=world_size(),
         tensor_parallel_size=1,
         process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
@@ -104,7 +104,7 @@ def _keep_products(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPo
     return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _shard(model: Any, device_mesh: Any, config: TrainConfig, reshard_after_forward: bool) -> Any:
+def _shard(model: Any, device_mesh: Any, config: TrainConfig, sharding: Sharding) -> Any:
     """Fabric's ``parallelize_fn``: FSDP2 on each block and on the rest.
 
     What is frozen is whole on every process: NF4 is no matrix that could be cut by rows, and it is small.
@@ -118,22 +118,18 @@ def _shard(model: Any, device_mesh: Any, config: TrainConfig, reshard_after_forw
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     shard = functools.partial(fully_shard, mesh=mesh, mp_policy=mixed, ignored_params=frozen)
     for block in model.transformer.h:
-        shard(block, reshard_after_forward=reshard_after_forward)
+        shard(block, reshard_after_forward=sharding != "step")
     shard(model, reshard_after_forward=False)  # the backward pass begins with it
     cuda = mesh.device_type == "cuda"
     materialise(model, torch.device("cuda", local_rank()) if cuda else torch.device("cpu"))
     return model
 
 
-def accumulate(model: torch.nn.Module, *, last: bool, reshard: bool) -> None:
-    """What follows is one micro-batch of a step: its gradients are exchanged if it is the ``last`` one.
-
-    Unless parameters are given back after each forward pass (``reshard``) they stay gathered through the backward pass
-    of all but the last micro-batch, too: they are gathered once a step.
-    """
+def accumulate(model: torch.nn.Module, *, last: bool, sharding: Sharding) -> None:
+    """Set ``model`` up for one micro-batch of a step, the ``last`` one or another, as ``train.sharding`` says."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-        model.set_reshard_after_backward(last or reshard)
+        model.set_requires_gradient_sync(last or sharding == "full")
+        model.set_reshard_after_backward(last or sharding != "step")
 
 
 def device_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Micro-batch, recomputation and resharding for a job on a GPU, chosen by time among what fits. No torch here."""
+"""Micro-batch, recomputation and sharding for a job on a GPU, chosen by time among what fits. No torch here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bafogpt.train import memory
-from bafogpt.train.config import Recompute, TrainConfig
+from bafogpt.train.config import Recompute, Sharding, TrainConfig
 from bafogpt.train.flops import Shape
 from bafogpt.train.gpus import Gpu
 from bafogpt.train.step_time import EXPECTED, Assumptions, StepTime, step_time
@@ -15,6 +15,7 @@ from bafogpt.train.step_time import EXPECTED, Assumptions, StepTime, step_time
 RESERVE = 2_000_000_000
 """Bytes of a card that a recommended recipe leaves free by the memory model."""
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+SHARDING: tuple[Sharding, ...] = ("step", "pass", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Recipe:
 
     micro: int
     recompute: Recompute
-    reshard: bool
+    sharding: Sharding
     fits: bool
     """Whether the trainer would accept it on that card."""
     need: int
@@ -33,13 +34,14 @@ class Recipe:
     @property
     def assignments(self) -> list[str]:
         """What ``--set`` takes to have it."""
-        return [f"train.batch.micro={self.micro}", f"train.activation_checkpointing={self.recompute}"]
+        sharding = [f"train.sharding={self.sharding}"] if self.sharding != "step" else []
+        return [f"train.batch.micro={self.micro}", f"train.activation_checkpointing={self.recompute}", *sharding]
 
     def words(self, gpu: Gpu) -> str:
         """``"micro-batch 2, recompute selective, 39.1 of 47.7 GB a GPU"``."""
-        reshard = ", resharded after forward" if self.reshard else ""
+        sharding = f", sharding {self.sharding}" if self.sharding != "step" else ""
         return (
-            f"micro-batch {self.micro}, recompute {self.recompute}{reshard}, "
+            f"micro-batch {self.micro}, recompute {self.recompute}{sharding}, "
             f"{self.need / 1e9:.1f} of {gpu.memory / 1e9:.1f} GB a GPU"
         )
 
@@ -47,7 +49,7 @@ class Recipe:
         return {
             "micro": self.micro,
             "recompute": self.recompute,
-            "reshard": self.reshard,
+            "sharding": self.sharding,
             "fits": self.fits,
             "need_gb": self.need / 1e9,
             "step": self.time.to_dict(),
@@ -59,7 +61,7 @@ def as_written(
 ) -> Recipe:
     """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1), with ``fits``
     False."""
-    micro, reshard = memory.choose(
+    micro, sharding = memory.choose(
         shape, config, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
     )
     return _recipe(
@@ -67,7 +69,7 @@ def as_written(
         config,
         gpu,
         micro=micro or max(1, config.batch.micro),
-        reshard=reshard,
+        sharding=sharding,
         fits=micro > 0,
         processes=processes,
         nodes=nodes,
@@ -88,13 +90,13 @@ def fastest(
             tried,
             gpu,
             micro=tried.batch.micro,
-            reshard=tried.reshard_after_forward == "always",
+            sharding=sharding,
             fits=True,
             processes=processes,
             nodes=nodes,
             assumptions=assumptions,
         )
-        for tried in _candidates(config, processes)
+        for tried, sharding in _candidates(config, processes)
         if memory.choose(
             shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
         )[0]
@@ -103,18 +105,19 @@ def fastest(
     return min(roomy, key=lambda each: (each.time.total, each.need), default=None)
 
 
-def _candidates(config: TrainConfig, processes: int) -> Iterator[TrainConfig]:
+def _candidates(config: TrainConfig, processes: int) -> Iterator[tuple[TrainConfig, Sharding]]:
     share = config.batch_samples // processes
     micros = [2**k for k in range(7) if share and share % 2**k == 0]
     for micro in micros:
         for recompute in RECOMPUTE:
-            for reshard in ("never", "always") if processes > 1 and config.adapter is None else ("never",):
-                yield replace(
+            for sharding in SHARDING if processes > 1 and config.adapter is None else SHARDING[:1]:
+                tried = replace(
                     config,
                     batch=replace(config.batch, micro=micro),
                     activation_checkpointing=recompute,
-                    reshard_after_forward=reshard,
+                    sharding=sharding,
                 )
+                yield tried, sharding
 
 
 def _recipe(
@@ -123,21 +126,21 @@ def _recipe(
     gpu: Gpu,
     *,
     micro: int,
-    reshard: bool,
+    sharding: Sharding,
     fits: bool,
     processes: int,
     nodes: int,
     assumptions: Assumptions,
 ) -> Recipe:
     tied = config.model.tie_embeddings
-    need = memory.need(shape, config, micro=micro, processes=processes, gpu=True, reshard=reshard, tied=tied)
+    need = memory.need(shape, config, micro=micro, processes=processes, gpu=True, sharding=sharding, tied=tied)
     time = step_time(
         shape,
         config,
         gpu,
         processes=processes,
         micro=micro,
-        gather="pass" if reshard else "step",
+        sharding=sharding,
         nodes=nodes,
         fp8=config.float8 != "none",
         assumptions=assumptions,
@@ -145,7 +148,7 @@ def _recipe(
     return Recipe(
         micro=micro,
         recompute=config.activation_checkpointing,
-        reshard=reshard and processes > 1,
+        sharding=sharding if processes > 1 else "step",
         fits=fits,
         need=need.total,
         time=time,

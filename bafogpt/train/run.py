@@ -78,8 +78,8 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     fit.check_packing(manifest.packing, config)
     if gpu:
         fit.check_attention(shape, config)
-    micro, reshard = fit.plan(shape, config, gpu=gpu)
-    fabric = parallel.make_fabric(order, reshard_after_forward=reshard)
+    micro, sharding = fit.plan(shape, config, gpu=gpu)
+    fabric = parallel.make_fabric(order, sharding)
     with collective_check.deadline(order.collective_timeout_s, handoff):
         fabric.launch()
         if fabric.world_size > 1:
@@ -87,7 +87,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
             fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     if gpu and not config.batch.micro:
         documents = train.stream.is_packed or config.data.separate_documents
-        micro = fit.probed(config, manifest.vocab_size, micro=micro, reshard=reshard, documents=documents)
+        micro = fit.probed(config, manifest.vocab_size, micro=micro, sharding=sharding, documents=documents)
         micro = parallel.smallest(micro)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
 
@@ -101,7 +101,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         config,
         shape,
         fabric,
-        reshard=reshard,
+        sharding=sharding,
         identity=identity,
         weights_follow=config.model.checkpoint is not None or (resumes and config.adapter is None),
         load_base=first_weights,

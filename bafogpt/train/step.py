@@ -43,7 +43,7 @@ def train_step(learner: Learner, micros: Sequence[Batch]) -> Measured:
     targets = config.batch.tokens if learner.every_token else parallel.total(own)
     total = torch.zeros((), device=learner.fabric.device)
     for index, batch in enumerate(micros):
-        parallel.accumulate(state.model, last=index == len(micros) - 1, reshard=learner.reshard)
+        parallel.accumulate(state.model, last=index == len(micros) - 1, sharding=learner.sharding)
         loss = learner.model(batch.ids, batch.targets, documents=batch.documents) / max(1, targets)
         learner.fabric.backward(loss * processes)  # FSDP takes the mean over processes
         total += loss.detach()

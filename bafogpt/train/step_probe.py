@@ -26,7 +26,7 @@ import torch.distributed as dist
 from bafogpt.core import schema
 from bafogpt.model.config import gpt_config
 from bafogpt.train import batches, parallel
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.handoff import Order
 from bafogpt.train.learner import Learner, build
 from bafogpt.train.step import train_step
@@ -44,7 +44,7 @@ class Trial:
     vocab_size: int
     micro: int
     """Samples a micro-batch."""
-    reshard: bool
+    sharding: Sharding
     documents: bool = False
     """Whether documents that share a sample are hidden from each other."""
     device: Literal["cpu", "cuda"] = "cuda"
@@ -67,10 +67,10 @@ def steps(trial: Trial) -> Iterator[Learner]:
 
         dist.init_process_group("fake", rank=parallel.rank(), world_size=parallel.world_size(), store=FakeStore())
     order = Order(job="probe", bucket="", config=config, device=trial.device)
-    fabric = parallel.make_fabric(order, reshard_after_forward=trial.reshard)
+    fabric = parallel.make_fabric(order, trial.sharding)
     fabric.launch()
     shape = gpt_config(config.model.name, config.model.overrides, trial.vocab_size)
-    learner = build(config, shape, fabric, reshard=trial.reshard, identity={}, weights_follow=True)
+    learner = build(config, shape, fabric, sharding=trial.sharding, identity={}, weights_follow=True)
     share = config.batch_samples // parallel.world_size()
     length = config.data.sequence_length
     row = batches.Row(np.zeros(length + 1, np.int64), np.zeros(length, np.int32) if trial.documents else None)

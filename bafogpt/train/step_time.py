@@ -15,7 +15,7 @@ bandwidth B (bytes/s), reduced by the shares of :class:`Assumptions`, the second
                                                                moves 12 bytes for each of R·V logits (pessimistic:
                                                                the last two are not hidden, and come on top)
     optimizer      28 bytes·trained numbers ÷ W ÷ B            AdamW in float32
-    communication  (gathers + one reduction) ÷ bus             what is hidden behind the rest is not in the total
+    communication  (gathers + exchanges) ÷ bus                 what is hidden behind the rest is not in the total
 
 Left out: launch overhead, validation, checkpoints, waiting for data. The form is that of a roofline (Williams et al.
 2009, doi:10.1145/1498765.1498785); the traffic of sharding is that of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054).
@@ -24,18 +24,14 @@ Left out: launch overhead, validation, checkpoints, waiting for data. The form i
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.loss_chunks import chunk_rows
 from bafogpt.train import flops
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.flops import Shape
 from bafogpt.train.gpus import Gpu
 from bafogpt.train.memory import NF4_BYTES
-
-Gather = Literal["step", "micro", "pass"]
-"""How often sharded weights are gathered: once a step, once a micro-batch, or for each pass of a micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +189,7 @@ def step_time(
     *,
     processes: int,
     micro: int,
-    gather: Gather = "step",
+    sharding: Sharding = "step",
     loss_rows: int | None = None,
     nodes: int = 1,
     fp8: bool = False,
@@ -229,7 +225,7 @@ def step_time(
         "loss": times * loss,
     }
     trained = _trained(shape, config)
-    communication = _traffic(trained, processes, times, gather) / assumptions.bus(gpu, nodes)
+    communication = _traffic(trained, processes, times, sharding) / assumptions.bus(gpu, nodes)
     computation = sum(of_compute.values())
     exposed = communication - min(assumptions.hidden * communication, 0.9 * computation)
     optimizer = trained / processes * 28 * (0.5 if config.precision == "bf16-true" else 1) / bandwidth
@@ -282,7 +278,8 @@ def _chunk_time(shape: Shape, config: TrainConfig, rows: int, rate: float, bandw
     return max(read + rewritten, multiplied) if hidden else max(read, multiplied) + rewritten
 
 
-def _traffic(trained: int, processes: int, times: int, gather: Gather) -> float:
-    """Bytes that a process receives in a step: bf16 weights each time they are gathered, float32 gradients once."""
-    gathers = {"step": 1, "micro": times, "pass": 2 * times}[gather]
-    return (2 * gathers + 4) * trained * (processes - 1) / processes
+def _traffic(trained: int, processes: int, times: int, sharding: Sharding) -> float:
+    """Bytes that a process receives in a step: bf16 weights each time they are gathered, float32 gradients each time
+    they are exchanged."""
+    gathers, exchanges = {"step": (1, 1), "pass": (2 * times, 1), "full": (2 * times, times)}[sharding]
+    return (2 * gathers + 4 * exchanges) * trained * (processes - 1) / processes

@@ -151,7 +151,7 @@ def test_a_gpu_whose_memory_is_just_being_freed_is_waited_for(
 
 def test_a_gpu_that_is_smaller_than_its_type(smi: FakeSmi, request_: Request, bucket: Bucket):
     smi.gpus(*["NVIDIA A10"] * 4, total=23028)
-    assert messages(check(request_, bucket)) == ["GPU 0 (NVIDIA A10) has 24.1 GB, and a L40 has 48"]
+    assert messages(check(request_, bucket)) == ["GPU 0 (NVIDIA A10) has 24.1 GB, and a L40 has 47.7"]
     assert check(replace(request_, gpu="A10"), bucket).findings == ()
     assert check(replace(request_, gpu="RTX9090"), bucket).findings == ()
 

@@ -37,6 +37,7 @@ def test_attention_with_a_head_of_256_and_the_loss_compile_within_the_card(
     directions = ["backward" in name for name, _ in found["attention"]]
     assert directions.count(True) >= 3 and directions.count(False) >= 3, found
     assert max(shared for _, shared in found["attention"]) <= CARDS[card]
+    assert found["masks"] == {"2048": 1, "6144": 2}, "one mask where the window is no shorter than the sample"
 
 
 @pytest.mark.slow

@@ -32,14 +32,14 @@ def trial(recipe: str, *sets: str, micro: int | None = None, recompute: str | No
         config=config,
         vocab_size=VOCABULARY,
         micro=config.batch.micro,
-        reshard=False,
+        sharding="step",
         documents=config.adapter is not None,
     )
 
 
 def expected(tried: Trial, processes: int) -> memory.Need:
     shape = gpt_config(tried.config.model.name, tried.config.model.overrides, tried.vocab_size)
-    return memory.need(shape, tried.config, micro=tried.micro, processes=processes, gpu=True, reshard=tried.reshard)
+    return memory.need(shape, tried.config, micro=tried.micro, processes=processes, gpu=True, sharding=tried.sharding)
 
 
 def peak(gpu: Place, tried: Trial, card: str, processes: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from bafogpt.model import loss as losses
 from bafogpt.model.loss import IGNORE, linear_cross_entropy
+from bafogpt.model.loss_chunks import chunk_rows
 
 from .twins import small, text
 
@@ -126,3 +127,8 @@ def test_the_z_loss_is_for_training_only() -> None:
     model.z_loss = 0.1
     assert model(ids, ids) > plain
     assert model.eval()(ids, ids).equal(plain)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(296_000, 1024), (256_000, 1280), (32_000, 10_368), (10**9, 128)])
+def test_a_gpu_makes_a_thousand_rows_of_large_logits_at_a_time(vocabulary: int, rows: int) -> None:
+    assert chunk_rows(vocabulary, gpu=True) == rows

@@ -86,15 +86,19 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainConfig, Handoff], Result]:
-    """``train_here(config, handoff)``: the real loop in this process, for a test that looks inside."""
+def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """``train_here(config, handoff, resume=CHECKPOINT)``: the real loop in this process, for tests that look inside."""
     from bafogpt.train import loop
 
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
 
-    def run(config: TrainConfig, handoff: Handoff) -> Result:
-        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config))
+    def run(config: TrainConfig, handoff: Handoff, resume: Path | None = None) -> Result:
+        step = None
+        if resume is not None:
+            step = int(resume.name.removeprefix("step-"))
+            shutil.copytree(resume, handoff.resume / resume.name)
+        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config, resume_step=step))
         return loop.train(handoff.read_order(), handoff, StopFlag())
 
     return run

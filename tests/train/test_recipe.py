@@ -66,7 +66,7 @@ def test_gemma_on_four_l40_is_expected_to_fit_and_on_one_it_is_not():
         return memory.choose(GEMMA, config, processes=processes, gpu=True, memory=48 * 10**9)
 
     assert chosen(4)[0] >= 4
-    assert chosen(1) == (0, True)
+    assert chosen(1) == (0, "full")
 
 
 def test_more_processes_than_samples_is_said_with_a_batch_that_is_enough():

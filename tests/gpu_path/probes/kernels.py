@@ -14,6 +14,7 @@ import triton
 from torch._inductor.runtime import triton_heuristics
 
 from bafogpt.model import attention, flex, loss
+from bafogpt.model.config import gpt_config
 
 TOKENS, VOCABULARY, WIDTH = 2048, 296_000, 2304
 
@@ -41,6 +42,16 @@ def cross_entropy(dtype: torch.dtype) -> None:
     loss.linear_cross_entropy(hidden, weight, targets, softcap=30.0, z_loss=1e-4).backward()
 
 
+def masks_of(shape: Any, tokens: int) -> int:
+    """How many masks are made for one forward pass over packed documents; Gemma-2's window is 4,096."""
+    made, make = [], flex.create_block_mask
+    flex.create_block_mask = lambda *words, **options: made.append(1) or make(*words, **options)
+    angles = torch.empty(8192, 256, device="cuda")
+    attention.make_view(shape, angles, angles, tokens, torch.zeros(1, tokens, dtype=torch.int32, device="cuda"), None)
+    flex.create_block_mask = make
+    return len(made)
+
+
 def main() -> None:
     head, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     compiled: list[tuple[str, int]] = []
@@ -62,9 +73,13 @@ def main() -> None:
         cross_entropy(dtype)
     except Exception as error:
         errors["loss"] = f"{type(error).__name__}: {str(error)[:300]}"
+    shape = gpt_config("Gemma-2-2b", {}, VOCABULARY)
+    masks = {tokens: masks_of(shape, tokens) for tokens in (2048, 6144)}
     attended = [(name, shared) for name, shared in compiled if "flex_attention" in name and "tem" in name]
     limit = flex.shared_memory(0)
-    print(json.dumps({"limit": limit, "attention": attended, "compiled": len(compiled), "errors": errors}))
+    print(
+        json.dumps({"limit": limit, "attention": attended, "compiled": len(compiled), "errors": errors, "masks": masks})
+    )
 
 
 if __name__ == "__main__":

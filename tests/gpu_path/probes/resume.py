@@ -25,7 +25,7 @@ def trial() -> Trial:
         "compile": "never",
     }
     return Trial(
-        config=schema.build(TrainConfig, values, where="probe"), vocab_size=512, micro=2, reshard=False, device="cuda"
+        config=schema.build(TrainConfig, values, where="probe"), vocab_size=512, micro=2, sharding="step", device="cuda"
     )
 
 

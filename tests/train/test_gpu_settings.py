@@ -1,0 +1,148 @@
+"""What is set for a GPU and can be seen without one: gathering, accumulation, compilation, memory, weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bafogpt.agent import trainers
+from bafogpt.model.config import gpt_config
+from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
+from bafogpt.train import learner, parallel
+from bafogpt.train.handoff import Handoff, Result
+
+from .conftest import tiny
+
+COUNT = """
+import json, sys, torch.distributed as dist
+from dataclasses import asdict
+from bafogpt.core import schema
+from bafogpt.train.step_probe import Trial, steps
+
+calls = {"all_gather_single": 0, "reduce_scatter_single": 0}
+for name in calls:
+    def counted(*words, _name=name, _call=getattr(dist, name), **options):
+        calls[_name] += 1
+        return _call(*words, **options)
+    setattr(dist, name, counted)
+made = steps(schema.build(Trial, json.load(sys.stdin), where="trial"))
+next(made)
+for name in calls:
+    calls[name] = 0
+learner = next(made)
+print(json.dumps({**calls, "groups": len(learner.state.model.transformer.h) + 1}), flush=True)
+import os
+os._exit(0)
+"""
+
+
+def collectives(sharding: str, *, micro_batches: int) -> dict[str, int]:
+    """How often a step of four processes gathers parameters and exchanges gradients, and the groups of parameters."""
+    config = tiny(batch={"tokens": 4 * micro_batches * 32, "micro": 1})
+    trial = {"config": asdict(config), "vocab_size": 256, "micro": 1, "sharding": sharding, "device": "cpu"}
+    ranks = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "TORCHELASTIC_RUN_ID": "none"}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT],
+        input=json.dumps(trial),
+        env={**os.environ, **ranks, **meeting},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_parameters_are_gathered_once_a_step_and_gradients_exchanged_once() -> None:
+    found = collectives("step", micro_batches=3)
+
+    assert found["all_gather_single"] == found["groups"]
+    assert found["reduce_scatter_single"] == found["groups"]
+
+
+def test_parameters_that_are_given_back_are_gathered_for_each_pass_of_a_block() -> None:
+    found = collectives("pass", micro_batches=3)
+
+    assert found["all_gather_single"] == 3 * (2 * found["groups"] - 1), "the outermost stay for the backward pass"
+    assert found["reduce_scatter_single"] == found["groups"]
+
+
+def test_gradients_may_be_exchanged_after_each_micro_batch() -> None:
+    assert collectives("full", micro_batches=3)["reduce_scatter_single"] == 3 * 3
+
+
+def test_a_block_that_is_compiled_too_often_ends_the_run_instead_of_going_on_uncompiled() -> None:
+    class Block(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    model: Any = SimpleNamespace(transformer=SimpleNamespace(h=nn.ModuleList([Block()])))
+    parallel.prepare_blocks(model, tiny(), gpu=False)
+    block = model.transformer.h[0]
+    block.compile(backend="eager", dynamic=False)
+
+    try:
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            for rows in range(1, 20):
+                block(torch.zeros(rows, 4))
+    finally:
+        torch._dynamo.reset()
+
+
+def test_trainers_allocate_in_segments_that_grow_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert trainers._environment(1, trainers.Layout())["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    assert trainers._environment(1, trainers.Layout())["PYTORCH_ALLOC_CONF"] == "backend:native"
+
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    assert "PYTORCH_ALLOC_CONF" not in trainers._environment(1, trainers.Layout())
+
+
+def test_no_weights_are_drawn_that_a_checkpoint_replaces(
+    train_here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Handoff(tmp_path / "first"), Handoff(tmp_path / "second")
+    train_here(tiny(), first)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are being drawn")
+
+    monkeypatch.setattr(learner, "new_gpt", never)
+    assert train_here(tiny(), second, resume=first.pending()[0]).outcome == "finished"
+
+    one, other = (load_file(next(each.pending()[-1].glob("*.safetensors"))) for each in (first, second))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_made_empty_is_the_one_made_with_weights_once_they_are_loaded(tied: bool) -> None:
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16, "intermediate_size": 64}
+    shape = gpt_config("Gemma-2-2b", sizes, 256)
+    drawn, empty = new_gpt(shape, tie_embeddings=tied, seed=3), empty_gpt(shape, tie_embeddings=tied)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+
+    materialise(empty, torch.device("cpu"))
+    empty.load_state_dict(drawn.state_dict())
+
+    assert (empty.lm_head.weight is empty.transformer.wte.weight) == tied
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(empty(ids), drawn(ids))
