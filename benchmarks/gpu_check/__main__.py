@@ -26,7 +26,9 @@ def part(name: str, function: str, usual: float, limit: float, **arguments: Any)
 def row(micro: int, recompute: str, **more: Any) -> Part:
     """A row of throughput. ``usual`` is mostly the compilation of one block."""
     kind = "autocast " if more.get("kind") == "autocast" else ""
-    return part(f"throughput {kind}{micro} {recompute}", "speed:throughput", 40, 120, micro=micro, recompute=recompute, **more)
+    return part(
+        f"throughput {kind}{micro} {recompute}", "speed:throughput", 40, 120, micro=micro, recompute=recompute, **more
+    )
 
 
 PARTS = (
@@ -57,9 +59,13 @@ TINY_PARTS = tuple(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="gpu-check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU: only shows that the parts run")
-    parser.add_argument("--only", default="", metavar="PART,…", help="these parts: the first word of a name, or all of it")
+    parser.add_argument(
+        "--only", default="", metavar="PART,…", help="these parts: the first word of a name, or all of it"
+    )
     parser.add_argument("--seconds", type=float, default=540, help="for all parts together (%(default)s)")
     parser.add_argument("--layers", type=int, default=Options.layers, help="of the large models (%(default)s)")
     given = parser.parse_args()

@@ -41,7 +41,11 @@ def _card(report: Report) -> None:
         as_listed = listed.capability == (properties.major, properties.minor)
         as_listed &= listed.shared_memory == properties.shared_memory_per_block_optin
         as_listed &= listed.memory <= properties.total_memory
-        told = {"memory_gb": listed.memory / 1e9, "capability": listed.capability, "shared_memory": listed.shared_memory}
+        told = {
+            "memory_gb": listed.memory / 1e9,
+            "capability": listed.capability,
+            "shared_memory": listed.shared_memory,
+        }
         report.note("listed", told, ok=as_listed)
 
 

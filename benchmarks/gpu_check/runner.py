@@ -1,7 +1,7 @@
 """Parts one after the other, each in a process of its own, a JSON line for each. No torch here.
 
-A line has ``part``, ``ok`` (true, false, or null where it was skipped), ``seconds``, ``device`` and ``found``; where it is
-red, ``red`` names the findings that made it so, and ``error`` has the reason and the last lines of the part's output;
+A line has ``part``, ``ok`` (true, false, or null where it was skipped), ``seconds``, ``device`` and ``found``. Where it
+is red, ``red`` names the findings that made it so, or ``error`` has the reason and the last lines of the part's output.
 ``skipped`` says why a part was left out.
 """
 
