@@ -33,7 +33,7 @@ def row(micro: int, recompute: str, **more: Any) -> Part:
 
 PARTS = (
     part("machine", "machine:machine", 10, 60),
-    part("equal", "correctness:equal", 30, 120),
+    part("equal", "correctness:equal", 30, 150),
     part("flex", "kernels:flex", 20, 100),
     part("resume", "correctness:resume", 15, 60),
     row(4, "full", profiled=True),

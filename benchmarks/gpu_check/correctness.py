@@ -75,7 +75,8 @@ def _network(report: Report, mode: str, dtype: torch.dtype, device: torch.device
     config = config_of(
         report, micro=1, samples=1, model={"overrides": SMALL}, compile=mode, activation_checkpointing="none"
     )
-    network = new_gpt(shape_of(config, IDS), tie_embeddings=True, seed=1).to(device, dtype)
+    network = new_gpt(shape_of(config, IDS), tie_embeddings=True, seed=1)
+    network.to(device, dtype)
     parallel.prepare_blocks(network, config, gpu=device.type == "cuda")
     return network
 
@@ -102,7 +103,10 @@ def _compared(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> 
 
 
 def resume(report: Report) -> None:
-    """Two steps, a checkpoint, the third step; and the third step again from the checkpoint: the same bits."""
+    """Two steps, a checkpoint, the third step; and the third step again from the checkpoint: the same bits.
+
+    A loss that random tokens of 512 cannot have is red, too: a device that computes nothing repeats itself.
+    """
     report.say_device()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
     for deterministic in (False, True):
@@ -149,7 +153,7 @@ def _resume(report: Report, kind: str, folder: Path, deterministic: bool) -> Non
         "stall_ms": stall * 1e3,
         "fused": bool(two.state.optimizer.param_groups[0]["fused"]),
     }
-    report.note(kind, found, ok=unequal == 0 and bool(loss == again))
+    report.note(kind, found, ok=unequal == 0 and bool(loss == again) and 1 < float(loss) < 10)
 
 
 def answers(report: Report) -> None:

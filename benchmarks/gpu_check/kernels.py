@@ -78,7 +78,7 @@ def _against_eager(report: Report, tokens: int, window: int | None, packed: bool
     if packed:
         numbers = (torch.arange(tokens, device=report.device) // 100).int()
         documents = numbers.expand(len(inputs[0]), -1).contiguous()
-    mask = attention.flex_mask(tokens, window, documents=documents, device=report.device)
+    mask = flexes.flex_mask(tokens, window, documents=documents, device=report.device)
     eager = attention.hidden_keys(tokens, 0, window, documents, report.device)
     gradient = torch.randn_like(inputs[0])
     q, k, v = (each.detach().float().requires_grad_(each.requires_grad) for each in inputs)
@@ -105,7 +105,7 @@ def _operations(q: torch.Tensor) -> float:
 def _block_sizes(report: Report) -> None:
     """Milliseconds with every block size that fits the card, forward and then backward, and with the chosen one."""
     inputs = _inputs(report, 2048)
-    mask = attention.flex_mask(2048, None, documents=None, device=report.device)
+    mask = flexes.flex_mask(2048, None, documents=None, device=report.device)
     gradient = torch.randn_like(inputs[0])
     item, shared = inputs[0].element_size(), flexes.shared_memory(0)
     row = SIZE * item
@@ -162,7 +162,7 @@ def _forced(sizes: tuple[int, ...] | None) -> Iterator[None]:
 
 
 def loss(report: Report) -> None:
-    """The fused loss and its gradients against float32: by Liger's kernel and plain PyTorch, in chunks of all sizes."""
+    """The fused loss and its gradients against float32: Liger's kernel and plain PyTorch, several sizes of chunk."""
     report.say_device()
     rows, width, kind = (64, 64, torch.float32) if report.tiny else (8192, WIDTH, torch.bfloat16)
     ids = vocabulary(report)

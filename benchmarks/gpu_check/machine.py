@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import subprocess
 
 import torch
 
+from bafogpt.model import flex
 from bafogpt.train import gpus
 from benchmarks.gpu_check.models import WIDTH, timed_ms, vocabulary
 from benchmarks.gpu_check.report import Report
@@ -30,16 +32,16 @@ def _card(report: Report) -> None:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         report.note("nvidia-smi", said.stdout.strip() or said.stderr.strip())
     properties = torch.cuda.get_device_properties(report.device)
-    listed = gpus.of_device(properties.name)
+    listed, shared = gpus.of_device(properties.name), flex.shared_memory(0)
     report.note("cuda", torch.version.cuda)
     report.note("capability", [properties.major, properties.minor])
     report.note("memory_gb", properties.total_memory / 1e9)
-    report.note("shared_memory", properties.shared_memory_per_block_optin)
+    report.note("shared_memory", shared)
     report.note("liger", importlib.util.find_spec("liger_kernel") is not None)
     report.note("listed_tflops", listed.bf16 / 1e12 if listed else None)
     if listed:  # the tables that launches are planned with
         as_listed = listed.capability == (properties.major, properties.minor)
-        as_listed &= listed.shared_memory == properties.shared_memory_per_block_optin
+        as_listed &= listed.shared_memory == shared
         as_listed &= listed.memory <= properties.total_memory
         told = {
             "memory_gb": listed.memory / 1e9,
@@ -60,7 +62,7 @@ def products(report: Report) -> None:
         ids = vocabulary(report)
         head, hidden = torch.randn(ids, WIDTH, **kind), torch.randn(1024, WIDTH, **kind)
         for rows in (64, 226, 1024):
-            spent = timed_ms(report, lambda rows=rows: hidden[:rows] @ head.T)
+            spent = timed_ms(report, functools.partial(torch.mm, hidden[:rows], head.T))
             report.note(f"tflops head, {rows} rows", 2 * rows * WIDTH * ids / spent / 1e9)
 
 

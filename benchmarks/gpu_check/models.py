@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -113,7 +114,8 @@ def timed_ms(report: Report, work: Callable[[], Any], *, times: int = 5, warm: i
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """‖one − other‖ / ‖other‖; infinite where ``one`` is not finite."""
+    """‖one − other‖ / ‖other‖; infinite where that is no number, as for an ``other`` of zeros: a device that computes
+    nothing agrees with itself."""
     one, other = one.detach().double().cpu(), other.detach().double().cpu()
-    value = float((one - other).norm() / other.norm().clamp_min(1e-30))
-    return value if value == value else float("inf")
+    value = float((one - other).norm() / other.norm())
+    return value if math.isfinite(value) else math.inf

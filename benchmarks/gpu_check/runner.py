@@ -32,6 +32,7 @@ ENVIRONMENT = {
     **{"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTHONUNBUFFERED": "1"},
 }
 """What the supervisor would set for a job of one process."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Run ``parts`` within ``seconds``, calling ``say`` with each line as soon as there is one. Returns all lines."""
     began, lines = time.monotonic(), list[dict[str, Any]]()
+    line: dict[str, Any]
     for part in parts:
         left = seconds - (time.monotonic() - began)
         if left < part.usual:
@@ -83,19 +85,19 @@ def run_part(
         }
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         (folder / "found.jsonl").touch()
-        ended = _ended(folder, seconds)
+        ended = _ended(folder, seconds, options)
         line = _line(part.name, ended, folder)
     line["seconds"] = round(time.monotonic() - began, 1)
     return line
 
 
-def _ended(folder: Path, seconds: float) -> str:
+def _ended(folder: Path, seconds: float, options: Options) -> str:
     """Run ``part.py`` on ``folder``. Returns why it failed, in words; empty where it did not."""
     with (folder / "output.txt").open("wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu_check.part", str(folder)],
             cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **(ONE_THREAD if options.tiny else {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -6,16 +6,17 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bafogpt.core import schema
 from bafogpt.train import flops, gpus, memory, metrics, parallel
 from bafogpt.train.batches import Batch
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import OptimizerConfig, TrainConfig
 from bafogpt.train.learner import Learner
 from bafogpt.train.step import train_step
 from bafogpt.train.step_time import EXPECTED, PESSIMISTIC, step_time
@@ -100,7 +101,9 @@ def _note_speed(report: Report, config: TrainConfig, kind: Kind, seconds: float)
     report.note("tokens_per_s", speed)
     report.note("mfu", speed * flops.flops_per_token(shape, length, config.adapter) / metrics.peak_flops(report.device))
     listed = None if report.tiny else gpus.of_device(torch.cuda.get_device_name(report.device))
-    for assumptions in (EXPECTED, PESSIMISTIC) if listed else ():
+    if listed is None:
+        return
+    for assumptions in (EXPECTED, PESSIMISTIC):
         projected = step_time(
             shape, config, listed, processes=processes, micro=config.batch.micro, assumptions=assumptions
         )
@@ -214,7 +217,7 @@ def _finetune(report: Report, optimizer: str) -> TrainConfig:
         model=sized.model,
         batch=sized.batch,
         compile=sized.compile,
-        optimizer=replace(config.optimizer, name=optimizer),
+        optimizer=schema.build(OptimizerConfig, {**asdict(config.optimizer), "name": optimizer}, where="gpu-check"),
     )
 
 
