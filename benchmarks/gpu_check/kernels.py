@@ -177,7 +177,7 @@ def loss(report: Report) -> None:
         return (value.detach(), *torch.autograd.grad(value / 7, (h, w)))
 
     with _plain():
-        wanted = [each.cpu() for each in both(*(each.detach().float().requires_grad_() for each in (hidden, weight)))]
+        wanted = both(*(each.detach().float().requires_grad_() for each in (hidden, weight)))
     work = functools.partial(both, hidden, weight)
     for megabytes in CHUNKS_MB:
         for name, how in _ways(report).items():
@@ -191,13 +191,15 @@ def loss(report: Report) -> None:
 
 
 def _measured(
-    report: Report, work: Callable[[], tuple[torch.Tensor, ...]], wanted: list[torch.Tensor]
+    report: Report, work: Callable[[], tuple[torch.Tensor, ...]], wanted: tuple[torch.Tensor, ...]
 ) -> tuple[dict[str, Any], bool]:
     clean(report)
+    before = peaks(report)
     got = work()
+    taken = {name: after - before[name] for name, after in peaks(report).items()}
     each = [difference(a, b) for a, b in zip(got, wanted, strict=True)]
     del got
-    found = {"loss": each[0], "gradients": each[1:], **peaks(report), "ms": timed_ms(report, work, times=3, warm=1)}
+    found = {"loss": each[0], "gradients": each[1:], **taken, "ms": timed_ms(report, work, times=3, warm=1)}
     return found, each[0] <= LOSS and max(each[1:]) <= GRADIENTS
 
 

@@ -19,6 +19,8 @@ WIDTH = 2304
 TOY = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_query_groups": 1, "head_size": 32, "intermediate_size": 128}
 SMALL = {"n_layer": 2, "n_embd": 256, "n_head": 4, "n_query_groups": 2, "head_size": 256, "intermediate_size": 512}
 """Gemma-2's head size, so that its kernels run, in a network that a CPU computes in a second."""
+PIECE = 1 << 24
+"""Numbers that are compared at a time."""
 
 
 def vocabulary(report: Report) -> int:
@@ -114,8 +116,11 @@ def timed_ms(report: Report, work: Callable[[], Any], *, times: int = 5, warm: i
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """‖one − other‖ / ‖other‖; infinite where that is no number, as for an ``other`` of zeros: a device that computes
-    nothing agrees with itself."""
-    one, other = one.detach().double().cpu(), other.detach().double().cpu()
-    value = float((one - other).norm() / other.norm())
+    """‖one − other‖ / ‖other‖, in float64 on the device of ``one``; infinite where that is no number, as for an
+    ``other`` of zeros: a device that computes nothing agrees with itself."""
+    pieces = (torch.split(each.flatten(), PIECE) for each in (one.detach(), other.detach().to(one.device)))
+    sums = torch.zeros(2, dtype=torch.float64, device=one.device)
+    for a, b in zip(*pieces, strict=True):
+        sums += torch.stack([(a.double() - b.double()).square().sum(), b.double().square().sum()])
+    value = float((sums[0] / sums[1]).sqrt())
     return value if math.isfinite(value) else math.inf

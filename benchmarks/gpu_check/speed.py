@@ -21,7 +21,18 @@ from bafogpt.train.learner import Learner
 from bafogpt.train.step import train_step
 from bafogpt.train.step_time import EXPECTED, PESSIMISTIC, step_time
 from benchmarks.gpu_check.learners import SHARDS, Kind, learner_of, random_micros
-from benchmarks.gpu_check.models import TOY, clean, config_of, fill, peaks, shape_of, sync, timed_ms, vocabulary
+from benchmarks.gpu_check.models import (
+    TOY,
+    clean,
+    config_of,
+    difference,
+    fill,
+    peaks,
+    shape_of,
+    sync,
+    timed_ms,
+    vocabulary,
+)
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.target import best_row
 
@@ -39,10 +50,11 @@ GRAPHS = 8
 
 def throughput(
     report: Report, *, micro: int, recompute: str, kind: str = "fsdp", profiled: bool = False, float8: str = "none"
-) -> None:
+) -> float | None:
     """tokens/s and MFU of steps of Gemma-2-2B with 296,000 ids, and their memory.
 
-    FSDP2 with one process where that fits the card by the memory model, else one shard of four.
+    FSDP2 with one process where that fits the card by the memory model, else one shard of four. Returns tokens/s; None
+    where neither fits.
     """
     report.say_device()
     changes: dict[str, Any] = {"activation_checkpointing": recompute}
@@ -52,7 +64,7 @@ def throughput(
     fitting = _fitting(report, config, "autocast" if kind == "autocast" else "fsdp")
     if fitting is None:
         report.note("left_out", "does not fit this card by the memory model")
-        return
+        return None
     config, how, need = fitting
     report.note("kind", how)
     learner = learner_of(report, config, ids=vocabulary(report), kind=how)
@@ -62,11 +74,12 @@ def throughput(
     micros = random_micros(report, config, vocabulary(report), chance)
     report.note("second_step_s", _seconds(report, learner, micros))
     spent = [_seconds(report, learner, micros) for _ in range(1 if report.tiny else STEPS)]
-    _note_speed(report, config, how, min(spent))
+    speed = _note_speed(report, config, how, min(spent))
     _note_memory(report, need)
     if profiled and report.device.type == "cuda":
         with report.case("kernels"):
             report.note("kernels", _profile(report, learner, micros))
+    return speed
 
 
 def _fitting(report: Report, config: TrainConfig, kind: Kind) -> tuple[TrainConfig, Kind, int] | None:
@@ -92,7 +105,8 @@ def _seconds(report: Report, learner: Learner, micros: Sequence[Batch]) -> float
     return time.perf_counter() - began
 
 
-def _note_speed(report: Report, config: TrainConfig, kind: Kind, seconds: float) -> None:
+def _note_speed(report: Report, config: TrainConfig, kind: Kind, seconds: float) -> float:
+    """Note tokens/s of one process, its MFU and the projected seconds of a step. Returns tokens/s."""
     processes = SHARDS if kind == "shard" else 1
     length = config.data.sequence_length
     shape = shape_of(config, vocabulary(report))
@@ -101,13 +115,14 @@ def _note_speed(report: Report, config: TrainConfig, kind: Kind, seconds: float)
     report.note("tokens_per_s", speed)
     report.note("mfu", speed * flops.flops_per_token(shape, length, config.adapter) / metrics.peak_flops(report.device))
     listed = None if report.tiny else gpus.of_device(torch.cuda.get_device_name(report.device))
-    if listed is None:
-        return
     for assumptions in (EXPECTED, PESSIMISTIC):
+        if listed is None:
+            break
         projected = step_time(
             shape, config, listed, processes=processes, micro=config.batch.micro, assumptions=assumptions
         )
         report.note(f"projected_s, {assumptions.name}", projected.computation + projected.optimizer)
+    return speed
 
 
 def _note_memory(report: Report, need: int) -> None:
@@ -236,10 +251,10 @@ def _quantised_alike(report: Report) -> None:
     from bafogpt.model.nf4 import NF4Linear, dequantised
 
     linear = torch.nn.Linear(2304, 1024, bias=False, dtype=torch.bfloat16)
-    moved = dequantised(NF4Linear.of(linear).to(report.device)).float()
-    there = dequantised(NF4Linear.of(linear.to(report.device))).float()
-    share = float((moved - there).norm() / there.norm())
-    report.note("quantised alike", {"difference": share}, ok=share <= 1e-2)
+    moved = dequantised(NF4Linear.of(linear).to(report.device))
+    there = dequantised(NF4Linear.of(linear.to(report.device)))
+    found = difference(moved, there)
+    report.note("quantised alike", {"difference": found}, ok=found <= 1e-2)
 
 
 def float8(report: Report) -> None:
@@ -253,9 +268,9 @@ def float8(report: Report) -> None:
         return
     best = best_row(report.earlier)
     micro, recompute, kind = _recipe(best)
-    throughput(report, micro=micro, recompute=recompute, kind=kind, float8="tensorwise")
-    if best is not None:
-        report.note("compared_with", {key: best[key] for key in ("row", "tokens_per_s", "mfu")})
+    speed = throughput(report, micro=micro, recompute=recompute, kind=kind, float8="tensorwise")
+    if best is not None and speed is not None:
+        report.note("against", {"row": best["row"], "speed_up": speed / best["tokens_per_s"]})
 
 
 def _recipe(row: Mapping[str, Any] | None) -> tuple[int, str, Kind]:
