@@ -52,12 +52,12 @@ def nodes() -> int:
     return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
-def make_fabric(order: Order, sharding: Sharding) -> Fabric:
+def make_fabric(order: Order, sharding: Sharding, *, sharded: bool | None = None) -> Fabric:
     """Fabric over the processes that the supervisor started.
 
-    One process trains on one device as it is. More of them shard parameters, gradients and optimizer state with
-    FSDP2, over gloo on CPU and NCCL on GPU; Fabric's own FSDPStrategy refuses CPU, so ModelParallelStrategy
-    carries it.
+    One process trains on one device as it is, unless it is to be ``sharded``, too. More of them shard parameters,
+    gradients and optimizer state with FSDP2, over gloo on CPU and NCCL on GPU; Fabric's own FSDPStrategy refuses CPU,
+    so ModelParallelStrategy carries it.
     """
     accelerator = "cuda" if order.device == "cuda" else "cpu"
     if order.config.deterministic:
@@ -65,7 +65,7 @@ def make_fabric(order: Order, sharding: Sharding) -> Fabric:
         torch.use_deterministic_algorithms(True)
     if accelerator == "cpu":
         torch.set_num_threads(1)  # processes share the cores, and one thread adds numbers in one order
-    if world_size() == 1:
+    if not (world_size() > 1 if sharded is None else sharded):
         return Fabric(accelerator=accelerator, devices=1, precision=order.config.precision)
     strategy = ModelParallelStrategy(
         parallelize_fn=functools.partial(_shard, config=order.config, sharding=sharding),

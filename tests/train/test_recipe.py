@@ -55,7 +55,7 @@ def test_new_rows_move_as_adamw_moves_them_at_their_own_rate():
 
 
 def test_gemma_on_four_l40_is_expected_to_fit_and_on_one_it_is_not():
-    def chosen(processes: int) -> tuple[int, bool]:
+    def chosen(processes: int) -> tuple[int, str]:
         config = tiny(
             tokens=2**24,
             data={"sequence_length": 2048},
