@@ -77,7 +77,7 @@ class _Fused(torch.autograd.Function):
         wants_hidden, wants_weight = (learn and flag for flag in ctx.needs_input_grad[:2])
         learns = wants_hidden or wants_weight
         count, vocabulary = hidden.size(0), weight.size(0)
-        rows = min(count, chunk_rows(vocabulary, gpu=hidden.is_cuda))
+        rows = chunk_rows(vocabulary, count, gpu=hidden.is_cuda)
         chunk = (_LigerChunk if hidden.is_cuda and liger_kernel() else _TorchChunk)(hidden, weight, rows, learns)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if wants_weight else None

@@ -14,14 +14,18 @@ ROWS_STEP = 128
 """Rows on a GPU are a multiple of this, the height of a matrix kernel's tile."""
 
 
-def chunk_rows(vocabulary: int, *, gpu: bool) -> int:
-    """Rows of ``vocabulary`` logits that the budget holds, at least one."""
+def chunk_rows(vocabulary: int, tokens: int, *, gpu: bool) -> int:
+    """Rows of ``vocabulary`` logits that the budget holds, at least one and at most ``tokens``.
+
+    On a GPU the chunks are of one size where that is possible: a last one of a few rows costs as much as a whole one.
+    """
     if not gpu:
-        return max(1, CPU_BYTES // (4 * vocabulary))
-    return max(1, GPU_BYTES // (2 * vocabulary) // ROWS_STEP) * ROWS_STEP
+        return min(tokens, max(1, CPU_BYTES // (4 * vocabulary)))
+    most = max(1, GPU_BYTES // (2 * vocabulary) // ROWS_STEP) * ROWS_STEP
+    even = -(-tokens // -(-tokens // most))
+    return min(tokens, -(-even // ROWS_STEP) * ROWS_STEP)
 
 
 def chunk_bytes(vocabulary: int, tokens: int, *, gpu: bool, itemsize: int = 2) -> int:
     """Bytes of the buffers of logits for ``tokens`` tokens; on a GPU of ``itemsize`` bytes a number."""
-    rows = min(tokens, chunk_rows(vocabulary, gpu=gpu))
-    return rows * vocabulary * (itemsize if gpu else 8)
+    return chunk_rows(vocabulary, tokens, gpu=gpu) * vocabulary * (itemsize if gpu else 8)

@@ -215,7 +215,7 @@ def step_time(
     attention = (3 + again) / 3 * flops.attention_flops(shape, length) / (assumptions.attention * gpu.bf16)
     passes = 3 + (recompute != "none")
     elementwise = passes * _elementwise_bytes(shape, adapter) / bandwidth
-    rows = min(loss_rows or chunk_rows(shape.padded_vocab_size or 1, gpu=True), tokens)
+    rows = min(loss_rows, tokens) if loss_rows else chunk_rows(shape.padded_vocab_size or 1, tokens, gpu=True)
     loss = -(-tokens // rows) * _chunk_time(shape, config, rows, rate, bandwidth, assumptions.chunk_hidden)
     of_compute = {
         "products": times * tokens * products,

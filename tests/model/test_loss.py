@@ -43,7 +43,7 @@ def naive(
 def test_loss_and_gradients_are_those_of_all_logits_at_once(
     softcap: float | None, z: float, ignored: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "chunk_rows", lambda vocabulary, gpu: rows)
+    monkeypatch.setattr(losses, "chunk_rows", lambda vocabulary, tokens, gpu: min(rows, tokens))
     hidden, weight, targets = parts(ignored)
     ours = linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z)
     found = torch.autograd.grad(ours * 0.37, (hidden, weight))
@@ -129,6 +129,12 @@ def test_the_z_loss_is_for_training_only() -> None:
     assert model.eval()(ids, ids).equal(plain)
 
 
-@pytest.mark.parametrize(("vocabulary", "rows"), [(296_000, 1024), (256_000, 1280), (32_000, 10_368), (10**9, 128)])
-def test_a_gpu_makes_a_thousand_rows_of_large_logits_at_a_time(vocabulary: int, rows: int) -> None:
-    assert chunk_rows(vocabulary, gpu=True) == rows
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens", "rows"),
+    [
+        *((296_000, 4096, 1024), (296_000, 8192, 1024), (296_000, 600, 600), (296_000, 1100, 640)),
+        *((256_000, 4096, 1024), (32_000, 8192, 8192), (10**9, 4096, 128)),
+    ],
+)
+def test_a_gpu_makes_some_thousand_rows_of_large_logits_at_a_time(vocabulary: int, tokens: int, rows: int) -> None:
+    assert chunk_rows(vocabulary, tokens, gpu=True) == rows

@@ -50,7 +50,7 @@ def errors(dtype: torch.dtype, softcap: float | None, z: float, rows: int) -> li
     weight = (torch.randn(1003, 32, generator=chance) * 0.7).to(dtype)
     targets = torch.randint(0, 1003, (48,), generator=chance)
     targets[::5] = IGNORE
-    losses.chunk_rows = lambda vocabulary, gpu: rows  # type: ignore[assignment]
+    losses.chunk_rows = lambda vocabulary, tokens, gpu: min(rows, tokens)  # type: ignore[assignment]
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     cap = None if softcap is None else Scalar(softcap)
     value = losses.linear_cross_entropy(h, w, targets, softcap=cap, z_loss=z)
