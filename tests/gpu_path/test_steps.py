@@ -131,3 +131,13 @@ def test_a_checkpoint_is_loaded_and_the_next_step_made_with_the_fused_optimizer(
     found = gpu.run("tests.gpu_path.probes.resume", str(tmp_path))
 
     assert found == {"steps": [1, 2], "counted_on": ["cuda:0"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_products_in_fp8_compile_without_a_break_or_a_wait(gpu: Place, recipe: str) -> None:
+    tried = trial("pretrain", "train.model.overrides.n_layer=2", f"train.float8={recipe}")
+    found = gpu.run("tests.gpu_path.probes.steps", stdin=json.dumps(asdict(tried)), processes=4)
+
+    assert (found["counted"]["waits"], found["counted"]["event_waits"], found["graph_breaks"]) == (0, 0, {})
+    assert found["graphs"][1] == found["graphs"][2] <= 4
