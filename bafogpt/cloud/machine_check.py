@@ -14,12 +14,11 @@ from bafogpt.cloud.ending import Ending
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.runs import MAX_UNFIT, RunRecord, RunStore
-from bafogpt.cloud.throughput import ModelShape
 from bafogpt.core.errors import BafoError, ExitCode
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.flops import matrix_weights
+from bafogpt.train.flops import adapter_weights, matrix_weights
 
 
 def require_fit(
@@ -83,28 +82,11 @@ def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: b
     if shape is None:
         return None
     weights = matrix_weights(shape)
-    trained = weights if config.adapter is None else adapter_weights(shape, config)
+    trained = weights if config.adapter is None else adapter_weights(shape, config.adapter)
     checkpoint = 3 * trained * (2 if config.precision == "bf16-true" else 4)
     first = 2 * weights if config.model.checkpoint and (config.adapter or not resumed) else 0
     cache = min(int(config.data.cache_gb * 1e9), 4 * config.tokens)
     return checkpoint * (config.checkpoint.max_pending + 1) + cache + first
-
-
-def adapter_weights(shape: ModelShape, config: TrainConfig) -> int:
-    """Numbers in the pairs of a LoRA adapter: r x (inputs + outputs) for each matrix."""
-    assert config.adapter is not None
-    width, middle = shape.n_embd, shape.intermediate_size
-    heads, groups = shape.n_head * shape.head_size, shape.n_query_groups * shape.head_size
-    layer = {
-        "query": width + heads,
-        "key": width + groups,
-        "value": width + groups,
-        "projection": heads + width,
-        "mlp": 3 * (width + middle),
-    }
-    outside = width + shape.padded_vocab_size
-    sums = [shape.n_layer * layer[name] if name in layer else outside for name in config.adapter.targets]
-    return config.adapter.r * sum(sums)
 
 
 def recorded(recorder: Recorder, ending: Ending) -> Ending:
