@@ -157,13 +157,15 @@ def _resume(report: Report, kind: str, folder: Path, deterministic: bool) -> Non
 
 
 def answers(report: Report) -> None:
-    """An answer with the cache against the same network without it; tokens a second of the large model in bf16."""
+    """An answer with the cache against a CPU's, and against the same network without the cache; tokens a second."""
     report.say_device()
     with report.case("small, float32"):
         config = config_of(report, micro=1, samples=1, model={"overrides": SMALL})
-        model = new_gpt(shape_of(config, IDS), tie_embeddings=True, seed=1).to(report.device).eval()
-        share = _alike(model, list(range(40)), 24)[0]
-        report.note("small, float32", {"alike": share}, ok=share == 1)
+        model = new_gpt(shape_of(config, IDS), tie_embeddings=True, seed=1).eval()
+        wanted, _, _ = _answer(model, list(range(40)), 24)
+        said, share, _ = _answer(model.to(report.device), list(range(40)), 24)
+        found = {"as_on_cpu": said == wanted, "alike": share}
+        report.note("small, float32", found, ok=said == wanted and share == 1)
     with report.case("large, bf16"):
         clean(report)
         config = config_of(report, micro=1, samples=1)
@@ -171,12 +173,12 @@ def answers(report: Report) -> None:
         materialise(model, report.device)
         fill(model)
         prompt = list(range(5, 5 + (8 if report.tiny else 700)))
-        share, speed = _alike(model, prompt, 8 if report.tiny else 64)
+        _, share, speed = _answer(model, prompt, 8 if report.tiny else 64)
         report.note("large, bf16", {"alike": share, "tokens_per_s": speed, **peaks(report)}, ok=share >= ALIKE)
 
 
-def _alike(model: GPT, prompt: list[int], count: int) -> tuple[float, float]:
-    """Share of a greedy answer that is the most probable token without a cache, too; tokens a second with it."""
+def _answer(model: GPT, prompt: list[int], count: int) -> tuple[list[int], float, float]:
+    """A greedy answer, the share of it that is the most probable token without a cache, too, and tokens a second."""
     greedy = Sampling(temperature=0)
     list(generate(model, prompt, max_tokens=2, sampling=greedy))
     began = time.perf_counter()
@@ -185,4 +187,4 @@ def _alike(model: GPT, prompt: list[int], count: int) -> tuple[float, float]:
     with torch.no_grad():
         ids = torch.tensor([prompt + said[:-1]], device=model.lm_head.weight.device)
         logits = model(ids)[0, len(prompt) - 1 :].float()
-    return float((logits.argmax(-1).cpu() == torch.tensor(said)).float().mean()), speed
+    return said, float((logits.argmax(-1).cpu() == torch.tensor(said)).float().mean()), speed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,7 +85,7 @@ def _against_eager(report: Report, tokens: int, window: int | None, packed: bool
     q, k, v = (each.detach().float().requires_grad_(each.requires_grad) for each in inputs)
     wanted = _both((q, k, v), eager, gradient.float())
     got = _both(inputs, mask, gradient)
-    each = [difference(a, b) for a, b in zip(got, wanted, strict=True)]
+    each = [difference(a.cpu(), b.cpu()) for a, b in zip(got, wanted, strict=True)]
     found: dict[str, Any] = {"forward": each[0], "gradients": each[1:]}
     if not report.tiny:
         spent = timed_ms(report, lambda: _both(inputs, mask, gradient))
@@ -162,7 +163,10 @@ def _forced(sizes: tuple[int, ...] | None) -> Iterator[None]:
 
 
 def loss(report: Report) -> None:
-    """The fused loss and its gradients against float32: Liger's kernel and plain PyTorch, several sizes of chunk."""
+    """The fused loss and its gradients against float32: Liger's kernel and plain PyTorch, several sizes of chunk.
+
+    The reference is computed on the same device, so its value is checked, too: random logits cost some log V nats.
+    """
     report.say_device()
     rows, width, kind = (64, 64, torch.float32) if report.tiny else (8192, WIDTH, torch.bfloat16)
     ids = vocabulary(report)
@@ -178,6 +182,8 @@ def loss(report: Report) -> None:
 
     with _plain():
         wanted = both(*(each.detach().float().requires_grad_() for each in (hidden, weight)))
+    nats = float(wanted[0]) / (rows - len(range(0, rows, 9)))
+    report.note("nats a target", nats, ok=abs(nats - math.log(ids)) < 2)
     work = functools.partial(both, hidden, weight)
     for megabytes in CHUNKS_MB:
         for name, how in _ways(report).items():

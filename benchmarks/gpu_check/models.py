@@ -117,7 +117,7 @@ def timed_ms(report: Report, work: Callable[[], Any], *, times: int = 5, warm: i
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """‖one − other‖ / ‖other‖, in float64 on the device of ``one``; infinite where that is no number, as for an
-    ``other`` of zeros: a device that computes nothing agrees with itself."""
+    ``other`` of zeros. On a CPU it shows a device that computes nothing, and so agrees with itself."""
     pieces = (torch.split(each.flatten(), PIECE) for each in (one.detach(), other.detach().to(one.device)))
     sums = torch.zeros(2, dtype=torch.float64, device=one.device)
     for a, b in zip(*pieces, strict=True):
