@@ -18,9 +18,10 @@ RUN /build-tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --n
 FROM ${BASE_IMAGE}
 ARG SOURCE_DATE_EPOCH=0
 ARG REVISION=unknown
-# copied, not mounted: buildah does not notice that a mounted stage has changed
-COPY --from=wheel /dist/ /usr/share/bafogpt/wheel/
-RUN pip install --no-cache-dir --no-deps --no-index /usr/share/bafogpt/wheel/*.whl \
+# buildah does not notice that a mounted stage has changed; the digest of the source tells it
+ARG SOURCE=unknown
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist echo "source $SOURCE" \
+ && pip install --no-cache-dir --no-deps --no-index /dist/*.whl \
  && python3 /usr/share/bafogpt/stamp.py revision="$REVISION" \
  && python3 /usr/share/bafogpt/licences.py >/usr/share/doc/bafogpt/licences.txt
 ARG VERSION=unknown

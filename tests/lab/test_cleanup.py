@@ -19,6 +19,7 @@ def test_nothing_is_left_of_a_lab_whose_parts_were_killed() -> None:
         pytest.skip(reason)
     if slurm.is_up():
         pytest.skip("the slurm lab is in use")
+    packages.install(packages.SLURM)  # they add users, which stay
     before, marked = machine_state(), processes.marked(SLURM)
     with locked(SLURM):
         slurm.start()
