@@ -127,11 +127,15 @@ def accelerators(task: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def _memory_for(task: Mapping[str, Any], count: int) -> str | None:
-    """The task's ``memory`` ("96+", GiB of the machine) for another number of GPUs: each has a process of its own."""
-    asked, before = str((task.get("resources") or {}).get("memory") or ""), accelerators(task)
-    if before is None or not asked.removesuffix("+").isdigit():
+    """The task's ``memory`` ("96+", GiB of the machine) for more GPUs than it names: each has a process of its own.
+
+    Not less for fewer: they hold the same checkpoint. None where the task names no such memory or no single GPU.
+    """
+    resources = task.get("resources") or {}
+    asked, gpus = str(resources.get("memory") or "").removesuffix("+"), resources.get("accelerators")
+    if not asked.isdigit() or not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
         return None
-    return f"{-(-int(asked.removesuffix('+')) * count // before[1])}+"
+    return f"{max(int(asked), -(-int(asked) * count // parse_gpus(gpus)[1]))}+"
 
 
 def to_yaml(task: Mapping[str, Any]) -> str:

@@ -86,6 +86,9 @@ def hidden_keys(
 class Attention(CausalSelfAttention):  # type: ignore[misc]
     """litgpt's attention, computed in another way. Its parameters and their names are litgpt's."""
 
+    rope_kind: int | None
+    """Which set of angles, where local layers have one and global ones another (Gemma-3)."""
+
     def forward(self, x: torch.Tensor, cos: None, sin: None, view: View, *_: None) -> torch.Tensor:
         """Attend over ``x`` [B, T, C]. ``cos`` and ``sin`` stand where litgpt's block has them; the view has both."""
         config = self.config
@@ -110,9 +113,8 @@ class Attention(CausalSelfAttention):  # type: ignore[misc]
 
     def _rotated(self, x: torch.Tensor, view: View) -> torch.Tensor:
         cos, sin, size = view.cos, view.sin, self.config.rope_n_elem
-        if self.config.rope_indices is not None:  # one set of angles for local layers, one for global ones
-            kind = self.config.rope_indices[self.block_idx]
-            cos, sin = cos[..., kind], sin[..., kind]
+        if self.rope_kind is not None:
+            cos, sin = cos[..., self.rope_kind], sin[..., self.rope_kind]
         rotate = apply_rope_interleave if self.config.rope_interleave else apply_rope
         rotated: torch.Tensor = rotate(x[..., :size], cos, sin)
         return rotated if size == x.size(-1) else torch.cat((rotated, x[..., size:]), dim=-1)

@@ -24,6 +24,8 @@ class GPT(litgpt.model.GPT):  # type: ignore[misc]
         for block in self.transformer.h:
             # litgpt's block makes its own; changing the class, as fully_shard does, draws no weights twice
             block.attn.__class__ = Attention
+            # not by the block's number: compiled blocks would each be a case of their own
+            block.attn.rope_kind = config.rope_indices[block.attn.block_idx] if config.rope_indices else None
 
     def forward(
         self,

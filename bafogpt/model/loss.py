@@ -52,7 +52,7 @@ def liger_kernel() -> Any:
     """Liger's cross-entropy kernel, or None where the package is not installed.
 
     Called once before the first forward pass on a GPU: importing Liger registers pytree nodes, which would make every
-    block compile again (:func:`bafogpt.train.run.set_up`).
+    block compile again (:func:`bafogpt.train.learner.build`).
     """
     if importlib.util.find_spec("liger_kernel") is None:
         return None

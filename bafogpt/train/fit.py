@@ -51,7 +51,7 @@ def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Shardin
         return micro, sharding
     wanted = max(1, config.batch.micro)
     need = memory.need(model, config, micro=wanted, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
-    hint = "more processes, train.activation_checkpointing=full, or a shorter train.data.sequence_length"
+    hint = "train.activation_checkpointing=full, train.sharding=full, more processes, or a shorter sequence_length"
     if wanted > 1:
         hint = "--set train.batch.micro=0 finds the largest that fits"
     raise ConfigError(
@@ -84,7 +84,10 @@ def probed(config: TrainConfig, vocab_size: int, *, micro: int, sharding: Shardi
             return micro
         print(f"a micro-batch of {micro} does not fit this GPU", flush=True)
         micro //= 2
-    raise ConfigError("not even one sample fits this GPU", "--set train.activation_checkpointing=full")
+    raise ConfigError(
+        "not even one sample fits this GPU",
+        "--set train.activation_checkpointing=full --set train.sharding=full, or a GPU with more memory",
+    )
 
 
 def _probe(trial: step_probe.Trial) -> step_probe.Peak:

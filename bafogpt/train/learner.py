@@ -75,6 +75,7 @@ def build(
             gpt.to(torch.bfloat16)
         materialise(gpt, fabric.device)
     wrapped = fabric.setup_module(gpt)  # more processes than one: sharded first, and then given memory
+    gpt.reset_parameters()  # the angles of positions in float32 again: Fabric casts them under bf16-true
     trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
     new_rows = NewRows(
         trained,

@@ -134,7 +134,7 @@ def test_a_dry_run_prints_a_task_that_skypilot_accepts(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("gpus", "memory"), [("L40:4", "96+"), ("L40:1", "24+"), ("H100:8", "192+"), ("A10:3", "72+"), (None, "96+")]
+    ("gpus", "memory"), [("L40:4", "96+"), ("H100:1", "96+"), ("H100:8", "192+"), ("A10:5", "120+"), (None, "96+")]
 )
 def test_the_memory_asked_of_a_machine_follows_its_number_of_gpus(gpus: str | None, memory: str):
     file = task.load(ROOT / "sky" / "pretrain.yaml")
@@ -142,3 +142,12 @@ def test_the_memory_asked_of_a_machine_follows_its_number_of_gpus(gpus: str | No
     laid = task.overlay(file, name="a", job_file="jobs/pretrain.yaml", gpus=gpus)
 
     assert laid["resources"]["memory"] == memory
+
+
+def test_memory_stays_as_it_is_where_a_task_names_several_gpus():
+    file = task.load(ROOT / "sky" / "pretrain.yaml")
+    file["resources"]["accelerators"] = ["L40:4", "A100:2"]
+
+    laid = task.overlay(file, name="a", job_file="jobs/pretrain.yaml", gpus="L40:8")
+
+    assert laid["resources"]["memory"] == "96+"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from bafogpt.cloud import job
 from bafogpt.model.config import gpt_config
 from bafogpt.train import memory
+from bafogpt.train.config import Sharding
 from bafogpt.train.step_probe import Trial
 from tests.gpu_path.place import ROOT, Place
 
@@ -67,6 +68,10 @@ def test_launches_of_a_step_are_bounded(pretraining: dict[str, Any]) -> None:
     assert 0 < counted["launches"] <= 3 * (26 * 30 + 200)
 
 
+def test_a_sharded_state_that_was_made_for_loading_takes_the_next_step(pretraining: dict[str, Any]) -> None:
+    assert pretraining["counted_on"] == ["cuda:0"]
+
+
 def test_blocks_are_compiled_once_for_training_and_once_for_validation(pretraining: dict[str, Any]) -> None:
     """Twice, since layers with a window and without are alike at this length: forward with and without gradients."""
     first, validated, again = pretraining["graphs"]
@@ -114,6 +119,14 @@ def test_the_memory_model_is_within_a_tenth_of_fine_tuning_on_an_a10(gpu: Place,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("card", "sharding"), [("L40", "pass"), ("L40", "full"), ("RTX4090", "full")])
+def test_the_memory_model_is_within_a_tenth_of_other_shardings(gpu: Place, card: str, sharding: Sharding) -> None:
+    tried = replace(trial("pretrain", micro=4, recompute="full"), sharding=sharding)
+
+    assert expected(tried, 4).reserved == pytest.approx(peak(gpu, tried, card, 4)["reserved"], rel=0.1)
+
+
+@pytest.mark.slow
 def test_the_memory_model_is_within_a_tenth_on_one_h100_alone(gpu: Place) -> None:
     tried = trial("pretrain", micro=4)
 
@@ -121,7 +134,7 @@ def test_the_memory_model_is_within_a_tenth_on_one_h100_alone(gpu: Place) -> Non
 
 
 def test_a_micro_batch_that_does_not_fit_is_found_out_in_a_process_of_its_own(gpu: Place) -> None:
-    """Eight samples with nothing recomputed, on a network of four layers with 296,000 ids, on a card of 24 GB."""
+    """32 samples with nothing recomputed, on a network of four layers with 296,000 ids, on a card of 24 GB."""
     tried = trial("pretrain", "train.model.overrides.n_layer=4", "train.compile=never", micro=32, recompute="none")
 
     assert peak(gpu, tried, "A10", 4) == {"fits": False, "allocated": 0, "reserved": 0}

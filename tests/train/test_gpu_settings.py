@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.train import learner, parallel
 from bafogpt.train.handoff import Handoff, Result
 
-from .conftest import tiny
+from .conftest import Trained, tiny
+
+Train = Callable[..., Trained]
 
 COUNT = """
 import json, sys, torch.distributed as dist
@@ -85,12 +88,15 @@ def test_gradients_may_be_exchanged_after_each_micro_batch() -> None:
     assert collectives("full", micro_batches=3)["reduce_scatter_single"] == 3 * 3
 
 
-def test_a_block_that_is_compiled_too_often_ends_the_run_instead_of_going_on_uncompiled() -> None:
+def test_a_block_that_is_compiled_too_often_ends_the_run_instead_of_going_on_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Block(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2
 
     model: Any = SimpleNamespace(transformer=SimpleNamespace(h=nn.ModuleList([Block()])))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", False)
     parallel.prepare_blocks(model, tiny(), gpu=False)
     block = model.transformer.h[0]
     block.compile(backend="eager", dynamic=False)
@@ -146,3 +152,34 @@ def test_a_model_made_empty_is_the_one_made_with_weights_once_they_are_loaded(ti
     assert (empty.lm_head.weight is empty.transformer.wte.weight) == tied
     ids = torch.arange(40).view(2, 20)
     assert torch.equal(empty(ids), drawn(ids))
+
+
+@pytest.mark.parametrize("name", ["Gemma-2-2b", "Gemma-3-1b-it"])
+def test_many_layers_of_two_kinds_are_compiled_once_a_kind(name: str) -> None:
+    """Twelve layers, more than the limit of variants: none may be told apart by its number."""
+    sizes = {"n_layer": 12, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16, "intermediate_size": 64}
+    kinds = [int(layer % 6 != 5) for layer in range(12)]
+    if name.startswith("Gemma-3"):
+        sizes |= {"sliding_window_indices": kinds, "rope_indices": kinds}  # type: ignore[dict-item]
+    gpt = new_gpt(gpt_config(name, {**sizes, "sliding_window_size": 8}, 256), tie_embeddings=True, seed=1)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with mock.patch.object(torch._dynamo.config, "fail_on_recompile_limit_hit", True):
+        for block in gpt.transformer.h:
+            block.compile(backend="eager", dynamic=False)
+        ids = torch.arange(32).view(2, 16)
+        gpt(ids, ids).backward()
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_in_bf16_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(train: Train, processes: int) -> None:
+    config = tiny(precision="bf16-true")
+    whole = train(config, processes=processes)
+    half = next(each.folder for each in whole.staged if each.step == 6)
+
+    resumed = train(config, processes=processes, resume=half)
+
+    assert list(resumed.losses) == [7, 8, 9, 10, 11, 12]
+    assert resumed.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
