@@ -49,7 +49,9 @@ def run(
     environment: Mapping[str, str] | None = None,
     command: Sequence[str] = COMMAND,
 ) -> Outcome:
-    """One all-reduce over ``processes`` (2 or more), which must end ``timeout_s`` seconds after all have started.
+    """One all-reduce over ``processes``, which must end ``timeout_s`` seconds after all have started.
+
+    One process alone shows that CUDA works.
 
     The lines of the processes go to ``say`` only where it fails. No process is left when this returns.
     """
@@ -79,7 +81,8 @@ def run(
         return Outcome(gb_per_s=output.gb_per_s())
     for line in output.lines:
         say(line)
-    return Outcome(failure=f"an all-reduce over {processes} processes {failure}")
+    what = f"an all-reduce over {processes} processes" if processes > 1 else "a first sum on the GPU"
+    return Outcome(failure=f"{what} {failure}")
 
 
 class _Output:
@@ -94,9 +97,9 @@ class _Output:
     def add(self, line: str) -> None:
         with self._lock:
             self.lines.append(line)
-            match = _RANK.fullmatch(line)
-            if match and match[2].strip():
-                rank, text = int(match[1]), match[2].strip()
+            match = _RANK.fullmatch(line)  # one process alone has no number before its lines
+            rank, text = (int(match[1]), match[2].strip()) if match else (0, line.strip())
+            if text:
                 self._last[rank] = text
                 if text == READY:
                     self._ready.add(rank)

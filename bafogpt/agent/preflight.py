@@ -129,7 +129,7 @@ def check(
         },
     )
     processes = request.processes or len(gpus)
-    if report.fatal or not gpus or processes < 2 or not request.collective_timeout_s or stopped():
+    if report.fatal or not gpus or not request.collective_timeout_s or stopped():
         return report
     return _with_all_reduce(report, request, processes, say, stopped, command)
 
@@ -225,6 +225,7 @@ def disk_full(request: Request, free: int) -> Finding | None:
     return Finding(
         f"the job needs {needed:.1f} GB of disk at {request.folder}, and {free / 1e9:.1f} GB are free",
         f"disk_size: {int(needed * 1.3) + 20} under resources: of the task, or --set train.checkpoint.max_pending=1",
+        fatal=request.rented,  # your own disk may get room meanwhile, and each checkpoint looks for it
     )
 
 
@@ -289,7 +290,7 @@ def _with_all_reduce(
 ) -> Report:
     """The report with the all-reduce in it, tried once more without P2P where it fails."""
     tries: list[tuple[dict[str, str], float]] = [({}, 1.0)]
-    if not os.environ.get("NCCL_P2P_DISABLE"):
+    if processes > 1 and not os.environ.get("NCCL_P2P_DISABLE"):
         tries.append((collective.WITHOUT_P2P, SECOND_TRY))
     failure = ""
     for environment, share in tries:

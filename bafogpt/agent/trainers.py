@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ import psutil
 
 from bafogpt.core import process
 
+END_S = 5.0
+"""How long a killed process is waited for."""
 DUMP_S = 1.0
 """How long a hung process gets to say where it is."""
 WORKER = (sys.executable, "-m", "bafogpt.train.worker")
@@ -97,7 +100,8 @@ class Trainers:
                 each.kill()
             process.end(below, grace_s=0)
         for each, reader in zip(self._processes, self._readers, strict=True):
-            each.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one stuck in the driver does not die of SIGKILL
+                each.wait(timeout=END_S)
             reader.join(timeout=2)
 
 

@@ -7,6 +7,7 @@ says where it runs by default), ``trainer``, ``train`` (see :mod:`bafogpt.train.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,10 @@ class SupervisorConfig:
 
     def __post_init__(self) -> None:
         for name in ("processes", "max_restarts", "grace_s", "patience_s", "collective_timeout_s"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
+        if self.collective_timeout_s > 3600:
+            raise ValueError(f"collective_timeout_s is {self.collective_timeout_s}; at most 3600")
         if self.publish_to is not None and not self.publish_to.startswith("hf://"):
             raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
         above_0 = ("ship_every_s", "vitals_every_s", "max_cost", "max_hours", "hang_s", "first_step_s", "beat_s")

@@ -84,6 +84,8 @@ class Projection:
     gpus: int
     """Over all machines."""
     nodes: int
+    fp8: bool
+    """Whether the job asks for products in fp8."""
     recipe: Recipe
     """The job as it is written."""
     pessimistic: Recipe
@@ -94,7 +96,9 @@ class Projection:
     @property
     def assumptions(self) -> dict[str, str]:
         """What the two projections rest on, in words."""
-        return {each.name: each.words(self.gpu, self.gpus, self.nodes) for each in (EXPECTED, PESSIMISTIC)}
+        return {
+            each.name: each.words(self.gpu, self.gpus, self.nodes, fp8=self.fp8) for each in (EXPECTED, PESSIMISTIC)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -143,6 +147,7 @@ def projected(
         gpu=card,
         gpus=gpus_in_all,
         nodes=nodes,
+        fp8=train.float8 != "none",
         recipe=recipes.as_written(shape, train, card, processes=gpus_in_all, nodes=nodes),
         pessimistic=recipes.as_written(shape, train, card, processes=gpus_in_all, nodes=nodes, assumptions=PESSIMISTIC),
         recommended=recipes.fastest(shape, train, card, processes=gpus_in_all, nodes=nodes),

@@ -1,4 +1,4 @@
-"""``nvidia-smi``, the one place that calls it: which GPUs this machine has, and how they are.
+"""``nvidia-smi``, the one place that calls it: the GPUs of this machine and their state.
 
 torch is not asked: importing it takes seconds. ``nvidia-smi`` may hang with the GPU it asks about, fail with a broken
 driver, or print anything, so each call has a deadline and reads a bounded number of bytes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import math
 import os
 import selectors
 import shutil
@@ -21,6 +20,8 @@ from typing import Any
 TIMEOUT_S = 20.0
 """Eight GPUs without a persistence daemon take several seconds to initialise."""
 MAX_BYTES = 1 << 20
+LARGEST = 1e9
+"""No figure of a GPU, MiB included, is as large."""
 
 _GPU_FIELDS = "index,uuid,name,driver_version,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 _PROCESS_FIELDS = "gpu_uuid,pid,process_name,used_memory"
@@ -75,7 +76,7 @@ def parse(text: str) -> list[Gpu]:
     found = []
     for row in _rows(text, _GPU_FIELDS):
         busy, used, total, temperature, power = map(_number, row[4:])
-        if not row[0].isdecimal():
+        if not row[0].isdecimal() or len(row[0]) > 4:
             raise NvidiaSmiError(f"nvidia-smi printed '{_first_line(','.join(row))}', which is not a GPU")
         found.append(
             Gpu(
@@ -113,7 +114,7 @@ def compute_processes() -> list[ComputeProcess]:
     return [
         ComputeProcess(gpu_uuid=row[0], pid=int(row[1]), name=row[2])
         for row in _rows(text, _PROCESS_FIELDS)
-        if row[1].isdecimal()
+        if row[1].isdecimal() and len(row[1]) < 20
     ]
 
 
@@ -165,6 +166,9 @@ def _rows(text: str, fields: str) -> list[list[str]]:
         rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
     except csv.Error:
         raise NvidiaSmiError(f"nvidia-smi printed '{_first_line(text)}', which is not what was asked for") from None
+    whole = [row for row in rows if len(row) == len(fields.split(","))]
+    if whole:  # between them, warnings about a card
+        return whole
     for row in rows:
         if len(row) != len(fields.split(",")):
             raise NvidiaSmiError(f"nvidia-smi printed '{_first_line(','.join(row))}', which is not what was asked for")
@@ -196,4 +200,4 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if 0 <= number < LARGEST else None

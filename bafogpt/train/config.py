@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bafogpt.core.errors import ConfigError
 from bafogpt.model.adapter import AdapterConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -235,3 +236,19 @@ class TrainConfig:
     def batch_samples(self) -> int:
         """Samples a step, over all processes."""
         return self.batch.tokens // self.data.sequence_length
+
+
+def check_batch(config: TrainConfig, processes: int) -> None:
+    """Raise :class:`ConfigError` unless a step's samples divide evenly among the processes."""
+    share = max(1, config.batch.micro) * processes
+    if config.batch_samples < processes:
+        raise ConfigError(
+            f"a step has {config.batch_samples} samples, fewer than the {processes} processes",
+            f"--set train.batch.tokens={share * config.data.sequence_length}",
+        )
+    if config.batch_samples % share:
+        raise ConfigError(
+            f"a batch of {config.batch_samples} samples does not divide among {processes} processes "
+            f"with {max(1, config.batch.micro)} a micro-batch",
+            f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
+        )

@@ -17,7 +17,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from bafogpt.core.errors import ConfigError
 from bafogpt.model.gpt import materialise
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.handoff import Order
@@ -197,19 +196,3 @@ def whole_step(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """Loss (of which each process has a part) and gradient norm of a step as [2] float32, still on the device."""
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return torch.stack([summed(loss).float(), whole.float()])
-
-
-def check_batch(config: TrainConfig, processes: int) -> None:
-    """Raise :class:`ConfigError` unless a step's samples divide evenly among the processes."""
-    share = max(1, config.batch.micro) * processes
-    if config.batch_samples < processes:
-        raise ConfigError(
-            f"a step has {config.batch_samples} samples, fewer than the {processes} processes",
-            f"--set train.batch.tokens={share * config.data.sequence_length}",
-        )
-    if config.batch_samples % share:
-        raise ConfigError(
-            f"a batch of {config.batch_samples} samples does not divide among {processes} processes "
-            f"with {max(1, config.batch.micro)} a micro-batch",
-            f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
-        )

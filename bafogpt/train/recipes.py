@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bafogpt.core.errors import ConfigError
 from bafogpt.train import memory
-from bafogpt.train.config import Recompute, Sharding, TrainConfig
+from bafogpt.train.config import Recompute, Sharding, TrainConfig, check_batch
 from bafogpt.train.flops import Shape
 from bafogpt.train.gpus import Gpu
 from bafogpt.train.step_time import EXPECTED, Assumptions, StepTime, step_time
@@ -70,7 +71,7 @@ def as_written(
         gpu,
         micro=micro or max(1, config.batch.micro),
         sharding=sharding,
-        fits=micro > 0,
+        fits=micro > 0 and refusal(config, gpu, processes) is None,
         processes=processes,
         nodes=nodes,
         assumptions=assumptions,
@@ -97,12 +98,24 @@ def fastest(
             assumptions=assumptions,
         )
         for tried, sharding in _candidates(config, processes)
-        if memory.choose(
+        if refusal(tried, gpu, processes) is None
+        and memory.choose(
             shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
         )[0]
     ]
     roomy = [each for each in found if each.need <= gpu.memory - RESERVE]
     return min(roomy, key=lambda each: (each.time.total, each.need), default=None)
+
+
+def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None:
+    """Why the trainer would refuse ``config`` on that card, whatever its memory; None where it would not."""
+    try:
+        check_batch(config, processes)
+    except ConfigError as error:
+        return error
+    if config.float8 != "none" and gpu.fp8 is None:
+        return ConfigError(f"train.float8 is {config.float8}, and {gpu.name} has no fp8", "--set train.float8=none")
+    return None
 
 
 def _candidates(config: TrainConfig, processes: int) -> Iterator[tuple[TrainConfig, Sharding]]:

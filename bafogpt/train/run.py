@@ -21,7 +21,7 @@ from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
 from bafogpt.train import batches, collective_check, finetune, fit, float8, flops, metrics, optimizer, parallel
 from bafogpt.train.batches import Batch
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import TrainConfig, check_batch
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
 from bafogpt.train.learner import Learner, build
 from bafogpt.train.runlog import RunLog
@@ -64,7 +64,7 @@ class Run(Learner):
 def set_up(order: Order, handoff: Handoff) -> Run:
     """Everything a run is made of, restored to where it was."""
     config, gpu = order.config, order.device == "cuda"
-    parallel.check_batch(config, parallel.world_size())
+    check_batch(config, parallel.world_size())
     finetune.check(config, parallel.world_size())
     optimizer.check(config.optimizer, parallel.world_size())
     float8.check(config, gpu=gpu)
@@ -80,11 +80,12 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         fit.check_attention(shape, config)
     micro, sharding = fit.plan(shape, config, gpu=gpu)
     fabric = parallel.make_fabric(order, sharding)
-    with collective_check.deadline(order.collective_timeout_s, handoff):
-        fabric.launch()
-        if fabric.world_size > 1:
+    fabric.launch()
+    if fabric.world_size > 1:
+        parallel.total(0)  # until all are there: who comes late is no broken machine
+        with collective_check.deadline(order.collective_timeout_s, handoff):
             speed = collective_check.all_reduce(fabric.device)
-            fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
+        fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     if gpu and not config.batch.micro:
         documents = train.stream.is_packed or config.data.separate_documents
         micro = fit.probed(config, manifest.vocab_size, micro=micro, sharding=sharding, documents=documents)

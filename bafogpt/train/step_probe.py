@@ -29,6 +29,7 @@ from bafogpt.train import batches, parallel
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.handoff import Order
 from bafogpt.train.learner import Learner, build
+from bafogpt.train.out_of_memory import is_out_of_memory
 from bafogpt.train.step import train_step
 
 STEPS = 2
@@ -52,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """What came of it. Bytes of torch's allocator; 0 on a CPU."""
+    """The memory that the steps took, in bytes of torch's allocator; 0 on a CPU."""
 
     fits: bool
     allocated: int = 0
@@ -86,7 +87,9 @@ def measure(trial: Trial) -> Peak:
     try:
         for _ in range(STEPS):
             next(made)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return Peak(fits=False)
     if trial.device == "cpu":
         return Peak(fits=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bafogpt.core.errors import BafoError, CorruptError, ExitCode, UnreachableError
 from bafogpt.train.handoff import Handoff, Result, StopFlag
+from bafogpt.train.out_of_memory import is_out_of_memory
 
 RETRY_HELPS = (UnreachableError, CorruptError)
 """What may be gone at the next try: a server that was away, a file that was torn on this disk."""
@@ -41,7 +42,7 @@ def main(folder: Path, stop: StopFlag) -> int:
     except Exception as error:
         traceback.print_exc()
         retry = restart_helps(error, trained=_has_trained(handoff))
-        hint = OUT_OF_MEMORY_HINT if _is_out_of_memory(error) else ""
+        hint = OUT_OF_MEMORY_HINT if is_out_of_memory(error) else ""
         result = Result("failed", 0, 0, f"{type(error).__name__}: {error}", hint, int(ExitCode.FAILURE), retry)
     handoff.write_result(int(os.environ.get("RANK", "0")), result)
     return result.exit_code
@@ -56,13 +57,8 @@ def restart_helps(error: BaseException, *, trained: bool) -> bool:
     chain = list(_chain(error))
     if any(type(each).__name__ in ALWAYS_SAME or "OutOfResources" in str(each) for each in chain):
         return False  # Inductor puts triton's error into the text of its own
-    at_start = any(map(_is_out_of_memory, chain)) or isinstance(error, SAME_AT_START)
+    at_start = any(map(is_out_of_memory, chain)) or isinstance(error, SAME_AT_START)
     return trained or not at_start
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU: torch's own error, or CUDA's as a library words it."""
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

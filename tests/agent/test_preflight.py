@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ SKEW = preflight.clock_skew_s
 
 @pytest.fixture
 def request_(tmp_path: Path) -> Request:
-    return Request(name="zulu", processes=1, gpu="L40", gpus=4, rented=True, folder=tmp_path, disk_bytes=1)
+    """All checks but the all-reduce."""
+    machine = Request(name="zulu", processes=1, gpu="L40", gpus=4, rented=True, folder=tmp_path, disk_bytes=1)
+    return replace(machine, collective_timeout_s=0.0)
 
 
 def check(request: Request, bucket: Bucket) -> Report:
@@ -231,3 +234,28 @@ def test_without_gpus_asked_for_or_there_nothing_is_started(
     monkeypatch.setattr(preflight.nvidia_smi.subprocess, "Popen", refuse)
     report = check(replace(request_, gpu="", gpus=0, rented=False, processes=2), bucket)
     assert report.findings == ()
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        (
+            "raise SystemExit('CUDA error 802: system not yet initialized')",
+            "a first sum on the GPU failed: rank 0 ended",
+        ),
+        ("print('ready'); print('{\"gb_per_s\": 0.0}')", None),
+    ],
+)
+def test_one_gpu_alone_is_tried_too(smi: FakeSmi, request_: Request, bucket: Bucket, program: str, found: str | None):
+    smi.gpus("NVIDIA L40")
+    alone = replace(request_, gpus=1, processes=0, collective_timeout_s=30.0)
+
+    report = preflight.check(alone, bucket, say=print, command=(sys.executable, "-c", program))
+
+    assert [each.message.startswith(found or "?") for each in report.fatal] == ([True] if found else [])
+
+
+def test_a_disk_too_small_is_only_reported_on_ones_own_machine(smi: FakeSmi, request_: Request, bucket: Bucket):
+    smi.gpus(*["NVIDIA L40"] * 4)
+    report = check(replace(request_, rented=False, disk_bytes=10**18), bucket)
+    assert not report.fatal and "GB of disk" in report.findings[0].message

@@ -128,7 +128,7 @@ def test_gpus_that_did_not_answer_when_the_supervisor_started_are_used_all_the_s
     monkeypatch.setattr(nvidia_smi, "count", lambda: 0)
     orders: list[str] = []
     monkeypatch.setattr(Handoff, "write_order", lambda self, order: orders.append(order.device))
-    supervise(make_job(supervisor={"max_restarts": 0}))
+    supervise(make_job(supervisor={"max_restarts": 0, "collective_timeout_s": 0}))
     assert orders == ["cuda"]
 
 

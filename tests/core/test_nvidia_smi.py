@@ -90,3 +90,19 @@ def test_processes_on_gpus_are_listed_and_a_machine_without_nvidia_smi_has_no_gp
     assert (program.gpu_uuid, program.pid, program.name) == ("GPU-0", 4711, "python")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert nvidia_smi.query() == []
+
+
+@pytest.mark.parametrize(("used", "bytes_used"), [("-5", None), ("1e308", None), ("nan", None), ("512", 512 << 20)])
+def test_a_figure_that_no_gpu_can_have_is_not_known(used: str, bytes_used: int | None):
+    (gpu,) = nvidia_smi.parse(f"0, GPU-1, NVIDIA L40, 580.65.06, 0, {used}, 45467, 40, 70\n")
+    assert gpu.memory_used == bytes_used
+
+
+def test_an_index_that_no_gpu_can_have_is_no_gpu():
+    with pytest.raises(NvidiaSmiError, match="which is not a GPU"):
+        nvidia_smi.parse(f"{'9' * 5000}, GPU-1, NVIDIA L40, 580.65.06, 0, 1, 45467, 40, 70\n")
+
+
+def test_a_warning_between_the_gpus_is_passed_over():
+    text = "WARNING: infoROM is corrupted at gpu 0000:01:00.0\n0, GPU-1, NVIDIA L40, 580.65.06, 0, 1, 45467, 40, 70\n"
+    assert [gpu.name for gpu in nvidia_smi.parse(text)] == ["NVIDIA L40"]

@@ -210,3 +210,24 @@ def test_the_parts_add_up_and_the_words_name_every_assumption():
     assert "in fp8 42% of 362" in PESSIMISTIC.words(card("L40"), 4, fp8=True)
     assert "the loss's traffic not hidden" in PESSIMISTIC.words(card("L40"), 4)
     assert "between" not in EXPECTED.words(card("A10"), 1)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "processes", "change", "why"),
+    [
+        ("L40", 3, {}, "a batch of 128 samples does not divide among 3 processes with 2 a micro-batch"),
+        ("L40", 256, {}, "a step has 128 samples, fewer than the 256 processes"),
+        ("A10", 4, {"float8": "tensorwise"}, "train.float8 is tensorwise, and A10 has no fp8"),
+    ],
+)
+def test_what_the_trainer_refuses_does_not_fit_and_is_not_recommended(
+    gpu: str, processes: int, change: dict[str, Any], why: str
+):
+    config = replace(PRETRAIN, **change)
+
+    refused = recipes.refusal(config, card(gpu), processes)
+
+    assert refused is not None and refused.message == why and refused.hint
+    assert not shipped(config, gpu, processes).fits
+    if processes != 3:
+        assert recipes.fastest(shape(config), config, card(gpu), processes=processes) is None
