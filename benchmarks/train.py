@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,16 +37,14 @@ Step = Callable[[torch.Tensor], None]
 
 
 def ours() -> tuple[Step, Any]:
-    """The trainer's own step in one process, and the run that it works on."""
+    """The trainer's own step in one process, and the learner that it works on."""
     from lightning.fabric import Fabric
 
     from bafogpt.core import schema
     from bafogpt.model.config import gpt_config
-    from bafogpt.model.gpt import new_gpt
     from bafogpt.train import batches
     from bafogpt.train.config import TrainConfig
-    from bafogpt.train.optimizer import NewRows, adamw
-    from bafogpt.train.state import TrainState
+    from bafogpt.train.learner import build
     from bafogpt.train.step import train_step
 
     values = {
@@ -59,24 +56,15 @@ def ours() -> tuple[Step, Any]:
     }
     config = schema.build(TrainConfig, values, where="bench")
     fabric = Fabric(accelerator="cpu", devices=1)
-    gpt = new_gpt(gpt_config("Gemma-2-2b", SIZES, VOCABULARY), tie_embeddings=True, seed=1)
-    state = TrainState(gpt, adamw(gpt, config.optimizer, fused=False), {"model": {}, "data": "", "sequence_length": 0})
-    trained = list(gpt.parameters())
-    run: Any = SimpleNamespace(
-        config=config,
-        fabric=fabric,
-        model=fabric.setup_module(gpt),
-        trained=trained,
-        new_rows=NewRows(trained, vocabulary=VOCABULARY, first=0, factor=1.0),
-        state=state,
-        every_token=True,
-    )
+    shape = gpt_config("Gemma-2-2b", SIZES, VOCABULARY)
+    identity = {"data": "", "sequence_length": 0}
+    learner = build(config, shape, fabric, sharding="step", identity=identity, weights_follow=False)
 
     def step(tokens: torch.Tensor) -> None:
         batch = batches.of_rows([batches.Row(row) for row in tokens.numpy()], fabric.device)
-        train_step(run, [batch])
+        train_step(learner, [batch])
 
-    return step, run
+    return step, learner
 
 
 def litgpt() -> Step:
