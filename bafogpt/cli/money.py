@@ -112,6 +112,8 @@ def _explain_projection(forecast: Forecast, out: Output) -> None:
             out.say(f"  {each}")
         hours = forecast.tokens / slow.tokens_per_s / 3600
         out.say(f"  pessimistic is {slow.tokens_per_s:,.0f} tokens/s = MFU {100 * slow.mfu:.1f} %, {hours:.1f} h")
+    if projection.refused is not None:
+        return  # the caution says what to change; another recipe would not help
     if best is None:
         out.say("recommended: another card; no micro-batch of this job fits this one with 2 GB to spare")
     elif not now.fits or best.time.total < 0.97 * now.time.total:

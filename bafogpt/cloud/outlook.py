@@ -19,8 +19,6 @@ from bafogpt.core.errors import BafoError, UsageError
 from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
-from bafogpt.train import recipes
-from bafogpt.train.config import TrainConfig
 
 BUCKET_PATIENCE_S = 5.0
 """How long a bucket out of reach may hold a plan up, which can do without it."""
@@ -149,16 +147,16 @@ def forecast(
         rate=rate,
         estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in prices.one_a_cloud(found.offers)),
         projection=projection,
-        cautions=tuple(_cautions(projection, job.train)),
+        cautions=tuple(_cautions(projection)),
     )
 
 
-def _cautions(projection: Projection | None, config: TrainConfig) -> Iterator[str]:
+def _cautions(projection: Projection | None) -> Iterator[str]:
     """Why the trainer would refuse the job on this card."""
     if projection is None or projection.recipe.fits:
         return
-    if (refused := recipes.refusal(config, projection.gpu, projection.gpus)) is not None:
-        yield f"{refused.message}; {refused.hint}"
+    if projection.refused is not None:
+        yield f"{projection.refused.message}; {projection.refused.hint}"
         return
     yield (
         f"a micro-batch of {projection.recipe.micro} needs some {projection.recipe.need / 1e9:.1f} GB of each GPU, and "

@@ -15,7 +15,7 @@ from bafogpt.cloud.job import Job
 from bafogpt.cloud.report.summary import Summary
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
-from bafogpt.core.errors import BafoError
+from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.train import flops, gpus, recipes
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.gpus import Gpu
@@ -86,6 +86,8 @@ class Projection:
     nodes: int
     fp8: bool
     """Whether the job asks for products in fp8."""
+    refused: ConfigError | None
+    """Why the trainer would refuse the job on so many of these cards, whatever their memory."""
     recipe: Recipe
     """The job as it is written."""
     pessimistic: Recipe
@@ -148,6 +150,7 @@ def projected(
         gpus=gpus_in_all,
         nodes=nodes,
         fp8=train.float8 != "none",
+        refused=recipes.refusal(train, card, gpus_in_all),
         recipe=recipes.as_written(shape, train, card, processes=gpus_in_all, nodes=nodes),
         pessimistic=recipes.as_written(shape, train, card, processes=gpus_in_all, nodes=nodes, assumptions=PESSIMISTIC),
         recommended=recipes.fastest(shape, train, card, processes=gpus_in_all, nodes=nodes),

@@ -238,8 +238,22 @@ class TrainConfig:
         return self.batch.tokens // self.data.sequence_length
 
 
-def check_batch(config: TrainConfig, processes: int) -> None:
-    """Raise :class:`ConfigError` unless a step's samples divide evenly among the processes."""
+def check_processes(config: TrainConfig, processes: int) -> None:
+    """Raise :class:`ConfigError` for a job that so many processes cannot train.
+
+    A step's samples divide evenly among them. 8-bit moments are not sharded: their blocks are no rows of a tensor. In
+    ``bf16-mixed`` FSDP casts what it shards, and the frozen base of an adapter is whole on each process.
+    """
+    if config.adapter is not None and processes > 1 and config.precision == "bf16-mixed":
+        raise ConfigError(
+            f"{processes} processes do not train an adapter in bf16-mixed",
+            "--set train.precision=bf16-true, or one process: supervisor.processes=1",
+        )
+    if config.optimizer.name == "adamw8bit-paged" and processes > 1:
+        raise ConfigError(
+            f"adamw8bit-paged is for one process, here are {processes}",
+            "--set train.optimizer.name=adamw, or supervisor.processes=1",
+        )
     share = max(1, config.batch.micro) * processes
     if config.batch_samples < processes:
         raise ConfigError(

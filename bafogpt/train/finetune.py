@@ -12,20 +12,9 @@ from typing import Any
 import torch
 from litgpt.config import Config
 
-from bafogpt.core.errors import ConfigError
 from bafogpt.model import lora, nf4
 from bafogpt.model.gpt import GPT
 from bafogpt.train.config import TrainConfig
-
-
-def check(config: TrainConfig, processes: int) -> None:
-    """Raise :class:`ConfigError` for an adapter that several processes would train in ``bf16-mixed``: FSDP casts what
-    it shards, and what is frozen is whole on each of them."""
-    if config.adapter is not None and processes > 1 and config.precision == "bf16-mixed":
-        raise ConfigError(
-            f"{processes} processes do not train an adapter in bf16-mixed",
-            "--set train.precision=bf16-true, or one process: supervisor.processes=1",
-        )
 
 
 def adapt(model: GPT, shape: Config, config: TrainConfig) -> dict[str, Any]:

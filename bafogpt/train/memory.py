@@ -30,7 +30,6 @@ NF4_BYTES = 0.516
 """4 bits, a byte of scale for each 64 numbers, and a float32 for each 256 scales."""
 MARGIN = 0.92
 """Share of a device's memory that is planned with."""
-LARGEST_MICRO = 64
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,6 @@ def choose(
         needs = {
             micro: need(shape, config, micro=micro, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
             for micro in candidates
-            if micro <= LARGEST_MICRO
         }
         return max((micro for micro, each in needs.items() if each.total <= memory * MARGIN), default=0)
 

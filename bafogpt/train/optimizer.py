@@ -15,7 +15,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import OptimizerConfig
 
 SAVED = ("step", "exp_avg", "exp_avg_sq")
@@ -23,15 +22,6 @@ SAVED_8BIT = ("state1", "state2", "absmax1", "absmax2")
 """What a checkpoint has of each parameter; of a small one in 8 bits the first two alone."""
 
 warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # 8 bits are, and that is known
-
-
-def check(config: OptimizerConfig, processes: int) -> None:
-    """Raise :class:`ConfigError` where 8-bit moments would be sharded: their blocks are no rows of a tensor."""
-    if config.name == "adamw8bit-paged" and processes > 1:
-        raise ConfigError(
-            f"adamw8bit-paged is for one process, here are {processes}",
-            "--set train.optimizer.name=adamw, or supervisor.processes=1",
-        )
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:

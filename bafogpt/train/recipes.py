@@ -8,7 +8,7 @@ from typing import Any
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.train import memory
-from bafogpt.train.config import Recompute, Sharding, TrainConfig, check_batch
+from bafogpt.train.config import Recompute, Sharding, TrainConfig, check_processes
 from bafogpt.train.flops import Shape
 from bafogpt.train.gpus import Gpu
 from bafogpt.train.step_time import EXPECTED, Assumptions, StepTime, step_time
@@ -110,7 +110,7 @@ def fastest(
 def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None:
     """Why the trainer would refuse ``config`` on that card, whatever its memory; None where it would not."""
     try:
-        check_batch(config, processes)
+        check_processes(config, processes)
     except ConfigError as error:
         return error
     if config.float8 != "none" and gpu.fp8 is None:

@@ -19,9 +19,9 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, collective_check, finetune, fit, float8, flops, metrics, optimizer, parallel
+from bafogpt.train import batches, collective_check, fit, float8, flops, metrics, parallel
 from bafogpt.train.batches import Batch
-from bafogpt.train.config import TrainConfig, check_batch
+from bafogpt.train.config import TrainConfig, check_processes
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
 from bafogpt.train.learner import Learner, build
 from bafogpt.train.runlog import RunLog
@@ -64,9 +64,7 @@ class Run(Learner):
 def set_up(order: Order, handoff: Handoff) -> Run:
     """Everything a run is made of, restored to where it was."""
     config, gpu = order.config, order.device == "cuda"
-    check_batch(config, parallel.world_size())
-    finetune.check(config, parallel.world_size())
-    optimizer.check(config.optimizer, parallel.world_size())
+    check_processes(config, parallel.world_size())
     float8.check(config, gpu=gpu)
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)

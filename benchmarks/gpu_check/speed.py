@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -260,9 +259,6 @@ def _quantised_alike(report: Report) -> None:
 def float8(report: Report) -> None:
     """The best row again with the blocks' products in fp8, and how much faster it is."""
     report.say_device()
-    if importlib.util.find_spec("bafogpt.train.float8") is None:
-        report.note("left_out", "this version has no fp8")
-        return
     if not report.tiny and torch.cuda.get_device_capability(report.device) < (8, 9):
         report.note("left_out", "this card has no fp8")
         return

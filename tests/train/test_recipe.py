@@ -12,7 +12,7 @@ from bafogpt.cloud.throughput import KNOWN
 from bafogpt.core.errors import ConfigError
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.train import memory
-from bafogpt.train.config import ScheduleConfig, check_batch
+from bafogpt.train.config import ScheduleConfig, check_processes
 from bafogpt.train.optimizer import NewRows
 from bafogpt.train.schedule import learning_rate
 from bafogpt.train.validation import Piece, bits_per_byte, plan, results
@@ -71,7 +71,7 @@ def test_gemma_on_four_l40_is_expected_to_fit_and_on_one_it_is_not():
 
 def test_more_processes_than_samples_is_said_with_a_batch_that_is_enough():
     with pytest.raises(ConfigError, match="a step has 8 samples, fewer than the 16 processes") as caught:
-        check_batch(tiny(), 16)
+        check_processes(tiny(), 16)
     assert caught.value.hint == "--set train.batch.tokens=1024"
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from bafogpt.cloud import job as jobs
 from bafogpt.cloud.throughput import shape_of
+from bafogpt.model.adapter import AdapterConfig
 from bafogpt.train import gpus, memory, recipes
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import OptimizerConfig, TrainConfig
 from bafogpt.train.gpus import Gpu
 from bafogpt.train.step_time import EXPECTED, PESSIMISTIC, Assumptions, StepTime, step_time
 
@@ -218,6 +219,13 @@ def test_the_parts_add_up_and_the_words_name_every_assumption():
         ("L40", 3, {}, "a batch of 128 samples does not divide among 3 processes with 2 a micro-batch"),
         ("L40", 256, {}, "a step has 128 samples, fewer than the 256 processes"),
         ("A10", 4, {"float8": "tensorwise"}, "train.float8 is tensorwise, and A10 has no fp8"),
+        (
+            "L40",
+            4,
+            {"optimizer": OptimizerConfig(name="adamw8bit-paged")},
+            "adamw8bit-paged is for one process, here are 4",
+        ),
+        ("L40", 4, {"adapter": AdapterConfig()}, "4 processes do not train an adapter in bf16-mixed"),
     ],
 )
 def test_what_the_trainer_refuses_does_not_fit_and_is_not_recommended(
@@ -231,3 +239,13 @@ def test_what_the_trainer_refuses_does_not_fit_and_is_not_recommended(
     assert not shipped(config, gpu, processes).fits
     if processes != 3:
         assert recipes.fastest(shape(config), config, card(gpu), processes=processes) is None
+
+
+def test_a_micro_batch_that_is_set_is_judged_by_memory_alone():
+    """128 samples at once, of a sixteenth of the length: what eight take."""
+    short = replace(PRETRAIN.data, sequence_length=128)
+    config = replace(PRETRAIN, data=short, batch=replace(PRETRAIN.batch, micro=128), activation_checkpointing="full")
+
+    micro, _ = memory.choose(shape(config), config, processes=4, gpu=True, memory=card("L40").memory)
+
+    assert micro == 128

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bafogpt.agent.trainers import Trainers
 from bafogpt.core.errors import ConfigError, ExitCode
 from bafogpt.train import shares
-from bafogpt.train.config import check_batch
+from bafogpt.train.config import check_processes
 from bafogpt.train.handoff import Handoff, StagedCheckpoint
 
 from .conftest import Trained, tiny
@@ -164,7 +164,7 @@ def test_the_stream_is_the_same_for_every_number_of_processes(
 
 def test_a_batch_that_does_not_divide_names_one_that_does():
     with pytest.raises(ConfigError, match="does not divide among 3 processes") as caught:
-        check_batch(tiny(), 3)
+        check_processes(tiny(), 3)
     assert caught.value.hint == "--set train.batch.tokens=384"
 
 
