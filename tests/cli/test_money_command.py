@@ -78,6 +78,14 @@ def test_a_plan_says_what_its_projection_rests_on_and_which_values_are_projected
     assert "projected, not measured" not in given.err and "recommended" not in given.err
 
 
+def test_a_job_that_the_trainer_would_refuse_is_told_why_and_not_to_take_another_card(cli, catalog):
+    change = ("--set", "train.optimizer.name=adamw8bit-paged")
+    ran = cli("cloud", "plan", "pretrain", "--gpus", "L40:4", "--offline", *change)
+
+    assert "careful: adamw8bit-paged is for one process, here are 4; --set train.optimizer.name=adamw" in ran.err
+    assert "recommended" not in ran.err
+
+
 def test_fewer_tokens_and_ones_own_machines_and_quiet(cli, catalog):
     half = json.loads(cli("cloud", "plan", "pretrain", "--offline", "--tokens", "100000000", "--json").out)
     assert half["tokens"] == 100_000_000
