@@ -169,9 +169,25 @@ class Mlflow:
     def _find(self, client: MlflowClient) -> Run:
         experiment = client.get_experiment_by_name(self._config.experiment)
         number = experiment.experiment_id if experiment else client.create_experiment(self._config.experiment)
+        self._remove_empty_metrics(client.tracking_uri, number)
         found = client.search_runs([number], f"tags.`{RUN_TAG}` = '{self._tracked.id}'", max_results=1)
         tags = {RUN_TAG: self._tracked.id}
         return found[0] if found else client.create_run(number, run_name=self._tracked.name, tags=tags)
+
+    def _remove_empty_metrics(self, uri: str, experiment: str) -> None:
+        """In a store that is a folder: a tracker that is killed between making a metric's file and writing to it leaves
+        it empty, and MLflow then reads nothing of that run."""
+        from mlflow.utils.file_utils import local_file_uri_to_path
+        from mlflow.utils.uri import is_local_uri
+
+        if not is_local_uri(uri):  # type: ignore[no-untyped-call]
+            return
+        store = Path(local_file_uri_to_path(uri))  # type: ignore[no-untyped-call]
+        for tag in (store / experiment).glob(f"*/tags/{RUN_TAG}"):
+            if tag.read_text(encoding="utf-8") == self._tracked.id:
+                for file in (tag.parents[1] / "metrics").rglob("*"):
+                    if file.is_file() and file.stat().st_size == 0:
+                        file.unlink()
 
     def _describe(self, client: MlflowClient, run: Run) -> None:
         """The job as parameters. They cannot be changed: of a job that was changed, the first ones stay."""

@@ -9,8 +9,9 @@ power of two, e the bytes of a number, M the queries of a block, N its keys, s t
     backward   2·e·D·(N1 + M1) + 4·e·M1·N1 + 256, s ≤ 2           for the gradients of keys and values
                2·e·D·(M2 + N2) + 4·e·M2·N2 + 256, s ≤ 2           for the gradient of queries
 
-The bounds hold for every kernel that torch 2.13 with Triton 3.7 was seen to compile; a test compiles them for each kind
-of card. Example, D = 256 in bfloat16: forward 64 × 32 with 2 stages 69,888 bytes, backward 32 × 32 with 2 73,984.
+The bounds hold for every kernel that torch 2.13 with Triton 3.7 was seen to compile for a card of 99 KiB; a test
+compiles them for each kind of card. Example, D = 256 in bfloat16: forward 64 × 32 with 2 stages 69,888 bytes, backward
+32 × 32 with 2 73,984. On Hopper the same blocks ask for more, and what is fast was measured (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from bafogpt.core.errors import ConfigError
 
 OPTIONS = (
-    *("fwd_BLOCK_M", "fwd_BLOCK_N", "fwd_num_stages"),
-    *("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2", "bwd_num_stages"),
+    *("fwd_BLOCK_M", "fwd_BLOCK_N", "fwd_num_stages", "fwd_num_warps"),
+    *("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2", "bwd_num_stages", "bwd_num_warps"),
 )
 """The kernel options of flex_attention that are chosen here."""
 FORWARD = ((128, 64, 2), (64, 64, 2), (64, 32, 2), (32, 32, 2), (32, 16, 2), (16, 16, 1))
@@ -34,8 +35,15 @@ BACKWARD = ((64, 64, 2), (32, 64, 2), (32, 32, 2), (16, 32, 2), (16, 16, 1))
 """(M1, N1, s), with M2 = N1 and N2 = M1, as Inductor asks for."""
 SMALL_ROW = 256
 """Bytes of a head's row up to which Inductor's own blocks fit every card: 98,304 bytes at most were seen."""
+WARPS = 4
+"""Of a block, unless it says otherwise; Inductor's own number."""
 LARGE_SHARED, LARGE_ROW = 160_000, 1024
 """A card with that much shared memory (A100, H100) takes Inductor's own blocks up to a row of so many bytes."""
+HOPPER_SHARED, HOPPER_ROW = 232_448, 512
+"""H100 and H200 with a head of 256 in bfloat16 take :data:`HOPPER`."""
+HOPPER = (64, 32, 2, 4, 64, 64, 64, 64, 2, 8)
+"""Values of :data:`OPTIONS`. With 4 warps, as Inductor has them, the backward kernel spills 1,768 bytes of registers a
+thread, with 8 warps 440."""
 
 
 def flex_attend(
@@ -73,6 +81,8 @@ def block_sizes(head_size: int, itemsize: int, shared: int) -> tuple[int, ...] |
     even the smallest block fits.
     """
     row = (1 << (head_size - 1).bit_length()) * itemsize
+    if shared == HOPPER_SHARED and row == HOPPER_ROW:
+        return HOPPER
     if row <= SMALL_ROW or (shared >= LARGE_SHARED and row <= LARGE_ROW):
         return None
     forward = next((each for each in FORWARD if forward_bytes(row, itemsize, *each) <= shared), None)
@@ -84,7 +94,7 @@ def block_sizes(head_size: int, itemsize: int, shared: int) -> tuple[int, ...] |
             "--set train.precision=bf16-mixed, or a GPU with more shared memory (A100, H100)",
         )
     m, n, stages = backward
-    return (*forward, m, n, n, m, stages)
+    return (*forward, WARPS, m, n, n, m, stages, WARPS)
 
 
 def forward_bytes(row: int, itemsize: int, m: int, n: int, stages: int) -> int:

@@ -108,11 +108,8 @@ def _block_sizes(report: Report) -> None:
     inputs = _inputs(report, 2048)
     mask = flexes.flex_mask(2048, None, documents=None, device=report.device)
     gradient = torch.randn_like(inputs[0])
-    item, shared = inputs[0].element_size(), flexes.shared_memory(0)
-    row = SIZE * item
-    forward = [each for each in flexes.FORWARD if flexes.forward_bytes(row, item, *each) <= shared]
-    backward = [each for each in flexes.BACKWARD if flexes.backward_bytes(row, item, *each) <= shared]
-    chosen = flexes.block_sizes(SIZE, item, shared)
+    shared = flexes.shared_memory(0)
+    chosen = flexes.block_sizes(SIZE, inputs[0].element_size(), shared)
 
     def forward_only() -> torch.Tensor:
         with torch.no_grad():
@@ -120,7 +117,7 @@ def _block_sizes(report: Report) -> None:
 
     spent: dict[str, dict[str, float]] = {"forward": {}, "both": {}}
     for name, work in (("forward", forward_only), ("both", lambda: _both(inputs, mask, gradient))):
-        for sizes in (chosen, *_options(name, forward, backward)):
+        for sizes in (chosen, None, *_options(name, inputs[0].element_size(), shared)):
             label = _label(name, sizes)
             if label in spent[name] or report.left() < 15:
                 continue
@@ -132,25 +129,27 @@ def _block_sizes(report: Report) -> None:
             report.note(f"block sizes, {name}", found)
 
 
-def _options(
-    name: str, forward: list[tuple[int, int, int]], backward: list[tuple[int, int, int]]
-) -> Iterator[tuple[int, ...]]:
-    """Values of :data:`flexes.OPTIONS` to try: other forward blocks, or other backward ones with the first forward."""
-    for m, n, stages in forward if name == "forward" else backward:
-        if name == "forward":
-            yield (m, n, stages, *_backward(*backward[-1]))
-        else:
-            yield (*forward[0], *_backward(m, n, stages))
+def _options(name: str, item: int, shared: int) -> Iterator[tuple[int, ...]]:
+    """Values of :data:`flexes.OPTIONS` to try: other forward or other backward blocks, with 4 warps and with 8."""
+    row = SIZE * item
+    if name == "forward":
+        for m, n, stages in flexes.FORWARD[:3]:
+            if flexes.forward_bytes(row, item, m, n, stages) <= shared:
+                yield from ((m, n, stages, warps, *_backward(32, 32, 2, 4)) for warps in (4, 8))
+    for m, n, stages in flexes.BACKWARD[:3] if name == "both" else ():
+        if flexes.backward_bytes(row, item, m, n, stages) <= shared:
+            yield from ((64, 32, 2, 4, *_backward(m, n, stages, warps)) for warps in (4, 8))
 
 
-def _backward(m: int, n: int, stages: int) -> tuple[int, ...]:
-    return (m, n, n, m, stages)
+def _backward(m: int, n: int, stages: int, warps: int) -> tuple[int, ...]:
+    return (m, n, n, m, stages, warps)
 
 
 def _label(name: str, sizes: tuple[int, ...] | None) -> str:
     if sizes is None:
         return "Inductor's own"
-    return " × ".join(map(str, sizes[:3] if name == "forward" else (sizes[3], sizes[4], sizes[7])))
+    m, n, stages, warps = sizes[:4] if name == "forward" else (sizes[4], sizes[5], *sizes[8:])
+    return f"{m} × {n}, {stages} stages, {warps} warps"
 
 
 @contextmanager

@@ -24,12 +24,16 @@ from bafogpt.core import process
 from benchmarks.gpu_check.report import DONE, Options
 
 ROOT = Path(__file__).parents[2]
+LAST_S = 5.0
+"""Seconds that a part which only looks at earlier lines has even when none are left."""
 LAST_LINES = 15
 """Of a part's output that a red line quotes."""
 ENVIRONMENT = {
     **{"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"},
     **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "TORCHELASTIC_RUN_ID": "gpu-check"},
     **{"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTHONUNBUFFERED": "1"},
+    # compiled Python of torch and the project: an image that cannot be written to compiles it again in each process
+    "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "bafogpt-gpu-check-pyc"),
 }
 """What the supervisor would set for a job of one process."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -57,9 +61,9 @@ def run(
     began, lines = time.monotonic(), list[dict[str, Any]]()
     line: dict[str, Any]
     for part in parts:
-        left = seconds - (time.monotonic() - began)
+        left = max(LAST_S, seconds - (time.monotonic() - began))
         if left < part.usual:
-            reason = f"{max(0, left):.0f} s are left, it usually takes {part.usual:.0f}"
+            reason = f"{left:.0f} s are left, it usually takes {part.usual:.0f}"
             line = {"part": part.name, "ok": None, "seconds": 0.0, "device": None, "found": {}, "skipped": reason}
         else:
             line = run_part(part, options=options, seconds=min(left, part.limit), earlier=lines)

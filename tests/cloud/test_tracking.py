@@ -251,6 +251,19 @@ def test_mlflow_says_what_it_has_of_each_metric_and_finds_the_run_by_its_tag(
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
+def test_a_metric_that_a_killed_tracker_left_empty_hides_no_others(tmp_path: Path):
+    store = tmp_path / "mlruns"
+    new = mlflow(tmp_path, f"file://{store}")
+    first, second = new(), new()
+    first.begin()
+    first.send([Row(1, 1000.0, {"train/loss": 3.0, "speed/tokens_per_s": 5.0})])
+    (file,) = store.glob("*/*/metrics/speed/tokens_per_s")
+    file.write_text("")  # killed between making the file and writing to it
+    assert second.begin() == Held(tags={"train/loss": 1})
+    second.send([Row(1, 1000.0, {"speed/tokens_per_s": 5.0})])
+    assert new().begin() == Held(tags={"train/loss": 1, "speed/tokens_per_s": 1})
+
+
 def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The one part with a stand-in: what ``wandb.init`` returns when it resumes a run that has steps 0 to 6."""
     wandb = pytest.importorskip("wandb", reason="needs bafogpt[tracking]")

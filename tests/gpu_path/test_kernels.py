@@ -57,7 +57,9 @@ def test_block_sizes_are_within_the_limit_by_the_sums_or_refused(head: int, item
     smallest = max(
         flex.forward_bytes(row, itemsize, *flex.FORWARD[-1]), flex.backward_bytes(row, itemsize, *flex.BACKWARD[-1])
     )
-    if shared >= flex.LARGE_SHARED and row <= flex.LARGE_ROW:
+    if shared == flex.HOPPER_SHARED and row == flex.HOPPER_ROW:
+        assert flex.block_sizes(head, itemsize, shared) == flex.HOPPER
+    elif shared >= flex.LARGE_SHARED and row <= flex.LARGE_ROW:
         assert flex.block_sizes(head, itemsize, shared) is None
     elif smallest > shared:
         with pytest.raises(ConfigError, match="does not fit the") as refused:
@@ -66,7 +68,7 @@ def test_block_sizes_are_within_the_limit_by_the_sums_or_refused(head: int, item
     else:
         sizes = flex.block_sizes(head, itemsize, shared)
         assert sizes is not None
-        m, n, stages, m1, n1, m2, n2, backward_stages = sizes
+        m, n, stages, _, m1, n1, m2, n2, backward_stages, _ = sizes
         assert flex.forward_bytes(row, itemsize, m, n, stages) <= shared
         assert (m2, n2) == (n1, m1)
         assert flex.backward_bytes(row, itemsize, m1, n1, backward_stages) <= shared

@@ -167,7 +167,7 @@ def start() -> None:
     (SLURM.home / ".slurm/config").write_text(SSH_HOST.format(port=SLURM.cloud_port, user=USER, f=F))
     skyhome.start_api_server(SLURM, environment())
     everywhere = ["srun", "--chdir=/", f"--nodes={len(NODES)}", "--immediate=5", "hostname"]
-    _wait("the nodes run nothing", lambda: sorted(_answer(everywhere).split()) == sorted(NODES), 30)
+    _wait("the nodes run nothing", lambda: sorted(_answer(everywhere).split()) == sorted(NODES), 120)
     skyhome.enable(SLURM, environment(), "slurm")
     SLURM.ready.touch()
 
@@ -327,7 +327,7 @@ def _start_daemons() -> None:
     for node in NODES:
         _run(["unshare", "--mount", "--uts", str(F / "node"), node])
     _run(["/usr/sbin/sshd", "-f", str(F / "sshd_config"), "-E", str(F / "log/sshd.log")])
-    _wait("the login node does not answer", lambda: answers(SLURM.cloud_port), 10)
+    _wait("the login node does not answer", lambda: answers(SLURM.cloud_port), 120)
 
 
 def _run(words: list[str]) -> None:
@@ -353,5 +353,7 @@ def _wait(otherwise: str, condition: Callable[[], bool], timeout_s: float) -> No
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise LabError(f"{otherwise} after {timeout_s:.0f} s; look into {F}/log")
+            logs = sorted((F / "log").glob("*.log"))
+            said = "".join(f"\n{log.name}: {log.read_text(errors='replace')[-300:]}" for log in logs)
+            raise LabError(f"{otherwise} after {timeout_s:.0f} s; {F}/log has:{said}")
         time.sleep(0.1)
