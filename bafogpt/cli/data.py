@@ -43,6 +43,10 @@ ReplayOption = Annotated[
 ValidationOption = Annotated[
     float, typer.Option("--validation", metavar="X", help="Share of each stage's documents that is held out.")
 ]
+BosOption = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Whether texts begin with <bos>; else as the tokenizer's own file says."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")]
 DatasetArgument = Annotated[str, typer.Argument(metavar="URL", help="A dataset: a URL, or a path in the bucket.")]
 
@@ -110,6 +114,7 @@ def prepare_command(
     order: OrderOption = Order.CURRICULUM,
     seed: ShuffleSeedOption = 1,
     validation: ValidationOption = 0.02,
+    bos: BosOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -131,6 +136,7 @@ def prepare_command(
         order=order.value,
         seed=seed,
         validation=validation,
+        bos=bos,
         overwrite=overwrite,
     )
     chosen = tokenizers.load(tokenizer)

@@ -133,7 +133,9 @@ def prepare(
                 if report.samples[split]:
                     writer.add(split, STAGE, "end", _full(1, tokenizer))
             report.manifest = writer.finish(
-                tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id),
+                tokenizer=TokenizerInfo(
+                    tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, tokenizer.add_bos
+                ),
                 vocab_size=tokenizer.vocab_size,
                 sources=[Source(file.name, file.digest, file.documents) for file, _ in found],
                 tokenizer_file=tokenizer.file,

@@ -53,8 +53,8 @@ class PrepareOptions:
     """Of the shuffled order."""
     validation: float = 0.02
     """Share of each stage's documents that is held out."""
-    bos: bool = False
-    """Whether documents begin with the tokenizer's token for that."""
+    bos: bool | None = None
+    """Whether documents and samples begin with the tokenizer's ``<bos>``; None: where the tokenizer itself adds it."""
     overwrite: bool = False
     """Whether a dataset that is there already may be replaced."""
     shard_bytes: int = SHARD_BYTES
@@ -144,13 +144,14 @@ def prepare(
         raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
     if options.bos and tokenizer.bos_id is None:
         raise UsageError(f"tokenizer {tokenizer.name} has no token for the begin of a text", "leave out --bos")
+    add_bos = tokenizer.add_bos if options.bos is None else options.bos
     files = [file for source in sources for file in reading.find(source, settings)]
     report = PrepareReport(url=out.url, files=len(files))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bafogpt-prepare-")))
         spill = stack.enter_context(contextlib.closing(Spill(folder, tokenizer.dtype, options.validation)))
         documents = (document for file in files for document in file.read(options.stage))
-        _spill(documents, tokenizer, options.bos, spill, report, progress)
+        _spill(documents, tokenizer, add_bos, spill, report, progress)
         report.empty = sum(file.empty for file in files)
         if not any(stage in report.stages for stage in STAGES):
             what = "only replay text" if report.stages else f"no text ({report.empty} empty records)"
@@ -158,7 +159,7 @@ def prepare(
         writer = TokenWriter(out, dtype=tokenizer.dtype, shard_bytes=options.shard_bytes, workdir=folder)
         _write(spill, stack.enter_context(writer), options, report)
         report.manifest = writer.finish(
-            tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id),
+            tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, add_bos),
             vocab_size=tokenizer.vocab_size,
             sources=[Source(file.name, file.digest, file.documents) for file in files],
             tokenizer_file=tokenizer.file,

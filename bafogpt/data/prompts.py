@@ -168,7 +168,9 @@ class PromptStyle:
         for each in pieces:
             arrays: list[Any] = []
             answers: list[tuple[int, int]] = []
-            position = 0
+            if tokenizer.add_bos and not (each and each[0][1] == tokenizer.bos_id):  # the template leaves it out
+                arrays.append(np.array([tokenizer.bos_id], tokenizer.dtype))
+            position = len(arrays)
             for _, control, is_answer in each:
                 ids = next(encoded) if control is None else np.array([control], tokenizer.dtype)
                 _mark(answers, position, position + len(ids), is_answer)

@@ -35,6 +35,8 @@ class Tokenizer(ABC):
     vocab_size: int
     eos_id: int
     bos_id: int | None
+    add_bos: bool
+    """Whether the tokenizer itself puts :attr:`bos_id` before a text, as Gemma's does: its models were trained so."""
     file: Path | None
     """The ``tokenizer.json``; None for the built-in one."""
     controls: Mapping[str, int]
@@ -86,6 +88,7 @@ class ByteTokenizer(Tokenizer):
         self.vocab_size = 320  # 259 ids, on to a multiple of 64
         self.eos_id = 1
         self.bos_id = 2
+        self.add_bos = False
         self.file = None
         self.controls = {"<eos>": 1, "<bos>": 2}
 
@@ -119,6 +122,7 @@ class JsonTokenizer(Tokenizer):
             )
         self.eos_id = end
         self.bos_id = self._special(config.get("bos_token"), BEGIN_NAMES)
+        self.add_bos = self._adds_bos(config.get("add_bos_token"))
         added = self._engine.get_added_tokens_decoder()
         self.controls = {str(token.content): int(number) for number, token in added.items() if token.special}
         for each in (self.bos_id, self.eos_id):  # also where the file does not call them special
@@ -133,6 +137,12 @@ class JsonTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._engine.decode([int(each) for each in ids], skip_special_tokens=False))
+
+    def _adds_bos(self, configured: Any) -> bool:
+        """What ``add_bos_token`` says, as transformers reads it; else what the post-processor does."""
+        if self.bos_id is None:
+            return False
+        return configured if isinstance(configured, bool) else self._engine.encode("a").ids[:1] == [self.bos_id]
 
     def _special(self, configured: Any, names: Sequence[str]) -> int | None:
         """The id of the token that the configuration names, else of the first of ``names`` there is."""

@@ -25,7 +25,7 @@ def of_text(
     model: ModelFolder, names: Sequence[str], settings: Settings, *, count: int = SAMPLES, tokens: int = TOKENS
 ) -> list[torch.Tensor]:
     """The first ``count`` samples of the sources' documents put one after the other: [T] int64 each, T at most
-    ``tokens`` and the model's positions.
+    ``tokens`` and the model's positions. Each begins with ``<bos>`` where the tokenizer adds it.
 
     Raises :class:`ConfigError` where the tokenizer has ids that the model has no row for.
     """
@@ -33,18 +33,19 @@ def of_text(
     if read.vocab_size > model.config.padded_vocab_size:
         rows = model.config.padded_vocab_size
         raise ConfigError(f"{model.path} has {rows:,} rows, its tokenizer {read.vocab_size:,} ids", "expand the model")
-    length = min(tokens, model.config.block_size)
+    begin = _begin(read)
+    length = min(tokens, model.config.block_size) - len(begin)
     found: list[torch.Tensor] = []
     rest: list[int] = []
     for text in _texts(names, settings):
         (ids,) = read.encode_batch([text])
         rest += [*ids.tolist(), read.eos_id]
         while len(rest) >= length and len(found) < count:
-            found.append(torch.tensor(rest[:length]))
+            found.append(torch.tensor(begin + rest[:length]))
             rest = rest[length:]
         if len(found) == count:
             return found
-    return [*found, torch.tensor(rest)] if len(rest) > 1 else found
+    return [*found, torch.tensor(begin + rest)] if len(rest) > 1 else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +78,29 @@ def first_text(names: Sequence[str], settings: Settings, *, language: str = "zul
 
 @torch.no_grad()
 def measure(model: ModelFolder, text: str) -> Loss:
-    """The loss of a model on ``text``, in pieces of at most 256 tokens; takes the whole model in memory."""
-    network, (ids,) = load_gpt(model), _tokenizer(model).encode_batch([text])
+    """The loss of a model on ``text``, in pieces of at most 256 tokens; takes the whole model in memory.
+
+    Each piece begins with ``<bos>`` where the tokenizer adds it, else with the last token of the one before.
+    """
+    network, read = load_gpt(model), _tokenizer(model)
+    (ids,) = read.encode_batch([text])
+    begin = torch.tensor(_begin(read), dtype=torch.int64)
     whole, length = torch.as_tensor(ids, dtype=torch.int64), min(TOKENS, model.config.block_size)
-    nats = 0.0
-    for start in range(0, len(whole) - 1, length):
-        sample = whole[start : start + length + 1]
+    nats, tokens, own = 0.0, 0, 1 - len(begin)
+    for start in range(0, len(whole) - own, length):
+        sample = torch.cat([begin, whole[start : start + length + own]])
         nats += float(network(sample[None, :-1], sample[None, 1:]))
-    tokens = len(whole) - 1
+        tokens += len(sample) - 1
     return Loss(tokens=tokens, loss=nats / tokens, bits_per_byte=nats / math.log(2) / len(text.encode()))
 
 
 def _tokenizer(model: ModelFolder) -> Tokenizer:
     own = model.path / "tokenizer.json"
     return tokenizer.load(str(own) if own.is_file() else tokenizer.BYTES)
+
+
+def _begin(read: Tokenizer) -> list[int]:
+    return [read.bos_id] if read.add_bos and read.bos_id is not None else []
 
 
 def _texts(names: Sequence[str], settings: Settings) -> Iterator[str]:

@@ -37,10 +37,19 @@ class Row(NamedTuple):
     """[T] int32, where documents must not see each other."""
     learned: np.ndarray | None = None
     """[T] bool: which targets are learned from, where not all are."""
+    first_target: int = 1
+    """Where the first target stands in the sample as the stream has it: 0 where ``<bos>`` was put before it."""
 
 
 def row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents: bool = False) -> Row:
-    """Sample ``index``, whose tokens have been read, with what else the model must know of it."""
+    """Sample ``index``, whose tokens [T+1] have been read, with what else the model must know of it.
+
+    Where samples begin with ``<bos>`` and this one does not, it is put before the first T tokens, so that each token of
+    the stream is a target once and sample ``index`` needs no other tokens than before.
+    """
+    if samples.bos is not None and tokens[0] != samples.bos:
+        tokens = np.concatenate([np.array([samples.bos], tokens.dtype), tokens[:-1]])
+        return Row(tokens, document_numbers(samples, index, 1) if separate_documents else None, first_target=0)
     if samples.stream.is_packed:
         learned = samples.stream.learned(samples.start(index), samples.length + 1)[1:]
         return Row(tokens, document_numbers(samples, index), learned)
@@ -59,11 +68,14 @@ def of_rows(rows: Sequence[Row], device: torch.device) -> Batch:
     return Batch(_to(tokens[:, :-1], device), _to(targets, device), documents, learned)
 
 
-def document_numbers(samples: Samples, index: int) -> np.ndarray:
-    """Which document of the sample each of its T inputs belongs to, counted from 0; [T] int32."""
-    begins = samples.stream.documents(samples.start(index), samples.length)
+def document_numbers(samples: Samples, index: int, before: int = 0) -> np.ndarray:
+    """Which document of the sample each of its T inputs belongs to, counted from 0; [T] int32.
+
+    The first ``before`` inputs are not of the stream and belong to the first document.
+    """
+    begins = samples.stream.documents(samples.start(index), samples.length - before) + before
     numbers = np.zeros(samples.length, np.int32)
-    numbers[begins[begins > 0]] = 1
+    numbers[begins[begins > before]] = 1
     return numbers.cumsum(dtype=np.int32)
 
 

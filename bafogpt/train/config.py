@@ -32,6 +32,8 @@ class DataConfig:
     """Blocks (8 MiB) fetched ahead of the one that is read; 0 fetches each when it is needed."""
     cache_gb: float = 4.0
     """Local disk for verified blocks of the stream; 0 keeps only what is being read, in memory."""
+    bos: bool | None = None
+    """Whether every sample begins with the tokenizer's ``<bos>``; null does as the dataset's manifest says."""
     separate_documents: bool = False
     """Whether the documents that share a sample are hidden from each other; they see each other otherwise."""
 

@@ -12,8 +12,11 @@ from lightning.fabric import Fabric
 
 from bafogpt.core import settings
 from bafogpt.core.errors import BafoError, ConfigError
+from bafogpt.data.tokenizer import load as load_tokenizer
+from bafogpt.data.vocabulary.files import TOKENIZER
 from bafogpt.model import pull
 from bafogpt.model.config import fingerprint, gpt_config
+from bafogpt.model.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
@@ -89,11 +92,15 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         micro = fit.probed(config, manifest.vocab_size, micro=micro, sharding=sharding, documents=documents)
         micro = parallel.smallest(micro)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
+    if train.bos is not None:
+        identity["bos"] = train.bos
 
     def first_weights(gpt: torch.nn.Module) -> None:
         if path := config.model.checkpoint:
             model = fingerprint(shape, config.model.tie_embeddings)
-            _first_weights(gpt, model, order.bucket, path, handoff.folder / "weights", fabric, manifest)
+            folder = _first_weights(gpt, model, order.bucket, path, handoff.folder / "weights", fabric, manifest)
+            if folder and config.data.bos is None and not manifest.tokenizer.add_bos:
+                _require_no_bos(folder, path, config.data.path)
 
     resumes = order.resume_step is not None
     learner = build(
@@ -143,8 +150,8 @@ def _samples(
     Raises :class:`ConfigError` where validation is wanted and not one sample of it was held out.
     """
     cache = BlockCache(folder, int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
-    length, split = config.data.sequence_length, manifest.splits["validation"]
-    train = Samples(TokenStream(data, manifest, "train", cache=cache), length)
+    length, split, bos = config.data.sequence_length, manifest.splits["validation"], _bos(manifest, config)
+    train = Samples(TokenStream(data, manifest, "train", cache=cache), length, bos)
     if not config.validation.every:
         return train, None
     if split.tokens <= length:
@@ -152,8 +159,30 @@ def _samples(
             f"{config.data.path} holds {split.tokens} tokens for validation, less than one sample of {length}",
             "--set train.validation.every=0, or prepare the data with a larger --validation",
         )
-    held_out = Samples(TokenStream(data, manifest, "validation", cache=cache), length)
+    held_out = Samples(TokenStream(data, manifest, "validation", cache=cache), length, bos)
     return train, plan_validation(held_out, split, config.validation.samples)
+
+
+def _bos(manifest: manifests.TokenManifest, config: TrainConfig) -> int | None:
+    """The id that every sample begins with; None for none, and for packed conversations, whose template has it.
+
+    Raises :class:`ConfigError` where it is wanted and the tokenizer has none.
+    """
+    tokenizer = manifest.tokenizer
+    if manifest.packing is not None or not (tokenizer.add_bos if config.data.bos is None else config.data.bos):
+        return None
+    if tokenizer.bos_id is None:
+        raise ConfigError(f"tokenizer {tokenizer.name} has no <bos>", "--set train.data.bos=null")
+    return tokenizer.bos_id
+
+
+def _require_no_bos(folder: ModelFolder, name: str, data: str) -> None:
+    """Raise :class:`ConfigError` where the model's tokenizer begins each text with ``<bos>``: ``data`` does not."""
+    if (folder.path / TOKENIZER).is_file() and load_tokenizer(str(folder.path)).add_bos:
+        raise ConfigError(
+            f"{name} was trained on texts that begin with <bos>, and {data} has none",
+            "prepare the data again, or --set train.data.bos=true (false trains without)",
+        )
 
 
 def _first_weights(
@@ -164,7 +193,7 @@ def _first_weights(
     into: Path,
     fabric: Fabric,
     manifest: manifests.TokenManifest,
-) -> None:
+) -> ModelFolder | None:
     """Load the weights of a model folder of the bucket (``models/NAME``), or a run's newest (``runs/NAME``).
 
     Fetched once a machine, verified; each process reads its own rows. Raises :class:`ConfigError` for a model that is
@@ -173,11 +202,12 @@ def _first_weights(
     bucket = Bucket.open(url)
     if not bucket.exists(f"{path}/config.json"):
         load_weights(model, _fetch_checkpoint(bucket, path, into, fabric), identity)
-        return
+        return None
     with fabric.rank_zero_first(local=True):
         folder = pull.fetch(locate(f"{url}/{path}", settings.load()), into, settings.load())
     folder.require_tokenizer(manifest.tokenizer.digest)
     folder.load_into(model)
+    return folder
 
 
 def _fetch_checkpoint(bucket: Bucket, path: str, into: Path, fabric: Fabric) -> Path:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """Targets [low, high) of sample ``sample``: those that lie in one stage."""
+    """Tokens [low, high) of sample ``sample``, counted from its first in the stream: the targets of one stage."""
 
     sample: int
     low: int
@@ -62,10 +62,11 @@ def plan(samples: Samples, split: Split, wanted: int | None) -> Validation:
 def _pieces(samples: Samples, stage: Stage, most: int) -> tuple[Piece, ...]:
     """The first ``most`` samples that predict tokens of a stage, and which of their targets those are."""
     length, end = samples.length, stage.start_token + stage.tokens
+    first = 1 if samples.bos is None else 0  # after <bos> a sample's first token is a target, too
     found: list[Piece] = []
-    for index in range(max(0, stage.start_token - 1) // length, samples.count):
-        low = max(0, stage.start_token - index * length - 1)  # target t of sample i is token i·T + 1 + t
-        high = min(length, end - index * length - 1)
+    for index in range(max(0, stage.start_token - first) // length, samples.count):
+        low = max(first, stage.start_token - index * length)
+        high = min(first + length, end - index * length)
         if high <= low or len(found) == most:
             break
         found.append(Piece(index, low, high))
@@ -112,9 +113,10 @@ def _own(
         rows = [batches.row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
         batch = batches.of_rows(rows + rows[-1:] * (micro - len(rows)), device)
         targets = batch.targets.clone()
-        for row, piece in enumerate(pieces):
-            targets[row, : validation.samples.length if spare else piece.low] = batches.IGNORED
-            targets[row, piece.high :] = batches.IGNORED
+        for number_of_row, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
+            low, high = max(0, piece.low - row.first_target), max(0, piece.high - row.first_target)
+            targets[number_of_row, : validation.samples.length if spare else low] = batches.IGNORED
+            targets[number_of_row, high:] = batches.IGNORED
         targets[len(pieces) :] = batches.IGNORED
         yield number, batch._replace(targets=targets)
 

@@ -288,4 +288,5 @@ def test_a_million_words_with_the_tokenizer_of_gemma(local: Bucket, capsys: pyte
     assert report.replay_share == pytest.approx(0.05, rel=0.1)
     ids = TokenStream(local, manifest, "train").read(0, report.train_tokens)
     assert np.count_nonzero(ids == chosen.eos_id) == manifest.splits["train"].documents
-    assert not np.any(ids == chosen.bos_id)
+    assert np.count_nonzero(ids == chosen.bos_id) == manifest.splits["train"].documents, "as Gemma's tokenizer does"
+    assert manifest.tokenizer.add_bos

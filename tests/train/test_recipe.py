@@ -78,7 +78,7 @@ def test_more_processes_than_samples_is_said_with_a_batch_that_is_enough():
 class FakeSamples:
     """40 tokens in samples of 4 targets: sample i predicts tokens 4i+1 … 4i+4."""
 
-    length, count = 4, 9
+    length, count, bos = 4, 9, None
 
 
 def stage(name: str, start: int, tokens: int, **over: Any) -> Stage:
@@ -88,11 +88,11 @@ def stage(name: str, start: int, tokens: int, **over: Any) -> Stage:
 def test_each_target_that_validation_reads_belongs_to_one_stage():
     stages = (stage("news", 0, 10, bytes=20), stage("web", 10, 30, bytes=90))
     found = plan(FakeSamples(), Split(40, 2, (), stages), None)  # type: ignore[arg-type]
-    assert found.pieces[0] == (Piece(0, 0, 4), Piece(1, 0, 4), Piece(2, 0, 1))
-    assert found.pieces[1][0] == Piece(2, 1, 4)
+    assert found.pieces[0] == (Piece(0, 1, 5), Piece(1, 1, 5), Piece(2, 1, 2))
+    assert found.pieces[1][0] == Piece(2, 2, 5)
     assert sum(piece.high - piece.low for pieces in found.pieces for piece in pieces) == 36
     few = plan(FakeSamples(), Split(40, 2, (), stages), 2)  # type: ignore[arg-type]
-    assert few.pieces == ((Piece(0, 0, 4),), (Piece(2, 1, 4),))
+    assert few.pieces == ((Piece(0, 1, 5),), (Piece(2, 2, 5),))
 
 
 def test_bits_a_byte_come_from_the_stages_sizes_and_are_left_out_where_those_are_unknown():

@@ -115,6 +115,8 @@ class TokenizerInfo:
     digest: str
     eos_id: int
     bos_id: int | None
+    add_bos: bool = False
+    """Whether documents begin with ``bos_id``; then every sample is to begin with it, too."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ class TokenManifest:
             for split in plain["splits"].values():
                 for shard in split["shards"]:
                     del shard["answers"], shard["answers_digest"]
+        if not self.tokenizer.add_bos:
+            del plain["tokenizer"]["add_bos"]
         for split in plain["splits"].values():
             for stage in split["stages"]:  # what older datasets do not have is left out, so theirs keep their digest
                 for key in [key for key in ("bytes", "languages") if not stage[key]]:
@@ -220,6 +224,7 @@ def from_json(data: bytes, where: str) -> TokenManifest:
             digest=tokenizer.take("digest", str),
             eos_id=tokenizer.take("eos_id", int),
             bos_id=None if tokenizer.raw.get("bos_id") is None else tokenizer.take("bos_id", int),
+            add_bos=tokenizer.take("add_bos", bool) if "add_bos" in tokenizer.raw else False,
         ),
         splits={name: _split(_Reader(splits[name], f"{where} {name}"), "packing" in raw) for name in SPLITS},
         sources=tuple(
@@ -311,6 +316,10 @@ def _check(manifest: TokenManifest, where: str) -> None:
         raise _wrong(where, f"block_bytes {block} is not a multiple of {item}")
     if manifest.vocab_size > 1 << (8 * item) or manifest.tokenizer.eos_id >= manifest.vocab_size:
         raise _wrong(where, f"vocab_size {manifest.vocab_size} does not fit {manifest.dtype} and the EOS token")
+    if manifest.tokenizer.add_bos and not (manifest.tokenizer.bos_id or 0) < manifest.vocab_size:
+        raise _wrong(where, f"vocab_size {manifest.vocab_size} does not have the BOS token")
+    if manifest.tokenizer.add_bos and manifest.tokenizer.bos_id is None:
+        raise _wrong(where, "add_bos without a bos_id")
     if manifest.packing is not None and manifest.packing.sequence_length < 2:
         raise _wrong(where, f"packing has samples of {manifest.packing.sequence_length} tokens")
     for name, split in manifest.splits.items():

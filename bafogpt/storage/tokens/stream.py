@@ -187,6 +187,9 @@ class Samples:
 
     stream: TokenStream
     length: int
+    bos: int | None = None
+    """The id that a model is to read before a sample's first T tokens where they do not begin with it; None for none.
+    What is read of the stream is the same: :func:`bafogpt.train.batches.row` puts it there."""
     count: int = field(init=False)
 
     def __post_init__(self) -> None:

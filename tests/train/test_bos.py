@@ -1,0 +1,209 @@
+"""Every sample begins with ``<bos>`` where the data says so, and the stream stays exact."""
+
+from __future__ import annotations
+
+import json
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from bafogpt.agent.trainers import Trainers
+from bafogpt.core.errors import ConfigError
+from bafogpt.core.settings import Settings
+from bafogpt.data import tokenizer as tokenizers
+from bafogpt.data.prepare import PrepareOptions, prepare
+from bafogpt.model import samples as texts
+from bafogpt.model.folder import ModelFolder
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.tokens import manifest as manifests
+from bafogpt.storage.tokens.manifest import Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.stream import Samples, TokenStream
+from bafogpt.storage.tokens.writer import TokenWriter
+from bafogpt.train import batches
+from bafogpt.train.handoff import Handoff
+from bafogpt.train.validation import plan
+from tests.talking import make_model
+
+from .conftest import Trained, tiny
+
+Train = Callable[..., Trained]
+EOS, BOS = 1, 2
+
+
+def dataset(folder: Path, lengths: list[int], *, opened: bool) -> tuple[Bucket, TokenManifest]:
+    """Documents of those lengths, their end (and begin) included; tokens from 3 on tell where they stand."""
+    bucket = Bucket.open(f"file://{folder}/bucket", Settings())
+    bucket.create()
+    position = 3
+    with TokenWriter(bucket, dtype="uint16", workdir=folder / "work", shard_bytes=256, block_bytes=64) as writer:
+        for number, length in enumerate(lengths):
+            ids = np.arange(position, position + length, dtype=np.uint16)
+            ids[-1] = EOS
+            if opened:
+                ids[0] = BOS
+            position += length
+            for split in ("train", "validation"):
+                stage = "dictionary" if number < len(lengths) // 2 else "news"
+                writer.add(split, stage, "s", ids)
+        info = TokenizerInfo("bytes", "blake3:00", EOS, BOS, opened)
+        made = writer.finish(
+            tokenizer=info, vocab_size=1 << 16, sources=[Source("s", "d", len(lengths))], tokenizer_file=None
+        )
+    return bucket, made
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(2, 40), min_size=6, max_size=20), st.integers(2, 12), st.booleans())
+def test_each_token_of_the_stream_is_predicted_once_and_each_sample_begins_with_bos(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, opened: bool
+) -> None:
+    bucket, manifest = dataset(tmp_path_factory.mktemp("bos"), lengths, opened=opened)
+    samples = Samples(TokenStream(bucket, manifest, "train"), length, BOS)
+    stream = samples.stream.read(0, samples.stream.tokens)
+    predicted: Counter[int] = Counter()
+    for index in range(samples.count):
+        row = batches.row(samples, index, samples[index], separate_documents=True)
+        assert row.tokens[0] == BOS and len(row.tokens) == length + 1
+        assert not (row.tokens[:2] == BOS).all(), "one <bos>, not two"
+        places = samples.start(index) + row.first_target + np.arange(length)
+        assert row.tokens[1:].tolist() == stream[places].tolist()
+        predicted.update(places.tolist())
+        assert row.documents is not None and row.documents[0] == 0 and set(np.diff(row.documents)) <= {0, 1}
+        ends = np.flatnonzero(row.tokens[:-2] == EOS)
+        assert (np.diff(row.documents)[ends] == 1).all(), "after the end of a document comes another"
+    for place in range(samples.count * length):
+        twice = place % length == 0 and place > 0 and stream[place - length] == BOS
+        begins = place % length == 0 and stream[place] == BOS
+        assert predicted[place] == 1 + twice - begins
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(2, 40), min_size=6, max_size=20), st.integers(2, 12), st.booleans())
+def test_validation_takes_each_token_of_a_stage_once(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, opened: bool
+) -> None:
+    bucket, manifest = dataset(tmp_path_factory.mktemp("bos"), lengths, opened=opened)
+    split = manifest.splits["validation"]
+    samples = Samples(TokenStream(bucket, manifest, "validation"), length, BOS)
+    found = plan(samples, split, None)
+    for stage, pieces in zip(found.stages, found.pieces, strict=True):
+        places = [samples.start(p.sample) + place for p in pieces for place in range(p.low, p.high)]
+        end = min(stage.start_token + stage.tokens, samples.count * length)
+        assert places == list(range(stage.start_token, end))
+
+
+def bos(**over: Any) -> Any:
+    return tiny(data={"bos": True}, **over)
+
+
+@pytest.fixture(scope="module")
+def once() -> dict[str, Trained]:
+    """The uninterrupted run, made once."""
+    return {}
+
+
+@pytest.fixture
+def whole(train: Train, once: dict[str, Trained]) -> Trained:
+    if not once:
+        once["run"] = train(bos())
+    return once["run"]
+
+
+def weights(made: Trained) -> dict[str, torch.Tensor]:
+    (file,) = made.staged[-1].folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def test_a_run_with_bos_that_is_killed_goes_on_to_the_same_bits(train: Train, whole: Trained) -> None:
+    def kill_after_step_8(trainers: Trainers, handoff: Handoff) -> None:
+        path = handoff.metrics(1)
+        if path.exists() and '"step": 8' in path.read_text():
+            trainers.signal(signal.SIGKILL)
+
+    killed = train(bos(), watch=kill_after_step_8)
+    resumed = train(bos(), resume=killed.staged[0].folder)
+    assert resumed.lines[0]["samples"] == [48, 56]
+    ours, theirs = weights(resumed), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_two_processes_learn_the_same_with_bos_as_one(train: Train, whole: Trained) -> None:
+    two = train(bos(), processes=2)
+    assert two.losses == pytest.approx(whole.losses, rel=1e-5)
+    read = [line["samples"] for line in two.lines if "loss" in line]
+    assert read == [[8 * step, 8 * step + 8] for step in range(12)]
+
+
+def test_a_checkpoint_without_bos_is_not_gone_on_from_with_it(train: Train, whole: Trained) -> None:
+    other = train(tiny(), resume=whole.staged[0].folder)
+    assert "bos is 2 there and None here" in "\n".join(other.output)
+    assert other.lines == []
+
+
+@pytest.fixture
+def base(starter: Bucket, tmp_path: Path) -> str:
+    """A model folder of the bucket whose tokenizer adds ``<bos>``, and data prepared with it without: its name."""
+    name = uuid.uuid4().hex[:8]
+    folder = make_model(tmp_path / name)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
+    for file in folder.iterdir():
+        starter.put(f"models/{name}/{file.name}", file.read_bytes())
+    text = tmp_path / "text.txt"
+    text.write_text("Sawubona mhlaba, ngiyabonga kakhulu. " * 200 + "\n")
+    tokenizer = tokenizers.load(str(folder))
+    for out, wanted in (("with", None), ("without", False)):
+        options = PrepareOptions(bos=wanted, validation=0, stage="news")
+        prepare([str(text)], tokenizer=tokenizer, out=starter.child(f"data/{name}-{out}"), options=options)
+    return name
+
+
+def of_base(base: str, data: str, **over: Any) -> Any:
+    shape = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_query_groups": 2, "head_size": 12, "intermediate_size": 48}
+    more = {"attention_scores_scalar": 12, "sliding_window_size": 16, "block_size": 512}
+    return tiny(
+        tokens=2 * 256,
+        data={"path": f"data/{base}-{data}", **over},
+        model={"checkpoint": f"models/{base}", "overrides": {**shape, **more}},
+        validation={"every": 0},
+    )
+
+
+def test_data_without_bos_is_refused_for_a_base_that_begins_with_it(
+    train_here: Any, base: str, starter: Bucket, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="texts that begin with <bos>") as refused:
+        train_here(of_base(base, "without"), Handoff(tmp_path / "refused"))
+    assert "train.data.bos=true" in (refused.value.hint or "")
+    for number, data, over in ((1, "with", {}), (2, "without", {"bos": True}), (3, "without", {"bos": False})):
+        result = train_here(of_base(base, data, **over), Handoff(tmp_path / f"taken-{number}"))
+        assert result.outcome == "finished"
+    manifest = manifests.load(starter.child(f"data/{base}-with"))
+    assert manifest.tokenizer.add_bos and manifest.tokenizer.bos_id == BOS
+    assert not manifests.load(starter.child(f"data/{base}-without")).tokenizer.add_bos
+
+
+def test_the_text_that_a_model_is_measured_on_begins_with_bos_where_its_tokenizer_adds_it(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    plain = texts.of_text(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)
+    before = texts.measure(ModelFolder.open(folder), "Sawubona " * 100)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
+    begun = texts.of_text(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)
+    after = texts.measure(ModelFolder.open(folder), "Sawubona " * 100)
+    assert all(int(each[0]) == BOS and len(each) == 32 for each in begun)
+    assert torch.cat(begun).tolist() != torch.cat(plain).tolist()
+    assert torch.cat([each[1:] for each in begun]).tolist() == torch.cat(plain).tolist()[: 3 * 31]
+    assert (before.tokens, after.tokens) == (899, 900), "the first token is predicted, too"
+    assert before.loss != after.loss
