@@ -9,6 +9,7 @@
 - ``weights``      a tensor that is read by rows, when and as far as it is wanted
 - ``tensorfiles``  safetensors files: read in place, written one block of rows at a time
 - ``names``        Hugging Face's parameter names and litgpt's, and the shapes that a configuration asks for
+- ``families``     the families that can be read and written (Gemma-2, Gemma-3, Qwen-3): one table each
 - ``hfconfig``     ``config.json`` and litgpt's ``Config``
 - ``folder``       a model folder: opened, checked, loaded into a network, written
 - ``checkpoint``   the model in a training checkpoint

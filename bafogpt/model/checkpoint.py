@@ -16,7 +16,8 @@ from typing import Any
 from litgpt.config import Config
 
 from bafogpt.core.errors import CorruptError
-from bafogpt.model import hfconfig, names, tensorfiles
+from bafogpt.model import names, tensorfiles
+from bafogpt.model.families import name_of
 from bafogpt.model.weights import Weight
 
 META = "checkpoint.json"
@@ -39,8 +40,8 @@ class CheckpointFolder:
     def open(cls, path: Path) -> CheckpointFolder:
         """Read the headers and check names and shapes against the configuration that is saved with them.
 
-        Raises :class:`CorruptError` for what is not a whole checkpoint, :class:`ConfigError` for a model that is not of
-        the Gemma-2 family.
+        Raises :class:`CorruptError` for what is not a whole checkpoint, :class:`ConfigError` for a model of no family
+        that can be written.
         """
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
@@ -72,6 +73,5 @@ def _config(saved: Mapping[str, Any], path: Path) -> Config:
         config = Config(**{key: value for key, value in saved.items() if key in known})
     except (AssertionError, TypeError, ValueError) as error:
         raise CorruptError(f"{path}: its configuration does not make a model: {error}", f"cat {path / META}") from None
-    hfconfig.require_family(config)
-    config.name = hfconfig.name_of(config)
+    config.name = name_of(config)
     return config

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.config import configs as litgpt_configs
 
 from bafogpt.core.errors import ConfigError, did_you_mean
+from bafogpt.model.families import NAMES, configuration, family_of
 
 PADDING_MULTIPLE = 64
 """Rows of embedding and output head are a multiple of this: matrix kernels are slow at odd sizes."""
@@ -23,31 +23,29 @@ def padded(vocab_size: int) -> int:
 def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Config:
     """litgpt's configuration ``name`` with ``overrides`` of its fields and a vocabulary of ``vocab_size`` ids.
 
-    ``norm_eps`` is 1e-6 unless overridden: litgpt's Gemma-2 has 1e-5 where the published model has 1e-6.
-    Raises :class:`ConfigError` for a name or a field litgpt does not have, and for a network that :class:`GPT
+    A family that can be published (:mod:`bafogpt.model.families`) has its published ``norm_eps`` (1e-6 for Gemma, where
+    litgpt has 1e-5), and with another ``n_layer`` the layers' windows and rotary positions follow its pattern. Raises
+    :class:`ConfigError` for a name or a field litgpt does not have, and for a network that :class:`GPT
     <bafogpt.model.gpt.GPT>` is not made for.
     """
-    names = [config["name"] for config in litgpt_configs]
-    if name not in names:
+    if name not in NAMES:
         hint = "see the names in litgpt.config.configs"
-        raise ConfigError(f"model.name: no litgpt configuration '{name}'{did_you_mean(name, names)}", hint)
+        raise ConfigError(f"model.name: no litgpt configuration '{name}'{did_you_mean(name, NAMES)}", hint)
     known = {field.name for field in dataclasses.fields(Config)}
     for key in overrides:
         if key not in known:
             raise ConfigError(f"model.overrides: no field '{key}'{did_you_mean(key, known)}", "fix model.overrides")
-    fields: dict[str, Any] = {
-        "norm_eps": 1e-6,
-        **overrides,
-        "vocab_size": vocab_size,
-        "padded_vocab_size": padded(vocab_size),
-    }
-    layers = fields.get("n_layer")
-    base = Config.from_name(name)
-    if layers and base.sliding_window_indices and "sliding_window_indices" not in fields:
-        # every other layer, as in Gemma-2, for however many layers there are
-        fields["sliding_window_indices"] = [1 - i % 2 for i in range(layers)]
+    fields: dict[str, Any] = {**overrides, "vocab_size": vocab_size, "padded_vocab_size": padded(vocab_size)}
+    family = family_of(configuration(name))
+    if family is not None:
+        fields.setdefault("norm_eps", family.defaults["rms_norm_eps"])
+    if family is not None and family.full_every:
+        layers = fields.get("n_layer", configuration(name).n_layer)
+        windows = fields.setdefault("sliding_window_indices", family.windows(layers))
+        if family.local_theta:
+            fields.setdefault("rope_indices", windows)
     try:
-        config = Config.from_name(name, **fields)
+        config = configuration(name, **fields)
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"model.overrides do not make a model: {error}", "fix model.overrides") from None
     if config.latent_attention or config.lm_head_bias:

@@ -63,7 +63,7 @@ class ModelFolder:
         """
         content = hfconfig.read(path)
         config = hfconfig.to_litgpt(content, str(path / hfconfig.CONFIG))
-        tied = hfconfig.tied(content)
+        tied = hfconfig.tied(content, str(path / hfconfig.CONFIG))
         found = tensorfiles.read_folder(path)
         expected = names.shapes(config, tied=tied)
         for name, shape in expected.items():
@@ -76,7 +76,10 @@ class ModelFolder:
                 )
         unknown = sorted(name for name in found if name not in expected and not (tied and name == names.HF_HEAD))
         if unknown:
-            raise ConfigError(f"{path} has {unknown[0]}, which Gemma-2 has not", "pull another model")
+            title = hfconfig.family_in(content, str(path)).title
+            raise ConfigError(f"{path} has {unknown[0]}, which {title} has not", "pull another model")
+        if tied and names.HF_HEAD in found:
+            _require_same(found[names.HF_HEAD], found[names.HF_EMBEDDING], path)
         return cls(path, content, config, tied, {name: found[name] for name in expected})
 
     @property
@@ -147,8 +150,18 @@ class ModelFolder:
                 )
 
 
+def _require_same(head: Weight, embedding: Weight, path: Path) -> None:
+    """Raise :class:`ConfigError` where a tied model's file has a head that is not the embedding."""
+    blocks = zip(head.blocks(), embedding.blocks(), strict=True)
+    if head.shape != embedding.shape or not all(torch.equal(a, b) for (_, a), (_, b) in blocks):
+        raise ConfigError(
+            f"{path}: tie_word_embeddings is true, and {names.HF_HEAD} is not {names.HF_EMBEDDING}",
+            f"set tie_word_embeddings to false in {path / hfconfig.CONFIG}, or take the head out",
+        )
+
+
 def load_config(path: Path) -> Config:
-    """litgpt's configuration of a model folder, ``norm_eps`` as its ``config.json`` has it (1e-6 for Gemma-2)."""
+    """litgpt's configuration of a model folder."""
     return hfconfig.to_litgpt(hfconfig.read(path), str(path / hfconfig.CONFIG))
 
 

@@ -1,7 +1,7 @@
-"""``config.json`` of Hugging Face's Gemma-2 and litgpt's ``Config``, both ways.
+"""``config.json`` of Hugging Face and litgpt's ``Config``, both ways, for each of :mod:`bafogpt.model.families`.
 
-What litgpt's network does not do (another activation, scaled rotary positions, attention biases) is refused, not
-ignored. Fields that a file leaves out have the defaults of ``transformers.Gemma2Config``.
+What the network does not do (another activation, attention biases, other rotary positions) is refused, not ignored.
+Fields that a file leaves out have the defaults of transformers' class for the family.
 """
 
 from __future__ import annotations
@@ -12,38 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.config import configs as litgpt_configs
 
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
+from bafogpt.model.families import FAMILIES, TITLES, Family, name_of, require_family
 
 CONFIG = "config.json"
-FAMILY = "gemma2"
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 256_000,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": 4096,
-    "query_pre_attn_scalar": 256,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-    "tie_word_embeddings": True,
-}
-_MUST: dict[str, tuple[Any, ...]] = {
-    "hidden_activation": ("gelu_pytorch_tanh", None),
-    "attention_bias": (False, None),
-    "use_bidirectional_attention": (False, None),
-}
-"""The values that litgpt's network has; absent is the first."""
-_SIZES = (
+_COUNTS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
+_OPTIONAL = ("attn_logit_softcapping", "final_logit_softcapping")
+_LAYER_TYPES = {"sliding_attention": 1, "full_attention": 0}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -52,82 +31,78 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = f"{folder} has no {CONFIG}" if folder.is_dir() else f"no model folder at {folder}"
         raise NotFoundError(what, "bafogpt model pull google/gemma-2-2b")
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """The content of a ``config.json``; ``where`` names it. Raises :class:`CorruptError` for no JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data)
     except ValueError as error:
-        raise CorruptError(f"{path}: {error}", f"head -c 200 {path}") from None
+        raise CorruptError(f"{where}: {error}", f"head -c 200 {where}") from None
     if not isinstance(content, dict):
-        raise CorruptError(f"{path}: not a JSON object", f"head -c 200 {path}")
+        raise CorruptError(f"{where}: not a JSON object", f"head -c 200 {where}")
     return content
 
 
-def tied(content: Mapping[str, Any]) -> bool:
-    """Whether the output head is the embedding matrix."""
-    return bool(content.get("tie_word_embeddings", True))
+def family_in(content: Mapping[str, Any], where: str) -> Family:
+    """The family that a ``config.json`` names. Raises :class:`ConfigError` for one that cannot be read."""
+    named = content.get("model_type")
+    for family in FAMILIES:
+        if named == family.model_type:
+            return family
+    for family in FAMILIES:
+        if "text_config" in content and family.model_type == f"{named}_text":
+            raise ConfigError(
+                f"{where}: {named} takes images too; only its text model ({family.model_type}) can be read",
+                "bafogpt model pull google/gemma-3-1b-pt, or another folder of a text model",
+            )
+    raise ConfigError(
+        f"{where}: {named or 'no model_type'}; only {TITLES} can be read", "bafogpt model pull google/gemma-2-2b"
+    )
+
+
+def tied(content: Mapping[str, Any], where: str) -> bool:
+    """Whether the output head is the embedding matrix. Raises :class:`ConfigError`."""
+    found = content.get("tie_word_embeddings", family_in(content, where).defaults["tie_word_embeddings"])
+    if not isinstance(found, bool):
+        raise ConfigError(f"{where}: tie_word_embeddings is {found!r}, not true or false", f"edit {where}")
+    return found
 
 
 def to_litgpt(content: Mapping[str, Any], where: str) -> Config:
     """litgpt's configuration of a ``config.json``; ``where`` names the file in errors.
 
-    Its ``norm_eps`` is the file's, 1e-6 for Gemma-2 where litgpt's own has 1e-5, and its vocabulary is the padded one:
-    a ``config.json`` knows no other. Raises :class:`ConfigError` for another family or what the network cannot do.
+    Its vocabulary is the padded one: a ``config.json`` knows no other. Raises :class:`ConfigError` for another family,
+    for what the network cannot do, and for values that do not make a model.
     """
-    if content.get("model_type") != FAMILY:
-        family = content.get("model_type") or "no model_type"
-        raise ConfigError(
-            f"{where}: {family}; only Gemma-2 ({FAMILY}) can be read", "bafogpt model pull google/gemma-2-2b"
-        )
-    for key, allowed in _MUST.items():
+    family = family_in(content, where)
+    for key, allowed in family.must.items():
         if content.get(key, allowed[0]) not in allowed:
             raise ConfigError(
                 f"{where}: {key} is {content[key]!r}; the network has {allowed[0]!r}", "use another model"
             )
-    values = {key: content.get(key, default) for key, default in _DEFAULTS.items()}
-    for key in _SIZES:
-        if type(values[key]) is not int or values[key] < 1:
-            raise ConfigError(f"{where}: {key} is {values[key]!r}, not a size", f"edit {where}")
-    layers = values["num_hidden_layers"]
-    fields: dict[str, Any] = {
-        "vocab_size": values["vocab_size"],
-        "padded_vocab_size": values["vocab_size"],
-        "n_embd": values["hidden_size"],
-        "intermediate_size": values["intermediate_size"],
-        "n_layer": layers,
-        "n_head": values["num_attention_heads"],
-        "n_query_groups": values["num_key_value_heads"],
-        "head_size": values["head_dim"],
-        "block_size": values["max_position_embeddings"],
-        "norm_eps": values["rms_norm_eps"],
-        "rope_base": _rope_base(content, where),
-        "attention_scores_scalar": values["query_pre_attn_scalar"],
-        "attention_logit_softcapping": values["attn_logit_softcapping"],
-        "final_logit_softcapping": values["final_logit_softcapping"],
-        "sliding_window_size": values["sliding_window"],
-        "sliding_window_indices": _windows(content.get("layer_types"), layers, where),
-    }
+    values = {key: content.get(key, family.defaults[key]) for key in family.fields}
+    windows = _windows(content, family, values["num_hidden_layers"], where)
+    for key, value in values.items():
+        if key in _COUNTS and (type(value) is not int or value < 1):
+            raise ConfigError(f"{where}: {key} is {value!r}, not a size", f"edit {where}")
+        if key == "sliding_window" and any(windows or ()) and (type(value) is not int or value < 1):
+            raise ConfigError(f"{where}: sliding_window is {value!r}, not a number of tokens", f"edit {where}")
+        if key not in _COUNTS and key != "sliding_window" and not (value is None and key in _OPTIONAL):
+            _require_positive(key, value, where)
+    fields: dict[str, Any] = {ours: values[theirs] for theirs, ours in family.fields.items()}
+    fields |= {"vocab_size": values["vocab_size"], **_ropes(content, family, where)}
+    if windows is not None:
+        fields["sliding_window_indices"] = windows
+    if family.local_theta:
+        fields["rope_indices"] = windows
     try:
-        config: Config = Config.from_name("Gemma-2-2b", **fields)
+        config: Config = Config.from_name(family.base, **fields)
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"{where} does not make a model: {error}", f"edit {where}") from None
     config.name = name_of(config)
     return config
-
-
-def require_family(config: Config) -> None:
-    """Raise :class:`ConfigError` for a network that is not Gemma-2's."""
-    if not (config.post_mlp_norm and config.mlp_class_name == "GemmaMLP" and config.scale_embeddings):
-        raise ConfigError(f"{config.name or 'this model'} is not of the Gemma-2 family", "use a Gemma-2")
-
-
-def name_of(config: Config) -> str:
-    """litgpt's name for a model of that shape. "Gemma" in it is what gives litgpt's norms their unit offset."""
-    shape = ("n_embd", "n_layer", "n_head", "intermediate_size")
-    for each in litgpt_configs:
-        name: str = each["name"]
-        same = name.startswith("Gemma-2-") and not name.endswith("-it")
-        if same and all(each[key] == getattr(config, key) for key in shape):
-            return name
-    return "Gemma-2"
 
 
 def from_litgpt(
@@ -135,58 +110,125 @@ def from_litgpt(
 ) -> dict[str, Any]:
     """A ``config.json`` that transformers 4 and 5 read. ``special`` are ids of tokens: ``bos_token_id``, ….
 
-    ``vocab_size`` is the padded size, that of the matrices. Raises :class:`ConfigError` for another family.
+    ``vocab_size`` is the padded size, that of the matrices. Raises :class:`ConfigError` for a network of no family that
+    can be written, and for one whose rotary positions no ``config.json`` can describe.
     """
-    require_family(config)
-    known: dict[str, int | None] = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, **(special or {})}
+    family = require_family(config)
+    values = {theirs: getattr(config, ours) for theirs, ours in family.fields.items()}
+    if "query_pre_attn_scalar" in values:
+        values["query_pre_attn_scalar"] = values["query_pre_attn_scalar"] or config.head_size
+    if family.full_every:
+        values["sliding_window"] = values["sliding_window"] or config.block_size
+        values["layer_types"] = _layer_types(config)
     return {
-        "architectures": ["Gemma2ForCausalLM"],
-        "model_type": FAMILY,
-        "vocab_size": config.padded_vocab_size,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_query_groups,
-        "head_dim": config.head_size,
-        "max_position_embeddings": config.block_size,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": float(config.rope_base),
-        "query_pre_attn_scalar": config.attention_scores_scalar or config.head_size,
-        "attn_logit_softcapping": config.attention_logit_softcapping,
-        "final_logit_softcapping": config.final_logit_softcapping,
-        "sliding_window": config.sliding_window_size or config.block_size,
-        "layer_types": _layer_types(config),
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **values,
+        **_written_ropes(config, family),
+        **{key: allowed[0] for key, allowed in family.must.items() if allowed[0] is not None},
         "initializer_range": 0.02,
         "tie_word_embeddings": tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
-        **known,
+        **family.special,
+        **(special or {}),
     }
 
 
-def _rope_base(content: Mapping[str, Any], where: str) -> int:
-    """The base of the rotary positions, from transformers 5's field or transformers 4's."""
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ConfigError(f"{where}: rotary positions of type {kind!r} are not supported", "use another model")
-    return int(rope.get("rope_theta", content.get("rope_theta", 10_000)))
+def _require_positive(key: str, value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: {key} is {value!r}, not a number above 0", f"edit {where}")
 
 
-def _windows(layer_types: Any, layers: int, where: str) -> list[int]:
-    """1 for each layer that sees its window only; every other one where the file does not say."""
-    if layer_types is None:
-        return [1 - number % 2 for number in range(layers)]
-    known = {"sliding_attention": 1, "full_attention": 0}
-    if not isinstance(layer_types, list) or len(layer_types) != layers or not set(layer_types) <= set(known):
-        raise ConfigError(f"{where}: layer_types do not name {layers} layers", f"edit {where}")
-    return [known[each] for each in layer_types]
+def _windows(content: Mapping[str, Any], family: Family, layers: Any, where: str) -> list[int] | None:
+    """1 for each layer with a sliding window, from ``layer_types``, else the family's pattern; None without windows.
+
+    Gemma-3's older files have the pattern as a number, under one of two names, of which transformers reads the first.
+    """
+    named = content.get("layer_types")
+    if named is not None:
+        known = set(_LAYER_TYPES) if family.full_every else {"full_attention"}
+        if not isinstance(named, list) or len(named) != layers or not set(map(str, named)) <= known:
+            raise ConfigError(f"{where}: layer_types do not name {layers} layers", f"edit {where}")
+        return [_LAYER_TYPES[each] for each in named] if family.full_every else None
+    if type(layers) is not int or family.local_theta is None:
+        return family.windows(layers) if type(layers) is int else None
+    every = content.get("sliding_window_pattern", family.full_every)
+    other = content.get("_sliding_window_pattern", every)
+    for pattern in (every, other):
+        if type(pattern) is not int or pattern < 1 or pattern != every:
+            raise ConfigError(f"{where}: the windows' pattern is {pattern!r}, and no layer_types", f"edit {where}")
+    return family.windows(layers, every)
 
 
 def _layer_types(config: Config) -> list[str]:
-    windows = config.sliding_window_indices or [0] * config.n_layer
+    windows = (config.sliding_window_indices if config.sliding_window_size else None) or [0] * config.n_layer
     return ["sliding_attention" if window else "full_attention" for window in windows]
+
+
+def _ropes(content: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """litgpt's fields for the rotary positions, from ``rope_parameters`` (transformers 5) or the fields before it."""
+    parameters, scaling = (_mapping(content, key, where) for key in ("rope_parameters", "rope_scaling"))
+    if not family.local_theta:
+        base, adjustments = _rope(scaling or parameters, content.get("rope_theta", family.theta), where)
+        return {"rope_base": base, "rope_adjustments": adjustments}
+    kinds = {kind: _mapping(parameters, kind, where) for kind in _LAYER_TYPES}
+    other = [key for key, value in parameters.items() if key not in kinds and value not in (None, "default")]
+    if other:
+        raise ConfigError(f"{where}: rope_parameters has {other[0]!r} beside its two kinds of layers", f"edit {where}")
+    full = {**kinds["full_attention"], **scaling}
+    base, adjustments = _rope(full, content.get("rope_theta", family.theta), where)
+    local, scaled = _rope(kinds["sliding_attention"], content.get("rope_local_base_freq", family.local_theta), where)
+    if scaled:
+        raise ConfigError(f"{where}: scaled rotary positions in layers with a window", "use another model")
+    return {"rope_base": base, "rope_adjustments": adjustments, "rope_local_base_freq": local}
+
+
+def _mapping(content: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    found = content.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {key} is {found!r}, not an object", f"edit {where}")
+    return found
+
+
+def _rope(rope: Mapping[str, Any], default: Any, where: str) -> tuple[float, dict[str, float] | None]:
+    """The base and litgpt's adjustments of one kind of rotary positions: unscaled, or scaled by one factor."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear"):
+        raise ConfigError(f"{where}: rotary positions of type {kind!r} are not supported", "use another model")
+    known = {"rope_type", "type", "rope_theta", *(["factor"] if kind == "linear" else [])}
+    unknown = [key for key, value in rope.items() if key not in known and value is not None]
+    if unknown and not (unknown == ["partial_rotary_factor"] and rope[unknown[0]] == 1.0):
+        raise ConfigError(f"{where}: rotary positions with {unknown[0]!r} are not supported", "use another model")
+    theta = rope.get("rope_theta", default)
+    _require_positive("rope_theta", theta, where)
+    theta = int(theta) if theta == int(theta) else theta
+    if kind == "default":
+        return theta, None
+    _require_positive("factor", rope.get("factor"), where)
+    return theta, {"factor": float(rope["factor"])}
+
+
+def _written_ropes(config: Config, family: Family) -> dict[str, Any]:
+    """Both spellings: transformers 4 reads the fields beside ``rope_parameters``, transformers 5 those within."""
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if config.rope_adjustments:
+        if set(config.rope_adjustments) != {"factor"}:
+            raise ConfigError(f"{config.name}: rotary positions that no config.json of ours describes", "see litgpt")
+        scaling = {"rope_type": "linear", "factor": float(config.rope_adjustments["factor"])}
+    theta = {"rope_theta": float(config.rope_base)}
+    older = {**theta, "rope_scaling": scaling if config.rope_adjustments else None}
+    if not family.local_theta:
+        return {**older, "rope_parameters": {**scaling, **theta}}
+    windows = config.sliding_window_indices if config.sliding_window_size else [0] * config.n_layer
+    if config.rope_local_base_freq is None or config.rope_indices != windows:
+        raise ConfigError(
+            f"{config.name}: layers with a window and layers with local rotary positions are not the same",
+            "leave model.overrides.rope_indices out",
+        )
+    local = float(config.rope_local_base_freq)
+    kinds = {
+        "full_attention": {**scaling, **theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": local},
+    }
+    return {**older, "rope_local_base_freq": local, "rope_parameters": kinds}

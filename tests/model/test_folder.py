@@ -19,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
 from bafogpt.model import folder as folders
 from bafogpt.model import hfconfig, names, tensorfiles
+from bafogpt.model.families import GEMMA_2
 from bafogpt.model.folder import ModelFolder
 
 from .conftest import MakeGemma, SaveGemma, logits_of, some_ids
@@ -157,7 +158,7 @@ def test_transformers_reads_every_field_that_is_written(saved: SaveGemma, tmp_pa
     read = AutoConfig.from_pretrained(tmp_path)
 
     theirs = json.loads((folder.path / "config.json").read_text())
-    for key in hfconfig._DEFAULTS:
+    for key in GEMMA_2.defaults:
         assert getattr(read, key) == (False if key == "tie_word_embeddings" else theirs[key]), key
     assert read.rope_parameters["rope_theta"] == 5000.0
     assert read.layer_types == theirs["layer_types"]
@@ -167,7 +168,7 @@ def test_transformers_reads_every_field_that_is_written(saved: SaveGemma, tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("model_type", "llama", "llama; only Gemma-2"),
+        ("model_type", "llama", "llama; only Gemma-2, Gemma-3, Qwen-3 can be read"),
         ("attention_bias", True, "attention_bias is True"),
         ("hidden_activation", "silu", "hidden_activation is 'silu'"),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}, "'yarn'"),
