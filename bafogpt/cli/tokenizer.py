@@ -191,4 +191,10 @@ def _extended(report: ExtendReport, language: str, protect_language: str) -> str
             f" {report.forbidden_pairs:,} pairs were not to be joined"
         )
     refused = "; ".join(f"{number:,} pairs refused ({why})" for why, number in report.refused.items())
-    return "\n".join([*lines, *([refused] if refused else []), f"wrote {report.out} in {report.seconds:.1f} s"])
+    check = report.tokenizer_model
+    model = (
+        f"no tokenizer.model (SentencePiece): {check.refused}"
+        if check.refused
+        else f"tokenizer.model (SentencePiece) gives the ids of tokenizer.json in {check.texts:,} texts"
+    )
+    return "\n".join([*lines, *([refused] if refused else []), model, f"wrote {report.out} in {report.seconds:.1f} s"])

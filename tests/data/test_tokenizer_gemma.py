@@ -11,14 +11,24 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
 from bafogpt.data.vocabulary.extend import ExtendReport, extend
 from bafogpt.data.vocabulary.pairs import apply
 from bafogpt.data.vocabulary.report import read_lines, report
+from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL
 
 from .vocabulary import CORPUS, ENGLISH, GEMMA, NTREX, ZULU, content_of, engine_of, ids, require_shared
 
 pytestmark = pytest.mark.slow
+
+TEXT = st.lists(
+    st.sampled_from(
+        [*ZULU.split(), *ENGLISH[0].split(), " ", "  ", "\t", "\t\t", "\n\n", "\r\n", "😀", "👩🏽‍🚀", "<bos>"]
+    )
+    | st.text(),
+    max_size=12,
+).map(lambda parts: "".join(parts).replace("▁", ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +85,25 @@ def test_unseen_text_is_cut_as_gemma_cuts_it_with_the_new_merges_applied(real: R
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(
-            [*ZULU.split(), *ENGLISH[0].split(), " ", "  ", "\t", "\t\t", "\n\n", "\r\n", "😀", "👩🏽‍🚀", "<bos>"]
-        )
-        | st.text(),
-        max_size=12,
-    ).map(lambda parts: "".join(parts).replace("▁", ""))
-)
+@given(TEXT)
 def test_any_text_comes_back(real: Real, text: str) -> None:
     assert real.engine.decode(ids(real.engine, text), skip_special_tokens=False) == text
+
+
+def test_sentencepiece_gives_the_same_ids(real: Real) -> None:
+    model = SentencePieceProcessor(model_file=str(real.out / "tokenizer.model"))
+    check = real.report.tokenizer_model
+    assert check.refused == "" and check.texts > 300_000
+    assert (model.get_piece_size(), model.bos_id(), model.id_to_piece(226)) == (296_000, 2, "<0x09>")
+    for text in [*read_lines([str(NTREX)], "zul", False), *read_lines([str(NTREX)], "eng", True), *UNUSUAL]:
+        assert model.encode(text) == ids(real.engine, text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXT)
+def test_sentencepiece_gives_the_same_ids_for_any_text(real: Real, text: str) -> None:
+    model = SentencePieceProcessor(model_file=str(real.out / "tokenizer.model"))
+    assert model.encode(text) == ids(real.engine, text)
 
 
 def test_transformers_and_litgpt_read_it_alike(real: Real) -> None:

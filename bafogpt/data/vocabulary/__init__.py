@@ -5,6 +5,7 @@
 - ``protect``  which merges would touch the text of the protected language
 - ``extend``   all of it together: continued BPE over the base's own segmentation
 - ``files``    ``tokenizer.json`` in and out, and ``tokenizer.lineage.json`` beside it
+- ``sentencepiece_model`` ``tokenizer.model`` for llama.cpp's converter, written where it gives the same ids
 - ``train``    a tokenizer from nothing
 - ``report``   tokens a word, pieces that cannot appear, sentences changed: of any tokenizers, side by side
 - ``picture``  the same as a figure

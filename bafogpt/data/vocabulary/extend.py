@@ -10,9 +10,10 @@ cut in another way: then its piece could appear within words but not be written 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from bafogpt.core.errors import DataError, UsageError
 from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
-from bafogpt.data.vocabulary import files, protect, words
+from bafogpt.data.vocabulary import files, protect, sentencepiece_model, words
 from bafogpt.data.vocabulary.files import Base, Piece
 from bafogpt.data.vocabulary.pairs import Pair, PairIndex, apply
+from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL, ModelCheck
 from bafogpt.data.vocabulary.words import Unit, Words
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class ExtendReport:
     refused: dict[str, int] = field(default_factory=dict)
     lowest_count: int = 0
     """How often the last merge applied when it was learned."""
+    tokenizer_model: ModelCheck = field(default_factory=ModelCheck)
+    """Whether a SentencePiece ``tokenizer.model`` was written, and what it was compared on."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +133,8 @@ def extend(
     report.refused, report.lowest_count = dict(learner.refused), learner.learned[-1].count
     facts = {"settings": asdict(options), "corpus": _facts(read), "protect": _facts(kept)}
     with stage("writing and checking", None, ""):
-        _write(out, loaded, learner.learned, padding, facts)
+        sample = itertools.chain(UNUSUAL, read.sample, kept.sample, read.counts, kept.counts)
+        report.tokenizer_model = _write(out, loaded, learner.learned, padding, facts, sample)
     report.seconds = time.monotonic() - began
     return report
 
@@ -226,8 +231,10 @@ def _facts(read: Words) -> dict[str, Any]:
     }
 
 
-def _write(out: Path, base: Base, learned: Sequence[Piece], padding: int, facts: dict[str, Any]) -> None:
-    """The folder, once the real tokenizer has cut every new piece into itself."""
+def _write(
+    out: Path, base: Base, learned: Sequence[Piece], padding: int, facts: dict[str, Any], sample: Iterable[str]
+) -> ModelCheck:
+    """Write the folder, after the ``tokenizers`` library tokenized every new piece as itself."""
     from tokenizers import Tokenizer as Engine
 
     made = files.dumped(files.continued(base, learned, padding))
@@ -240,3 +247,5 @@ def _write(out: Path, base: Base, learned: Sequence[Piece], padding: int, facts:
         (folder / files.LINEAGE).write_text(files.lineage(base, learned, made, facts), encoding="utf-8")
         for name, text in files.beside(base.file, engine).items():
             (folder / name).write_text(text, encoding="utf-8")
+        engine.encode_special_tokens = True
+        return sentencepiece_model.write(folder, base, learned, padding, engine, sample)

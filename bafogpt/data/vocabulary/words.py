@@ -32,6 +32,10 @@ SPACE = "▁"
 """How pieces spell the space (U+2581)."""
 BATCH = 8192
 """Words that are handed to the tokenizer at a time."""
+SAMPLE = 200
+"""Texts of each file that are kept whole in :attr:`Words.sample`."""
+SAMPLE_CHARACTERS = 4096
+"""Characters of such a text."""
 
 Progress = Callable[[int], None]
 Unit = tuple[int, ...]
@@ -48,12 +52,15 @@ class Words:
     documents: int = 0
     digests: dict[str, str] = field(default_factory=dict)
     """Each file's name, and the digest of its content."""
+    sample: list[str] = field(default_factory=list)
+    """The beginnings of each file's first texts, with their white space."""
 
     def add(self, other: Words) -> None:
         """Take in what another process counted."""
         self.counts.update(other.counts)
         self.documents += other.documents
         self.digests.update(other.digests)
+        self.sample += other.sample
 
 
 def count(
@@ -119,6 +126,8 @@ def _count_file(task: _Task) -> Words:
     words = Words()
     for text in texts(file, language, replay=replay):
         words.counts.update(_WORD.findall(text))
+        if len(words.sample) < SAMPLE:
+            words.sample.append(text[:SAMPLE_CHARACTERS])
         words.documents += 1
     words.digests[file.name] = file.digest
     return words
