@@ -160,6 +160,8 @@ class Place:
     def __init__(self, folder: Path, options: argparse.Namespace, seed: int) -> None:
         self.folder, self.options, self.seed = folder, options, seed
         self.texts = read_texts(options, seed)
+        self.before: dict[str, dict[str, np.ndarray]] = {}
+        """What is measured before training, by the kind of rows."""
         (folder / "bucket" / "models").mkdir(parents=True)
         self.bucket = Bucket.open(f"file://{folder}/bucket")
         for name, english in (("zulu", False), ("all", None)):
@@ -220,7 +222,9 @@ class Place:
         count = run.config.steps * options.batch
         order = self.order(arm, count)
         cutter, network = self.cutter(arm.rows), run.state.model
-        before = measure(network, cutter, self.texts, options.device, options.length)
+        if arm.rows not in self.before:
+            self.before[arm.rows] = measure(network, cutter, self.texts, options.device, options.length)
+        before = self.before[arm.rows]
         first: dict[str, float] = {}
         trained = time.monotonic()
         for step in range(run.config.steps):
@@ -264,7 +268,7 @@ class Place:
             "optimizer": {"learning_rate": options.rate * arm.rate},
             "schedule": {"warmup_steps": min(steps // 2, max(2, steps // 10))},
             "validation": {"every": 0},
-            "precision": "bf16-mixed" if options.device == "cuda" else options.precision,
+            "precision": options.precision,
             "activation_checkpointing": options.recompute,
             "seed": self.seed,
         }
@@ -323,10 +327,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--documents", type=int, default=24, help="held out of each set")
     made.add_argument("--document-bytes", type=int, default=400, help="of each that is held out")
     made.add_argument("--length", type=int, default=256, help="tokens a sample")
-    made.add_argument("--batch", type=int, default=4, help="samples a step")
-    made.add_argument("--micro", type=int, default=4, help="samples at once")
-    made.add_argument("--rate", type=float, default=1e-4)
-    made.add_argument("--precision", default="32-true")
+    made.add_argument("--batch", type=int, default=2, help="samples a step")
+    made.add_argument("--micro", type=int, default=2, help="samples at once")
+    made.add_argument("--rate", type=float, default=5e-5)
+    made.add_argument("--precision", default="bf16-mixed")
     made.add_argument("--recompute", default="none", help="train.activation_checkpointing")
     made.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     made.add_argument("--threads", type=int, default=0, help="of a CPU; 0 for all")

@@ -58,6 +58,12 @@ class Loss:
     """Nats a token."""
     bits_per_byte: float
     """The same by the text's length: models with different tokenizers compare by it."""
+    new_tokens: int = 0
+    """Predicted tokens that the base has not."""
+    new_loss: float | None = None
+    """Nats of each of those; None where there is none."""
+    old_loss: float | None = None
+    """Nats of each of the others."""
 
 
 def first_text(names: Sequence[str], settings: Settings, *, language: str = "zul", size: int = TEXT_BYTES) -> str:
@@ -77,21 +83,32 @@ def first_text(names: Sequence[str], settings: Settings, *, language: str = "zul
 
 
 @torch.no_grad()
-def measure(model: ModelFolder, text: str) -> Loss:
+def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> Loss:
     """The loss of a model on ``text``, in pieces of at most 256 tokens; takes the whole model in memory.
 
-    Each piece begins with ``<bos>`` where the tokenizer adds it, else with the last token of the one before.
+    Each piece begins with ``<bos>`` where the tokenizer adds it, else with the last token of the one before. Ids from
+    ``first_new`` on are those that the base has not.
     """
     network, read = load_gpt(model), _tokenizer(model)
     (ids,) = read.encode_batch([text])
     begin = torch.tensor(_begin(read), dtype=torch.int64)
     whole, length = torch.as_tensor(ids, dtype=torch.int64), min(TOKENS, model.config.block_size)
-    nats, tokens, own = 0.0, 0, 1 - len(begin)
+    own = 1 - len(begin)
+    nats, targets = [], []
     for start in range(0, len(whole) - own, length):
         sample = torch.cat([begin, whole[start : start + length + own]])
-        nats += float(network(sample[None, :-1], sample[None, 1:]))
-        tokens += len(sample) - 1
-    return Loss(tokens=tokens, loss=nats / tokens, bits_per_byte=nats / math.log(2) / len(text.encode()))
+        logits = network(sample[None, :-1])[0].float()
+        nats.append(torch.nn.functional.cross_entropy(logits, sample[1:], reduction="none"))
+        targets.append(sample[1:])
+    each, new = torch.cat(nats).double(), torch.cat(targets) >= (first_new or model.config.padded_vocab_size)
+    return Loss(
+        tokens=len(each),
+        loss=float(each.mean()),
+        bits_per_byte=float(each.sum()) / math.log(2) / len(text.encode()),
+        new_tokens=int(new.sum()),
+        new_loss=float(each[new].mean()) if new.any() else None,
+        old_loss=float(each[~new].mean()) if (~new).any() else None,
+    )
 
 
 def _tokenizer(model: ModelFolder) -> Tokenizer:
