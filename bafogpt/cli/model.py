@@ -133,6 +133,8 @@ def export(
     Of a fine-tuning it is the adapter, as PEFT has it, and with --merge the model. A run's checkpoint is fetched whole
     for that, beside --out, and removed afterwards.
     """
+    from dataclasses import replace
+
     from bafogpt.model import export as exporting
 
     sink = Output.of(json=json, quiet=quiet)
@@ -157,7 +159,8 @@ def export(
                 found = runs.fetch(bucket, run, scratch, progress=advance)
             elif merge:
                 finetuned.merged(bucket, run, scratch, scratch / "merged", config, fetched=advance)
-                found = exporting.open_folder(scratch / "merged")
+                changes = runs.origin(bucket, run).changes
+                found = replace(exporting.open_folder(scratch / "merged"), changes=changes)
             else:
                 _adapter(sink, finetuned.adapter(bucket, run, scratch, out, progress=advance))
                 return

@@ -32,7 +32,7 @@ BaseOption = Annotated[
     typer.Option("--base-model", metavar="ORG/NAME", help="What training began with, by its name on the Hub."),
 ]
 LicenceOption = Annotated[
-    str, typer.Option("--license", metavar="ID", help="As the Hub spells it: gemma, apache-2.0. Else to be filled in.")
+    str, typer.Option("--license", metavar="ID", help="As the Hub spells it: apache-2.0. Default: gemma for a Gemma.")
 ]
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="Convert to bfloat16, float16 or float32.")

@@ -7,11 +7,12 @@ the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bafogpt.cloud import modelcard
+from bafogpt.core import terms
 from bafogpt.core.errors import ConfigError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.model import export, finetuned, runs
@@ -81,7 +82,8 @@ class Release:
             merged = scratch / "merged" if self.wish.dtype else out
             finetuned.merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
             if self.wish.dtype:
-                export.write(export.open_folder(merged).as_dtype(self.wish.dtype), out, "hf")
+                found = replace(export.open_folder(merged), changes=runs.origin(self.bucket, self.run).changes)
+                export.write(found.as_dtype(self.wish.dtype), out, "hf")
         return out
 
     def plan(self, folder: Path, target: Place, *, progress: Progress | None = None) -> Plan:
@@ -112,7 +114,7 @@ def of_run(bucket: Bucket, run: RunModel, wish: Wish, settings: Settings) -> Rel
         run.name,
         run.checkpoint.step,
         base_model=wish.base_model,
-        licence=wish.licence,
+        licence=wish.licence or terms.licence_of(runs.origin(bucket, run).model),
         adapter=wish.adapter,
     )
     return Release(bucket=bucket, run=run, folder=None, wish=wish, facts=facts, settings=settings)
@@ -127,6 +129,8 @@ def of_folder(bucket: Bucket, path: Path, wish: Wish, settings: Settings) -> Rel
         )
     folder = ModelFolder.open(path)
     told = models.load(Bucket.open(path.absolute().as_uri(), settings))
-    facts = {**(told.metadata if told else {}), **({"license": wish.licence} if wish.licence else {})}
+    facts = dict(told.metadata) if told else {}
+    own = terms.licence_of(str(folder.content.get("model_type")))
+    facts["license"] = wish.licence or facts.get("license") or own
     facts["base_model"] = str(facts.get("base_model") or "") if wish.base_model is None else wish.base_model
     return Release(bucket=bucket, run=None, folder=folder, wish=wish, facts=facts, settings=settings)

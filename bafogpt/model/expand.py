@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bafogpt.core import digest
+from bafogpt.core import digest, terms
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, TOKENIZER
 from bafogpt.model import folder as folders
@@ -125,12 +125,13 @@ def expand(
     for name in (names.HF_EMBEDDING, names.HF_HEAD):
         if name in weights:
             weights[name] = _expanded(weights[name], lineage, rows, init)
-    small = [each for each in model.beside() if each.name == "generation_config.json"]
+    small = [each for each in model.beside() if each.name == "generation_config.json" or terms.is_terms(each.name)]
     folders.write(
         out,
         {**model.content, "vocab_size": rows},
         weights.values(),
         small=[*folders.beside(tokenizer), *small],
+        changes=(f"tokenizer, config.json, weights: {lineage.new:,} new tokens and their rows (expand, {init})",),
         shard_bytes=shard_bytes,
         progress=progress,
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from litgpt.config import Config
 
-from bafogpt.core import files
+from bafogpt.core import files, terms
 from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.data.tokenizer import JsonTokenizer
 from bafogpt.model import folder as folders
@@ -40,7 +40,9 @@ class Export:
     content: Mapping[str, Any]
     """The ``config.json`` it has, or will have."""
     small: tuple[Path, ...] = ()
-    """Files that go with it: the tokenizer's above all."""
+    """Files that go with it: the tokenizer, and the licence's terms."""
+    changes: tuple[str, ...] | None = ()
+    """Since the base, as for :func:`folder.write`."""
 
     def as_dtype(self, name: str | None) -> Export:
         """The same with all tensors converted; as they are without a name. Raises :class:`ConfigError`."""
@@ -50,7 +52,8 @@ class Export:
             raise ConfigError(f"dtype '{name}' is not known", f"one of {', '.join(DTYPES)}")
         weights = {key: weight.to(DTYPES[name]) for key, weight in self.weights.items()}
         content = {key: value for key, value in self.content.items() if key != "dtype"}
-        return replace(self, weights=weights, content={**content, "torch_dtype": name})
+        changes = None if self.changes is None else (*self.changes, f"weights: converted to {name}")
+        return replace(self, weights=weights, content={**content, "torch_dtype": name}, changes=changes)
 
     @property
     def bytes(self) -> int:
@@ -63,7 +66,9 @@ def of_folder(folder: ModelFolder) -> Export:
     return Export(config=folder.config, tied=folder.tied, weights=folder.weights, content=folder.content, small=small)
 
 
-def of_checkpoint(checkpoint: CheckpointFolder, small: Iterable[Path] = ()) -> Export:
+def of_checkpoint(
+    checkpoint: CheckpointFolder, small: Iterable[Path] = (), changes: tuple[str, ...] | None = ("weights: trained",)
+) -> Export:
     """A checkpoint's model, with the files of the tokenizer that its data was made with."""
     small = tuple(small)
     dtype = folders.dtype_name(checkpoint.weights[names.HF_EMBEDDING].dtype)
@@ -76,6 +81,7 @@ def of_checkpoint(checkpoint: CheckpointFolder, small: Iterable[Path] = ()) -> E
         weights=checkpoint.weights,
         content=content,
         small=small,
+        changes=changes,
     )
 
 
@@ -101,6 +107,7 @@ def write(
             export.content,
             export.weights.values(),
             small=export.small,
+            changes=export.changes,
             shard_bytes=shard_bytes,
             progress=progress,
         )
@@ -130,6 +137,9 @@ def _write_litgpt(export: Export, out: Path, progress: Advance) -> None:
             saver.save(state)
         save_config(export.config, partial)
         folders.copy_files(export.small, partial)
+        if export.changes is not None:
+            changes = (*export.changes, "weights: converted to litgpt's format")
+            terms.add_notice(partial, str(export.content.get("model_type")), changes)
         files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(export.content), indent=2) + "\n")
         files.sync_file(partial / "lit_model.pth")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bafogpt.core import files
+from bafogpt.core import files, terms
 from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.model import export, lora, pull, runs, samples
+from bafogpt.model import folder as folders
 from bafogpt.model import merge as merging
 from bafogpt.model.folder import ModelFolder
 from bafogpt.model.merge import Agreement, Into
@@ -35,6 +36,7 @@ def adapter(
 ) -> Path:
     """Write the run's adapter as the new folder ``out``, which ``peft`` loads; a few megabytes.
 
+    Terms of the base's licence go with it.
     ``base`` is the name of the model that it is for, the one in the bucket by default. Raises :class:`ConfigError`
     where the run has trained a whole model, :class:`ConflictError` where ``out`` is there already, and what
     :func:`bafogpt.model.lora.of_checkpoint` raises.
@@ -44,6 +46,9 @@ def adapter(
     folder = store.fetch(run.checkpoint, scratch, progress=progress)
     content, config, gpt, digest = lora.of_checkpoint(folder)
     lora.save(out, content, config, gpt, base=base or run.began, base_digest=digest)
+    began = runs.origin(bucket, run)
+    folders.copy_files(runs.fetch_terms(bucket, began, scratch / "terms"), out)
+    terms.add_notice(out, began.model, began.changes or ())
     return out
 
 
@@ -97,6 +102,7 @@ def merged(
         out,
         samples.of_text(below, ["starter"], settings),
         into=into or into_of(run),
+        changes=runs.origin(bucket, run).changes,
         shard_bytes=shard_bytes,
         progress=written,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from bafogpt.core import digest, files
+from bafogpt.core import digest, files, terms
 from bafogpt.core.errors import ConfigError
 from bafogpt.model import hfconfig, names, tensorfiles
 from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
@@ -166,8 +166,8 @@ def load_config(path: Path) -> Config:
 
 
 def beside(path: Path) -> list[Path]:
-    """The small files of a folder that go with a model, the tokenizer's above all."""
-    return [path / name for name in BESIDE if (path / name).is_file()]
+    """The small files of a folder that go with a model: the tokenizer, and the licence's terms."""
+    return [*(path / name for name in BESIDE if (path / name).is_file()), *terms.files_in(path)]
 
 
 def copy_files(sources: Iterable[Path], folder: Path) -> None:
@@ -188,17 +188,21 @@ def write(
     weights: Iterable[Weight],
     *,
     small: Iterable[Path] = (),
+    changes: Sequence[str] | None = (),
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> ModelFolder:
     """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of ``small`` files.
 
+    ``changes`` since the base are listed in the ``NOTICE`` of a Gemma; None for a model that has no base.
     It appears whole or not at all, and what is in memory at a time is a block of rows. Raises :class:`ConflictError`
     where ``out`` is there already, :class:`ConfigError` where the weights are not those of ``content``.
     """
     with files.new_folder(out) as partial:
         files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(content), indent=2) + "\n")
         copy_files(small, partial)
+        if changes is not None:
+            terms.add_notice(partial, str(content.get("model_type")), changes)
         tensorfiles.write_folder(partial, list(weights), shard_bytes=shard_bytes, progress=progress)
         ModelFolder.open(partial)
     return ModelFolder.open(out)
@@ -211,7 +215,7 @@ def save(
     weights = of_network(model)
     tied = all(weight.name != names.HEAD for weight in weights)
     content = hfconfig.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
-    return write(out, content, names.to_hf(weights, config), small=small, shard_bytes=shard_bytes)
+    return write(out, content, names.to_hf(weights, config), small=small, changes=None, shard_bytes=shard_bytes)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

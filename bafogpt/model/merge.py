@@ -6,7 +6,7 @@ reproduces it. Merging into the *original* base keeps what quantising took away,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from bafogpt.model.weights import Weight
 
 Into = Literal["dequantised", "original"]
 INTO: tuple[Into, ...] = ("dequantised", "original")
+MERGED = "weights: a LoRA adapter merged into them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +54,14 @@ def merge(
     samples: Iterable[torch.Tensor],
     *,
     into: Into = "dequantised",
+    changes: Sequence[str] | None = (),
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> Agreement:
     """Write ``base`` with ``adapter`` in it as the new folder ``out``, and hold it against the two apart.
 
-    ``samples`` are [T] int64 that neither has seen. Weights are streamed: one matrix at a time where they are quantised
+    ``samples`` are [T] int64 that neither has seen; ``changes`` are what
+    :func:`folder.write` lists before the merge. Weights are streamed: one matrix at a time where they are quantised
     first, a block of rows where they are not; the comparison has one network in memory at a time. Raises
     :class:`ConflictError` where ``out`` is there already, :class:`ConfigError` where the adapter is for another base or
     sits on a head that is the embedding, :class:`DataError` without samples, and what :meth:`ModelFolder.open` and
@@ -83,8 +86,15 @@ def merge(
     reference = [_logits(trained, sample) for sample in held_out]
     del trained
     weights = merged(model, adapter, config, into)
-    small = model.beside()
-    made = folders.write(out, model.content, weights, small=small, shard_bytes=shard_bytes, progress=progress)
+    made = folders.write(
+        out,
+        model.content,
+        weights,
+        small=model.beside(),
+        changes=None if changes is None else (*changes, MERGED),
+        shard_bytes=shard_bytes,
+        progress=progress,
+    )
     network = load_gpt(made)
     return _compare(reference, [_logits(network, sample) for sample in held_out], held_out)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
+from bafogpt.core import terms
 from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.model import hfconfig, tensorfiles
@@ -51,4 +52,6 @@ def fetch(source: Place, into: Path, settings: Settings, *, progress: Progress =
 
 def is_wanted(name: str) -> bool:
     """Whether a file of a repository belongs to a model folder."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in WANTED) and "/" not in name
+    if "/" in name:
+        return False
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in WANTED) or terms.is_terms(name)

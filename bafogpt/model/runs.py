@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bafogpt.core import digest, files
+from bafogpt.core import digest, files, terms
 from bafogpt.core.errors import CorruptError, NotFoundError, RunNotFoundError, did_you_mean
 from bafogpt.data.vocabulary.files import config_of
 from bafogpt.model.checkpoint import CheckpointFolder
@@ -20,6 +20,8 @@ from bafogpt.storage.checkpoints.store import Checkpoint, CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
 
 TOKENIZER = "tokenizer.json"
+CHAIN = 16
+"""Runs that may have continued one another, before the origin of the weights is given up as unknown."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class RunModel:
     def began(self) -> str:
         """What it began with, a folder of the bucket (``models/NAME``, ``runs/NAME``); empty for random weights."""
         return str((self.train.get("model") or {}).get("checkpoint") or "")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the weights of a run were trained from."""
+
+    folder: str
+    """The model folder in the bucket that the first run began with; empty for random weights, or where it is gone."""
+    model: str
+    """Its ``model_type``, or where the folder is gone the job's ``model.name``; empty for random weights."""
+    changes: tuple[str, ...] | None
+    """The training since, as :func:`bafogpt.model.folder.write` lists it: None for random weights."""
 
 
 def find(bucket: Bucket, name: str, step: int | None = None, *, best: bool = False) -> RunModel:
@@ -92,7 +106,40 @@ def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: Progress = lam
     """
     store = CheckpointStore(bucket.child(f"runs/{run.name}/checkpoints"))
     folder = store.fetch(run.checkpoint, into, progress=progress)
-    return of_checkpoint(CheckpointFolder.open(folder), _tokenizer(bucket, run, into / "tokenizer"))
+    began = origin(bucket, run)
+    small = [*_tokenizer(bucket, run, into / "tokenizer"), *fetch_terms(bucket, began, into / "terms")]
+    return of_checkpoint(CheckpointFolder.open(folder), small, began.changes)
+
+
+def origin(bucket: Bucket, run: RunModel) -> Origin:
+    """Follow a run, and the runs that it continued, back to a model folder or to random weights."""
+    names, began, train = [run.name], run.began, run.train
+    while began.startswith("runs/") and len(names) < CHAIN:
+        names.append(began.removeprefix("runs/"))
+        try:
+            record = json.loads(bucket.get(f"{began}/run.json"))
+        except (NotFoundError, ValueError):
+            break
+        train = dict(record.get("job", {}).get("train") or {})
+        began = str((train.get("model") or {}).get("checkpoint") or "")
+    if not began:
+        return Origin("", "", None)
+    try:
+        model = str(json.loads(bucket.get(f"{began}/config.json")).get("model_type"))
+    except (NotFoundError, ValueError, AttributeError):
+        began, model = "", str((train.get("model") or {}).get("name") or "")
+    return Origin(began, model, tuple(f"weights: trained by run {name}" for name in reversed(names)))
+
+
+def fetch_terms(bucket: Bucket, began: Origin, into: Path) -> list[Path]:
+    """The licence files of the folder that a run's weights come from."""
+    if not began.folder:
+        return []
+    source = bucket.child(began.folder)
+    names = [info.path for info in source.list() if terms.is_terms(info.path)]
+    for name in names:
+        source.download(name, into / name)
+    return [into / name for name in names]
 
 
 def _tokenizer(bucket: Bucket, run: RunModel, into: Path) -> list[Path]:

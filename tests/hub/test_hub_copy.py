@@ -199,11 +199,13 @@ def test_the_card_says_what_is_known_and_what_is_to_be_filled_in():
 
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert header.splitlines()[:2] == ["language:", "- zu"]
-    assert "license: other" in header
+    assert "license: gemma" in header
     assert "base_model: google/gemma-2-2b" in header
-    assert "**Licence: to be filled in.**" in body
+    assert "https://ai.google.dev/gemma/terms" in body and "prohibited_use_policy" in body
     assert "| Optimizer steps | 40 |" in body
     assert "| Training tokens | 512,000 |" in body
+    text = card.write("hf://zulu/model", {**facts, "base_model": "zulu/own"}, 3, 5_000_000).decode()
+    assert "license: other" in text and "**Licence: to be filled in.**" in text and "gemma/terms" not in text
 
 
 def test_a_push_to_a_branch_and_a_pull_of_an_older_commit(hub: Hub, copy: Copy, model: Path, tmp_path: Path):

@@ -232,6 +232,7 @@ def test_a_dry_run_shows_the_card_and_sends_nothing(publish: Command, hub: Hub):
     found = publish(BASE, REPO, "--dry-run")
 
     assert "## Evaluation" in found["card"] and not found["public"]
+    assert "license: other" in found["card"], "a network of Gemma's shape is no Gemma"
     assert hub.repos == {}
 
 

@@ -37,6 +37,7 @@ def published(tmp_path: Path, hub: Hub, copy: Copy) -> Any:
     (folder / "original").mkdir()
     (folder / "original" / "model.safetensors").write_bytes(b"not this one")
     (folder / "gemma.gguf").write_bytes(b"nor this")
+    (folder / "LICENSE.txt").write_text("the terms")
     copy(str(folder), REPO)
     return model
 
@@ -50,6 +51,7 @@ def test_pull_takes_what_a_model_is_and_nothing_else(published: Any, settings: S
     assert (record["layers"], record["vocabulary"], record["tied"]) == (2, 256, True)
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors.index.json", "tokenizer.json", "generation_config.json"} <= names
+    assert (out / "LICENSE.txt").read_text() == "the terms"
     assert not names & {"pytorch_model.bin", "original", "gemma.gguf", "README.md"}
     from transformers import AutoModelForCausalLM
 

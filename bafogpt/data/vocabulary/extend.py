@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bafogpt.core import terms
 from bafogpt.core.errors import DataError, UsageError
 from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
@@ -247,5 +249,7 @@ def _write(
         (folder / files.LINEAGE).write_text(files.lineage(base, learned, made, facts), encoding="utf-8")
         for name, text in files.beside(base.file, engine).items():
             (folder / name).write_text(text, encoding="utf-8")
+        for path in terms.files_in(base.file.parent):
+            shutil.copyfile(path, folder / path.name)
         engine.encode_special_tokens = True
         return sentencepiece_model.write(folder, base, learned, padding, engine, sample)

@@ -3,7 +3,7 @@
 It is written from a folder's metadata. Besides the facts of the table below these are known, all of them optional::
 
     base_model       the Hub's name of the model that training began with; empty where there is none
-    license          the Hub's word for the licence: what is left out a person fills in
+    license          the Hub's name of the licence; without one that of a Gemma, else to be filled in
     adapter          true for an adapter, which is loaded with its base
     picture          name of a picture of the loss, beside the card
     data             digest, tokenizer; stages: [{name, tokens, documents, languages}]
@@ -21,6 +21,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bafogpt.core import terms
+
 CARD = "README.md"
 MARK = "<!-- written by bafogpt; remove this line and the card is yours: it is never written again -->"
 _UPSTREAM = {"gemma": "google"}
@@ -34,6 +36,12 @@ _FACTS = {
     "sequence_length": "Sequence length",
     "precision": "Precision",
 }
+_GEMMA = [
+    f"Gemma is provided under and subject to the [Gemma Terms of Use]({terms.GEMMA_TERMS}).",
+    f"Use must follow the [Gemma Prohibited Use Policy]({terms.GEMMA_POLICY}), and redistribution must pass on these",
+    "terms. This model's files are modified ones.",
+    "",
+]
 WORD = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What may stand in the header: a licence, or a repository's name."""
 
@@ -46,7 +54,8 @@ def is_ours(text: bytes) -> bool:
 def write(url: str, metadata: Mapping[str, Any], files: int, size: int) -> bytes:
     """A card for the folder ``url`` (``hf://ORG/NAME``, ``s3://…``) of ``files`` files and ``size`` bytes; without
     files it does not speak of them."""
-    base, licence = base_model(metadata), str(metadata.get("license") or "")
+    base = base_model(metadata)
+    licence = str(metadata.get("license") or terms.licence_of(base))
     origin = f"Continued pretraining of [{base}](https://huggingface.co/{base})" if base else "A language model"
     if metadata.get("adapter"):
         origin = f"A LoRA adapter for [{base}](https://huggingface.co/{base})" if base else "A LoRA adapter"
@@ -62,6 +71,7 @@ def write(url: str, metadata: Mapping[str, Any], files: int, size: int) -> bytes
         "",
         f"{licensed} It must allow what the licence of the base model and those of the texts allow.",
         "",
+        *(_GEMMA if licence == terms.GEMMA else []),
         *_use(url, metadata),
         *_training(metadata),
         *_section("Evaluation", _evaluation(metadata.get("evaluation") or {})),

@@ -1,0 +1,183 @@
+"""A Gemma's terms on their way: pulled, expanded, trained, exported, merged, published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from bafogpt.cloud import release
+from bafogpt.cloud.release import Wish
+from bafogpt.core.settings import Settings
+from bafogpt.data.vocabulary.extend import ExtendOptions, extend
+from bafogpt.data.vocabulary.train import train
+from bafogpt.model import export, finetuned, lora, pull, runs
+from bafogpt.model.adapter import AdapterConfig
+from bafogpt.model.config import fingerprint
+from bafogpt.model.expand import expand
+from bafogpt.model.folder import ModelFolder
+from bafogpt.model.gpt import load_gpt
+from bafogpt.model.merge import merge
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.hub import card
+
+from .conftest import SaveGemma, some_ids
+from .test_merge import WIDE, adapter_for
+
+TERMS = {"LICENSE.txt": "the terms", "USE_POLICY.md": "the policy"}
+SENTENCE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(bucket=f"file://{tmp_path}/bucket", home=str(tmp_path / "home"))
+
+
+@pytest.fixture
+def bucket(settings: Settings) -> Bucket:
+    bucket = Bucket.open(settings.bucket, settings)
+    bucket.create()
+    return bucket
+
+
+@pytest.fixture
+def base(saved: SaveGemma) -> Path:
+    """A published Gemma with a copy of the terms, and no NOTICE."""
+    folder = saved("base", vocab_size=704, **WIDE)
+    train(["starter"], folder / "tokenizer", pieces=700, language="eng")
+    shutil.copyfile(folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
+    shutil.rmtree(folder / "tokenizer")
+    for name, text in TERMS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def changes_in(folder: Path) -> list[str]:
+    """What the NOTICE of a folder lists; the terms are there too."""
+    for name, text in TERMS.items():
+        assert (folder / name).read_text() == text
+    notice = (folder / "NOTICE").read_text()
+    assert notice.count(SENTENCE) == 1
+    return [line.removeprefix("- ") for line in notice.splitlines() if line.startswith("- ")]
+
+
+def record(bucket: Bucket, name: str, began: str | None, model: str = "Gemma-2-2b") -> Bucket:
+    run = bucket.child(f"runs/{name}")
+    job = {"train": {"model": {"name": model, "checkpoint": began}, "data": {"path": "data/none"}}}
+    run.put("run.json", json.dumps({"name": name, "job": job}).encode())
+    return run
+
+
+def trained(bucket: Bucket, name: str, base: Path, began: str | None, scratch: Path) -> None:
+    """A run with a checkpoint of the whole model."""
+    folder = ModelFolder.open(base)
+    out = scratch / name
+    out.mkdir(parents=True)
+    tensors = {f"model.{key}": each.detach().clone() for key, each in load_gpt(folder).named_parameters()}
+    save_file(tensors, out / "model.safetensors")
+    known = {"model": fingerprint(folder.config, folder.tied)}
+    (out / "checkpoint.json").write_text(json.dumps({"step": 5, "samples": 1, "fingerprint": known}))
+    store = CheckpointStore(record(bucket, name, began).child("checkpoints"))
+    store.upload(out, step=5, samples=1, upload_id="u", metadata={})
+
+
+def tuned(bucket: Bucket, base: Path, began: str, scratch: Path) -> None:
+    """A run with a checkpoint of an adapter."""
+    folder, config = ModelFolder.open(base), AdapterConfig(r=4, alpha=8.0)
+    network = load_gpt(folder)
+    digest = lora.base_digest(network)
+    lora.add(network, folder.config, config, seed=1)
+    out = scratch / "tuned"
+    out.mkdir(parents=True)
+    save_file({f"model.{key}": each for key, each in lora.tensors(network).items()}, out / "model.safetensors")
+    adapter = {**asdict(config), "targets": list(config.targets)}
+    known = {"model": fingerprint(folder.config, folder.tied), "adapter": adapter, "base": digest}
+    (out / "checkpoint.json").write_text(json.dumps({"step": 5, "samples": 1, "fingerprint": known}))
+    store = CheckpointStore(record(bucket, "tuned", began).child("checkpoints"))
+    store.upload(out, step=5, samples=1, upload_id="u", metadata={})
+
+
+def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
+    base: Path, bucket: Bucket, settings: Settings, tmp_path: Path
+) -> None:
+    pulled = pull.fetch(locate(str(base), settings, "local"), tmp_path / "pulled", settings).path
+    assert not (pulled / "NOTICE").exists(), "a verified copy has no file of ours"
+
+    extend(str(pulled), ["starter"], ["starter"], tmp_path / "tok", options=ExtendOptions(pieces=60), processes=1)
+    assert {*TERMS} <= {path.name for path in (tmp_path / "tok").iterdir()}
+    expanded = tmp_path / "bucket" / "models" / "zulu"
+    expand(pulled, tmp_path / "tok", expanded, init="subtokens")
+    listed = ["tokenizer, config.json, weights: 68 new tokens and their rows (expand, subtokens)"]
+    assert changes_in(expanded) == listed
+
+    trained(bucket, "first", expanded, "models/zulu", tmp_path / "saved")
+    trained(bucket, "second", expanded, "runs/first", tmp_path / "saved")
+    exported = tmp_path / "exported"
+    export.write(runs.fetch(bucket, runs.find(bucket, "second"), tmp_path / "run"), exported, "hf")
+    listed += ["weights: trained by run first", "weights: trained by run second"]
+    assert changes_in(exported) == listed
+
+    merge(exported, adapter_for(exported, tmp_path / "adapter"), tmp_path / "merged", list(some_ids()))
+    listed += ["weights: a LoRA adapter merged into them"]
+    assert changes_in(tmp_path / "merged") == listed
+
+    export.write(export.open_folder(tmp_path / "merged"), tmp_path / "lit", "litgpt")
+    assert changes_in(tmp_path / "lit") == [*listed, "weights: converted to litgpt's format"]
+
+    found = release.of_folder(bucket, tmp_path / "merged", Wish(dtype="float16"), settings)
+    assert changes_in(found.build(tmp_path / "release")) == [*listed, "weights: converted to float16"]
+    text = card.write("hf://zulu/model", found.facts, 0, 0).decode()
+    assert "license: gemma\n" in text
+    assert "https://ai.google.dev/gemma/terms" in text and "https://ai.google.dev/gemma/prohibited_use_policy" in text
+
+
+def test_an_adapter_and_a_run_merged_with_its_base_carry_them_too(
+    base: Path, bucket: Bucket, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bucket" / "models" / "base"
+    shutil.copytree(base, folder)
+    tuned(bucket, folder, "models/base", tmp_path / "saved")
+    run = runs.find(bucket, "tuned")
+    finetuned.adapter(bucket, run, tmp_path / "scratch", tmp_path / "pairs")
+    assert changes_in(tmp_path / "pairs") == ["weights: trained by run tuned"]
+    finetuned.merged(bucket, run, tmp_path / "again", tmp_path / "merged", settings)
+    assert changes_in(tmp_path / "merged") == [
+        "weights: trained by run tuned",
+        "weights: a LoRA adapter merged into them",
+    ]
+
+
+def test_a_network_of_gemmas_shape_that_began_with_random_weights_is_no_derivative(
+    base: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    trained(bucket, "first", base, None, tmp_path / "saved")
+    trained(bucket, "second", base, "runs/first", tmp_path / "saved")
+    for form in export.FORMATS:
+        found = runs.fetch(bucket, runs.find(bucket, "second"), tmp_path / f"run-{form}").as_dtype("bfloat16")
+        export.write(found, tmp_path / form, form)
+        assert not (tmp_path / form / "NOTICE").exists()
+
+
+@pytest.mark.parametrize("gone", ["models/base", "runs/first"])
+def test_where_the_records_of_the_base_are_gone_the_jobs_model_name_decides(bucket: Bucket, gone: str) -> None:
+    record(bucket, "second", gone)
+    began = runs.origin(bucket, runs.RunModel("second", json.loads(bucket.get("runs/second/run.json")), None))  # type: ignore[arg-type]
+    assert (began.folder, began.model) == ("", "Gemma-2-2b")
+    assert began.changes is not None and began.changes[-1] == "weights: trained by run second"
+
+
+def test_another_familys_licence_goes_along_without_a_notice(saved: SaveGemma, tmp_path: Path) -> None:
+    folder = saved()
+    (folder / "LICENSE").write_text("Apache")
+    model = ModelFolder.open(folder)
+    assert [path.name for path in model.beside()][-1] == "LICENSE"
+    found = replace(export.of_folder(model), content={**model.content, "model_type": "qwen3"})
+    export.write(found, tmp_path / "lit", "litgpt")
+    assert (tmp_path / "lit" / "LICENSE").read_text() == "Apache"
+    assert not (tmp_path / "lit" / "NOTICE").exists()
