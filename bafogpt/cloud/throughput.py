@@ -17,13 +17,11 @@ from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.train import flops, gpus, recipes
-from bafogpt.train.config import TrainConfig
+from bafogpt.train.config import NEW_NETWORK, TrainConfig
 from bafogpt.train.gpus import Gpu
 from bafogpt.train.recipes import Recipe
 from bafogpt.train.step_time import EXPECTED, PESSIMISTIC
 
-GEMMA_VOCABULARY = 256_000
-"""Tokens of Gemma's own tokenizer; a job's dataset may have more, and its manifest says so."""
 RUNS_READ = 5
 """How many earlier runs are looked at, newest first: each is a few requests."""
 
@@ -40,28 +38,56 @@ class ModelShape:
     n_query_groups: int
     head_size: int
     intermediate_size: int
-    padded_vocab_size: int = GEMMA_VOCABULARY
+    padded_vocab_size: int = 256_000
+    """Rows of the published model; a job's dataset may have more ids, and its manifest says so."""
     mlp_class_name: str = "GemmaMLP"
     sliding_window_size: int | None = 4096
+    full_every: int = 2
+    """Every so many layers one has no sliding window."""
 
     @property
     def sliding_window_indices(self) -> list[int]:
-        """Every other layer, as in Gemma-2."""
-        return [1 - layer % 2 for layer in range(self.n_layer)]
+        """1 for each layer with a window."""
+        return [int((layer + 1) % self.full_every != 0) for layer in range(self.n_layer)]
 
 
-KNOWN = {
-    "Gemma-2-2b": ModelShape(
-        n_layer=26, n_embd=2304, n_head=8, n_query_groups=4, head_size=256, intermediate_size=9216
-    ),
-    "Gemma-2-9b": ModelShape(
-        n_layer=42, n_embd=3584, n_head=16, n_query_groups=8, head_size=256, intermediate_size=14336
-    ),
-    "Gemma-2-27b": ModelShape(
-        n_layer=46, n_embd=4608, n_head=32, n_query_groups=16, head_size=128, intermediate_size=36864
-    ),
+def _gemma_2(layers: int, width: int, heads: int, head: int, inner: int) -> ModelShape:
+    return ModelShape(
+        n_layer=layers, n_embd=width, n_head=heads, n_query_groups=heads // 2, head_size=head, intermediate_size=inner
+    )
+
+
+def _gemma_3(layers: int, width: int, heads: int, groups: int, head: int, inner: int, window: int) -> ModelShape:
+    return ModelShape(
+        n_layer=layers,
+        n_embd=width,
+        n_head=heads,
+        n_query_groups=groups,
+        head_size=head,
+        intermediate_size=inner,
+        padded_vocab_size=262_144,
+        sliding_window_size=window,
+        full_every=6,
+    )
+
+
+_GEMMA_2 = {
+    "2b": _gemma_2(26, 2304, 8, 256, 9216),
+    "9b": _gemma_2(42, 3584, 16, 256, 14_336),
+    "27b": _gemma_2(46, 4608, 32, 128, 36_864),
 }
-"""Gemma-2's sizes, so that pricing needs neither torch nor litgpt; a test holds them against litgpt's."""
+_GEMMA_3 = {
+    "1b": _gemma_3(26, 1152, 4, 1, 256, 6912, 512),
+    "4b": _gemma_3(34, 2560, 8, 4, 256, 10_240, 1024),
+    "12b": _gemma_3(48, 3840, 16, 8, 256, 15_360, 1024),
+    "27b": _gemma_3(62, 5376, 32, 16, 128, 21_504, 1024),
+}
+KNOWN = {
+    **{f"Gemma-2-{size}{kind}": shape for size, shape in _GEMMA_2.items() for kind in ("", "-it")},
+    "Gemma-3-270m": _gemma_3(18, 640, 4, 1, 256, 2048, 512),
+    **{f"Gemma-3-{size}{kind}": shape for size, shape in _GEMMA_3.items() for kind in ("-pt", "-it")},
+}
+"""Gemma's sizes, so that pricing needs neither torch nor litgpt; a test holds them against litgpt's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +150,17 @@ class Measured:
 
 
 def shape_of(config: TrainConfig, vocab_size: int | None = None) -> ModelShape | None:
-    """The model's sizes with the job's overrides; None for a model that is not known here."""
-    known = KNOWN.get(config.model.name)
+    """The model's sizes with the job's overrides.
+
+    None for a model that is not known here, and for one that only the job's first weights in the bucket tell.
+    """
+    model = config.model
+    known = KNOWN.get(model.network) if model.name or not model.checkpoint else None
     if known is None:
         return None
     sizes = set(ModelShape.__dataclass_fields__)
     changed = {key: value for key, value in config.model.overrides.items() if key in sizes}
-    vocabulary = vocab_size or config.model.overrides.get("vocab_size") or GEMMA_VOCABULARY
+    vocabulary = vocab_size or config.model.overrides.get("vocab_size") or known.padded_vocab_size
     return replace(known, padded_vocab_size=-(-int(vocabulary) // 64) * 64, **changed)
 
 
@@ -231,13 +261,19 @@ def _fits(record: RunRecord, job: Job, gpu: str) -> bool:
     train, mine = record.job.get("train") or {}, job.train
     model, data = train.get("model") or {}, train.get("data") or {}
     return (
-        (model.get("name"), _sizes(model.get("overrides"))) == (mine.model.name, _sizes(mine.model.overrides))
+        _network(model) == _network(schema.to_dict(mine.model))
         and data.get("sequence_length") == mine.data.sequence_length
         and train.get("precision") == mine.precision
         and train.get("activation_checkpointing") == mine.activation_checkpointing
         and _adapter(train.get("adapter")) == _adapter(schema.to_dict(mine.adapter) if mine.adapter else None)
         and train.get("float8", "none") == mine.float8  # records of older runs do not have the key
     )
+
+
+def _network(model: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a ``train.model`` section decides about speed: its sizes, or the folder that has them."""
+    folder = None if model.get("name") else model.get("checkpoint")
+    return model.get("name") or folder or NEW_NETWORK, _sizes(model.get("overrides"))
 
 
 def _adapter(values: Mapping[str, Any] | None) -> tuple[Any, ...] | None:

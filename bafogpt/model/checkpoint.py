@@ -17,7 +17,7 @@ from litgpt.config import Config
 
 from bafogpt.core.errors import CorruptError
 from bafogpt.model import names, tensorfiles
-from bafogpt.model.families import name_of
+from bafogpt.model.families import family_of, name_of, require_family
 from bafogpt.model.weights import Weight
 
 META = "checkpoint.json"
@@ -49,7 +49,8 @@ class CheckpointFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptError(f"{path} is not a checkpoint: {error}", f"ls {path}") from None
         tied = bool(saved.get("tie_embeddings", True))
-        config = _config(saved, path)
+        config = config_of(saved, str(path))
+        require_family(config)
         found = tensorfiles.read_slices(sorted(path.glob("*.safetensors")))
         ours = {name.removeprefix(PREFIX): weight for name, weight in found.items() if name.startswith(PREFIX)}
         if tied and names.EMBEDDING not in ours and names.HEAD in ours:
@@ -66,12 +67,16 @@ class CheckpointFolder:
         return cls(path, step, config, tied, {name: theirs[name] for name in expected})
 
 
-def _config(saved: Mapping[str, Any], path: Path) -> Config:
-    """litgpt's configuration from a checkpoint's fingerprint, which leaves out the name and what is not set."""
+def config_of(saved: Mapping[str, Any], where: str) -> Config:
+    """litgpt's configuration from a checkpoint's fingerprint, which leaves out the name and what is not set.
+
+    It gets a name where it is of a family that has one. Raises :class:`CorruptError`; ``where`` names the checkpoint.
+    """
     known = {field.name for field in dataclasses.fields(Config)}
     try:
         config = Config(**{key: value for key, value in saved.items() if key in known})
     except (AssertionError, TypeError, ValueError) as error:
-        raise CorruptError(f"{path}: its configuration does not make a model: {error}", f"cat {path / META}") from None
-    config.name = name_of(config)
+        raise CorruptError(f"{where}: its configuration does not make a model: {error}", f"see {META}") from None
+    if family_of(config) is not None:
+        config.name = name_of(config)
     return config

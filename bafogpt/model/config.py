@@ -31,10 +31,7 @@ def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Conf
     if name not in NAMES:
         hint = "see the names in litgpt.config.configs"
         raise ConfigError(f"model.name: no litgpt configuration '{name}'{did_you_mean(name, NAMES)}", hint)
-    known = {field.name for field in dataclasses.fields(Config)}
-    for key in overrides:
-        if key not in known:
-            raise ConfigError(f"model.overrides: no field '{key}'{did_you_mean(key, known)}", "fix model.overrides")
+    require_fields(overrides)
     fields: dict[str, Any] = {**overrides, "vocab_size": vocab_size, "padded_vocab_size": padded(vocab_size)}
     family = family_of(configuration(name))
     if family is not None:
@@ -52,6 +49,14 @@ def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Conf
         what = "latent attention" if config.latent_attention else "a bias at the output head"
         raise ConfigError(f"model.name: {name} has {what}, which is not supported", "choose another model.name")
     return config
+
+
+def require_fields(overrides: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` for a field that litgpt's ``Config`` does not have."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(f"model.overrides: no field '{key}'{did_you_mean(key, known)}", "fix model.overrides")
 
 
 def fingerprint(config: Config, tie_embeddings: bool) -> dict[str, Any]:

@@ -185,17 +185,21 @@ QWEN_3 = Family(
 FAMILIES = (GEMMA_2, GEMMA_3, QWEN_3)
 TITLES = ", ".join(family.title for family in FAMILIES)
 
-_MORE: dict[str, dict[str, Any]] = {
-    "Gemma-3-270m": {
-        "n_embd": 640,
-        "n_layer": 18,
-        "intermediate_size": 2048,
-        "block_size": 32_768,
-        "sliding_window_indices": GEMMA_3.windows(18),
-        "rope_indices": GEMMA_3.windows(18),
-    }
+_MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "Gemma-3-270m": (
+        "Gemma-3-1b-it",
+        {
+            "n_embd": 640,
+            "n_layer": 18,
+            "intermediate_size": 2048,
+            "block_size": 32_768,
+            "sliding_window_indices": GEMMA_3.windows(18),
+            "rope_indices": GEMMA_3.windows(18),
+        },
+    ),
+    **{f"Gemma-3-{size}-pt": (f"Gemma-3-{size}-it", {}) for size in ("1b", "4b", "12b", "27b")},
 }
-"""Published sizes that litgpt does not list, as changes to their family's base."""
+"""Published models that litgpt does not list: one that it lists, and what is different."""
 NAMES = (*_MORE, *(str(config["name"]) for config in litgpt_configs))
 """Every name that :func:`configuration` knows."""
 
@@ -207,8 +211,8 @@ def configuration(name: str, **fields: Any) -> Config:
     """
     if name not in _MORE:
         return Config.from_name(name, **fields)
-    family = next(each for each in FAMILIES if name.startswith(each.known))
-    config = Config.from_name(family.base, **{**_MORE[name], **fields})
+    base, changes = _MORE[name]
+    config = Config.from_name(base, **{**changes, **fields})
     config.name = name
     return config
 

@@ -7,6 +7,7 @@ Read :mod:`~bafogpt.train.loop` first; it is the whole run on one screen.
 - ``worker``      ``python -m bafogpt.train.worker FOLDER``: one trainer process, its errors written down
 - ``loop``        the training loop
 - ``run``         the objects that a run is made of, built and restored
+- ``network``     which network: a new one by its name, or the one of the folder that it starts from
 - ``batches``     the stream as micro-batches; ``shares``: who reads which samples
 - ``step``        one optimizer step; ``schedule``, ``optimizer``: its learning rate, its AdamW, in 32 bits or in 8
 - ``validation``  loss on text that is never trained on

@@ -13,6 +13,8 @@ Float8 = Literal["none", "tensorwise", "rowwise"]
 Recompute = Literal["full", "selective", "none"]
 When = Literal["auto", "always", "never"]
 Sharding = Literal["step", "pass", "full"]
+NEW_NETWORK = "Gemma-2-2b"
+"""The network of a job that names none and starts from nothing."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -44,17 +46,34 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model learns. The vocabulary comes from the dataset's tokenizer, padded to a multiple of 64."""
+    """Which model learns.
 
-    name: str = "Gemma-2-2b"
-    """A litgpt configuration name."""
+    ``name``, ``overrides`` and ``tie_embeddings`` are for a new network. One that starts from ``checkpoint`` is what
+    the folder there says; a value that contradicts it is refused. A new network has as many rows as the dataset's
+    tokenizer has ids, padded to a multiple of 64.
+    """
+
+    name: str | None = None
+    """A litgpt configuration name, or one more of :mod:`bafogpt.model.families`. None is the network of ``checkpoint``,
+    and Gemma-2-2b for a new one."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of litgpt's ``Config`` to change, for a model of another size: ``n_layer``, ``n_embd``, …"""
     checkpoint: str | None = None
     """Where in the bucket the first weights come from: a model folder (``models/NAME``) or a run, for its newest
     checkpoint (``runs/NAME``). None starts from random ones."""
-    tie_embeddings: bool = True
-    """Whether the output head is the embedding matrix, as in Gemma-2."""
+    tie_embeddings: bool | None = None
+    """Whether the output head is the embedding matrix. None is as in ``checkpoint``, and true for a new network. False
+    gives a tied model a head of its own, which begins as a copy of the embedding."""
+
+    @property
+    def network(self) -> str:
+        """The name of a new network."""
+        return self.name or NEW_NETWORK
+
+    @property
+    def tied(self) -> bool:
+        """Whether a new network's output head is the embedding matrix."""
+        return self.tie_embeddings is not False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +107,8 @@ class OptimizerConfig:
     new_rows_factor: float = 1.0
     """How much faster the rows from ``first_new_row`` on learn, in embedding and output head: their learning rate is
     ``learning_rate`` times this. New pieces of a vocabulary start from a mean of others and have far to go."""
-    first_new_row: int = 256_000
-    """Where the rows of a base model's own vocabulary end; Gemma has 256,000."""
+    first_new_row: int = 0
+    """Where the rows of a base model's own vocabulary end. 0 is found: the lineage in the model folder has it."""
 
     def __post_init__(self) -> None:
         _require(self.new_rows_factor > 0, f"new_rows_factor is {self.new_rows_factor}; must be above 0")

@@ -23,7 +23,7 @@ def check_length(model: Config, config: TrainConfig) -> None:
     length = config.data.sequence_length
     if length > model.block_size:
         raise ConfigError(
-            f"data.sequence_length is {length}, and {config.model.name} knows {model.block_size} positions",
+            f"data.sequence_length is {length}, and {model.name or 'the model'} knows {model.block_size} positions",
             f"--set train.data.sequence_length={model.block_size}",
         )
 
@@ -45,7 +45,7 @@ def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Shardin
     """
     device = torch.device("cuda", parallel.local_rank()) if gpu else torch.device("cpu")
     available, processes = parallel.device_bytes(device), parallel.world_size()
-    tied = config.model.tie_embeddings
+    tied = config.model.tied
     micro, sharding = memory.choose(model, config, processes=processes, gpu=gpu, memory=available, tied=tied)
     if micro:
         return micro, sharding
@@ -67,7 +67,7 @@ def check_attention(model: Config, config: TrainConfig) -> None:
     flex.block_sizes(model.head_size or 0, itemsize, flex.shared_memory(parallel.local_rank()))
 
 
-def probed(config: TrainConfig, vocab_size: int, *, micro: int, sharding: Sharding, documents: bool) -> int:
+def probed(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding, documents: bool) -> int:
     """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
 
     The memory model is only a model, so it is tried (:mod:`bafogpt.train.step_probe`): by the machine's first process,
@@ -78,7 +78,7 @@ def probed(config: TrainConfig, vocab_size: int, *, micro: int, sharding: Shardi
         return micro
     while micro:
         trial = step_probe.Trial(
-            config=config, vocab_size=vocab_size, micro=micro, sharding=sharding, documents=documents
+            config=config, network=asdict(model), micro=micro, sharding=sharding, documents=documents
         )
         if _probe(trial).fits:
             return micro

@@ -53,11 +53,12 @@ def build(
     quantised and frozen. ``identity`` is what a checkpoint must agree with (``data``, ``sequence_length``); the model's
     and the adapter's part is added.
     """
-    gpu, tied = fabric.device.type == "cuda", config.model.tie_embeddings
+    gpu, tied = fabric.device.type == "cuda", config.model.tied
     if weights_follow:
         gpt = empty_gpt(shape, tie_embeddings=tied)
     else:
         gpt = new_gpt(shape, tie_embeddings=tied, seed=config.seed)
+    gpt.max_seq_length = config.data.sequence_length  # no angles of positions that no sample has
     identity = {"model": fingerprint(shape, tied), **identity}
     if config.optimizer.name != "adamw":  # of which older checkpoints say nothing
         identity["optimizer"] = config.optimizer.name

@@ -63,7 +63,7 @@ def as_written(
     """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1), with ``fits``
     False."""
     micro, sharding = memory.choose(
-        shape, config, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
+        shape, config, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied
     )
     return _recipe(
         shape,
@@ -99,9 +99,7 @@ def fastest(
         )
         for tried, sharding in _candidates(config, processes)
         if refusal(tried, gpu, processes) is None
-        and memory.choose(
-            shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tie_embeddings
-        )[0]
+        and memory.choose(shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied)[0]
     ]
     roomy = [each for each in found if each.need <= gpu.memory - RESERVE]
     return min(roomy, key=lambda each: (each.time.total, each.need), default=None)
@@ -145,7 +143,7 @@ def _recipe(
     nodes: int,
     assumptions: Assumptions,
 ) -> Recipe:
-    tied = config.model.tie_embeddings
+    tied = config.model.tied
     need = memory.need(shape, config, micro=micro, processes=processes, gpu=True, sharding=sharding, tied=tied)
     time = step_time(
         shape,

@@ -15,14 +15,14 @@ from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.data.tokenizer import load as load_tokenizer
 from bafogpt.data.vocabulary.files import TOKENIZER
 from bafogpt.model import pull
-from bafogpt.model.config import fingerprint, gpt_config
+from bafogpt.model.config import fingerprint
 from bafogpt.model.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, collective_check, fit, float8, flops, metrics, parallel
+from bafogpt.train import batches, collective_check, fit, float8, flops, metrics, network, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import TrainConfig, check_processes
 from bafogpt.train.handoff import Handoff, Order, checkpoint_name
@@ -74,7 +74,8 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     manifest = manifests.load(data)
     train, validation = _samples(data, manifest, config, handoff.folder / "cache")
 
-    shape = gpt_config(config.model.name, config.model.overrides, manifest.vocab_size)
+    found = network.of_job(config, bucket, manifest.vocab_size)
+    config, shape = network.settled(config, found, bucket), found.shape
     fit.check_length(shape, config)
     fit.check_packing(manifest.packing, config)
     if gpu:
@@ -89,7 +90,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     if gpu and not config.batch.micro:
         documents = train.stream.is_packed or config.data.separate_documents
-        micro = fit.probed(config, manifest.vocab_size, micro=micro, sharding=sharding, documents=documents)
+        micro = fit.probed(shape, config, micro=micro, sharding=sharding, documents=documents)
         micro = parallel.smallest(micro)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
     if train.bos is not None:
@@ -97,7 +98,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
 
     def first_weights(gpt: torch.nn.Module) -> None:
         if path := config.model.checkpoint:
-            model = fingerprint(shape, config.model.tie_embeddings)
+            model = fingerprint(shape, config.model.tied)
             folder = _first_weights(gpt, model, order.bucket, path, handoff.folder / "weights", fabric, manifest)
             if folder and config.data.bos is None and not manifest.tokenizer.add_bos:
                 _require_no_bos(folder, path, config.data.path)

@@ -17,14 +17,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from litgpt.config import Config
 
 from bafogpt.core import schema
-from bafogpt.model.config import gpt_config
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.handoff import Order
@@ -42,7 +42,8 @@ class Trial:
     """What is tried."""
 
     config: TrainConfig
-    vocab_size: int
+    network: dict[str, Any]
+    """The fields of litgpt's ``Config``."""
     micro: int
     """Samples a micro-batch."""
     sharding: Sharding
@@ -70,7 +71,7 @@ def steps(trial: Trial) -> Iterator[Learner]:
     order = Order(job="probe", bucket="", config=config, device=trial.device)
     fabric = parallel.make_fabric(order, trial.sharding)
     fabric.launch()
-    shape = gpt_config(config.model.name, config.model.overrides, trial.vocab_size)
+    shape = Config(**trial.network)
     learner = build(config, shape, fabric, sharding=trial.sharding, identity={}, weights_follow=True)
     share = config.batch_samples // parallel.world_size()
     length = config.data.sequence_length

@@ -244,7 +244,7 @@ def _trained(shape: Shape, config: TrainConfig) -> int:
     """Numbers that are learned."""
     if config.adapter is not None:
         return flops.adapter_weights(shape, config.adapter)
-    return flops.matrix_weights(shape) + (0 if config.model.tie_embeddings else flops.head_weights(shape))
+    return flops.matrix_weights(shape) + (0 if config.model.tied else flops.head_weights(shape))
 
 
 def _elementwise_bytes(shape: Shape, adapter: AdapterConfig | None) -> int:

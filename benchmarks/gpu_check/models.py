@@ -55,7 +55,7 @@ def shape_of(config: Any, ids: int) -> Any:
     """litgpt's configuration of ``config``'s network with ``ids`` ids."""
     from bafogpt.model.config import gpt_config
 
-    return gpt_config(config.model.name, config.model.overrides, ids)
+    return gpt_config(config.model.network, config.model.overrides, ids)
 
 
 @torch.no_grad()

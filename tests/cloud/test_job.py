@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_recipe_is_the_one_it_says_it_is():
     train = jobs.load(ROOT / "jobs" / "pretrain.yaml").train
-    assert (train.model.name, train.data.sequence_length, train.batch_samples) == ("Gemma-2-2b", 2048, 128)
+    assert (train.model.network, train.data.sequence_length, train.batch_samples) == ("Gemma-2-2b", 2048, 128)
     assert train.steps == 762
     assert train.schedule.warmup_steps == round(0.05 * train.steps, -1)
 
@@ -25,7 +25,7 @@ def test_the_recipe_is_the_one_it_says_it_is():
 def test_the_demo_is_the_recipe_but_for_its_size():
     demo, recipe = (jobs.load(ROOT / "jobs" / f"{name}.yaml") for name in ("demo", "pretrain"))
     assert demo.task == recipe.task
-    assert demo.train.model.name == recipe.train.model.name
+    assert demo.train.model.network == recipe.train.model.network
     assert demo.train.optimizer.weight_decay == recipe.train.optimizer.weight_decay
     assert demo.train.steps == 100
 

@@ -30,9 +30,10 @@ def job(**train: Any) -> Job:
 @pytest.mark.parametrize("name", throughput.KNOWN)
 def test_the_sizes_known_here_are_litgpts(name):
     pytest.importorskip("litgpt")
-    from litgpt.config import Config
+    from bafogpt.model.families import configuration
 
-    config = Config.from_name(name, padded_vocab_size=256_000)
+    config = configuration(name)
+    assert config.padded_vocab_size == throughput.KNOWN[name].padded_vocab_size
     for length in (2048, 8192):
         mine = flops.flops_per_token(throughput.KNOWN[name], length)
         assert mine == flops.flops_per_token(config, length) > 0
@@ -89,6 +90,17 @@ def test_more_machines_share_a_slower_network():
 
     assert one is not None and two is not None
     assert two.recipe.time.communication > one.recipe.time.communication
+
+
+def test_gemma_3_is_planned_by_its_name_and_costs_what_its_size_says():
+    speeds = [expected(job(model={"name": f"Gemma-3-{size}"}), "L40", 4) for size in ("270m", "1b-it", "4b-pt")]
+
+    assert all(speed is not None and speed.basis == "projected" for speed in speeds)
+    assert speeds == sorted(speeds, key=lambda speed: -speed.tokens_per_s)
+
+
+def test_a_network_that_only_the_first_weights_tell_has_no_figure_before_they_are_read():
+    assert throughput.projected(job(model={"checkpoint": "models/zulu"}), "L40", 4) is None
 
 
 @pytest.mark.parametrize(("gpu", "model"), [("L40", "pythia-14m"), ("MI300X", "Gemma-2-2b")])
@@ -158,6 +170,7 @@ def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trai
     [
         {"model": {"name": "Gemma-2-9b"}},
         {"model": {"overrides": {"n_layer": 4}}},
+        {"model": {"checkpoint": "models/gemma-3"}},
         {"data": {"sequence_length": 1024}},
         {"precision": "32-true"},
         {"float8": "tensorwise"},

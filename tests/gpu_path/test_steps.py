@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from litgpt.config import Config
 
 from bafogpt.cloud import job
 from bafogpt.model.config import gpt_config
@@ -31,7 +32,7 @@ def trial(recipe: str, *sets: str, micro: int | None = None, recompute: str | No
     config = job.load(ROOT / "jobs" / f"{recipe}.yaml", changed).train
     return Trial(
         config=config,
-        vocab_size=VOCABULARY,
+        network=asdict(gpt_config(config.model.network, config.model.overrides, VOCABULARY)),
         micro=config.batch.micro,
         sharding="step",
         documents=config.adapter is not None,
@@ -39,7 +40,7 @@ def trial(recipe: str, *sets: str, micro: int | None = None, recompute: str | No
 
 
 def expected(tried: Trial, processes: int) -> memory.Need:
-    shape = gpt_config(tried.config.model.name, tried.config.model.overrides, tried.vocab_size)
+    shape = Config(**tried.network)
     return memory.need(shape, tried.config, micro=tried.micro, processes=processes, gpu=True, sharding=tried.sharding)
 
 

@@ -38,7 +38,7 @@ class Counting(TorchDispatchMode):
 def recomputed(how: str) -> tuple[float, dict[str, torch.Tensor], Counter[Any]]:
     """Loss, gradients, and what ran in the backward pass of a tiny model."""
     config = tiny(activation_checkpointing=how)
-    shape = gpt_config(config.model.name, config.model.overrides, 260)
+    shape = gpt_config(config.model.network, config.model.overrides, 260)
     model = new_gpt(shape, tie_embeddings=True, seed=1)
     parallel.prepare_blocks(model, config, gpu=False)
     ids = torch.arange(64).reshape(2, 32) * 7 % 260

@@ -36,7 +36,7 @@ LINEAR_LAYERS = {"attn.qkv", "attn.proj", "mlp.fc_1", "mlp.fc_2", "mlp.proj"}
 
 def network(config: TrainConfig) -> GPT:
     """The tiny model, with the blocks that the trainer would give it."""
-    shape = gpt_config(config.model.name, config.model.overrides, 260)
+    shape = gpt_config(config.model.network, config.model.overrides, 260)
     model = new_gpt(shape, tie_embeddings=True, seed=1)
     float8.convert(model, config, gpu=False)
     return model
@@ -56,7 +56,7 @@ def test_the_blocks_linear_layers_multiply_in_fp8_and_no_parameter_is_renamed_or
 
 def backward(config: TrainConfig, *, compiled: bool) -> tuple[float, dict[str, torch.Tensor], Counter[Any]]:
     """Loss, gradients and the backward pass's operators, by torch's own scaled product, which the CPU has as well."""
-    shape = gpt_config(config.model.name, config.model.overrides, 260)
+    shape = gpt_config(config.model.network, config.model.overrides, 260)
     model = new_gpt(shape, tie_embeddings=True, seed=1).bfloat16()
     float8.convert(model, config, gpu=True)
     parallel.prepare_blocks(model, config, gpu=False)

@@ -25,7 +25,7 @@ from .conftest import tiny
 
 def shape(**over: Any) -> Any:
     config = tiny()
-    return gpt_config(config.model.name, {**config.model.overrides, **over}, 260)
+    return gpt_config(config.model.network, {**config.model.overrides, **over}, 260)
 
 
 def test_samples_longer_than_the_models_positions():

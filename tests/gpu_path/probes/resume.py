@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from bafogpt.core import schema
+from bafogpt.model.config import gpt_config
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff
 from bafogpt.train.saving import CheckpointSaver
@@ -24,9 +26,9 @@ def trial() -> Trial:
         "batch": {"tokens": 512, "micro": 2},
         "compile": "never",
     }
-    return Trial(
-        config=schema.build(TrainConfig, values, where="probe"), vocab_size=512, micro=2, sharding="step", device="cuda"
-    )
+    network = asdict(gpt_config("Gemma-2-2b", SIZES, 512))
+    config = schema.build(TrainConfig, values, where="probe")
+    return Trial(config=config, network=network, micro=2, sharding="step", device="cuda")
 
 
 def main(folder: Path) -> None:

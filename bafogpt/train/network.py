@@ -1,0 +1,141 @@
+"""The network that a job trains: a new one by its name, or that of the folder that the first weights come from.
+
+A model folder's ``config.json``, or a run's newest checkpoint, says what the network is. A job's ``model.name``,
+``model.overrides`` and ``model.tie_embeddings`` are for new networks; where they are set all the same, they must agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from litgpt.config import Config
+
+from bafogpt.core.errors import ConfigError, CorruptError
+from bafogpt.data.vocabulary.files import LINEAGE, TOKENIZER
+from bafogpt.model import hfconfig
+from bafogpt.model.checkpoint import META, config_of
+from bafogpt.model.config import PADDING_MULTIPLE, gpt_config, require_fields
+from bafogpt.model.families import family_of
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.train.config import ModelConfig, TrainConfig
+
+MAX_PADDING = 512
+"""Rows that a published model may have beyond its tokenizer's ids; Qwen-3 has 267."""
+_VOCABULARY = ("vocab_size", "padded_vocab_size")
+_NOT_BY_NAME = (*_VOCABULARY, "name", "hf_config", "padding_multiple", "block_size", "norm_eps")
+"""Fields in which a folder may differ from the litgpt configuration that the job names."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained."""
+
+    shape: Config
+    tied: bool
+    """Whether the output head is the embedding matrix."""
+
+
+def of_job(config: TrainConfig, bucket: Bucket, vocab_size: int) -> Network:
+    """The network of a job whose dataset has ``vocab_size`` ids.
+
+    Raises :class:`ConfigError` where the job asks for another network than the one its first weights are for, where
+    that has too few or far too many rows for the dataset's ids, and what :func:`gpt_config` raises.
+    """
+    model = config.model
+    found = _of_checkpoint(bucket, model.checkpoint) if model.checkpoint else None
+    if found is None:
+        return Network(gpt_config(model.network, model.overrides, vocab_size), model.tied)
+    network, where = found
+    _require_agreement(model, network, where)
+    _require_rows(network.shape.padded_vocab_size, vocab_size, bucket, str(model.checkpoint))
+    shape = dataclasses.replace(network.shape, vocab_size=min(vocab_size, network.shape.padded_vocab_size))
+    return Network(shape, network.tied if model.tie_embeddings is None else model.tie_embeddings)
+
+
+def settled(config: TrainConfig, network: Network, bucket: Bucket) -> TrainConfig:
+    """The job with what follows from the network: whether embeddings are tied, and where new rows begin.
+
+    Raises :class:`ConfigError` where new rows learn at a rate of their own and nothing says which rows are new.
+    """
+    model = replace(config.model, tie_embeddings=network.tied)
+    optimizer = config.optimizer
+    if optimizer.new_rows_factor != 1 and not optimizer.first_new_row:
+        optimizer = replace(optimizer, first_new_row=_first_new_row(config, bucket))
+    return replace(config, model=model, optimizer=optimizer)
+
+
+def _of_checkpoint(bucket: Bucket, path: str) -> tuple[Network, str] | None:
+    """The network of a model folder or of a run's newest checkpoint, and what says so.
+
+    None where there is neither, and for a run's network of a family that no ``config.json`` describes.
+    """
+    if bucket.exists(f"{path}/{hfconfig.CONFIG}"):
+        where = f"{bucket.url}/{path}/{hfconfig.CONFIG}"
+        content = hfconfig.parse(bucket.get(f"{path}/{hfconfig.CONFIG}"), where)
+        return Network(hfconfig.to_litgpt(content, where), hfconfig.tied(content, where)), where
+    checkpoints = bucket.child(path).child("checkpoints")
+    complete = CheckpointStore(checkpoints).complete()
+    objects = {file.name: file.object for file in complete[-1].files} if complete else {}
+    if META not in objects:
+        return None
+    where = f"{path}/checkpoints/{complete[-1].name}"
+    try:
+        saved: dict[str, Any] = dict(json.loads(checkpoints.get(objects[META]))["fingerprint"]["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{where} is not a checkpoint: {error}", f"bafogpt storage verify {path}") from None
+    shape = config_of(saved, where)
+    return None if family_of(shape) is None else (Network(shape, bool(saved.get("tie_embeddings", True))), where)
+
+
+def _require_agreement(model: ModelConfig, network: Network, where: str) -> None:
+    """Raise :class:`ConfigError` naming the first field in which a job contradicts its first weights."""
+    require_fields(model.overrides)
+    asked = {key: (f"model.overrides.{key} is", value) for key, value in model.overrides.items()}
+    if model.name is not None:
+        named = gpt_config(model.name, model.overrides, network.shape.vocab_size)
+        for field in dataclasses.fields(Config):
+            if field.name not in _NOT_BY_NAME:
+                value = getattr(named, field.name)
+                asked.setdefault(field.name, (f"model.name {model.name} has {field.name}", value))
+    hint = "leave model.name and model.overrides out: the network is that of the first weights"
+    for key, (what, value) in asked.items():
+        found = getattr(network.shape, key)
+        if key not in _VOCABULARY and value != found:
+            raise ConfigError(f"{what} {value!r}, and {where} has {found!r}", hint)
+    if model.tie_embeddings and not network.tied:
+        raise ConfigError(
+            f"model.tie_embeddings is true, and {where} has an output head of its own",
+            "--set train.model.tie_embeddings=false, or leave it out",
+        )
+
+
+def _require_rows(rows: int, ids: int, bucket: Bucket, path: str) -> None:
+    """Raise :class:`ConfigError` where a folder's rows are not those of the dataset's tokenizer.
+
+    Rows may be padded, and a published tokenizer may have special tokens beyond them that no text has. Whether it is
+    the same tokenizer is seen later, where the folder has one.
+    """
+    known = rows >= ids or not bucket.exists(f"{path}/{hfconfig.CONFIG}") or bucket.exists(f"{path}/{TOKENIZER}")
+    if not -PADDING_MULTIPLE < rows - ids < MAX_PADDING or not known:
+        raise ConfigError(
+            f"{path} has {rows:,} rows in its vocabulary, the dataset's tokenizer {ids:,} ids",
+            "prepare the data with the model's own tokenizer, or expand the model: bafogpt model expand",
+        )
+
+
+def _first_new_row(config: TrainConfig, bucket: Bucket) -> int:
+    """The size of the tokenizer that the first weights' own continues, from the lineage in their folder."""
+    where = f"{config.model.checkpoint}/{LINEAGE}"
+    if config.model.checkpoint and bucket.exists(where):
+        try:
+            return int(json.loads(bucket.get(where))["base"]["size"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"{bucket.url}/{where}: not a lineage ({error})", "expand the model again") from None
+    raise ConfigError(
+        f"optimizer.new_rows_factor is {config.optimizer.new_rows_factor:g}, and no {LINEAGE} says which rows are new",
+        "--set train.optimizer.first_new_row=ROW, the size of the base model's own vocabulary",
+    )
