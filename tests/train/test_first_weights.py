@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bafogpt.model.checkpoint import CheckpointFolder
 from bafogpt.model.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
+from bafogpt.train.config import ModelConfig
 
 from .conftest import Trained, tiny
 
@@ -81,11 +83,12 @@ def test_a_run_goes_on_alike_from_a_run_and_from_the_model_folder_exported_of_it
     assert command_line.main(["storage", "push", str(out), f"models/{name}"]) == 0
 
     def start(checkpoint: str) -> Trained:
-        return train(tiny(model={"tie_embeddings": tied, "checkpoint": checkpoint}), processes=processes)
+        return train(replace(tiny(), model=ModelConfig(checkpoint=checkpoint)), processes=processes)
 
     from_run, from_folder = start(f"runs/{name}"), start(f"models/{name}")
+    named = tiny(model={"tie_embeddings": tied, "checkpoint": f"runs/{name}"})
 
-    assert from_folder.losses == from_run.losses
+    assert from_folder.losses == from_run.losses == train(named, processes=processes).losses
     assert from_folder.losses[1] < first.losses[1], "it goes on from what was learned"
     if processes == 2:
         checkpoint = from_run.staged[-1].folder
@@ -130,7 +133,8 @@ def test_a_model_that_does_not_fit_the_job_is_refused_before_a_step(
         assert (result.outcome, result.retry) == ("failed", False)
         return result.error
 
-    assert "mlp.fc_1.weight is 128" in error(checkpoint="models/plain", overrides={"intermediate_size": 96})
+    wrong = error(checkpoint="models/plain", overrides={"intermediate_size": 96})
+    assert "intermediate_size is 96, and" in wrong and "models/plain/config.json has 128" in wrong
     assert "the data was made with another tokenizer" in error(checkpoint="models/other")
     assert "neither a model folder nor a run" in error(checkpoint="models/nothing")
 
