@@ -111,6 +111,7 @@ def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
 
     extend(str(pulled), ["starter"], ["starter"], tmp_path / "tok", options=ExtendOptions(pieces=60), processes=1)
     assert {*TERMS} <= {path.name for path in (tmp_path / "tok").iterdir()}
+    (tmp_path / "tok" / "USE_POLICY.md").unlink()  # the model has it
     expanded = tmp_path / "bucket" / "models" / "zulu"
     expand(pulled, tmp_path / "tok", expanded, init="subtokens")
     listed = ["tokenizer, config.json, weights: 68 new tokens and their rows (expand, subtokens)"]
