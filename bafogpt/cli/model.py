@@ -48,7 +48,9 @@ TokenizerOption = Annotated[
 ]
 InitOption = Annotated[
     str,
-    typer.Option("--init", metavar="mean|subtokens", help="New rows: mean of all, or of the piece's own base tokens."),
+    typer.Option(
+        "--init", metavar="subtokens|mean", help="New rows: the mean of the piece's own base tokens, or of all rows."
+    ),
 ]
 AdapterArgument = Annotated[
     str, typer.Argument(metavar="ADAPTER|RUN", help="An adapter's folder, as PEFT has it, or a run that made one.")
@@ -172,7 +174,7 @@ def expand(
     folder: FolderArgument,
     tokenizer: TokenizerOption,
     out: OutOption,
-    init: InitOption = "mean",
+    init: InitOption = "subtokens",
     text: TextOption = None,
     loss: LossOption = True,
     json: JsonOption = False,

@@ -13,11 +13,23 @@ from bafogpt.model.families import NAMES, configuration, family_of
 
 PADDING_MULTIPLE = 64
 """Rows of embedding and output head are a multiple of this: matrix kernels are slow at odd sizes."""
+MAX_PADDING = 512
+"""Rows that a published model may have beyond its tokenizer's ids; Qwen-3 has 267."""
 
 
 def padded(vocab_size: int) -> int:
     """The vocabulary's size with padding."""
     return -(-vocab_size // PADDING_MULTIPLE) * PADDING_MULTIPLE
+
+
+def rows_fit(rows: int, ids: int, *, same_tokenizer: bool) -> bool:
+    """Whether a model with so many rows can be the one of a tokenizer with so many ids.
+
+    Where ``same_tokenizer`` says that it is, published models may be padded further, and the tokenizer may have special
+    tokens beyond the rows that no text has: Gemma-3 has 262,144 rows and its tokenizer 262,145 ids.
+    """
+    lowest, highest = (1 - PADDING_MULTIPLE, MAX_PADDING) if same_tokenizer else (0, PADDING_MULTIPLE)
+    return lowest <= rows - ids < highest
 
 
 def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Config:

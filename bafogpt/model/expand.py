@@ -1,8 +1,9 @@
 """A model for a continued tokenizer: rows for the new pieces, in the embedding and in a head of its own.
 
-Rows of the base's pieces stay as they are, bit by bit. A new piece's row is the mean of all rows (``mean``), or of the
-rows of the tokens that the base writes the piece with (``subtokens``), which the tokenizer's lineage names. Padding up
-to a multiple of 64 gets the mean row. One pass over the base's rows is all that is read, and what is in memory is a
+Rows of the base's pieces stay as they are, bit by bit. A new piece's row is the mean of the rows of the tokens that the
+base writes the piece with (``subtokens``), which the tokenizer's lineage names, or the mean of all rows (``mean``, what
+the original BafoGPT did). Ids of the base beyond its rows (Gemma-3's token for an image) and padding up to a multiple
+of 64 get the mean row. One pass over the base's rows is all that is read, and what is in memory is a
 block of them and the new rows.
 """
 
@@ -22,7 +23,7 @@ from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, TOKENIZER
 from bafogpt.model import folder as folders
 from bafogpt.model import names
-from bafogpt.model.config import PADDING_MULTIPLE, padded
+from bafogpt.model.config import padded, rows_fit
 from bafogpt.model.folder import ModelFolder
 from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
 from bafogpt.model.weights import Weight, joined
@@ -109,7 +110,7 @@ def expand(
     tokenizer: Path,
     out: Path,
     *,
-    init: Init = "mean",
+    init: Init = "subtokens",
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> ExpandReport:
@@ -155,28 +156,34 @@ def _require_base(model: ModelFolder, lineage: Lineage) -> None:
             f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
         )
     rows = model.config.padded_vocab_size
-    if not lineage.base_size <= rows < lineage.base_size + PADDING_MULTIPLE:
+    if not rows_fit(rows, lineage.base_size, same_tokenizer=own.is_file()):
         raise ConfigError(
             f"{lineage.folder} continues a tokenizer of {lineage.base_size:,}, {model.path} has {rows:,} rows",
+            f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
+        )
+    last = int(lineage.constituents.max(initial=0))
+    if last >= rows:
+        raise ConfigError(
+            f"{lineage.folder} writes a piece with token {last:,}, {model.path} has {rows:,} rows",
             f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
         )
 
 
 def _expanded(base: Weight, lineage: Lineage, rows: int, init: Init) -> Weight:
-    """The base's rows, then the new ones, then padding."""
-    kept = base.part(base.name, 0, lineage.base_size)
-    mean, sums = _one_pass(kept, lineage if init == "subtokens" else None)
-    new = rows - lineage.base_size
-    filled = 0
-    parts = [kept]
+    """The base's rows, then the new ones, then padding; the mean row for each of its ids that has none."""
+    kept = base.part(base.name, 0, min(lineage.base_size, base.rows))
+    mean, sums = _one_pass(kept, lineage if init == "subtokens" and lineage.pieces.size else None)
+    row = mean.to(base.dtype)
+
+    def repeated(count: int) -> list[Weight]:
+        shape = (count, len(row))
+        return [Weight(base.name, shape, base.dtype, lambda start, stop: row.expand(stop - start, -1))] if count else []
+
+    parts = [kept, *repeated(lineage.base_size - kept.rows)]
     if sums is not None:
         counts = torch.from_numpy(np.bincount(lineage.pieces))
-        subtokens = sums.div_(counts[:, None]).to(base.dtype)
-        parts.append(Weight.of(base.name, subtokens))
-        filled = len(subtokens)
-    row = mean.to(base.dtype)
-    repeated = Weight(base.name, (new - filled, len(row)), base.dtype, lambda start, stop: row.expand(stop - start, -1))
-    return joined(base.name, [*parts, *([repeated] if new > filled else [])])
+        parts.append(Weight.of(base.name, sums.div_(counts[:, None]).to(base.dtype)))
+    return joined(base.name, [*parts, *repeated(rows - sum(part.rows for part in parts))])
 
 
 def _one_pass(base: Weight, lineage: Lineage | None) -> tuple[torch.Tensor, torch.Tensor | None]:

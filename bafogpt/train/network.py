@@ -17,14 +17,12 @@ from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.data.vocabulary.files import LINEAGE, TOKENIZER
 from bafogpt.model import hfconfig
 from bafogpt.model.checkpoint import META, config_of
-from bafogpt.model.config import PADDING_MULTIPLE, gpt_config, require_fields
+from bafogpt.model.config import gpt_config, require_fields, rows_fit
 from bafogpt.model.families import family_of
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import ModelConfig, TrainConfig
 
-MAX_PADDING = 512
-"""Rows that a published model may have beyond its tokenizer's ids; Qwen-3 has 267."""
 _VOCABULARY = ("vocab_size", "padded_vocab_size")
 _NOT_BY_NAME = (*_VOCABULARY, "name", "hf_config", "padding_multiple", "block_size", "norm_eps")
 """Fields in which a folder may differ from the litgpt configuration that the job names."""
@@ -116,11 +114,10 @@ def _require_agreement(model: ModelConfig, network: Network, where: str) -> None
 def _require_rows(rows: int, ids: int, bucket: Bucket, path: str) -> None:
     """Raise :class:`ConfigError` where a folder's rows are not those of the dataset's tokenizer.
 
-    Rows may be padded, and a published tokenizer may have special tokens beyond them that no text has. Whether it is
-    the same tokenizer is seen later, where the folder has one.
+    Where the folder has a tokenizer, loading the weights refuses another than the dataset's. A run's data had it.
     """
-    known = rows >= ids or not bucket.exists(f"{path}/{hfconfig.CONFIG}") or bucket.exists(f"{path}/{TOKENIZER}")
-    if not -PADDING_MULTIPLE < rows - ids < MAX_PADDING or not known:
+    known = bucket.exists(f"{path}/{TOKENIZER}") or not bucket.exists(f"{path}/{hfconfig.CONFIG}")
+    if not rows_fit(rows, ids, same_tokenizer=known):
         raise ConfigError(
             f"{path} has {rows:,} rows in its vocabulary, the dataset's tokenizer {ids:,} ids",
             "prepare the data with the model's own tokenizer, or expand the model: bafogpt model expand",

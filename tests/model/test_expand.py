@@ -229,6 +229,54 @@ def test_a_model_without_a_tokenizer_is_held_against_the_size(base: Any, tokeniz
         expand(path, tokenizers.new, tmp_path / "out")
 
 
+@pytest.mark.parametrize("rows", [699, 700, 1000], ids=["an id beyond the rows", "as many", "padded far"])
+@pytest.mark.parametrize("init", ["mean", "subtokens"])
+def test_ids_beyond_the_rows_get_the_mean_and_new_pieces_their_place(
+    base: Any, tokenizers: Tokenizers, tmp_path: Path, rows: int, init: Init
+):
+    path = base(rows=rows)
+
+    report = expand(path, tokenizers.new, tmp_path / "out", init=init)
+
+    assert (report.base_vocabulary, report.vocabulary) == (BASE, ALL)
+    old, new = (
+        ModelFolder.open(each).weights["model.embed_tokens.weight"].tensor() for each in (path, tmp_path / "out")
+    )
+    there = min(rows, BASE)
+    average = old[:there].double().mean(dim=0).float()
+    assert torch.equal(new[:there], old[:there])
+    torch.testing.assert_close(new[there:BASE], average.expand(BASE - there, -1))
+    lineage = json.loads((tokenizers.new / "tokenizer.lineage.json").read_text())
+    for piece in lineage["pieces"]:
+        expected = old[piece["constituents"]].mean(dim=0) if init == "subtokens" else average
+        torch.testing.assert_close(new[piece["id"]], expected)
+
+
+def test_new_rows_begin_as_the_mean_of_their_subtokens_where_nothing_is_said(
+    base: Any, tokenizers: Tokenizers, tmp_path: Path
+):
+    path = base()
+    assert expand(path, tokenizers.new, tmp_path / "out").init == "subtokens"
+    words = ["expand", str(path), "--tokenizer", str(tokenizers.new), "--out", str(tmp_path / "again"), "--no-loss"]
+    assert command_line.main(["model", *words]) == 0
+    made = [
+        ModelFolder.open(tmp_path / name).weights["model.embed_tokens.weight"].tensor() for name in ("out", "again")
+    ]
+    assert torch.equal(*made)
+
+
+def test_a_piece_written_with_a_token_that_has_no_row_is_refused(base: Any, tokenizers: Tokenizers, tmp_path: Path):
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(tokenizers.new, tokenizer)
+    file = tokenizer / "tokenizer.lineage.json"
+    content = json.loads(file.read_text())
+    content["pieces"][3]["constituents"] = [5, BASE - 1]
+    file.write_text(json.dumps(content))
+
+    with pytest.raises(ConfigError, match=r"writes a piece with token 699, .* has 699 rows"):
+        expand(base(rows=BASE - 1), tokenizer, tmp_path / "out")
+
+
 def test_an_output_that_is_there_stays(base: Any, tokenizers: Tokenizers, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
