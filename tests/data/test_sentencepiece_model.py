@@ -89,7 +89,7 @@ def test_a_bases_own_file_is_continued_with_its_scores_kept(made: Path, tmp_path
         assert second.encode(text) == ids(engine_of(tmp_path / "more"), text)
 
 
-def test_an_added_token_that_the_bases_own_file_lacks_gets_a_piece(made: Path, tmp_path: Path) -> None:
+def test_an_added_token_beyond_the_vocabulary_keeps_its_id_in_both_files(made: Path, tmp_path: Path) -> None:
     """As Gemma-3's ``<image_soft_token>``, whose id is one past its tokenizer.model."""
     folder = copy_of(made, tmp_path / "base")
     token = {**content_of(made)["added_tokens"][0], "id": 768, "content": "<image>"}
@@ -98,6 +98,7 @@ def test_an_added_token_that_the_bases_own_file_lacks_gets_a_piece(made: Path, t
     model = model_of(tmp_path / "more")
     assert (report.base_size, report.tokenizer_model.refused) == (769, "")
     assert (model.id_to_piece(768), model.is_control(768)) == ("<image>", True)
+    assert engine_of(tmp_path / "more").token_to_id("<image>") == 768
     assert model.encode(f"<image>{ZULU}") == ids(engine_of(tmp_path / "more"), f"<image>{ZULU}")
 
 

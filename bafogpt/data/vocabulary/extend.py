@@ -244,6 +244,8 @@ def _write(
     missed = unreachable(engine, [(piece.id, piece.text) for piece in learned])
     assert not missed, f"{len(missed)} pieces are not cut into themselves: {missed[:5]}"
     assert engine.get_vocab_size(with_added_tokens=True) == base.size + len(learned) + padding
+    moved = [text for number, text in enumerate(base.pieces) if text and engine.id_to_token(number) != text]
+    assert not moved, f"{len(moved)} of the base's tokens have other ids: {moved[:5]}"
     with new_folder(out) as folder:
         (folder / files.TOKENIZER).write_text(made, encoding="utf-8")
         (folder / files.LINEAGE).write_text(files.lineage(base, learned, made, facts), encoding="utf-8")

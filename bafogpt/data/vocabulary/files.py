@@ -121,12 +121,17 @@ def _unfit(content: dict[str, Any], model: dict[str, Any]) -> str:
 
 
 def continued(base: Base, learned: Sequence[Piece], padding: int) -> dict[str, Any]:
-    """The content of the new ``tokenizer.json``: the base's, with pieces, their merges and padding at the end."""
+    """The content of the new ``tokenizer.json``: the base's, with pieces, their merges and padding at the end.
+
+    An added token that is not in the base's vocabulary, as Gemma-3's ``<image_soft_token>``, is put into it: the
+    ``tokenizers`` library ignores the id in the file and gives such a token the first one after the vocabulary.
+    """
     model = base.content["model"]
     texts = [*base.pieces, *(piece.text for piece in learned)]
     spelled = isinstance(model["merges"][0], str)
     pairs = [[texts[first], texts[second]] for first, second in (piece.merge for piece in learned)]
-    vocab = model["vocab"] | {piece.text: piece.id for piece in learned}
+    vocab = model["vocab"] | {each["content"]: each["id"] for each in base.content.get("added_tokens") or ()}
+    vocab |= {piece.text: piece.id for piece in learned}
     vocab |= {PADDING.format(number): len(texts) + number for number in range(padding)}
     merges = [*model["merges"], *((" ".join(pair) for pair in pairs) if spelled else pairs)]
     return {**base.content, "model": {**model, "vocab": vocab, "merges": merges}}
