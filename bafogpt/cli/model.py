@@ -207,12 +207,18 @@ def expand(
     if loss:
         sink.say("measuring the loss before and after")
         for name, path in (("before", folder), ("after", out)):
-            found = samples.measure(ModelFolder.open(path), held_out)
+            first_new = report.base_vocabulary if name == "after" else None
+            found = samples.measure(ModelFolder.open(path), held_out, first_new=first_new)
             record[name] = asdict(found)
             described += (
                 f"\n{name}: loss {found.loss:.3f} a token, {found.bits_per_byte:.3f} bits a byte;"
                 f" {found.tokens:,} tokens of {' '.join(text or ['starter'])}"
             )
+            if found.new_loss is not None and found.old_loss is not None:
+                described += (
+                    f"\nafter, {found.new_tokens:,} new pieces: loss {found.new_loss:.3f} each;"
+                    f" the others: {found.old_loss:.3f}"
+                )
     sink.result(record, described, id=str(out))
 
 

@@ -28,6 +28,7 @@ from bafogpt.model.folder import ModelFolder, load_config
 from .conftest import SaveGemma, logits_of
 
 BASE, NEW, ALL = 700, 90, 832  # 790 ids, on to a multiple of 64
+BOS = 2
 ZULU = "Izingane zifunda isiZulu esikoleni namhlanje ekuseni, ngiyabonga kakhulu mngane wami."
 ENGLISH = "The farmers come to town before sunrise, and they put up their tables along the old wall."
 
@@ -142,12 +143,16 @@ def test_the_command_reports_the_loss_on_isizulu_before_training_and_it_is_the_s
     said = json.loads(capsys.readouterr().out)
 
     for name, folder in (("before", path), ("after", tmp_path / "out")):
-        ids = ids_of(folder, f"{ZULU}\n")
+        ids = torch.cat([torch.tensor([[BOS]]), ids_of(folder, f"{ZULU}\n")], dim=1)  # as its tokenizer begins a text
         loss = torch.nn.functional.cross_entropy(logits_of(their(folder), ids)[0, :-1], ids[0, 1:]).item()
         assert said[name]["loss"] == pytest.approx(loss, rel=1e-5) and math.isfinite(loss)
         size = len(ZULU.encode()) + 1
         assert said[name]["bits_per_byte"] == pytest.approx(loss * said[name]["tokens"] / math.log(2) / size, rel=1e-5)
     assert (ids >= BASE).any(), "the text has new pieces"
+    after = said["after"]
+    assert after["new_tokens"] == (ids >= BASE).sum() and said["before"]["new_tokens"] == 0
+    parts = after["new_loss"] * after["new_tokens"] + after["old_loss"] * (after["tokens"] - after["new_tokens"])
+    assert parts == pytest.approx(after["loss"] * after["tokens"])
     their(tmp_path / "out").save_pretrained(tmp_path / "again")
     assert torch.equal(logits_of(their(tmp_path / "again"), ids), logits_of(their(tmp_path / "out"), ids))
 
