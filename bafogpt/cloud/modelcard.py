@@ -14,7 +14,7 @@ from typing import Any
 from bafogpt.cloud import cost, report
 from bafogpt.cloud.report import Summary
 from bafogpt.cloud.runs import RunRecord, RunStore
-from bafogpt.core.errors import ConfigError, NotFoundError
+from bafogpt.core.errors import BafoError, ConfigError, NotFoundError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.hub import card
 from bafogpt.storage.tokens import manifest as manifests
@@ -47,7 +47,7 @@ def facts(
         "dataset": data.get("path"),
         "sequence_length": data.get("sequence_length"),
         "precision": train.get("precision"),
-        "base_model": _base(store, record) if base_model is None else base_model,
+        "base_model": _base(bucket, store, record) if base_model is None else base_model,
         "license": licence,
         "adapter": adapter or None,
         "tuned": bool(train.get("adapter")) or None,
@@ -94,7 +94,7 @@ def evaluation(summary: Summary) -> dict[str, Any]:
     return {}
 
 
-def _base(store: RunStore, record: RunRecord) -> str:
+def _base(bucket: Bucket, store: RunStore, record: RunRecord) -> str:
     """The published model at the beginning: of the run, or of the run that it went on from. Empty where there is none,
     or where the sizes are not the published ones."""
     for _ in range(BASES):
@@ -104,9 +104,21 @@ def _base(store: RunStore, record: RunRecord) -> str:
             return ""
         earlier = store.find(began.removeprefix("runs/")) if began.startswith("runs/") else None
         if earlier is None:
-            return card.base_model({"model": model.get("name")})
+            return card.base_model({"model": model.get("name") or _published(bucket, began)})
         record = earlier
     return ""
+
+
+def _published(bucket: Bucket, folder: str) -> str:
+    """The published model whose sizes a model folder of the bucket has; empty where there is none."""
+    from bafogpt.model import families, hfconfig
+
+    try:
+        content = hfconfig.parse(bucket.get(f"{folder}/{hfconfig.CONFIG}"), folder)
+        name: str = hfconfig.to_litgpt(content, folder).name
+    except BafoError:
+        return ""
+    return name if name in families.NAMES else ""
 
 
 def _data(bucket: Bucket, record: RunRecord, path: str) -> dict[str, Any]:

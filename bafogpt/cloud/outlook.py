@@ -105,9 +105,9 @@ def look(
     gpu, count = asked
     found = _prices(gpu, count, infra, spot, offline)
     gpu = found.offers[0].gpu  # as the catalog writes it
-    earlier, vocabulary = ([], None) if offline else _from_bucket(source.job, gpu, settings, say)
+    earlier, vocabulary, job = ([], None, source.job) if offline else _from_bucket(source.job, gpu, settings, say)
     return forecast(
-        source.job,
+        job,
         found,
         Rate.of(settings),
         nodes=int(task.get("num_nodes") or 1),
@@ -186,8 +186,10 @@ def _today() -> date:
 
 def _from_bucket(
     job: Job, gpu: str, settings: Settings, say: Callable[[str], None]
-) -> tuple[list[Measured], int | None]:
-    """What earlier runs reached, and the size of the dataset's vocabulary: a bucket out of reach is no reason to fail.
+) -> tuple[list[Measured], int | None, Job]:
+    """What earlier runs reached, the size of the dataset's vocabulary, and the job with its network's sizes.
+
+    A bucket out of reach is no reason to fail.
 
     This machine's own server is asked only where it runs: a plan starts none.
     """
@@ -195,16 +197,16 @@ def _from_bucket(
         from bafogpt.storage.embedded import server
 
         if server.status(Path(settings.home)) is None:
-            return [], None
+            return [], None, job
     patient = replace(settings, s3_timeout_s=min(BUCKET_PATIENCE_S, settings.s3_timeout_s))
     try:
         bucket = Bucket.open(settings.bucket, patient)
         bucket.check()
     except BafoError as error:
         say(f"earlier runs are not looked at: {error.message}")
-        return [], None
+        return [], None, job
     try:
         vocabulary: int | None = manifest.load(bucket.child(job.train.data.path)).vocab_size
     except BafoError:  # no dataset yet
         vocabulary = None
-    return throughput.measured(RunStore(bucket), job, gpu), vocabulary
+    return throughput.measured(RunStore(bucket), job, gpu), vocabulary, throughput.described(job, bucket)

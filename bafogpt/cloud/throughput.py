@@ -6,6 +6,8 @@ none has, the answer is projected by the model of :mod:`bafogpt.train.step_time`
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from bafogpt.cloud.report.summary import Summary
 from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError
+from bafogpt.storage.bucket import Bucket
 from bafogpt.train import flops, gpus, recipes
 from bafogpt.train.config import NEW_NETWORK, TrainConfig
 from bafogpt.train.gpus import Gpu
@@ -90,6 +93,22 @@ KNOWN = {
 """Gemma's sizes, so that pricing needs neither torch nor litgpt; a test holds them against litgpt's."""
 
 
+_OF_TYPE = {"gemma2": "Gemma-2-2b", "gemma3_text": "Gemma-3-1b-pt"}
+_IN_CONFIG = {
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_query_groups",
+    "head_dim": "head_size",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "sliding_window": "sliding_window_size",
+}
+"""Sizes in a model folder's ``config.json``; the families in :data:`_OF_TYPE` write all of them."""
+CHAIN = 8
+"""Runs that one may have gone on from, one after the other."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """Expected training speed on one kind of machine."""
@@ -162,6 +181,29 @@ def shape_of(config: TrainConfig, vocab_size: int | None = None) -> ModelShape |
     changed = {key: value for key, value in config.model.overrides.items() if key in sizes}
     vocabulary = vocab_size or config.model.overrides.get("vocab_size") or known.padded_vocab_size
     return replace(known, padded_vocab_size=-(-int(vocabulary) // 64) * 64, **changed)
+
+
+def described(job: Job, bucket: Bucket) -> Job:
+    """``job`` with its network's name and sizes, where only the folder of its first weights in ``bucket`` has them.
+
+    It is returned as it is where nothing in the bucket says what the network is.
+    """
+    model = schema.to_dict(job.train.model)
+    for _ in range(CHAIN):
+        if model.get("name") or not model.get("checkpoint"):
+            break
+        began, model = str(model["checkpoint"]), {}
+        with contextlib.suppress(BafoError, ValueError, KeyError, TypeError, AttributeError):
+            if bucket.exists(f"{began}/config.json"):
+                content = json.loads(bucket.get(f"{began}/config.json"))
+                sizes = {ours: int(content[theirs]) for theirs, ours in _IN_CONFIG.items()}
+                model = {"name": _OF_TYPE[content["model_type"]], "overrides": sizes}
+            else:
+                model = dict(json.loads(bucket.get(f"{began}/run.json"))["job"]["train"]["model"])
+    if job.train.model.name or not model.get("name"):
+        return job
+    changed = replace(job.train.model, name=model["name"], overrides=dict(model.get("overrides") or {}))
+    return replace(job, train=replace(job.train, model=changed))
 
 
 def projected(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,31 @@ def test_gemma_3_is_planned_by_its_name_and_costs_what_its_size_says():
 
 def test_a_network_that_only_the_first_weights_tell_has_no_figure_before_they_are_read():
     assert throughput.projected(job(model={"checkpoint": "models/zulu"}), "L40", 4) is None
+
+
+def test_a_folder_in_the_bucket_gives_a_plan_its_networks_sizes(bucket):
+    """The folder's own, also by way of a run that began with it; a job that names its network keeps that."""
+    sizes = {
+        "num_hidden_layers": 18,
+        "hidden_size": 640,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 2048,
+        "vocab_size": 266_240,
+        "sliding_window": 512,
+    }
+    bucket.put("models/zulu/config.json", json.dumps({"model_type": "gemma3_text", **sizes}).encode())
+    record = {"job": schema.to_dict(job(model={"checkpoint": "models/zulu"}))}
+    bucket.put("runs/first/run.json", json.dumps(record).encode())
+    named = job(model={"name": "Gemma-3-270m"})
+    expected_shape = throughput.shape_of(named.train, vocab_size=266_240)
+
+    for began in ("models/zulu", "runs/first"):
+        found = throughput.described(job(model={"checkpoint": began}), bucket)
+        assert throughput.shape_of(found.train) == expected_shape, began
+    for same in (named, job(model={"checkpoint": "models/none"}), job()):
+        assert throughput.described(same, bucket) is same
 
 
 @pytest.mark.parametrize(("gpu", "model"), [("L40", "pythia-14m"), ("MI300X", "Gemma-2-2b")])

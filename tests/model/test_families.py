@@ -236,11 +236,11 @@ def test_a_tied_folder_may_have_the_same_head_twice(tmp_path: Path) -> None:
     assert ModelFolder.open(path).tied
 
 
-@pytest.mark.parametrize("layers", [3, 7, 12])
+@pytest.mark.parametrize("layers", [3, 12, 30])
 def test_a_gemma_3_of_other_depth_keeps_its_windows_and_ropes(layers: int) -> None:
     config = gpt_config("Gemma-3-1b-it", {"n_layer": layers}, 256)
 
-    expected = [0 if layer in (5, 11) else 1 for layer in range(layers)]
+    expected = [0 if layer in (5, 11, 17, 23, 29) else 1 for layer in range(layers)]
     assert config.sliding_window_indices == config.rope_indices == expected
     assert (config.rope_local_base_freq, config.norm_eps) == (10_000, 1e-6)
     assert gpt_config("Gemma-2-2b", {"n_layer": 5}, 256).sliding_window_indices == [1, 0, 1, 0, 1]
