@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from bafogpt.core.errors import DataError
 from bafogpt.storage.tokens.stream import Samples, prefetch
 from bafogpt.train import shares
 
@@ -45,8 +46,14 @@ def row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents:
     """Sample ``index``, whose tokens [T+1] have been read, with what else the model must know of it.
 
     Where samples begin with ``<bos>`` and this one does not, it is put before the first T tokens, so that each token of
-    the stream is a target once and sample ``index`` needs no other tokens than before.
+    the stream is a target once and sample ``index`` needs no other tokens than before. Raises :class:`DataError` for an
+    id that the model has no row for: a GPU would stop in a kernel.
     """
+    if samples.rows is not None and int(tokens.max()) >= samples.rows:
+        raise DataError(
+            f"sample {index} has the token {int(tokens.max()):,}, and the model {samples.rows:,} rows",
+            "expand the model (bafogpt model expand), or prepare the data without that token",
+        )
     if samples.bos is not None and tokens[0] != samples.bos:
         tokens = np.concatenate([np.array([samples.bos], tokens.dtype), tokens[:-1]])
         return Row(tokens, document_numbers(samples, index, 1) if separate_documents else None, first_target=0)

@@ -72,10 +72,10 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
     manifest = manifests.load(data)
-    train, validation = _samples(data, manifest, config, handoff.folder / "cache")
-
     found = network.of_job(config, bucket, manifest.vocab_size)
     config, shape = network.settled(config, found, bucket), found.shape
+    rows = shape.padded_vocab_size if shape.padded_vocab_size < manifest.vocab_size else None
+    train, validation = _samples(data, manifest, config, handoff.folder / "cache", rows)
     fit.check_length(shape, config)
     fit.check_packing(manifest.packing, config)
     if gpu:
@@ -144,7 +144,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
 
 
 def _samples(
-    data: Bucket, manifest: manifests.TokenManifest, config: TrainConfig, folder: Path
+    data: Bucket, manifest: manifests.TokenManifest, config: TrainConfig, folder: Path, rows: int | None
 ) -> tuple[Samples, Validation | None]:
     """The samples to train on and, where they are wanted, those to validate on.
 
@@ -152,7 +152,7 @@ def _samples(
     """
     cache = BlockCache(folder, int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
     length, split, bos = config.data.sequence_length, manifest.splits["validation"], _bos(manifest, config)
-    train = Samples(TokenStream(data, manifest, "train", cache=cache), length, bos)
+    train = Samples(TokenStream(data, manifest, "train", cache=cache), length, bos, rows)
     if not config.validation.every:
         return train, None
     if split.tokens <= length:
@@ -160,7 +160,7 @@ def _samples(
             f"{config.data.path} holds {split.tokens} tokens for validation, less than one sample of {length}",
             "--set train.validation.every=0, or prepare the data with a larger --validation",
         )
-    held_out = Samples(TokenStream(data, manifest, "validation", cache=cache), length, bos)
+    held_out = Samples(TokenStream(data, manifest, "validation", cache=cache), length, bos, rows)
     return train, plan_validation(held_out, split, config.validation.samples)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bafogpt.agent.trainers import Trainers
-from bafogpt.core.errors import ConfigError
+from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
 from bafogpt.data import tokenizer as tokenizers
 from bafogpt.data.prepare import PrepareOptions, prepare
@@ -85,6 +85,15 @@ def test_each_token_of_the_stream_is_predicted_once_and_each_sample_begins_with_
         twice = place % length == 0 and place > 0 and stream[place - length] == BOS
         begins = place % length == 0 and stream[place] == BOS
         assert predicted[place] == 1 + twice - begins
+
+
+def test_an_id_that_the_model_has_no_row_for_is_named_before_a_gpu_meets_it(tmp_path: Path) -> None:
+    bucket, manifest = dataset(tmp_path, [10, 10, 10, 10], opened=True)
+    enough, few = (Samples(TokenStream(bucket, manifest, "train"), 8, BOS, rows) for rows in (43, 30))
+    assert [batches.row(enough, index, enough[index]).tokens[0] for index in range(enough.count)] == [BOS] * 4
+    assert batches.row(few, 1, few[1]).tokens.max() < 30
+    with pytest.raises(DataError, match=r"has the token 3[0-9], and the model 30 rows"):
+        [batches.row(few, index, few[index]) for index in range(few.count)]
 
 
 @settings(max_examples=30, deadline=None)

@@ -190,6 +190,8 @@ class Samples:
     bos: int | None = None
     """The id that a model is to read before a sample's first T tokens where they do not begin with it; None for none.
     What is read of the stream is the same: :func:`bafogpt.train.batches.row` puts it there."""
+    rows: int | None = None
+    """How many ids the model has rows for, where the dataset's tokenizer has more."""
     count: int = field(init=False)
 
     def __post_init__(self) -> None:
