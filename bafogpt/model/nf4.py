@@ -8,13 +8,17 @@ as they are.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
-import bitsandbytes
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it asks for a package that is not needed
+
+import bitsandbytes  # noqa: E402
+from bitsandbytes.nn import Linear4bit, Params4bit  # noqa: E402
 
 
 class NF4Linear(Linear4bit):

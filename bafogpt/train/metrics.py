@@ -20,13 +20,13 @@ from bafogpt.storage.tokens.manifest import Split
 from bafogpt.train import gpus
 
 
-def peak_flops(device: torch.device) -> float:
+def peak_flops(device: torch.device, precision: str = "32-true") -> float:
     """Operations a second that one device could do at best.
 
     A GPU's data sheet; for one that is not listed what its multiprocessors and clock allow
     (:func:`bafogpt.train.gpus.derived_bf16`). On a CPU, and for a GPU of an unknown kind, what a matrix product reaches
-    here, best of three, float32 and bf16 respectively: MFU then says how near the loop comes to plain matrix products
-    on this machine.
+    here, best of three, in ``precision`` and in bf16 respectively: MFU then says how near the loop comes to plain
+    matrix products on this machine.
     """
     gpu = device.type == "cuda"
     if gpu:
@@ -35,8 +35,8 @@ def peak_flops(device: torch.device) -> float:
         known = listed.bf16 if listed else gpus.derived_bf16(properties)
         if known is not None:
             return known
-    size = 8192 if gpu else 1024
-    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
+    size, bf16 = (8192, True) if gpu else (1024, precision.startswith("bf16"))
+    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()

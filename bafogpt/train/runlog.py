@@ -64,7 +64,7 @@ class RunLog:
         self._curriculum = curriculum
         self._lines = lines
         self._flops_per_token = flops_per_token
-        self._peak_flops = metrics.peak_flops(fabric.device) * fabric.world_size
+        self._peak_flops = metrics.peak_flops(fabric.device, config.precision) * fabric.world_size
         self._price_per_hour = price_per_hour
         self._first = progress.samples
         self._started = self._window = time.perf_counter()

@@ -69,7 +69,7 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     split = Split(10_000, 1, (), (Stage("news", 0, 10_000, 1, {"x": 10_000}),))
     fabric: Any = SimpleNamespace(device=torch.device("cpu"), world_size=1, all_reduce=lambda value, reduce_op: value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "peak_flops", lambda _: 1.0)
+        patch.setattr(metrics, "peak_flops", lambda *_: 1.0)
         log = RunLog(config, fabric, progress, curriculum=split, lines=None, flops_per_token=1.0, price_per_hour=3600.0)
 
     def step(loss: float) -> None:
