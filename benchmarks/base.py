@@ -315,6 +315,31 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Bits a byte before (hollow) and after (filled), a panel a set, a row an arm, a dot a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    arms = list(dict.fromkeys(each["arm"] for each in results))
+    figure, panels = pyplot.subplots(1, len(SETS), figsize=(11, 0.6 + 0.45 * len(arms)), sharey=True)
+    for axes, name in zip(panels, SETS, strict=True):
+        for each in results:
+            row = arms.index(each["arm"])
+            before, after = (float(np.mean(each[when][name])) for when in ("before", "after"))
+            axes.plot([before, after], [row, row], color="0.8", linewidth=1, zorder=1)
+            axes.plot(before, row, "o", color="black", fillstyle="none", markersize=5)
+            axes.plot(after, row, "o", color="tab:blue", markersize=4)
+        axes.set_title(name)
+        axes.set_xlabel("bits a byte")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options, with what a CPU does in some minutes an arm as defaults."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -335,16 +360,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     made.add_argument("--threads", type=int, default=0, help="of a CPU; 0 for all")
     made.add_argument("--json", type=Path, help="results so far, written after each arm")
+    made.add_argument("--figure", type=Path)
+    made.add_argument("--read", type=Path, nargs="*", help="files that --json wrote: show them, and run nothing")
     return made
 
 
 def main() -> None:
-    """Run each arm with each seed, and print the table."""
+    """Run each arm with each seed, print the table, and draw."""
     options = parser().parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    results: list[dict[str, Any]] = []
-    for seed in map(int, options.seeds.split(",")):
+    results: list[dict[str, Any]] = [each for file in options.read or () for each in json.loads(file.read_text())]
+    for seed in () if options.read else map(int, options.seeds.split(",")):
         with tempfile.TemporaryDirectory(prefix="bafogpt-base-") as folder:
             place = Place(Path(folder), options, seed)
             for name in options.arms.split(","):
@@ -352,6 +379,8 @@ def main() -> None:
                 if options.json:
                     options.json.write_text(json.dumps(results), encoding="utf-8")
     print(table(results))
+    if options.figure:
+        draw(results, options.figure)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,13 @@ def test_a_micro_batch_that_cannot_fit_is_said_before_it_dies(monkeypatch: pytes
 
 def test_validation_wanted_where_nothing_was_held_out():
     nothing = SimpleNamespace(tokens=32)
-    manifest = SimpleNamespace(splits={"train": SimpleNamespace(tokens=999), "validation": nothing})
+    splits = {"train": SimpleNamespace(tokens=999), "validation": nothing}
+    tokenizer = SimpleNamespace(add_bos=False, bos_id=None)
+    manifest = SimpleNamespace(splits=splits, packing=None, tokenizer=tokenizer)
     stream = lambda *_, **__: SimpleNamespace(tokens=999)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="holds 32 tokens for valid") as caught:
         patch.setattr(runs, "TokenStream", stream)
-        runs._samples(None, manifest, tiny(data={"cache_gb": 0}), Path())  # type: ignore[arg-type]
+        runs._samples(None, manifest, tiny(data={"cache_gb": 0}), Path(), None)  # type: ignore[arg-type]
     assert "train.validation.every=0" in (caught.value.hint or "")
 
 
