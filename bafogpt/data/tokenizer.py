@@ -111,7 +111,9 @@ class JsonTokenizer(Tokenizer):
         self.name = file.resolve().parent.name if file.name == "tokenizer.json" else file.stem
         self.digest = digest.of_file(file)
         self._engine = _read(file)
-        self.vocab_size = max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not self.vocab_size:
+            raise DataError(f"{file}: a tokenizer without a token", f"head -c 200 {file}")
         config = _config(file.parent / "tokenizer_config.json")
         end = self._special(config.get("eos_token"), END_NAMES)
         if end is None:
@@ -148,7 +150,7 @@ class JsonTokenizer(Tokenizer):
         """The id of the token that the configuration names, else of the first of ``names`` there is."""
         if isinstance(configured, dict):
             configured = configured.get("content")
-        wanted = [configured] if isinstance(configured, str) else names
+        wanted = [configured] if isinstance(configured, str) and configured.isprintable() else names
         return next((found for each in wanted if (found := self._engine.token_to_id(each)) is not None), None)
 
 
@@ -170,6 +172,6 @@ def _config(file: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: {error}", f"edit {file}") from None
     return config if isinstance(config, dict) else {}

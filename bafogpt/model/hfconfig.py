@@ -7,6 +7,7 @@ Fields that a file leaves out have the defaults of transformers' class for the f
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ _COUNTS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
+_MOST = {"num_hidden_layers": 1_000, "max_position_embeddings": 1 << 20}
+"""Bounds of foreign sizes: beyond them they are no model's and only take memory; others end at 2²⁴."""
+_MOST_NUMBER = 1e12
 _OPTIONAL = ("attn_logit_softcapping", "final_logit_softcapping")
 _LAYER_TYPES = {"sliding_attention": 1, "full_attention": 0}
 
@@ -29,16 +33,32 @@ def read(folder: Path) -> dict[str, Any]:
     """A model folder's ``config.json``. Raises :class:`NotFoundError`, and :class:`CorruptError` for no JSON object."""
     path = folder / CONFIG
     if not path.is_file():
+        _refuse_gguf(folder)
         what = f"{folder} has no {CONFIG}" if folder.is_dir() else f"no model folder at {folder}"
         raise NotFoundError(what, "bafogpt model pull google/gemma-2-2b")
     return parse(path.read_bytes(), str(path))
+
+
+def _refuse_gguf(path: Path) -> None:
+    """Raise :class:`ConfigError` where what should be a model folder is a GGUF file, or holds only that."""
+    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if found:
+        raise ConfigError(
+            f"{found[0]} is a GGUF file: a model folder has {CONFIG} and safetensors",
+            "fetch the model in safetensors (bafogpt model pull ORG/NAME), or convert it with transformers",
+        )
+
+
+def shown(value: object) -> str:
+    """A foreign value for an error: its repr, cut short."""
+    return reprlib.repr(value)
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
     """The content of a ``config.json``; ``where`` names it. Raises :class:`CorruptError` for no JSON object."""
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{where}: {error}", f"head -c 200 {where}") from None
     if not isinstance(content, dict):
         raise CorruptError(f"{where}: not a JSON object", f"head -c 200 {where}")
@@ -58,7 +78,7 @@ def family_in(content: Mapping[str, Any], where: str) -> Family:
                 "bafogpt model pull google/gemma-3-1b-pt, or another folder of a text model",
             )
     raise ConfigError(
-        f"{where}: {named or 'no model_type'}; only {TITLES} can be read", "bafogpt model pull google/gemma-2-2b"
+        f"{where}: model_type is {shown(named)}; only {TITLES} can be read", "bafogpt model pull google/gemma-2-2b"
     )
 
 
@@ -66,7 +86,7 @@ def tied(content: Mapping[str, Any], where: str) -> bool:
     """Whether the output head is the embedding matrix. Raises :class:`ConfigError`."""
     found = content.get("tie_word_embeddings", family_in(content, where).defaults["tie_word_embeddings"])
     if not isinstance(found, bool):
-        raise ConfigError(f"{where}: tie_word_embeddings is {found!r}, not true or false", f"edit {where}")
+        raise ConfigError(f"{where}: tie_word_embeddings is {shown(found)}, not true or false", f"edit {where}")
     return found
 
 
@@ -80,15 +100,16 @@ def to_litgpt(content: Mapping[str, Any], where: str) -> Config:
     for key, allowed in family.must.items():
         if content.get(key, allowed[0]) not in allowed:
             raise ConfigError(
-                f"{where}: {key} is {content[key]!r}; the network has {allowed[0]!r}", "use another model"
+                f"{where}: {key} is {shown(content[key])}; the network has {allowed[0]!r}", "use another model"
             )
     values = {key: content.get(key, family.defaults[key]) for key in family.fields}
+    for key in _COUNTS:
+        if type(values[key]) is not int or not 1 <= values[key] <= _MOST.get(key, 1 << 24):
+            raise ConfigError(f"{where}: {key} is {shown(values[key])}, not a size", f"edit {where}")
     windows = _windows(content, family, values["num_hidden_layers"], where)
     for key, value in values.items():
-        if key in _COUNTS and (type(value) is not int or value < 1):
-            raise ConfigError(f"{where}: {key} is {value!r}, not a size", f"edit {where}")
-        if key == "sliding_window" and any(windows or ()) and (type(value) is not int or value < 1):
-            raise ConfigError(f"{where}: sliding_window is {value!r}, not a number of tokens", f"edit {where}")
+        if key == "sliding_window" and any(windows or ()) and (type(value) is not int or not 1 <= value < 1 << 24):
+            raise ConfigError(f"{where}: sliding_window is {shown(value)}, not a number of tokens", f"edit {where}")
         if key not in _COUNTS and key != "sliding_window" and not (value is None and key in _OPTIONAL):
             _require_positive(key, value, where)
     fields: dict[str, Any] = {ours: values[theirs] for theirs, ours in family.fields.items()}
@@ -136,8 +157,8 @@ def from_litgpt(
 
 
 def _require_positive(key: str, value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{where}: {key} is {value!r}, not a number above 0", f"edit {where}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_NUMBER:
+        raise ConfigError(f"{where}: {key} is {shown(value)}, not a number above 0", f"edit {where}")
 
 
 def _windows(content: Mapping[str, Any], family: Family, layers: Any, where: str) -> list[int] | None:
@@ -157,7 +178,7 @@ def _windows(content: Mapping[str, Any], family: Family, layers: Any, where: str
     other = content.get("_sliding_window_pattern", every)
     for pattern in (every, other):
         if type(pattern) is not int or pattern < 1 or pattern != every:
-            raise ConfigError(f"{where}: the windows' pattern is {pattern!r}, and no layer_types", f"edit {where}")
+            raise ConfigError(f"{where}: the windows' pattern is {shown(pattern)}, and no layer_types", f"edit {where}")
     return family.windows(layers, every)
 
 
@@ -175,7 +196,9 @@ def _ropes(content: Mapping[str, Any], family: Family, where: str) -> dict[str, 
     kinds = {kind: _mapping(parameters, kind, where) for kind in _LAYER_TYPES}
     other = [key for key, value in parameters.items() if key not in kinds and value not in (None, "default")]
     if other:
-        raise ConfigError(f"{where}: rope_parameters has {other[0]!r} beside its two kinds of layers", f"edit {where}")
+        raise ConfigError(
+            f"{where}: rope_parameters has {shown(other[0])} beside its two kinds of layers", f"edit {where}"
+        )
     full = {**kinds["full_attention"], **scaling}
     base, adjustments = _rope(full, content.get("rope_theta", family.theta), where)
     local, scaled = _rope(kinds["sliding_attention"], content.get("rope_local_base_freq", family.local_theta), where)
@@ -187,7 +210,7 @@ def _ropes(content: Mapping[str, Any], family: Family, where: str) -> dict[str, 
 def _mapping(content: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     found = content.get(key) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: {key} is {found!r}, not an object", f"edit {where}")
+        raise ConfigError(f"{where}: {key} is {shown(found)}, not an object", f"edit {where}")
     return found
 
 
@@ -195,11 +218,11 @@ def _rope(rope: Mapping[str, Any], default: Any, where: str) -> tuple[float, dic
     """The base and litgpt's adjustments of one kind of rotary positions: unscaled, or scaled by one factor."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear"):
-        raise ConfigError(f"{where}: rotary positions of type {kind!r} are not supported", "use another model")
+        raise ConfigError(f"{where}: rotary positions of type {shown(kind)} are not supported", "use another model")
     known = {"rope_type", "type", "rope_theta", *(["factor"] if kind == "linear" else [])}
     unknown = [key for key, value in rope.items() if key not in known and value is not None]
     if unknown and not (unknown == ["partial_rotary_factor"] and rope[unknown[0]] == 1.0):
-        raise ConfigError(f"{where}: rotary positions with {unknown[0]!r} are not supported", "use another model")
+        raise ConfigError(f"{where}: rotary positions with {shown(unknown[0])} are not supported", "use another model")
     theta = rope.get("rope_theta", default)
     _require_positive("rope_theta", theta, where)
     theta = int(theta) if theta == int(theta) else theta

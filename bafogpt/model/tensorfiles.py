@@ -105,7 +105,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Weight]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{index}: not an index of tensors ({error})", f"head -c 200 {index}") from None
     for file in sorted(set(names.values())):
         if len(files.safe_relative(file).parts) != 1:

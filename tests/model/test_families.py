@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bafogpt.core.errors import ConfigError
+from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.model import folder as folders
 from bafogpt.model import hfconfig
 from bafogpt.model.cache import KVCache
@@ -283,3 +283,37 @@ def test_a_network_that_no_config_json_describes_is_not_written() -> None:
         hfconfig.from_litgpt(own_ropes, tie_embeddings=True, dtype="float32")
     with pytest.raises(ConfigError, match="of no family that can be written"):
         hfconfig.from_litgpt(half_rotated, tie_embeddings=True, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, not a size"),
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings is 1000000000, not a size"),
+        ({"rms_norm_eps": 10**40}, "not a number above 0"),
+        ({"sliding_window": 10**40}, "not a number of tokens"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 10**400, "rope_theta": 10_000.0}},
+            "not a number above 0",
+        ),
+        ({"model_type": "x" * 10**6}, "model_type is 'xxxxx"),
+        ({"model_type": "a\x1b[31m"}, r"model_type is 'a\x1b[31m'"),
+    ],
+)
+def test_a_foreign_value_takes_no_memory_and_prints_no_control_characters(changed: dict[str, Any], words: str) -> None:
+    content = {
+        **hfconfig.from_litgpt(gpt_config("Gemma-2-2b", {}, 320), tie_embeddings=True, dtype="float32"),
+        **changed,
+    }
+    with pytest.raises(ConfigError) as refused:
+        hfconfig.to_litgpt(content, "config.json")
+    assert words in refused.value.message and len(refused.value.message) < 300 and "\x1b" not in refused.value.message
+
+
+def test_json_that_is_too_deep_and_a_gguf_file_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(CorruptError):
+        hfconfig.parse(b"[" * 100_000, "config.json")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(ConfigError, match="is a GGUF file"):
+            ModelFolder.open(path)

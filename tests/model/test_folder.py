@@ -168,7 +168,7 @@ def test_transformers_reads_every_field_that_is_written(saved: SaveGemma, tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("model_type", "llama", "llama; only Gemma-2, Gemma-3, Qwen-3 can be read"),
+        ("model_type", "llama", "model_type is 'llama'; only Gemma-2, Gemma-3, Qwen-3 can be read"),
         ("attention_bias", True, "attention_bias is True"),
         ("hidden_activation", "silu", "hidden_activation is 'silu'"),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}, "'yarn'"),
