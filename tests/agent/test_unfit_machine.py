@@ -202,14 +202,16 @@ def test_the_disk_that_a_job_needs_by_hand():
     checkpoint = 12 * matrices  # weights and two moments, float32
     assert machine_check.disk_bytes(config(), resumed=False) == 3 * checkpoint + 4 * 10**9
     assert machine_check.disk_bytes(config(), 296_000, resumed=False) == 3 * 12 * (matrices + 2304 * 40_000) + 4 * 10**9
-    begun = config(model={"checkpoint": "models/x"}, checkpoint={"max_pending": 1}, precision="bf16-true")
+    named = {"name": "Gemma-2-2b", "checkpoint": "models/x"}
+    begun = config(model=named, checkpoint={"max_pending": 1}, precision="bf16-true")
     assert machine_check.disk_bytes(begun, resumed=False) == 2 * checkpoint // 2 + 4 * 10**9 + 2 * matrices
     assert machine_check.disk_bytes(begun, resumed=True) == 2 * checkpoint // 2 + 4 * 10**9
     pairs = 16 * 26 * ((2304 + 2048) + 2 * (2304 + 1024) + (2048 + 2304))
-    tuned = config(model={"checkpoint": "models/x"}, adapter={})
+    tuned = config(model=named, adapter={})
     assert machine_check.disk_bytes(tuned, resumed=True) == 3 * 12 * pairs + 4 * 10**9 + 2 * matrices
     assert machine_check.disk_bytes(config(tokens=10**6), resumed=False) == 3 * checkpoint + 4 * 10**6
     assert machine_check.disk_bytes(config(model={"name": "Llama-3-8B"}), resumed=False) is None
+    assert machine_check.disk_bytes(config(model={"checkpoint": "models/x"}), resumed=False) is None, "not in the job"
 
 
 def test_a_stop_while_the_machine_is_checked_is_a_stop(

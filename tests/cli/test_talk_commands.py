@@ -33,7 +33,7 @@ def test_generate_shows_the_text_or_an_object_with_it(cli, model):
 
     assert (shown.code, told.code) == (0, 0)
     assert shown.out == record["text"] + "\n"
-    assert (record["finish"], record["prompt_tokens"]) == ("length", 10)
+    assert (record["finish"], record["prompt_tokens"]) == ("length", 9)  # its tokenizer adds no <bos>
 
 
 def test_chat_answers_every_line_of_stdin(cli, model, monkeypatch):
@@ -64,7 +64,7 @@ def test_generate_and_chat_talk_with_the_tokenizer_that_is_named(cli, wordless, 
     by_bytes, by_folder = cli(*words, "--tokenizer", "bytes"), cli(*words, "--tokenizer", model)
     chat = cli("chat", wordless, "--tokenizer", "bytes", "--max-tokens", "8", "--temperature", "0")
 
-    assert json.loads(by_bytes.out)["prompt_tokens"] == 10  # the bytes and a beginning
+    assert json.loads(by_bytes.out)["prompt_tokens"] == 9  # the bytes
     assert json.loads(by_folder.out)["text"] == json.loads(cli("generate", model, *words[2:]).out)["text"]
     assert (chat.code, len(chat.out) > 2) == (0, True)
 
@@ -105,7 +105,7 @@ def test_bytes_that_are_not_text_are_refused(cli, model, monkeypatch, words, loc
         ),
         (("generate", "nowhere", "--prompt", "x"), ExitCode.FAILURE, "no model folder at nowhere"),
         (("generate", "MODEL", "--prompt", "x", "--max-tokens", "600"), ExitCode.USAGE, "do not fit into the model's"),
-        (("generate", "MODEL", "--prompt", "x" * 600), ExitCode.USAGE, "the prompt has 601 tokens, the model 512"),
+        (("generate", "MODEL", "--prompt", "x" * 600), ExitCode.USAGE, "the prompt has 600 tokens, the model 512"),
         (("generate", "MODEL", "--prompt", "x", "--top-p", "0"), ExitCode.USAGE, "top_p is 0.0; above 0"),
         (("generate", "MODEL", "--prompt", "x", "--dtype", "float31"), ExitCode.USAGE, "did you mean 'float32'?"),
         (("chat", "MODEL", "--style", "alpacca"), ExitCode.FAILURE, "did you mean 'alpaca'?"),
