@@ -15,6 +15,7 @@ from pathlib import Path
 from bafogpt.core import files
 
 NOTICE = "NOTICE"
+TERMS_BYTES = 1 << 20
 GEMMA = "gemma"
 """The licence's name on the Hugging Face Hub."""
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
@@ -39,8 +40,25 @@ def is_terms(name: str) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files with terms at the top of a folder."""
-    return sorted(path for path in folder.iterdir() if is_terms(path.name) and path.is_file())
+    """The files with terms at the top of a folder, at most :data:`TERMS_BYTES` long."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if is_terms(path.name) and is_of(folder, path) and path.stat().st_size <= TERMS_BYTES
+    )
+
+
+def is_of(folder: Path, path: Path) -> bool:
+    """Whether a file of a model folder may be carried along.
+
+    It lies in the folder itself or, in a Hugging Face cache, among the blobs that snapshots link to. A link to any
+    other place would publish what is there.
+    """
+    if not path.is_file():
+        return False
+    real, home = path.resolve(), folder.resolve()
+    cached = real.parent.name == "blobs" and home.parent.name == "snapshots" and real.parent.parent == home.parents[1]
+    return real.parent == home or cached
 
 
 def licence_of(model: str) -> str:
@@ -58,6 +76,8 @@ def add_notice(folder: Path, model: str, changes: Sequence[str]) -> None:
         return
     path = next((path for path in files_in(folder) if path.name.upper() == NOTICE), folder / NOTICE)
     content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        content += b"\n"
     head = _HEAD.encode()
     if head not in content:
         content = head + (b"\n" + content if content else b"")

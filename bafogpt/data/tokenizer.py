@@ -142,9 +142,13 @@ class JsonTokenizer(Tokenizer):
 
     def _adds_bos(self, configured: Any) -> bool:
         """What ``add_bos_token`` says, as transformers reads it; else what the post-processor does."""
-        if self.bos_id is None:
-            return False
-        return configured if isinstance(configured, bool) else self._engine.encode("a").ids[:1] == [self.bos_id]
+        if configured is not None and not isinstance(configured, bool):
+            raise DataError(f"{self.file}: add_bos_token is not true or false", "edit tokenizer_config.json beside it")
+        if configured and self.bos_id is None:
+            raise DataError(f"{self.file}: add_bos_token is true, and there is no such token", 'name it as "bos_token"')
+        if self.bos_id is None or configured is not None:
+            return bool(configured)
+        return bool(self._engine.encode("a").ids[:1] == [self.bos_id])
 
     def _special(self, configured: Any, names: Sequence[str]) -> int | None:
         """The id of the token that the configuration names, else of the first of ``names`` there is."""

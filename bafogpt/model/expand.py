@@ -10,6 +10,7 @@ block of them and the new rows.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from bafogpt.core import digest, terms
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
-from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, TOKENIZER
+from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, PADDING, TOKENIZER
 from bafogpt.model import folder as folders
 from bafogpt.model import names
 from bafogpt.model.config import padded, rows_fit
@@ -29,6 +30,7 @@ from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
 from bafogpt.model.weights import Weight, joined
 
 Init = Literal["mean", "subtokens"]
+_PADDING = re.compile(PADDING.replace("{}", r"\d+"))
 INITS: tuple[Init, ...] = ("mean", "subtokens")
 
 
@@ -58,10 +60,15 @@ class Lineage:
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["schema"] != LINEAGE_SCHEMA:
                 raise ValueError(f"schema {content['schema']!r}")
-            base, size = content["base"], _size_of(tokenizer)
-            pieces = content["pieces"]
-            read = cls(folder, str(base["digest"]), int(base["size"]), size, *_constituents(pieces, int(base["size"])))
-        except (ValueError, KeyError, TypeError) as error:
+            base, names_of = content["base"], _names_of(tokenizer)
+            first, pieces, size = base["size"], content["pieces"], max(names_of) + 1
+            if type(first) is not int or not 0 < first <= size - len(pieces):
+                raise ValueError(f"a base of {first!r} ids and {len(pieces):,} pieces are not the tokenizer's {size:,}")
+            unlearned = [names_of.get(number, "") for number in range(first + len(pieces), size)]
+            if not all(_PADDING.fullmatch(name) for name in unlearned):
+                raise ValueError(f"it lacks the piece {next(n for n in unlearned if not _PADDING.fullmatch(n))!r}")
+            read = cls(folder, str(base["digest"]), first, size, *_constituents(pieces, first))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptError(f"{file}: not a lineage ({error})", "make the tokenizer again") from None
         if content["tokenizer"] != digest.of_file(tokenizer):
             raise ConfigError(f"{file} is not of the {TOKENIZER} beside it", "take both files from one tokenizer")
@@ -73,16 +80,20 @@ class Lineage:
         return self.size - self.base_size
 
 
-def _size_of(tokenizer: Path) -> int:
+def _names_of(tokenizer: Path) -> dict[int, str]:
+    """The spelling of each id."""
     content = json.loads(tokenizer.read_text(encoding="utf-8"))
-    added = (each["id"] for each in content.get("added_tokens") or ())
-    return int(max(max(content["model"]["vocab"].values()), *added, 0)) + 1
+    added = {int(each["id"]): str(each["content"]) for each in content.get("added_tokens") or ()}
+    return {int(number): str(name) for name, number in content["model"]["vocab"].items()} | added
 
 
 def _constituents(pieces: list[Mapping[str, Any]], base_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The pairs (piece, constituent); every piece has its place right after the base and at least one constituent."""
     counts = [len(piece["constituents"]) for piece in pieces]
-    flat = np.array([number for piece in pieces for number in piece["constituents"]], dtype=np.int64)
+    numbers = [number for piece in pieces for number in piece["constituents"]]
+    if any(type(number) is not int for number in numbers):
+        raise TypeError("a constituent is not a number")
+    flat = np.array(numbers, dtype=np.int64)
     if [piece["id"] for piece in pieces] != list(range(base_size, base_size + len(pieces))) or not all(counts):
         raise ValueError("pieces are not numbered from the base's size on, or have no constituents")
     if flat.size and not (flat.min() >= 0 and flat.max() < base_size):
@@ -154,6 +165,11 @@ def _require_base(model: ModelFolder, lineage: Lineage) -> None:
         raise ConfigError(
             f"{lineage.folder} continues another tokenizer than {own}",
             f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
+        )
+    if own.is_file() and max(_names_of(own)) + 1 != lineage.base_size:
+        raise CorruptError(
+            f"{lineage.folder} says that its base has {lineage.base_size:,} ids, {own} has another number",
+            "make the tokenizer again: bafogpt tokenizer extend",
         )
     rows = model.config.padded_vocab_size
     if not rows_fit(rows, lineage.base_size, same_tokenizer=own.is_file()):

@@ -78,6 +78,9 @@ class ModelFolder:
         if unknown:
             title = hfconfig.family_in(content, str(path)).title
             raise ConfigError(f"{path} has {unknown[0]}, which {title} has not", "pull another model")
+        for name, weight in found.items():
+            if not weight.dtype.is_floating_point:
+                raise ConfigError(f"{path}: {name} has whole numbers ({weight.dtype})", "convert the model to BF16")
         if tied and names.HF_HEAD in found:
             _require_same(found[names.HF_HEAD], found[names.HF_EMBEDDING], path)
         return cls(path, content, config, tied, {name: found[name] for name in expected})
@@ -167,7 +170,7 @@ def load_config(path: Path) -> Config:
 
 def beside(path: Path) -> list[Path]:
     """The small files of a folder that go with a model: the tokenizer, and the licence's terms."""
-    return [*(path / name for name in BESIDE if (path / name).is_file()), *terms.files_in(path)]
+    return [*(path / name for name in BESIDE if terms.is_of(path, path / name)), *terms.files_in(path)]
 
 
 def copy_files(sources: Iterable[Path], folder: Path) -> None:

@@ -121,7 +121,9 @@ def to_litgpt(content: Mapping[str, Any], where: str) -> Config:
     try:
         config: Config = Config.from_name(family.base, **fields)
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"{where} does not make a model: {error}", f"edit {where}") from None
+        raise ConfigError(
+            f"{where} does not make a model: {str(error) or 'its heads do not divide'}", f"edit {where}"
+        ) from None
     config.name = name_of(config)
     return config
 

@@ -64,3 +64,25 @@ def test_the_bases_own_notice_is_kept_whatever_its_encoding(tmp_path: Path) -> N
 def test_another_family_gets_no_notice(tmp_path: Path) -> None:
     terms.add_notice(tmp_path, "qwen3", ["weights: trained"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_elsewhere_and_a_huge_file_are_not_carried_along_and_a_caches_blob_is(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    snapshot = tmp_path / "models--x" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    blob = tmp_path / "models--x" / "blobs" / "aa"
+    blob.parent.mkdir()
+    blob.write_text("the terms")
+    (snapshot / "LICENSE").symlink_to(secret)
+    (snapshot / "NOTICE").symlink_to(blob)
+    (snapshot / "TERMS.txt").write_bytes(b"x" * (terms.TERMS_BYTES + 1))
+    assert terms.files_in(snapshot) == [snapshot / "NOTICE"]
+
+
+def test_changes_are_added_to_a_notice_whose_last_newline_is_gone(tmp_path: Path) -> None:
+    terms.add_notice(tmp_path, "gemma2", ["one"])
+    notice = tmp_path / "NOTICE"
+    notice.write_text(notice.read_text().rstrip("\n"))
+    terms.add_notice(tmp_path, "gemma2", ["one", "two"])
+    assert notice.read_text().endswith("- one\n- two\n")

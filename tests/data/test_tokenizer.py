@@ -83,3 +83,27 @@ def test_what_is_not_a_tokenizer_is_refused(tmp_path: Path, tokenizer_folder: Pa
     (tokenizer_folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer_config\.json"):
         tokenizer.load(str(tokenizer_folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"add_bos_token": "true"}, "add_bos_token is not true or false"),
+        ({"add_bos_token": True, "bos_token": "<nope>"}, "add_bos_token is true, and there is no such token"),
+    ],
+)
+def test_a_begin_that_is_wanted_and_is_not_there_is_refused(
+    tokenizer_folder: Path, config: dict[str, object], words: str
+) -> None:
+    (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=words) as refused:
+        tokenizer.load(str(tokenizer_folder))
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(("says", "adds"), [(True, True), (False, False), (None, False)])
+def test_the_configuration_says_whether_texts_begin_with_bos(
+    tokenizer_folder: Path, says: bool | None, adds: bool
+) -> None:
+    (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": says}))
+    assert tokenizer.load(str(tokenizer_folder)).add_bos is adds

@@ -201,6 +201,21 @@ def constituent_beyond(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> N
     file.write_text(json.dumps(content))
 
 
+def lineage_with(**changes: Any) -> Any:
+    """A change of the lineage: ``size`` of the base, ``pieces`` that are kept, the first piece's ``constituent``."""
+
+    def spoil(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
+        file = tokenizer / "tokenizer.lineage.json"
+        content = json.loads(file.read_text())
+        content["base"]["size"] = changes.get("size", BASE)
+        content["pieces"] = content["pieces"][: changes.get("pieces")]
+        if "constituent" in changes:
+            content["pieces"][0]["constituents"] = [changes["constituent"]]
+        file.write_text(json.dumps(content))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
@@ -210,6 +225,13 @@ def constituent_beyond(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> N
         (torn_lineage, CorruptError, "not a lineage"),
         (constituent_beyond, CorruptError, "a constituent is not a token of the base"),
         (lambda path, tokenizer, _: shutil.rmtree(tokenizer), NotFoundError, "no such folder"),
+        (lineage_with(size=200, pieces=0), CorruptError, "it lacks the piece"),
+        (lineage_with(size=-5, pieces=0), CorruptError, "a base of -5 ids"),
+        (lineage_with(size=699.5), CorruptError, "a base of 699.5 ids"),
+        (lineage_with(pieces=-1), CorruptError, "it lacks the piece"),
+        (lineage_with(constituent=10.7), CorruptError, "a constituent is not a number"),
+        (lineage_with(constituent=True), CorruptError, "a constituent is not a number"),
+        (lineage_with(constituent=10**30), CorruptError, "not a lineage"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(

@@ -20,6 +20,7 @@ from bafogpt.model.families import FAMILIES, NAMES, configuration, family_of
 from bafogpt.model.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
 from tests.published import PUBLISHED, VOCABULARY, load, make, save
+from tests.talking import make_model
 
 from .conftest import logits_of, some_ids
 
@@ -317,3 +318,12 @@ def test_json_that_is_too_deep_and_a_gguf_file_are_refused_in_words(tmp_path: Pa
     for path in (tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(ConfigError, match="is a GGUF file"):
             ModelFolder.open(path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].long()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight has whole numbers"):
+        ModelFolder.open(folder)

@@ -200,7 +200,7 @@ def from_json(data: bytes, where: str) -> TokenManifest:
     """
     try:
         raw = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _wrong(where, "not JSON") from None
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
@@ -316,7 +316,7 @@ def _check(manifest: TokenManifest, where: str) -> None:
         raise _wrong(where, f"block_bytes {block} is not a multiple of {item}")
     if manifest.vocab_size > 1 << (8 * item) or manifest.tokenizer.eos_id >= manifest.vocab_size:
         raise _wrong(where, f"vocab_size {manifest.vocab_size} does not fit {manifest.dtype} and the EOS token")
-    if manifest.tokenizer.add_bos and not (manifest.tokenizer.bos_id or 0) < manifest.vocab_size:
+    if not (manifest.tokenizer.bos_id or 0) < manifest.vocab_size:
         raise _wrong(where, f"vocab_size {manifest.vocab_size} does not have the BOS token")
     if manifest.tokenizer.add_bos and manifest.tokenizer.bos_id is None:
         raise _wrong(where, "add_bos without a bos_id")
