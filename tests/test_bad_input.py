@@ -177,7 +177,8 @@ def test_a_checkpoint_of_another_model(bafogpt: Command, dataset: Bucket):
     assert half.code == ExitCode.OK, half
     weights = ("--set", "train.model.checkpoint=runs/other-model", "--set", "train.model.overrides.n_embd=64")
     ended = bafogpt("job", "run", "demo", "--run", "bigger-model", *SET, *weights)
-    says(ended, ExitCode.USAGE, "model.n_embd is 32 there and 64 here", "--name")
+    words = "model.overrides.n_embd is 64, and runs/other-model/checkpoints/step-00000004 has 32"
+    says(ended, ExitCode.USAGE, words, "leave model.name and model.overrides out")
     same = bafogpt("job", "run", "demo", "--run", "same-model", *SET, *weights[:2])
     assert same.code == ExitCode.OK, same
 
