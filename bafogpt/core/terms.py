@@ -51,8 +51,8 @@ def files_in(folder: Path) -> list[Path]:
 def is_of(folder: Path, path: Path) -> bool:
     """Whether a file of a model folder may be carried along.
 
-    It lies in the folder itself or, in a Hugging Face cache, among the blobs that snapshots link to. A link to any
-    other place would publish what is there.
+    It must lie in the folder itself or, in a Hugging Face cache, among the blobs that snapshots link to. Following a
+    link to any other file would publish that file.
     """
     if not path.is_file():
         return False

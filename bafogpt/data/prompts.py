@@ -168,8 +168,8 @@ class PromptStyle:
         for each in pieces:
             arrays: list[Any] = []
             answers: list[tuple[int, int]] = []
-            if tokenizer.add_bos and not (each and each[0][1] == tokenizer.bos_id):  # the template leaves it out
-                arrays.append(np.array([tokenizer.bos_id], tokenizer.dtype))
+            if tokenizer.begin and not (each and each[0][1] == tokenizer.bos_id):  # the template leaves it out
+                arrays.append(np.array(tokenizer.begin, tokenizer.dtype))
             position = len(arrays)
             for _, control, is_answer in each:
                 ids = next(encoded) if control is None else np.array([control], tokenizer.dtype)

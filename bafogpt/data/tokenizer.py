@@ -48,6 +48,11 @@ class Tokenizer(ABC):
         """``uint16`` where every id fits, else ``uint32``."""
         return "uint16" if self.vocab_size <= UINT16_VOCAB else "uint32"
 
+    @property
+    def begin(self) -> list[int]:
+        """The ids that every text begins with: ``<bos>`` or nothing."""
+        return [self.bos_id] if self.add_bos and self.bos_id is not None else []
+
     def spelled(self, id: int | None) -> str:  # noqa: A002
         """How the special token ``id`` is spelled; empty for None and for what is none."""
         return next((text for text, number in self.controls.items() if number == id), "")

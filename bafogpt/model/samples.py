@@ -33,7 +33,7 @@ def of_text(
     if read.vocab_size > model.config.padded_vocab_size:
         rows = model.config.padded_vocab_size
         raise ConfigError(f"{model.path} has {rows:,} rows, its tokenizer {read.vocab_size:,} ids", "expand the model")
-    begin = _begin(read)
+    begin = read.begin
     length = min(tokens, model.config.block_size) - len(begin)
     found: list[torch.Tensor] = []
     rest: list[int] = []
@@ -91,7 +91,7 @@ def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> L
     """
     network, read = load_gpt(model), _tokenizer(model)
     (ids,) = read.encode_batch([text])
-    begin = torch.tensor(_begin(read), dtype=torch.int64)
+    begin = torch.tensor(read.begin, dtype=torch.int64)
     whole, length = torch.as_tensor(ids, dtype=torch.int64), min(TOKENS, model.config.block_size)
     own = 1 - len(begin)
     nats, targets = [], []
@@ -114,10 +114,6 @@ def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> L
 def _tokenizer(model: ModelFolder) -> Tokenizer:
     own = model.path / "tokenizer.json"
     return tokenizer.load(str(own) if own.is_file() else tokenizer.BYTES)
-
-
-def _begin(read: Tokenizer) -> list[int]:
-    return [read.bos_id] if read.add_bos and read.bos_id is not None else []
 
 
 def _texts(names: Sequence[str], settings: Settings) -> Iterator[str]:

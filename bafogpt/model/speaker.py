@@ -91,8 +91,7 @@ class Speaker:
         """The ids of a text that is to be continued. Raises :class:`DataError` for what is no text."""
         require_text(text)
         (ids,) = self.tokenizer.encode_batch([text])
-        begin = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
-        return [*begin, *(int(each) for each in ids)]
+        return [*self.tokenizer.begin, *(int(each) for each in ids)]
 
     def room(self, prompt: Sequence[int]) -> int:
         """Tokens that an answer may have. Raises :class:`UsageError` where there is none for any."""
