@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bafogpt"
-FLOORS = ("core", "storage", "data", "model", "serve", "train", "agent", "cloud", "cli")
+FLOORS = (
+    *("core", "storage", "data", "model", "serve", "train"),
+    *("runs", "jobs", "reports", "agent", "launch", "cloud", "cli"),
+)
 """From the bottom to the top."""
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),
@@ -128,7 +131,7 @@ def planted(tmp_path: Path) -> Path:
     "source",
     [
         "import bafogpt.train.loop",
-        "from bafogpt.cloud.runs import Run",
+        "from bafogpt.runs.store import Run",
         "from bafogpt import cli",
         "from ..data import curriculum",
         "from .. import data",

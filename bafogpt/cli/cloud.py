@@ -80,9 +80,9 @@ def launch(
     from bafogpt.cloud import task as tasks
     from bafogpt.cloud.engines import engine_for
     from bafogpt.cloud.estimate import Rate
-    from bafogpt.cloud.runs import MAX_UNFIT
     from bafogpt.core import settings
     from bafogpt.core.errors import ExitCode
+    from bafogpt.runs.store import MAX_UNFIT
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
@@ -170,8 +170,8 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
 @app.command()
 def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Say how a run is: its engine's word, and how far its record in the bucket is."""
-    from bafogpt.cloud.runs import RunStore
     from bafogpt.core import settings
+    from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket
 
     config = settings.load()

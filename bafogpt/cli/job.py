@@ -76,9 +76,10 @@ def setup(
 
 def _found(job: str, run: str | None, assignments: list[str] | None, config: Settings) -> tuple[Job, str, Path]:
     """The resolved job, the run's name, and its folder on this machine."""
-    from bafogpt.cloud import claim, recorded, runs
+    from bafogpt.cloud import claim, recorded
     from bafogpt.cloud.engines.local import work_folder
+    from bafogpt.runs import store
 
     source = recorded.find(job, config, assignments or ())
-    name = runs.check_name(run or claim.name_from_environment(source.stem))
+    name = store.check_name(run or claim.name_from_environment(source.stem))
     return source.job, name, work_folder(config, name)

@@ -150,8 +150,8 @@ def cost(
     """Show what runs have cost so far and will have cost at their end, from the bucket's records."""
     from bafogpt.cloud import cost as costs
     from bafogpt.cloud.estimate import Rate
-    from bafogpt.cloud.runs import RunStore
     from bafogpt.core import settings
+    from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket
 
     out = Output.of(json=json, quiet=quiet)

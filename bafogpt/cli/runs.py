@@ -25,7 +25,7 @@ from bafogpt.cli.options import (
 from bafogpt.cli.output import Output
 
 if TYPE_CHECKING:
-    from bafogpt.cloud.runs import RunStore
+    from bafogpt.runs.store import RunStore
 
 app = typer.Typer(help="Look at runs: state, logs, cost, report; compare them, run them again.", no_args_is_help=True)
 
@@ -155,8 +155,8 @@ def rerun(
 @app.command()
 def verify(run: RunArgument, bucket: BucketOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Prove from the bucket alone that a run read every sample once, in order, and that its checkpoints are whole."""
-    from bafogpt.cloud import runs
     from bafogpt.core.errors import CorruptError
+    from bafogpt.runs import store as runs
 
     out = Output.of(json=json, quiet=quiet)
     store = _store(bucket)
@@ -183,8 +183,8 @@ def verify(run: RunArgument, bucket: BucketOption = None, json: JsonOption = Fal
 
 
 def _store(bucket: str | None) -> RunStore:
-    from bafogpt.cloud.runs import RunStore
     from bafogpt.core import settings
+    from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket
 
     config = settings.load({"bucket": bucket})

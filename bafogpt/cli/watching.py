@@ -14,8 +14,8 @@ from bafogpt.cli.output import Output
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bafogpt.cloud.runs import RunStore
     from bafogpt.cloud.top import Snapshot
+    from bafogpt.runs.store import RunStore
 
 EveryOption = Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often to look.")]
 RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN…", help="Names, as 'bafogpt runs ls' shows them.")]
@@ -96,8 +96,8 @@ def tensorboard(
 
 
 def _store(bucket: str | None) -> RunStore:
-    from bafogpt.cloud.runs import RunStore
     from bafogpt.core import settings
+    from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket
 
     config = settings.load({"bucket": bucket})

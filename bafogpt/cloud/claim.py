@@ -15,9 +15,9 @@ from pathlib import Path
 from bafogpt.cloud import provenance
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.reference import PREFIX, digest_of
-from bafogpt.cloud.runs import RunRecord, RunStore, now
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError
+from bafogpt.runs.store import RunRecord, RunStore, now
 from bafogpt.storage.bucket import Bucket
 
 IMAGE_LABELS = Path("/etc/bafogpt/image.json")

@@ -10,10 +10,10 @@ import time
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.publishing import DRAIN_S, Publisher
 from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.runs import State
 from bafogpt.cloud.sidecar import Sidecar
 from bafogpt.cloud.tracking import Tracked, identity
 from bafogpt.core import schema, settings
+from bafogpt.runs.store import State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff
 

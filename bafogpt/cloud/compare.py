@@ -8,7 +8,7 @@ from typing import Any
 
 from bafogpt.cloud import budget
 from bafogpt.cloud.report.summary import Summary, summarise
-from bafogpt.cloud.runs import RunStore
+from bafogpt.runs.store import RunStore
 
 SECTIONS = ("job", "data", "code", "image", "versions", "place", "results")
 """In the order in which they are shown: what went in, where it ran, what came out."""

@@ -17,7 +17,7 @@ from bafogpt.cloud import budget
 from bafogpt.cloud.report import history
 from bafogpt.cloud.report.history import number
 from bafogpt.cloud.report.summary import Summary
-from bafogpt.cloud.runs import RunRecord, RunStore, curve
+from bafogpt.runs.store import RunRecord, RunStore, curve
 
 SILENT_S = 600.0
 """A run that says "running" and has not been heard of for so long is taken to be lost: nothing more is counted."""

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bafogpt.cloud.runs import State
 from bafogpt.core.errors import ExitCode
+from bafogpt.runs.store import State
 
 EXIT_CODES: dict[State, ExitCode] = {
     "succeeded": ExitCode.OK,

@@ -13,8 +13,8 @@ from bafogpt.cloud import provenance, throughput
 from bafogpt.cloud.ending import Ending
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.runs import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.runs.store import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
 from bafogpt.train.config import TrainConfig

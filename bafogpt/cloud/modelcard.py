@@ -13,8 +13,8 @@ from typing import Any
 
 from bafogpt.cloud import cost, report
 from bafogpt.cloud.report import Summary
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import BafoError, ConfigError, NotFoundError
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.hub import card
 from bafogpt.storage.tokens import manifest as manifests

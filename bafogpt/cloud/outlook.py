@@ -13,10 +13,10 @@ from bafogpt.cloud import task as tasks
 from bafogpt.cloud.estimate import Rate
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.prices import Offer, PriceList
-from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.throughput import Measured, Projection, Speed
 from bafogpt.core.errors import BafoError, UsageError
 from bafogpt.core.settings import EMBEDDED, Settings
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
 

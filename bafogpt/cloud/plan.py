@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import estimate, provenance, recorded, runs, tracking, workdir
+from bafogpt.cloud import estimate, provenance, recorded, tracking, workdir
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.estimate import Bill
 from bafogpt.cloud.job import Job
@@ -16,6 +16,7 @@ from bafogpt.cloud.reference import Reference
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.runs import store
 
 LOCAL = "local"
 
@@ -71,7 +72,7 @@ def make(
     """
     source = recorded.find(job_name, settings, assignments)
     job, root = source.job, source.root
-    run = runs.check_name(name or f"{source.stem}-{secrets.token_hex(2)}")
+    run = store.check_name(name or f"{source.stem}-{secrets.token_hex(2)}")
     where = infra or settings.infra
     if image is not None:
         image = image if image == tasks.NO_IMAGE else str(Reference.parse(image))

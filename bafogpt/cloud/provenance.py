@@ -40,7 +40,7 @@ def collect(
     environment: Mapping[str, str] = os.environ,
     gpus: Callable[[], list[dict[str, Any]]] = nvidia_smi.gpus,
 ) -> dict[str, Any]:
-    """Fields of a :class:`~bafogpt.cloud.runs.RunRecord` at the start of an attempt.
+    """Fields of a :class:`~bafogpt.runs.store.RunRecord` at the start of an attempt.
 
     ``data`` is the dataset's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
     :class:`NotFoundError` where there is no dataset.

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from bafogpt.cloud.engines.skypilot.client import Client, Cluster
 from bafogpt.cloud.engines.skypilot.guard import Guard
 from bafogpt.cloud.engines.skypilot.tasks import IDLE_MINUTES
-from bafogpt.cloud.runs import RunRecord
 from bafogpt.core.errors import BafoError
+from bafogpt.runs.store import RunRecord
 
 MARGIN_S = 15 * 60.0
 """What a cluster is given beyond its autodown, a run's end or its limit, before it counts as forgotten."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from bafogpt.cloud import job as jobs
 from bafogpt.cloud import project, provenance, workdir
 from bafogpt.cloud.job import Job
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 PREFIX = "runs/"

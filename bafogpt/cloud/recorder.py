@@ -14,9 +14,9 @@ from typing import Any
 from bafogpt.cloud import budget as budgets
 from bafogpt.cloud import vitals
 from bafogpt.cloud.budget import Budget
-from bafogpt.cloud.feed import Feed, Whole
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import BafoError, StorageError
+from bafogpt.runs.log_segments import Feed, Whole
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.train.handoff import Handoff
 
 

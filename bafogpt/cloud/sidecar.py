@@ -18,10 +18,10 @@ from typing import IO
 
 import psutil
 
-from bafogpt.cloud.runs import State
 from bafogpt.cloud.tracker import EXIT_UNSENT
 from bafogpt.cloud.tracking import Tracked, redact
 from bafogpt.core import process
+from bafogpt.runs.store import State
 
 COMMAND = (sys.executable, "-m", "bafogpt.cloud.tracker")
 MARK = "BAFOGPT_TRACKER"

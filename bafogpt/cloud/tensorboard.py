@@ -25,11 +25,11 @@ from typing import Any
 import yaml
 
 from bafogpt.cloud import scalars, vitals
-from bafogpt.cloud.feed import Follower
 from bafogpt.cloud.report.history import Record, number, whole
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
+from bafogpt.runs.log_segments import Follower
+from bafogpt.runs.store import RunStore
 
 PORT = 6006
 LOOPBACK = "127.0.0.1"

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from bafogpt.cloud import runs
 from bafogpt.cloud.job import Job
 from bafogpt.cloud.report.summary import Summary
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import flops, gpus, recipes
 from bafogpt.train.config import NEW_NETWORK, TrainConfig

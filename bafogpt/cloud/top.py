@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bafogpt.cloud import budget, vitals
-from bafogpt.cloud.feed import Follower
 from bafogpt.cloud.report.history import Record, number, whole
 from bafogpt.cloud.report.words import NONE, duration, loss, percent, size
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.runs.log_segments import Follower
+from bafogpt.runs.store import RunRecord, RunStore
 
 TAIL_BYTES = 64 << 10
 RECENT = 20

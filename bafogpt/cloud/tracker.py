@@ -21,15 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bafogpt.cloud import feed, scalars, vitals
+from bafogpt.cloud import scalars, vitals
 from bafogpt.cloud.recorder import vitals_file
 from bafogpt.cloud.report.history import Record, number, whole
-from bafogpt.cloud.runs import RunStore, State
 from bafogpt.cloud.trackers import TRACKERS, Held, Row, Tracker
 from bafogpt.cloud.tracking import Tracked, redact
 from bafogpt.cloud.watch import Tail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
+from bafogpt.runs import log_segments
+from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff
 
@@ -117,7 +118,7 @@ class Lines:
         if file.exists():
             return list(Tail(file).read())
         try:
-            return list(feed.read_lines(self._run, kind, attempt))
+            return list(log_segments.read_lines(self._run, kind, attempt))
         except StorageError as error:
             self._say(f"what attempt {attempt} wrote cannot be read: {error.message}")
             return []

@@ -21,9 +21,9 @@ from bafogpt.cloud import engines, workdir
 from bafogpt.cloud.engines.skypilot import tasks
 from bafogpt.cloud.engines.skypilot.client import Client
 from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import ExitCode
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from tests.cloud.fake_sky import FakeSky, Status
 from tests.cloud.test_skypilot_engine import plan

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from bafogpt.agent import collective, preflight
-from bafogpt.cloud import machine_check, runs
+from bafogpt.cloud import machine_check
 from bafogpt.cloud.ending import Ending
 from bafogpt.cloud.job import Job
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import nvidia_smi, schema
 from bafogpt.core.errors import ExitCode
+from bafogpt.runs import store
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import TrainConfig
@@ -168,7 +169,7 @@ def test_a_machine_that_works_ends_the_row(smi: FakeSmi, supervise: Supervise, b
     places = [{"unfit": "a"}, {"unfit": "b"}, {}, {"unfit": "c"}]
     record = RunRecord(name="r", trainer="pretrain", state="failed", created="", updated="", places=places)
     assert record.unfit == ["c"] and record.wants_another_machine
-    assert runs.MAX_UNFIT == 3
+    assert store.MAX_UNFIT == 3
 
 
 def test_the_trial_of_a_launch_without_gpus_is_a_key_of_the_job(

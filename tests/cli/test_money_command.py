@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bafogpt.cloud import budget
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import ExitCode
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bafogpt.cloud import tracker
-from bafogpt.cloud.runs import State
 from bafogpt.cloud.trackers import TRACKERS, Held, Row
 from bafogpt.cloud.tracking import Tracked
+from bafogpt.runs.store import State
 
 
 class Odd:

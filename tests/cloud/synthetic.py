@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from bafogpt.cloud import report
-from bafogpt.cloud.runs import RunRecord, RunStore
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 NAME = "zulu-smoke-3f2a"

@@ -9,8 +9,8 @@ import pytest
 
 from bafogpt.cli import main as root
 from bafogpt.cloud import compare
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from . import synthetic

@@ -8,8 +8,8 @@ import pytest
 
 from bafogpt.cloud import budget, cost
 from bafogpt.cloud.budget import Span
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from .synthetic import BEGIN, NAME, SyntheticRun

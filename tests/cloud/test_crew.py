@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.cloud import runs
 from bafogpt.cloud.crew import Crew, Nodes, Parts, Status
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core import process, schema
 from bafogpt.core.errors import ExitCode, UsageError
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.manifest import CheckpointFile
 

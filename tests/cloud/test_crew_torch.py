@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import runs
 from bafogpt.cloud.job import Job
 from bafogpt.core import schema
 from bafogpt.data import prepare, tokenizer
+from bafogpt.runs import store
 from bafogpt.storage.bucket import Bucket
 
 from .test_crew import Crews
@@ -70,7 +70,7 @@ def test_two_nodes_killed_once_go_on_with_one_and_the_stream_is_that_of_a_run_ne
     shards = [file.object for file in saved.files if file.name.endswith(".safetensors")]
     assert sorted("-n1-" in name for name in shards) == [False, True]  # a shard of each node
     assert crews.start(0, 1, job()).wait() == 0
-    curve = runs.curve(crews.store.metrics("run"))
+    curve = store.curve(crews.store.metrics("run"))
     assert [line["samples"] for line in curve] == [[8 * step, 8 * step + 8] for step in range(STEPS)]
 
     (tmp_path / "peace").mkdir()
@@ -80,5 +80,5 @@ def test_two_nodes_killed_once_go_on_with_one_and_the_stream_is_that_of_a_run_ne
         assert whole_run.start(0, 1, job()).wait() == 0
     finally:
         whole_run.end()
-    truth = {line["step"]: line["loss"] for line in runs.curve(whole_run.store.metrics("run"))}
+    truth = {line["step"]: line["loss"] for line in store.curve(whole_run.store.metrics("run"))}
     assert {line["step"]: line["loss"] for line in curve} == pytest.approx(truth, rel=1e-4)

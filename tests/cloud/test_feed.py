@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import feed
-from bafogpt.cloud.feed import Feed
+from bafogpt.runs import log_segments
+from bafogpt.runs.log_segments import Feed
 from bafogpt.storage.bucket import Bucket
 
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "PART_BYTES", 10)
+    monkeypatch.setattr(log_segments, "PART_BYTES", 10)
 
 
 def test_what_is_appended_arrives_in_order_and_full_parts_are_not_written_again(
@@ -32,7 +32,7 @@ def test_what_is_appended_arrives_in_order_and_full_parts_are_not_written_again(
         with source.open("ab") as file:
             file.write(piece)
         assert mirror.ship() == len(piece)
-        assert feed.read(bucket, "logs") == text
+        assert log_segments.read(bucket, "logs") == text
     assert written == [f"logs/0001-0000{n}.log" for n in (0, 0, 1, 1, 2, 3, 4)]
 
 
@@ -42,7 +42,7 @@ def test_a_feed_goes_on_where_its_earlier_process_stopped(bucket: Bucket, tmp_pa
         with source.open("ab") as file:
             file.write(piece)
         Feed(bucket, "logs", 1, source, "log").ship()
-    assert feed.read(bucket, "logs") == source.read_bytes()
+    assert log_segments.read(bucket, "logs") == source.read_bytes()
 
 
 def test_attempts_never_write_into_each_other(bucket: Bucket, tmp_path: Path):
@@ -50,18 +50,18 @@ def test_attempts_never_write_into_each_other(bucket: Bucket, tmp_path: Path):
         source = tmp_path / str(attempt)
         source.write_text(text)
         Feed(bucket, "logs", attempt, source, "log").ship()
-    assert feed.read(bucket, "logs") == b"first\nsecond\n"
+    assert log_segments.read(bucket, "logs") == b"first\nsecond\n"
 
 
 def test_a_line_cut_off_by_a_kill_is_skipped(bucket: Bucket, tmp_path: Path):
     source = tmp_path / "metrics"
     source.write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo\n' + json.dumps({"step": 3}) + "\n")
     Feed(bucket, "metrics", 1, source, "jsonl").ship()
-    assert [line["step"] for line in feed.read_lines(bucket, "metrics")] == [1, 3]
+    assert [line["step"] for line in log_segments.read_lines(bucket, "metrics")] == [1, 3]
 
 
 def test_a_feed_that_is_not_there_is_empty(bucket: Bucket):
-    assert feed.read(bucket, "nothing") == b""
+    assert log_segments.read(bucket, "nothing") == b""
 
 
 def test_nodes_of_one_attempt_write_parts_of_their_own(bucket: Bucket, tmp_path: Path, small_parts: None):
@@ -71,4 +71,4 @@ def test_nodes_of_one_attempt_write_parts_of_their_own(bucket: Bucket, tmp_path:
     for _ in range(2):  # the second time as another process, which finds its own place
         for node, source in enumerate(sources):
             Feed(bucket, "logs", 1, source, "log", node).ship()
-    assert feed.read(bucket, "logs") == b"zero" * 5 + b"one." * 4
+    assert log_segments.read(bucket, "logs") == b"zero" * 5 + b"one." * 4

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import feed
-from bafogpt.cloud.feed import Feed, Follower
+from bafogpt.runs import log_segments
+from bafogpt.runs.log_segments import Feed, Follower
 from bafogpt.storage.bucket import Bucket
 
 
@@ -24,7 +24,7 @@ def numbers(follower: Follower) -> list[int]:
 def test_each_line_is_read_once_and_one_that_is_cut_by_a_sending_or_a_part_stays_whole(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(feed, "PART_BYTES", 100)  # some nine lines: most parts begin within one
+    monkeypatch.setattr(log_segments, "PART_BYTES", 100)  # some nine lines: most parts begin within one
     source = tmp_path / "lines.jsonl"
     writer, follower = Feed(bucket, "metrics", 1, source, "jsonl"), Follower(bucket, "metrics")
     assert numbers(follower) == []
@@ -54,7 +54,7 @@ def test_the_writers_of_two_attempts_and_two_nodes_do_not_mix_their_cut_lines(bu
 def test_a_tail_is_the_end_of_the_feed_and_what_comes_after(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(feed, "PART_BYTES", 100)
+    monkeypatch.setattr(log_segments, "PART_BYTES", 100)
     source = tmp_path / "lines.jsonl"
     writer = Feed(bucket, "metrics", 1, source, "jsonl")
     write(source, 10, 99)  # of 10 bytes each

@@ -10,10 +10,10 @@ import pytest
 from bafogpt.cloud import plan
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.claim import Place, claim
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 from .conftest import make_job

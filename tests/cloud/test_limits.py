@@ -12,14 +12,15 @@ import pytest
 
 from bafogpt.agent.trainers import Trainers
 from bafogpt.cloud import budget as budgets
-from bafogpt.cloud import runs, supervisor
+from bafogpt.cloud import supervisor
 from bafogpt.cloud.budget import Span
 from bafogpt.cloud.claim import Place
 from bafogpt.cloud.ending import Ending
 from bafogpt.cloud.job import Job
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, UsageError
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bafogpt.cloud import modelcard
-from bafogpt.cloud.runs import RunStore
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from .synthetic import SyntheticRun

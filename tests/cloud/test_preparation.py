@@ -13,7 +13,7 @@ import pytest
 
 from bafogpt.cloud import preparation, task
 from bafogpt.cloud.claim import Place
-from bafogpt.cloud.runs import RunStore
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from .conftest import make_job

@@ -14,10 +14,10 @@ from bafogpt.cloud import plan as plans
 from bafogpt.cloud import provenance, recorded, workdir
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.claim import Place, claim
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 from .conftest import make_job

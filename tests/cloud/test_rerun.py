@@ -10,8 +10,8 @@ import pytest
 
 from bafogpt.cli import main as root
 from bafogpt.cloud import compare
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core import schema
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from . import synthetic

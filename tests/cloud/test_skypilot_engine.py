@@ -17,9 +17,9 @@ from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
 from bafogpt.cloud.engines.skypilot.sight import Sight
 from bafogpt.cloud.plan import Plan
-from bafogpt.cloud.runs import RunRecord
 from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunRecord
 from sky import exceptions
 
 from .conftest import make_job

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import runs
 from bafogpt.cloud.claim import name_from_environment
-from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.supervisor import Ending
 from bafogpt.core.errors import ExitCode, NotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import server
 from bafogpt.train.handoff import Handoff, checkpoint_step

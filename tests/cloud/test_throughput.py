@@ -10,9 +10,9 @@ import pytest
 
 from bafogpt.cloud import throughput
 from bafogpt.cloud.job import Job
-from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.throughput import Measured, expected
 from bafogpt.core import schema
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import flops
 

@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.cloud import runs, sidecar, tracking
+from bafogpt.cloud import sidecar, tracking
 from bafogpt.cloud.job import Job
-from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.supervisor import Ending
 from bafogpt.core import process, schema
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from ..conftest import S3

@@ -15,12 +15,12 @@ import pytest
 
 from bafogpt.cloud import plan, tracking
 from bafogpt.cloud.engines.skypilot import tasks
-from bafogpt.cloud.runs import RunStore, State
 from bafogpt.cloud.tracker import Lines, Rows, Sender
 from bafogpt.cloud.trackers import Held, Row
 from bafogpt.cloud.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bafogpt.cloud.crew import Parts
-from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.uploads import PartUploader, Uploader
 from bafogpt.core import process
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.handoff import CHECKPOINT_META, Handoff

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bafogpt.cloud import runs
+from bafogpt.runs import store as runs
 
 from . import ledger, points
 from .place import Place

@@ -169,7 +169,7 @@ def test_a_run_is_published_private_with_its_card_and_comes_back_with_equal_logi
 
 
 def lines(bucket: Bucket, name: str) -> list[dict[str, Any]]:
-    from bafogpt.cloud.runs import RunStore
+    from bafogpt.runs.store import RunStore
 
     return RunStore(bucket).metrics(name)
 

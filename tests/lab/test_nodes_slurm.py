@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import runs
-from bafogpt.cloud.runs import RunStore
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from tests.lab import processes
 from tests.lab.conftest import RunningLab

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import runs
+from bafogpt.runs import store
 from tests.lab import pods
 from tests.lab.rented import BATCH, Rented
 
@@ -19,7 +19,7 @@ RUN: dict[str, Any] = {"train.tokens": STEPS * BATCH, "train.checkpoint.every": 
 
 def consumed(rented: Rented, name: str) -> list[tuple[int, list[int], float]]:
     """(step, samples, loss) as the run that counts has them, in its own order."""
-    return [(point["step"], point["samples"], point["loss"]) for point in runs.curve(rented.store.metrics(name))]
+    return [(point["step"], point["samples"], point["loss"]) for point in store.curve(rented.store.metrics(name))]
 
 
 def test_a_preempted_run_is_the_run_that_was_left_in_peace(rented: Rented, name: str) -> None:

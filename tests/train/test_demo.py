@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from bafogpt.cloud import job as jobs
 from bafogpt.cloud.claim import Place
-from bafogpt.cloud.runs import RunStore
 from bafogpt.cloud.supervisor import supervise
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 from .conftest import ROOT

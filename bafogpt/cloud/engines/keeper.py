@@ -19,9 +19,9 @@ from types import FrameType
 from bafogpt.cloud.engines.base import EngineRun, EngineState
 from bafogpt.cloud.engines.local import write_state
 from bafogpt.cloud.plan import LOCAL
-from bafogpt.cloud.runs import now
 from bafogpt.core import process, schema, settings
 from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.runs.store import now
 
 STATES: dict[int, EngineState] = {ExitCode.OK: "succeeded", ExitCode.JOB_CANCELLED: "stopped"}
 

@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import runs
 from bafogpt.cloud import task as tasks
 from bafogpt.cloud.engines.base import ACTIVE, EngineRun, QueuedJob
 from bafogpt.cloud.engines.notes import Notes
@@ -34,6 +33,7 @@ from bafogpt.core.errors import (
     did_you_mean,
 )
 from bafogpt.core.settings import Settings
+from bafogpt.runs import store
 
 START_TIMEOUT_S = 60.0
 CANCEL_MARGIN_S = 30.0
@@ -224,7 +224,7 @@ class LocalEngine:
 
 def work_folder(settings: Settings, name: str) -> Path:
     """Local disk of one run's supervisor and trainers."""
-    return Path(settings.home) / "work" / runs.check_name(name)
+    return Path(settings.home) / "work" / store.check_name(name)
 
 
 def write_state(folder: Path, run: EngineRun, keeper_started: float, grace_s: float) -> None:

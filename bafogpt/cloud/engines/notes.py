@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud.runs import check_name, now
 from bafogpt.core import files
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import check_name, now
 
 
 class Notes:

@@ -18,7 +18,7 @@ from bafogpt.cloud.report.figures import figure_png
 from bafogpt.cloud.report.page import html
 from bafogpt.cloud.report.summary import Summary, summarise
 from bafogpt.cloud.report.terminal import terminal
-from bafogpt.cloud.runs import RunStore
+from bafogpt.runs.store import RunStore
 
 __all__ = ["FILE", "Summary", "figure_png", "html", "store", "summarise", "terminal"]
 

@@ -10,10 +10,10 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from bafogpt.cloud import runs
 from bafogpt.cloud.report import history
 from bafogpt.cloud.report.history import Commit, Kill, Life, Record, Resume, number
-from bafogpt.cloud.runs import RunRecord, RunStore
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunRecord, RunStore
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from bafogpt.cloud.engines.skypilot.guard import Guard
 from bafogpt.cloud.engines.skypilot.launching import Launcher
 from bafogpt.cloud.engines.skypilot.sight import EXIT_CODES, Seen, Sight
 from bafogpt.cloud.plan import Plan
-from bafogpt.cloud.runs import RunStore
 from bafogpt.core.errors import BafoError, ConflictError, JobFailedError, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
 CANCEL_MARGIN_S = 30.0

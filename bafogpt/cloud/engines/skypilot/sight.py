@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from bafogpt.cloud.engines.base import EngineRun, EngineState
 from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.engines.skypilot.client import Client, Cluster, Job, iso
-from bafogpt.cloud.runs import RunRecord, RunStore
 from bafogpt.core.errors import BafoError, ConflictError, ExitCode, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 _STATES: dict[str, EngineState] = {

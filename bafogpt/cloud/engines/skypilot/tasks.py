@@ -22,7 +22,7 @@ IDLE_MINUTES = 5
 RECOVERY = {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": [int(ExitCode.MACHINE_UNFIT)]}
 """Of managed jobs. A machine that is lost or unfit is terminated before another one is rented; FAILOVER would start the
 job again on a machine that is still up (SkyPilot 0.14.1, ``jobs/recovery_strategy.py``). SkyPilot does not count these
-recoveries: :data:`bafogpt.cloud.runs.MAX_UNFIT` bounds them."""
+recoveries: :data:`bafogpt.runs.store.MAX_UNFIT` bounds them."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 

@@ -4,7 +4,7 @@
 
     run.json                  the record below, rewritten when the state changes
     attempts/0001.json        who works on it; create-only, so two supervisors cannot both be attempt 1
-    events/  metrics/  logs/  vitals/   feeds (see :mod:`bafogpt.cloud.feed`)
+    events/  metrics/  logs/  vitals/   feeds (see :mod:`bafogpt.runs.log_segments`)
     checkpoints/              see :mod:`bafogpt.storage.checkpoints.store`
     report.html
 """
@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from bafogpt.cloud import feed
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError, RunNotFoundError, UsageError, did_you_mean
+from bafogpt.runs import log_segments
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 
@@ -141,19 +141,19 @@ class RunStore:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """What happened, in order: ``{"time", "attempt", "event", …}``."""
-        return list(feed.read_lines(self.folder(name), "events"))
+        return list(log_segments.read_lines(self.folder(name), "events"))
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """Every metrics line that was written, steps that were done twice included."""
-        return list(feed.read_lines(self.folder(name), "metrics"))
+        return list(log_segments.read_lines(self.folder(name), "metrics"))
 
     def vitals(self, name: str) -> list[dict[str, Any]]:
         """How the machines were, see :mod:`bafogpt.cloud.vitals`."""
-        return list(feed.read_lines(self.folder(name), "vitals"))
+        return list(log_segments.read_lines(self.folder(name), "vitals"))
 
     def logs(self, name: str) -> str:
         """Everything supervisor and trainers have printed."""
-        return feed.read(self.folder(name), "logs").decode("utf-8", errors="replace")
+        return log_segments.read(self.folder(name), "logs").decode("utf-8", errors="replace")
 
     def checkpoints(self, name: str) -> CheckpointStore:
         """The run's checkpoints."""
