@@ -77,11 +77,11 @@ def launch(
 ) -> None:
     """Launch JOB and watch it. It goes on when you stop watching, close the terminal or switch off."""
     from bafogpt.cloud import plan as plans
-    from bafogpt.cloud import task as tasks
     from bafogpt.cloud.engines import engine_for
     from bafogpt.cloud.estimate import Rate
     from bafogpt.core import settings
     from bafogpt.core.errors import ExitCode
+    from bafogpt.jobs import task as tasks
     from bafogpt.runs.store import MAX_UNFIT
 
     out = Output.of(json=json, quiet=quiet)

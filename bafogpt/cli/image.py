@@ -40,8 +40,8 @@ def pin(
     A tag alone is refused, because a tag can move. All files are changed or none.
     """
     from bafogpt.cloud import images
-    from bafogpt.cloud.reference import pinnable
     from bafogpt.core.errors import NotFoundError
+    from bafogpt.jobs.image_ref import pinnable
 
     if digest_file is not None and not digest_file.is_file():
         hint = f"./scripts/image push REF --digest-file {digest_file}"

@@ -11,8 +11,8 @@ from bafogpt.cli.options import JobArgument, SetOption
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bafogpt.cloud.job import Job
     from bafogpt.core.settings import Settings
+    from bafogpt.jobs.job import Job
 
 app = typer.Typer(help="What a launched machine runs: the supervisor and its trainers.", no_args_is_help=True)
 
@@ -76,10 +76,11 @@ def setup(
 
 def _found(job: str, run: str | None, assignments: list[str] | None, config: Settings) -> tuple[Job, str, Path]:
     """The resolved job, the run's name, and its folder on this machine."""
-    from bafogpt.cloud import claim, recorded
+    from bafogpt.cloud import claim
     from bafogpt.cloud.engines.local import work_folder
+    from bafogpt.jobs import resolve
     from bafogpt.runs import store
 
-    source = recorded.find(job, config, assignments or ())
+    source = resolve.find(job, config, assignments or ())
     name = store.check_name(run or claim.name_from_environment(source.stem))
     return source.job, name, work_folder(config, name)

@@ -128,15 +128,15 @@ def rerun(
     that is said.
     """
     from bafogpt.cli import cloud
-    from bafogpt.cloud import project, recorded
     from bafogpt.cloud.plan import LOCAL
+    from bafogpt.jobs import project, resolve
 
     record = _store(bucket).load(run)
     where = infra or record.infra
-    if changed := recorded.change_of_code(record, project.root()):
+    if changed := resolve.change_of_code(record, project.root()):
         Output.of(json=json, quiet=quiet).say(changed)
     cloud.launch(
-        f"{recorded.PREFIX}{run}",
+        f"{resolve.PREFIX}{run}",
         name=name,
         gpus=gpus or record.gpus or None,
         infra=where,

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bafogpt.cloud import provenance
-from bafogpt.cloud.job import Job
-from bafogpt.cloud.reference import PREFIX, digest_of
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError
+from bafogpt.jobs.image_ref import PREFIX, digest_of
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunRecord, RunStore, now
 from bafogpt.storage.bucket import Bucket
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.publishing import DRAIN_S, Publisher
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.sidecar import Sidecar
-from bafogpt.cloud.tracking import Tracked, identity
 from bafogpt.core import schema, settings
+from bafogpt.jobs.job import Job
+from bafogpt.jobs.tracking import Tracked, identity
 from bafogpt.runs.store import State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff

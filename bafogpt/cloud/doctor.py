@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from bafogpt.cloud import estimate, images, prices, probe, recorded, tracking
-from bafogpt.cloud import task as tasks
-from bafogpt.cloud.reference import digest_of
+from bafogpt.cloud import estimate, images, prices, probe
 from bafogpt.core import schema
 from bafogpt.core.errors import AuthError, BafoError, ConflictError, NotFoundError
 from bafogpt.core.settings import EMBEDDED, Settings
+from bafogpt.jobs import resolve, tracking
+from bafogpt.jobs import task as tasks
+from bafogpt.jobs.image_ref import digest_of
 from bafogpt.storage.bucket import Bucket
 
 State = Literal["ok", "warning", "failed"]
@@ -72,7 +73,7 @@ class Patient:
     @classmethod
     def of(cls, job: str, settings: Settings, *, gpus: str | None = None, infra: str | None = None) -> Patient:
         """Raises :class:`~bafogpt.core.errors.ConfigError` for a job that cannot be read."""
-        source = recorded.find(job, settings)
+        source = resolve.find(job, settings)
         task = tasks.load(source.root / "sky" / f"{source.job.task}.yaml")
         task = schema.merge(task, {"secrets": dict.fromkeys(tracking.needed(source.job.tracking))})
         if gpus is not None:

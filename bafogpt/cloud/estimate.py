@@ -14,12 +14,12 @@ from datetime import date
 from typing import Any
 
 from bafogpt.cloud import budget, prices, throughput
-from bafogpt.cloud import task as tasks
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.prices import Offer
 from bafogpt.cloud.throughput import Measured, Speed
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import task as tasks
+from bafogpt.jobs.job import Job
 
 PRICE_PER_HOUR = "BAFOGPT_PRICE_PER_HOUR"
 

@@ -22,12 +22,12 @@ from bafogpt.cloud import machine_check
 from bafogpt.cloud.claim import only_one
 from bafogpt.cloud.crew import Crew, Nodes, Parts, Status
 from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.uploads import PartUploader
 from bafogpt.cloud.watch import OutOfMemory
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import yaml
 
-from bafogpt.cloud import project
-from bafogpt.cloud.reference import PREFIX, SHA256, Reference
 from bafogpt.core import digest as digests
 from bafogpt.core import files, schema
 from bafogpt.core.errors import ConfigError, ConflictError, NotFoundError
+from bafogpt.jobs import project
+from bafogpt.jobs.image_ref import PREFIX, SHA256, Reference
 
 PLACE = Path("docker/image.yaml")
 CONSTRAINTS = Path("constraints.txt")

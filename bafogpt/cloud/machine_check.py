@@ -11,9 +11,9 @@ from typing import Any
 from bafogpt.agent import preflight
 from bafogpt.cloud import provenance, throughput
 from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest

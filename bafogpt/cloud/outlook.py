@@ -8,14 +8,15 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import estimate, prices, recorded, throughput
-from bafogpt.cloud import task as tasks
+from bafogpt.cloud import estimate, prices, throughput
 from bafogpt.cloud.estimate import Rate
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.prices import Offer, PriceList
 from bafogpt.cloud.throughput import Measured, Projection, Speed
 from bafogpt.core.errors import BafoError, UsageError
 from bafogpt.core.settings import EMBEDDED, Settings
+from bafogpt.jobs import resolve
+from bafogpt.jobs import task as tasks
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
@@ -97,7 +98,7 @@ def look(
     """
     if tokens_per_s is not None and not tokens_per_s > 0:
         raise UsageError(f"--tokens-per-s {tokens_per_s:g}: must be above 0", "--tokens-per-s 1543")
-    source = recorded.find(job_name, settings, assignments)
+    source = resolve.find(job_name, settings, assignments)
     task = tasks.load(source.root / "sky" / f"{source.job.task}.yaml")
     asked = tasks.parse_gpus(gpus) if gpus else tasks.accelerators(task)
     if asked is None:

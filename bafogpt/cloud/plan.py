@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import estimate, provenance, recorded, tracking, workdir
-from bafogpt.cloud import task as tasks
+from bafogpt.cloud import estimate, provenance, workdir
 from bafogpt.cloud.estimate import Bill
-from bafogpt.cloud.job import Job
-from bafogpt.cloud.reference import Reference
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import resolve, tracking
+from bafogpt.jobs import task as tasks
+from bafogpt.jobs.image_ref import Reference
+from bafogpt.jobs.job import Job
 from bafogpt.runs import store
 
 LOCAL = "local"
@@ -70,7 +71,7 @@ def make(
     :class:`~bafogpt.core.errors.ConfigError`, :class:`~bafogpt.core.errors.UsageError`, and
     :class:`~bafogpt.core.errors.NotFoundError` for a GPU that nobody offers.
     """
-    source = recorded.find(job_name, settings, assignments)
+    source = resolve.find(job_name, settings, assignments)
     job, root = source.job, source.root
     run = store.check_name(name or f"{source.stem}-{secrets.token_hex(2)}")
     where = infra or settings.infra

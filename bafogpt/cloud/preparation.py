@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bafogpt.cloud.claim import Place, claim
 from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.core.errors import ExitCode
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff

@@ -19,8 +19,8 @@ from typing import IO
 import psutil
 
 from bafogpt.cloud.tracker import EXIT_UNSENT
-from bafogpt.cloud.tracking import Tracked, redact
 from bafogpt.core import process
+from bafogpt.jobs.tracking import Tracked, redact
 from bafogpt.runs.store import State
 
 COMMAND = (sys.executable, "-m", "bafogpt.cloud.tracker")

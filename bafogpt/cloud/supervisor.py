@@ -27,13 +27,13 @@ from bafogpt.cloud.claim import Place, claim
 from bafogpt.cloud.companions import Companions
 from bafogpt.cloud.crew import ALONE, Crew, Nodes, Parts
 from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.lead import Lead
 from bafogpt.cloud.recorder import Recorder
 from bafogpt.cloud.uploads import Uploader
 from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order, Result, checkpoint_step

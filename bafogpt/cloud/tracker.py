@@ -1,7 +1,7 @@
 """``python -m bafogpt.cloud.tracker FOLDER``: sends a run's metrics on to one tracking service while it runs.
 
 A process of its own, started by :mod:`bafogpt.cloud.sidecar`, so that nothing a service or its package does can touch
-the run. It reads one line of JSON from its input, a :class:`~bafogpt.cloud.tracking.Tracked`; then it follows the files
+the run. It reads one line of JSON from its input, a :class:`~bafogpt.jobs.tracking.Tracked`; then it follows the files
 in FOLDER until a second line says how the run ended. It never imports torch.
 
 Each process reads the run's lines from the first on, those of earlier attempts too (from the bucket, where this disk
@@ -25,10 +25,10 @@ from bafogpt.cloud import scalars, vitals
 from bafogpt.cloud.recorder import vitals_file
 from bafogpt.cloud.report.history import Record, number, whole
 from bafogpt.cloud.trackers import TRACKERS, Held, Row, Tracker
-from bafogpt.cloud.tracking import Tracked, redact
 from bafogpt.cloud.watch import Tail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
+from bafogpt.jobs.tracking import Tracked, redact
 from bafogpt.runs import log_segments
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket

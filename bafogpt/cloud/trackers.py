@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bafogpt.cloud.compare import flatten
-from bafogpt.cloud.tracking import Service, Tracked
 from bafogpt.core.errors import BafoError
+from bafogpt.jobs.tracking import Service, Tracked
 from bafogpt.runs.store import State
 
 if TYPE_CHECKING:

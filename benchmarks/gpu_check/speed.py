@@ -221,7 +221,7 @@ def qlora(report: Report, *, optimizer: str) -> None:
 
 def _finetune(report: Report, optimizer: str) -> TrainConfig:
     """The job's own section, with the sizes that the other parts have."""
-    from bafogpt.cloud import job as jobs
+    from bafogpt.jobs import job as jobs
 
     config = jobs.load(ROOT / "jobs" / "finetune.yaml").train
     sized = config_of(report, micro=config.batch.micro, samples=4 * config.batch.micro)

@@ -10,7 +10,7 @@ import pytest
 from bafogpt.agent import preflight
 from bafogpt.cloud import supervisor
 from bafogpt.cloud.claim import Place
-from bafogpt.cloud.job import Job
+from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket
 from tests.cloud.conftest import FAKE_WORKER
 from tests.smi import FakeSmi

@@ -14,9 +14,9 @@ import pytest
 from bafogpt.agent import collective, preflight
 from bafogpt.cloud import machine_check
 from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.job import Job
 from bafogpt.core import nvidia_smi, schema
 from bafogpt.core.errors import ExitCode
+from bafogpt.jobs.job import Job
 from bafogpt.runs import store
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket

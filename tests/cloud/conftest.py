@@ -11,8 +11,8 @@ import pytest
 
 from bafogpt.cloud import supervisor
 from bafogpt.cloud.claim import Place
-from bafogpt.cloud.job import Job
 from bafogpt.core import schema
+from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

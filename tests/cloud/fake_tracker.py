@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bafogpt.cloud import tracker
 from bafogpt.cloud.trackers import TRACKERS, Held, Row
-from bafogpt.cloud.tracking import Tracked
+from bafogpt.jobs.tracking import Tracked
 from bafogpt.runs.store import State
 
 

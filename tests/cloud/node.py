@@ -13,8 +13,8 @@ from bafogpt.agent.trainers import WORKER
 from bafogpt.cloud import supervisor
 from bafogpt.cloud.claim import Place
 from bafogpt.cloud.crew import Nodes
-from bafogpt.cloud.job import Job
 from bafogpt.core import schema, settings
+from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud.job import Job
 from bafogpt.core import schema
 from bafogpt.data import prepare, tokenizer
+from bafogpt.jobs.job import Job
 from bafogpt.runs import store
 from bafogpt.storage.bucket import Bucket
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bafogpt.cloud import images
-from bafogpt.cloud.reference import Reference
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, NotFoundError
+from bafogpt.jobs.image_ref import Reference
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "ghcr.io/bafogpt/train"

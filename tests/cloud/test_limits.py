@@ -16,9 +16,9 @@ from bafogpt.cloud import supervisor
 from bafogpt.cloud.budget import Span
 from bafogpt.cloud.claim import Place
 from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.job import Job
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, UsageError
+from bafogpt.jobs.job import Job
 from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket

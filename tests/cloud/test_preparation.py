@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import preparation, task
+from bafogpt.cloud import preparation
 from bafogpt.cloud.claim import Place
+from bafogpt.jobs import task
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from bafogpt.cloud import plan as plans
-from bafogpt.cloud import provenance, recorded, workdir
-from bafogpt.cloud import task as tasks
+from bafogpt.cloud import provenance, workdir
 from bafogpt.cloud.claim import Place, claim
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import resolve
+from bafogpt.jobs import task as tasks
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -122,17 +123,17 @@ def test_a_dataset_that_has_changed_is_refused_unless_it_is_named(settings: Sett
     bucket = Bucket.open(settings.bucket, settings)
     bucket.put("data/x/manifest.json", json.dumps({**MANIFEST, "digest": "blake3:cc"}).encode())
     with pytest.raises(CorruptError, match=r"blake3:cc, was blake3:aa"):
-        recorded.find("runs/first", settings)
-    assert recorded.find("runs/first", settings, ["train.data.path=data/x"]).job.train.data.path == "data/x"
+        resolve.find("runs/first", settings)
+    assert resolve.find("runs/first", settings, ["train.data.path=data/x"]).job.train.data.path == "data/x"
     bucket.delete("data/x/manifest.json")
     with pytest.raises(NotFoundError, match="the dataset of first is not at"):
-        recorded.find("runs/first", settings)
+        resolve.find("runs/first", settings)
 
 
 def test_a_run_that_is_not_there_is_named_with_the_nearest(settings: Settings, tmp_path: Path):
     ran(settings, tmp_path)
     with pytest.raises(RunNotFoundError, match=r"no run 'frist'.*first"):
-        recorded.find("runs/frist", settings)
+        resolve.find("runs/frist", settings)
 
 
 def test_the_code_is_compared_with_the_checkout(tmp_path: Path):
@@ -147,11 +148,11 @@ def test_the_code_is_compared_with_the_checkout(tmp_path: Path):
     git("add", ".")
     git("commit", "-qm", "one")
     clean = str(workdir.look(tmp_path))
-    assert recorded.change_of_code(run_of(clean), tmp_path) == ""
+    assert resolve.change_of_code(run_of(clean), tmp_path) == ""
     (tmp_path / "a.py").write_text("2")
     changed = str(workdir.look(tmp_path))
-    assert recorded.change_of_code(run_of(changed), tmp_path) == ""
-    assert f"then {clean[:10]}, here {clean[:10]}+dirty" in recorded.change_of_code(run_of(clean), tmp_path)
+    assert resolve.change_of_code(run_of(changed), tmp_path) == ""
+    assert f"then {clean[:10]}, here {clean[:10]}+dirty" in resolve.change_of_code(run_of(clean), tmp_path)
     (tmp_path / "a.py").write_text("3")
-    assert recorded.change_of_code(run_of(changed), tmp_path) != ""
-    assert "not known" in recorded.change_of_code(run_of(""), tmp_path)
+    assert resolve.change_of_code(run_of(changed), tmp_path) != ""
+    assert "not known" in resolve.change_of_code(run_of(""), tmp_path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bafogpt.cloud.reference import Reference, digest_of, pinnable
 from bafogpt.core.errors import UsageError
+from bafogpt.jobs.image_ref import Reference, digest_of, pinnable
 
 REPOSITORY = "ghcr.io/bafogpt/train"
 DIGEST, OTHER = (f"sha256:{digit * 64}" for digit in "ab")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bafogpt.cloud import throughput
-from bafogpt.cloud.job import Job
 from bafogpt.cloud.throughput import Measured, expected
 from bafogpt.core import schema
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import flops

@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.cloud import sidecar, tracking
-from bafogpt.cloud.job import Job
+from bafogpt.cloud import sidecar
 from bafogpt.cloud.supervisor import Ending
 from bafogpt.core import process, schema
+from bafogpt.jobs import tracking
+from bafogpt.jobs.job import Job
 from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket

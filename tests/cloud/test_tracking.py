@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import plan, tracking
+from bafogpt.cloud import plan
 from bafogpt.cloud.engines.skypilot import tasks
 from bafogpt.cloud.tracker import Lines, Rows, Sender
 from bafogpt.cloud.trackers import Held, Row
-from bafogpt.cloud.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import tracking
+from bafogpt.jobs.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff

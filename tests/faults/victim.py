@@ -20,8 +20,8 @@ PART_BYTES = 5 << 20
 
 def main(job: Path, name: str, folder: Path, loop: list[str]) -> int:
     from bafogpt.cloud import claim, supervisor
-    from bafogpt.cloud.job import Job
     from bafogpt.core import schema, settings
+    from bafogpt.jobs.job import Job
     from bafogpt.storage import bucket as buckets
     from bafogpt.storage import transfer
     from bafogpt.storage.transfer import sending

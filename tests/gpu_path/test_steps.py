@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from litgpt.config import Config
 
-from bafogpt.cloud import job
+from bafogpt.jobs import job
 from bafogpt.model.config import gpt_config
 from bafogpt.train import memory
 from bafogpt.train.config import Sharding

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import job
 from bafogpt.core import schema
+from bafogpt.jobs import job
 from tests.lab import pods
 from tests.lab.place import ROOT, VENV
 from tests.lab.rented import TINY, Rented

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from bafogpt.agent.trainers import Trainers
-from bafogpt.cloud import job as jobs
 from bafogpt.core import schema
+from bafogpt.jobs import job as jobs
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, StopFlag, checkpoint_name, read_staged

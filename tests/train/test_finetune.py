@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bafogpt.cloud import job as jobs
 from bafogpt.core.errors import ConfigError
 from bafogpt.data import instructions, prompts, tokenizer
 from bafogpt.data.instructions import InstructionOptions
+from bafogpt.jobs import job as jobs
 from bafogpt.model import lora
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.config import gpt_config

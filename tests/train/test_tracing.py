@@ -14,8 +14,8 @@ import pytest
 
 from bafogpt.agent.trainers import Trainers
 from bafogpt.cloud.claim import Place
-from bafogpt.cloud.job import Job, SupervisorConfig
 from bafogpt.cloud.supervisor import supervise
+from bafogpt.jobs.job import Job, SupervisorConfig
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import tracing

@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import task as tasks
 from bafogpt.cloud.engines.base import ACTIVE, EngineRun, QueuedJob
 from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.plan import LOCAL, Plan
@@ -33,6 +32,7 @@ from bafogpt.core.errors import (
     did_you_mean,
 )
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import task as tasks
 from bafogpt.runs import store
 
 START_TIMEOUT_S = 60.0

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from bafogpt.cloud import task as task_files
 from bafogpt.cloud import workdir
 from bafogpt.cloud.engines.notes import Notes
 from bafogpt.cloud.engines.skypilot import tasks, watchman
@@ -17,6 +16,7 @@ from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
 from bafogpt.cloud.engines.skypilot.guard import Guard
 from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import BafoError
+from bafogpt.jobs import task as task_files
 
 Secrets: TypeAlias = list[tuple[str, str]]
 """Names and values, which travel in the request alone."""

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bafogpt.cloud import job as jobs
-from bafogpt.cloud import project, provenance, workdir
-from bafogpt.cloud.job import Job
+from bafogpt.cloud import provenance, workdir
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import job as jobs
+from bafogpt.jobs import project
+from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 

@@ -2,7 +2,7 @@
 
 Keys: ``extends`` (another job file beside this one, on which this one is laid), ``task`` (the file in ``sky/`` that
 says where it runs by default), ``trainer``, ``train`` (see :mod:`bafogpt.train.config`), ``supervisor`` and
-``tracking`` (see :mod:`bafogpt.cloud.tracking`).
+``tracking`` (see :mod:`bafogpt.jobs.tracking`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bafogpt.cloud.tracking import TrackingConfig
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
+from bafogpt.jobs.tracking import TrackingConfig
 from bafogpt.train.config import TrainConfig
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from bafogpt.cloud.reference import PREFIX
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, UsageError
+from bafogpt.jobs.image_ref import PREFIX
 
 NO_IMAGE = "none"
 """In place of an image: the task runs on the machine as it is, which has ``bafogpt`` on its PATH (a Slurm site)."""
