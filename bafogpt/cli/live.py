@@ -56,7 +56,7 @@ class Bar:
 
     def facts(self) -> list[str]:
         """The most important first."""
-        from bafogpt.cloud.report.words import duration
+        from bafogpt.reports.formatting import duration
 
         step, seconds = self.step, self._pace.seconds()
         left = [] if seconds is None or step.number >= step.steps else [seconds * (step.steps - step.number)]

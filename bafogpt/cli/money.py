@@ -18,9 +18,9 @@ from bafogpt.cli.options import (
 from bafogpt.cli.output import Output
 
 if TYPE_CHECKING:
-    from bafogpt.cloud.cost import RunCost
     from bafogpt.cloud.estimate import Rate
     from bafogpt.cloud.outlook import Forecast
+    from bafogpt.reports.cost import RunCost
 
 PLAN_COLUMNS = ["cloud", "region", "machine", "buy", "$/hour", "tokens/s", "hours", "total $", "total R"]
 COST_COLUMNS = ["name", "state", "gpus", "infra", "hours", "$/hour", "spent $", "spent R", "at end $", "at end R"]
@@ -148,9 +148,9 @@ def cost(
     quiet: QuietOption = False,
 ) -> None:
     """Show what runs have cost so far and will have cost at their end, from the bucket's records."""
-    from bafogpt.cloud import cost as costs
     from bafogpt.cloud.estimate import Rate
     from bafogpt.core import settings
+    from bafogpt.reports import cost as costs
     from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket
 

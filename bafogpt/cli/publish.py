@@ -10,8 +10,8 @@ from bafogpt.cli.options import BandwidthOption, JsonOption, QuietOption
 from bafogpt.cli.output import Output
 
 if TYPE_CHECKING:
-    from bafogpt.cloud.release import Release, Wish
     from bafogpt.core.settings import Settings
+    from bafogpt.reports.publish import Release, Wish
     from bafogpt.storage.folders.locations import Place
     from bafogpt.storage.folders.sync import Report
 
@@ -64,8 +64,8 @@ def publish(
     """
     from pathlib import Path
 
-    from bafogpt.cloud.release import Wish
     from bafogpt.core import files, settings
+    from bafogpt.reports.publish import Wish
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.locations import locate
     from bafogpt.storage.hub import push
@@ -95,9 +95,9 @@ def _found(source: str, step: int | None, best: bool, wish: Wish, config: Settin
     """What is to be published: a folder where there is one of that name, else a run."""
     from pathlib import Path
 
-    from bafogpt.cloud import release
     from bafogpt.core.errors import UsageError
     from bafogpt.model import runs
+    from bafogpt.reports import publish as release
     from bafogpt.storage.bucket import Bucket
 
     if step is not None and best:

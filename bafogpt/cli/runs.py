@@ -54,8 +54,8 @@ def show(
     quiet: QuietOption = False,
 ) -> None:
     """Show a run: a summary here, and with --html the whole report as one file with pictures."""
-    from bafogpt.cloud import report
     from bafogpt.core import files, settings
+    from bafogpt.reports import report
 
     out = Output.of(json=json, quiet=quiet)
     summary = report.summarise(_store(bucket), run)
@@ -82,7 +82,7 @@ def diff(
     quiet: QuietOption = False,
 ) -> None:
     """Say what differs between two runs: job, data, code, image, versions, place, results. -q prints the keys."""
-    from bafogpt.cloud import compare
+    from bafogpt.reports import diff as compare
 
     out = Output.of(json=json, quiet=quiet)
     found = compare.runs(_store(bucket), a, b)

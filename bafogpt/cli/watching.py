@@ -14,7 +14,7 @@ from bafogpt.cli.output import Output
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bafogpt.cloud.top import Snapshot
+    from bafogpt.reports.status import Snapshot
     from bafogpt.runs.store import RunStore
 
 EveryOption = Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often to look.")]
@@ -32,8 +32,8 @@ def top(
     """Show how a run is, live: step, loss, speed, time left, cost, and its GPUs, CPU, memory and disk."""
     import itertools
 
-    from bafogpt.cloud import top as looking
     from bafogpt.core import settings
+    from bafogpt.reports import status as looking
 
     out = Output.of(json=json, quiet=quiet)
     rand = settings.load().zar_per_usd
@@ -70,8 +70,8 @@ def tensorboard(
     """Show runs in TensorBoard, on this machine and live, from the bucket. Ctrl-C ends it."""
     import hashlib
 
-    from bafogpt.cloud import tensorboard as boards
     from bafogpt.core import settings
+    from bafogpt.reports import tensorboard as boards
 
     out = Output.of(json=json, quiet=quiet)
     boards.require()
@@ -108,16 +108,16 @@ def _screen(snapshot: Snapshot, zar_per_usd: float) -> RenderableType:
     """A snapshot for people: text alone, so that it reads the same in a pipe."""
     from rich.text import Text
 
-    from bafogpt.cloud import top as looking
-    from bafogpt.cloud.report import words
-    from bafogpt.cloud.report.terminal import STYLES
+    from bafogpt.reports import formatting
+    from bafogpt.reports import status as looking
+    from bafogpt.reports.terminal import STYLES
 
     text = Text()
     text.append(snapshot.name, "bold")
     text.append(f"  {snapshot.state}", STYLES.get(snapshot.state, "bold"))
     text.append(f"  {snapshot.message}\n" if snapshot.message else "\n")
     done = snapshot.step / snapshot.steps if snapshot.steps else 0.0
-    text.append(f"{bar(done, width=50)} {words.percent(done)}\n", "cyan")
+    text.append(f"{bar(done, width=50)} {formatting.percent(done)}\n", "cyan")
     found = looking.facts(snapshot, zar_per_usd)
     for machine in snapshot.machines:
         name = f"node {machine['node']}" if len(snapshot.machines) > 1 else "machine"
@@ -127,7 +127,7 @@ def _screen(snapshot: Snapshot, zar_per_usd: float) -> RenderableType:
         text.append(f"{name:<12}", "dim")
         text.append(f"{value}\n")
     if snapshot.silence_s is not None:
-        text.append(f"nothing has been heard for {words.duration(snapshot.silence_s)}: ", "bold red")
+        text.append(f"nothing has been heard for {formatting.duration(snapshot.silence_s)}: ", "bold red")
         text.append(f"bafogpt cloud status {snapshot.name}\n")
     text.rstrip()
     return text

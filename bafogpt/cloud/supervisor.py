@@ -21,7 +21,7 @@ from typing import Any
 
 from bafogpt.agent.trainers import WORKER, Layout, Trainers, describe_exit
 from bafogpt.cloud import budget as budgets
-from bafogpt.cloud import follower, machine_check, report
+from bafogpt.cloud import follower, machine_check
 from bafogpt.cloud.budget import Budget, Limits
 from bafogpt.cloud.claim import Place, claim
 from bafogpt.cloud.companions import Companions
@@ -34,6 +34,7 @@ from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.jobs.job import Job
+from bafogpt.reports import report
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff, Order, Result, checkpoint_step

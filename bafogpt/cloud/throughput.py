@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from bafogpt.cloud.report.summary import Summary
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.jobs.job import Job
+from bafogpt.reports.summary import Summary
 from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket

@@ -21,14 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bafogpt.cloud import scalars, vitals
+from bafogpt.cloud import vitals
 from bafogpt.cloud.recorder import vitals_file
-from bafogpt.cloud.report.history import Record, number, whole
 from bafogpt.cloud.trackers import TRACKERS, Held, Row, Tracker
 from bafogpt.cloud.watch import Tail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.jobs.tracking import Tracked, redact
+from bafogpt.reports import metric_tags
+from bafogpt.reports.history import Record, number, whole
 from bafogpt.runs import log_segments
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
@@ -63,12 +64,12 @@ class Rows:
             self._trained = step
         if self._open is None or step > self._open.step:
             self._begin(step, line)
-        self._add(scalars.of_metrics(line))
+        self._add(metric_tags.of_metrics(line))
 
     def vitals(self, line: Record) -> None:
         if self._open is None:
             self._begin(whole(line, "step") or 0, line)
-        self._add(scalars.of_vitals(line))
+        self._add(metric_tags.of_vitals(line))
 
     def take(self, *, whole_run: bool) -> list[Row]:
         """The rows that are complete; where the run has ended, the open one is."""
@@ -104,7 +105,7 @@ class Lines:
         self._first = False
         told = list(self._vitals.read())  # before the metrics: what the machine did belongs to a step that is known
         for metrics, machine in [*looks, (list(self._metrics.read()), told)]:
-            for index, line in scalars.in_time(metrics, machine):
+            for index, line in metric_tags.in_time(metrics, machine):
                 (rows.metrics, rows.vitals)[index](line)
 
     def _earlier(self) -> Iterator[tuple[Sequence[Record], Sequence[Record]]]:

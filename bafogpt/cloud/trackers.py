@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bafogpt.cloud.compare import flatten
 from bafogpt.core.errors import BafoError
 from bafogpt.jobs.tracking import Service, Tracked
+from bafogpt.reports.diff import flatten
 from bafogpt.runs.store import State
 
 if TYPE_CHECKING:

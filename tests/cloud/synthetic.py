@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bafogpt.cloud import report
+from bafogpt.reports import report
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 

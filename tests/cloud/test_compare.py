@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bafogpt.cli import main as root
-from bafogpt.cloud import compare
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.reports import diff
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -28,7 +28,7 @@ def planted(folder: Path, **changes: object) -> RunStore:
 
 
 def told(store: RunStore) -> dict[str, tuple[object, object]]:
-    return {f"{each.section}.{each.key}": (each.a, each.b) for each in compare.runs(store, "a", "b")}
+    return {f"{each.section}.{each.key}": (each.a, each.b) for each in diff.runs(store, "a", "b")}
 
 
 def test_runs_that_are_the_same_differ_in_nothing(tmp_path: Path):
@@ -68,7 +68,7 @@ def test_results_are_those_of_the_reports(tmp_path: Path):
     folder, name = trained.store.folder(synthetic.NAME), synthetic.NAME
     for info in folder.list("metrics/"):
         store.folder("b").put(info.path, folder.get(info.path))
-    found = {each.key: each for each in compare.runs(store, "a", "b") if each.section == "results"}
+    found = {each.key: each for each in diff.runs(store, "a", "b") if each.section == "results"}
     summary = synthetic.summarise(trained)
     assert (found["final_loss"].a, found["final_loss"].b) == (None, summary.final_loss)
     assert found["tokens_per_s"].b == summary.tokens_per_s
@@ -78,7 +78,7 @@ def test_results_are_those_of_the_reports(tmp_path: Path):
 
 def test_a_change_is_a_share_of_the_first_and_there_is_none_from_nothing():
     def change(a: object, b: object) -> float | None:
-        return compare.Difference(section="results", key="k", a=a, b=b).change
+        return diff.Difference(section="results", key="k", a=a, b=b).change
 
     assert change(2.0, 3.0) == pytest.approx(0.5)
     assert change(4, 1) == pytest.approx(-0.75)
@@ -87,7 +87,7 @@ def test_a_change_is_a_share_of_the_first_and_there_is_none_from_nothing():
 
 def test_an_unknown_run_is_named(tmp_path: Path):
     with pytest.raises(RunNotFoundError, match="no run 'c'"):
-        compare.runs(planted(tmp_path), "a", "c")
+        diff.runs(planted(tmp_path), "a", "c")
 
 
 def test_the_command_prints_a_table_objects_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -111,4 +111,4 @@ def test_the_command_prints_a_table_objects_and_keys(tmp_path: Path, capsys: pyt
 def test_a_bucket_without_runs_is_not_an_error_of_its_own(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunNotFoundError, match="no run 'a'"):
-        compare.runs(RunStore(Bucket.open(f"file://{tmp_path}/empty")), "a", "b")
+        diff.runs(RunStore(Bucket.open(f"file://{tmp_path}/empty")), "a", "b")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import budget, cost
+from bafogpt.cloud import budget
 from bafogpt.cloud.budget import Span
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.reports import cost
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 

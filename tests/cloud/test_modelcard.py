@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bafogpt.cloud import modelcard
+from bafogpt.reports import model_card
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -43,6 +43,6 @@ def test_the_base_of_a_run_is_named_by_the_folder_that_it_began_with(
     run.end("succeeded")
     run.save(job={"train": {"model": {"name": name, "checkpoint": "models/base"}, "data": {"path": "data/none"}}})
 
-    found = modelcard.facts(bucket, run.store.names()[0], 2)
+    found = model_card.facts(bucket, run.store.names()[0], 2)
 
     assert found["base_model"] == base

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import report
-from bafogpt.cloud.report import words
-from bafogpt.cloud.report.terminal import HEIGHT, WIDTH, loss_chart
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.reports import formatting, report
+from bafogpt.reports.terminal import HEIGHT, WIDTH, loss_chart
 
 from . import synthetic
 from .synthetic import NAME, SyntheticRun, plain, summarise
@@ -190,18 +189,18 @@ def test_json_holds_the_record_and_what_is_derived(drilled: SyntheticRun) -> Non
     ],
 )
 def test_durations_are_read_at_a_glance(seconds: float | None, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (999_999, "1 MB"), (13_112_000, "13.1 MB"), (32e12, "32 TB")]
 )
 def test_sizes_are_read_at_a_glance(count: float, text: str) -> None:
-    assert words.size(count) == text
+    assert formatting.size(count) == text
 
 
 def test_importing_the_report_loads_nothing_heavy() -> None:
-    script = "import sys, bafogpt.cloud.report; print({'matplotlib', 'numpy', 'torch', 'rich'} & set(sys.modules))"
+    script = "import sys, bafogpt.reports.report; print({'matplotlib', 'numpy', 'torch', 'rich'} & set(sys.modules))"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import report
-from bafogpt.cloud.report import drawing
+from bafogpt.reports import plot_style, report
 
 from . import synthetic
 from .synthetic import NAME, SyntheticRun, plain, summarise
@@ -88,7 +87,7 @@ def test_pictures_hold_text_as_text_and_no_colour_of_one_scheme(drilled: Synthet
         assert expected in pictures
     assert re.findall(r"#[0-9a-f]{6}\b", pictures) == []
     assert "var(--train)" in pictures
-    assert drawing.LIGHT.keys() == drawing.DARK.keys()
+    assert plot_style.LIGHT.keys() == plot_style.DARK.keys()
 
 
 def test_the_same_records_give_the_same_page(drilled: SyntheticRun) -> None:
@@ -248,12 +247,12 @@ def test_a_thinned_line_keeps_its_peaks_and_its_ends() -> None:
     ys[1234], ys[7777], ys[-1] = 9.0, -9.0, 1.0
     ys[42] = math.nan
 
-    xs, kept = drawing.thinned(list(range(10_000)), ys)
+    xs, kept = plot_style.thinned(list(range(10_000)), ys)
 
-    assert len(xs) <= drawing.POINTS + 1
+    assert len(xs) <= plot_style.POINTS + 1
     assert (9.0 in kept, -9.0 in kept, xs[-1], kept[-1]) == (True, True, 9999, 1.0)
     assert xs == sorted(xs)
 
 
 def test_labels_that_would_touch_are_moved_apart() -> None:
-    assert drawing.apart([0.5, 0.52, 0.1], least=0.06) == pytest.approx([0.48, 0.54, 0.1])
+    assert plot_style.apart([0.5, 0.52, 0.1], least=0.06) == pytest.approx([0.48, 0.54, 0.1])

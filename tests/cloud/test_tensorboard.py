@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from bafogpt.cli import main as root
-from bafogpt.cloud import tensorboard as boards
 from bafogpt.core.errors import BafoError, ConflictError, RunNotFoundError, UnreachableError
+from bafogpt.reports import tensorboard as boards
 
 from . import synthetic
 from .synthetic import NAME, SyntheticRun

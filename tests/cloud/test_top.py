@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bafogpt.cli import main as root
-from bafogpt.cloud import budget, supervisor, top
+from bafogpt.cloud import budget, supervisor
 from bafogpt.cloud.budget import Span
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.reports import status
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -45,8 +46,8 @@ def measured(run: SyntheticRun, node: int = 0, **values: Any) -> None:
     run.store.folder(NAME).put(f"vitals/{run.attempt:04d}{suffix}-00000.jsonl", path.read_bytes())
 
 
-def look(run: SyntheticRun, after_s: float = 5.0) -> top.Snapshot:
-    return top.Watcher(run.store, NAME, wall=lambda: run.clock + after_s).look()
+def look(run: SyntheticRun, after_s: float = 5.0) -> status.Snapshot:
+    return status.Watcher(run.store, NAME, wall=lambda: run.clock + after_s).look()
 
 
 def test_a_snapshot_says_step_loss_speed_time_left_and_machine(tmp_path: Path):
@@ -65,7 +66,7 @@ def test_a_snapshot_says_step_loss_speed_time_left_and_machine(tmp_path: Path):
 
 def test_only_what_is_new_is_read_and_a_step_that_is_done_again_counts_as_it_is(tmp_path: Path):
     run = running(tmp_path)
-    watcher = top.Watcher(run.store, NAME, wall=lambda: run.clock)
+    watcher = status.Watcher(run.store, NAME, wall=lambda: run.clock)
     watcher.look()
     run.start(20)
     run.train(21, 24)
@@ -102,7 +103,7 @@ def test_a_running_run_of_which_nothing_is_heard_says_so(tmp_path: Path):
     run = running(tmp_path)
     assert look(run, after_s=10).silence_s is None
     assert look(run, after_s=180).silence_s == pytest.approx(180)
-    assert "nothing heard for 3 min 00 s" in top.line(look(run, after_s=180))
+    assert "nothing heard for 3 min 00 s" in status.line(look(run, after_s=180))
     run.save(state="failed", message="the disk is full")
     assert look(run, after_s=180).silence_s is None
 
@@ -112,14 +113,14 @@ def test_a_run_that_has_only_begun_or_has_a_broken_loss_is_shown_all_the_same(tm
     run.save(state="running", step=0, job={})
     found = look(run)
     assert (found.loss, found.tokens_per_s, found.seconds_left, found.heard) == (None, None, None, None)
-    assert top.line(found).startswith(f"{NAME} running: step 0/120  loss –")
+    assert status.line(found).startswith(f"{NAME} running: step 0/120  loss –")
     run.metrics(step=1, loss=float("nan"), tokens_per_s=None)
     assert look(run).loss is None
 
 
 def test_a_run_without_a_record_is_named_and_the_engine_is_what_to_ask(tmp_path: Path):
     with pytest.raises(RunNotFoundError) as caught:
-        top.Watcher(synthetic.new(tmp_path).store, "first").look()
+        status.Watcher(synthetic.new(tmp_path).store, "first").look()
     assert "just launched" in caught.value.message
     assert caught.value.hint == "bafogpt cloud status first"
 
@@ -128,8 +129,8 @@ def test_the_gpus_come_first_in_words(tmp_path: Path):
     run = running(tmp_path)
     measured(run)
     (machine,) = look(run).machines
-    assert top.machine_words(machine)[0] == "NVIDIA L40 97.0 % · 44 GB of 48 GB · 288 W"
-    assert "GPU 97.0 % 44 GB of 48 GB  CPU 50.0 %" in top.line(look(run))
+    assert status.machine_words(machine)[0] == "NVIDIA L40 97.0 % · 44 GB of 48 GB · 288 W"
+    assert "GPU 97.0 % 44 GB of 48 GB  CPU 50.0 %" in status.line(look(run))
 
 
 def test_following_ends_with_the_run(tmp_path: Path):
@@ -141,8 +142,8 @@ def test_following_ends_with_the_run(tmp_path: Path):
         if len(slept) == 3:
             run.save(state="succeeded")
 
-    watcher = top.Watcher(run.store, NAME, wall=lambda: run.clock)
-    states = [snapshot.state for snapshot in top.follow(watcher.look, 2.5, sleep)]
+    watcher = status.Watcher(run.store, NAME, wall=lambda: run.clock)
+    states = [snapshot.state for snapshot in status.follow(watcher.look, 2.5, sleep)]
     assert states == ["running"] * 3 + ["succeeded"]
     assert slept == [2.5] * 3
 
@@ -151,7 +152,7 @@ def test_the_supervisor_measures_its_machine_while_it_works(
     supervise: Callable[..., supervisor.Ending], bucket: Bucket
 ):
     supervise(make_job(supervisor={"vitals_every_s": 0.05}))
-    found = top.Watcher(RunStore(bucket), "run").look()
+    found = status.Watcher(RunStore(bucket), "run").look()
     assert (found.state, found.step) == ("succeeded", 20)
     (machine,) = found.machines
     assert machine["attempt"] == 1 and machine["memory_total"] > 1e8

@@ -12,7 +12,7 @@ It is written from a folder's metadata. Besides the facts of the table below the
     cost             hours, usd, machines
     code             {name: value}: versions, commit, image
 
-:mod:`bafogpt.cloud.modelcard` collects them from a run's records.
+:mod:`bafogpt.reports.model_card` collects them from a run's records.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from bafogpt.cloud import budget
-from bafogpt.cloud.report import history
-from bafogpt.cloud.report.history import number
-from bafogpt.cloud.report.summary import Summary
+from bafogpt.reports import history
+from bafogpt.reports.history import number
+from bafogpt.reports.summary import Summary
 from bafogpt.runs.store import RunRecord, RunStore, curve
 
 SILENT_S = 600.0

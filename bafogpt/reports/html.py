@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from bafogpt.cloud.report import drawing, figures, words
-from bafogpt.cloud.report.summary import Summary
+from bafogpt.reports import formatting, plot_style, plots
+from bafogpt.reports.summary import Summary
 
 ROWS = 100
 """Rows of a table at most; of a longer one, the first and the last halves are shown."""
@@ -25,7 +25,7 @@ def html(summary: Summary, zar_per_usd: float | None = None) -> str:
         "<header>",
         f'<p class="state {escape(record.state)}">{escape(record.state)}</p>',
         f"<h1>{escape(record.name)}</h1>",
-        f"<p>{escape(words.sentence(summary))}</p>",
+        f"<p>{escape(formatting.sentence(summary))}</p>",
         f'<p class="message">{escape(record.message)}</p>' if record.message else "",
         "</header>",
         _facts(summary, zar_per_usd),
@@ -50,7 +50,7 @@ def html(summary: Summary, zar_per_usd: float | None = None) -> str:
 
 def _pictures(summary: Summary) -> list[str]:
     try:
-        training, timeline = figures.training_svg(summary), figures.timeline_svg(summary)
+        training, timeline = plots.training_svg(summary), plots.timeline_svg(summary)
     except ImportError:
         return ['<p class="note">No pictures: matplotlib is not installed where this report was written.</p>']
     if not training and not timeline:
@@ -62,7 +62,7 @@ def _pictures(summary: Summary) -> list[str]:
 
 def _facts(summary: Summary, zar_per_usd: float | None) -> str:
     rows = []
-    for name, value in words.facts(summary, zar_per_usd):
+    for name, value in formatting.facts(summary, zar_per_usd):
         bad = ' class="bad"' if name == "samples" and summary.problems else ""
         rows.append(f"<div><dt>{escape(name)}</dt><dd{bad}>{escape(value)}</dd></div>")
     return f"<dl>{''.join(rows)}</dl>"
@@ -72,10 +72,10 @@ def _checkpoints(summary: Summary) -> str:
     rows = [
         [
             f"{each.step:,}",
-            words.NONE if each.samples is None else f"{each.samples:,}",
-            words.size(each.bytes),
-            words.duration(each.seconds),
-            words.moment(each.time),
+            formatting.NONE if each.samples is None else f"{each.samples:,}",
+            formatting.size(each.bytes),
+            formatting.duration(each.seconds),
+            formatting.moment(each.time),
             "yes" if each.kept else "no, removed",
         ]
         for each in summary.checkpoints
@@ -87,7 +87,7 @@ def _events(summary: Summary) -> str:
     known = ("time", "attempt", "event")
     rows = [
         [
-            words.moment(float(each["time"])),
+            formatting.moment(float(each["time"])),
             str(each.get("attempt", "")),
             each["event"].replace("_", " "),
             ", ".join(f"{key} {_plain(value)}" for key, value in each.items() if key not in known and value != ""),
@@ -101,7 +101,7 @@ def _problems(summary: Summary) -> str:
     if not summary.problems:
         return ""
     return _table(
-        [f"{words.plural(len(summary.problems), 'problem')}"], [[each] for each in summary.problems], numbers=0
+        [f"{formatting.plural(len(summary.problems), 'problem')}"], [[each] for each in summary.problems], numbers=0
     )
 
 
@@ -155,7 +155,7 @@ def _yaml(job: Any) -> str:
 
 
 def _style() -> str:
-    light, dark = _variables(drawing.LIGHT), _variables(drawing.DARK)
+    light, dark = _variables(plot_style.LIGHT), _variables(plot_style.DARK)
     rules = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{rules}"
 

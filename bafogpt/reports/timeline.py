@@ -7,10 +7,10 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from bafogpt.cloud.report import drawing, words
-from bafogpt.cloud.report.drawing import LIGHT, PLOT_WIDTH
-from bafogpt.cloud.report.history import Commit, Life
-from bafogpt.cloud.report.summary import Summary
+from bafogpt.reports import formatting, plot_style
+from bafogpt.reports.history import Commit, Life
+from bafogpt.reports.plot_style import LIGHT, PLOT_WIDTH
+from bafogpt.reports.summary import Summary
 
 ROW = 0.52
 """Height of a row, inches."""
@@ -36,7 +36,7 @@ def draw(axes: Any, summary: Summary) -> None:
     rows, commits = _attempt_rows(summary), _timed(summary)
     attempts = sorted({life.attempt for life in summary.lives})
     row_of = {attempt: index if rows > 1 else 0 for index, attempt in enumerate(attempts)}
-    drawing.title(axes, "Timeline")
+    plot_style.title(axes, "Timeline")
     axes.set_xlim(0, seconds / unit)
     axes.set_ylim(rows + bool(commits) - 0.5, -0.6)
     axes.grid(visible=True, axis="x")
@@ -99,7 +99,7 @@ def _life(axes: Any, life: Life, row: int, clock: _Clock) -> None:
     if life.last_step is None:
         return
     label = f"steps {life.first_step + 1:,}–{life.last_step:,}"
-    if drawing.text_width(label) < clock.points(life.end - life.start) - 24:
+    if plot_style.text_width(label) < clock.points(life.end - life.start) - 24:
         look = {"ha": "center", "va": "center_baseline", "fontsize": 10, "color": LIGHT["paper"], "zorder": 3}
         axes.text((begin + end) / 2, row, label, **look)
 
@@ -112,15 +112,15 @@ def _marks(axes: Any, summary: Summary, row_of: dict[int, int], clock: _Clock) -
     kills = {(kill.attempt, kill.time): kill for kill in summary.kills}
     for index, life in enumerate(summary.lives):
         kill = kills.get((life.attempt, life.end))
-        death = f"{words.KINDS[kill.kind]} ✕" if kill else ""
+        death = f"{formatting.KINDS[kill.kind]} ✕" if kill else ""
         resume = ""
         if index > 0:
             resume = f"▸ from step {life.first_step:,}" if life.first_step else "▸ from the beginning"
         later = [each.start for each in summary.lives[index + 1 :] if row_of[each.attempt] == row_of[life.attempt]]
         room = clock.points((life.end if kill else min(later, default=math.inf)) - life.start) - 8
-        if resume and drawing.text_width(resume + death) > room:
+        if resume and plot_style.text_width(resume + death) > room:
             death = death[-1:]
-        if drawing.text_width(resume + death) > room:
+        if plot_style.text_width(resume + death) > room:
             resume = resume[:1]
         _above(axes, clock.at(life.start), row_of[life.attempt], resume, "left", "resume")
         _above(axes, clock.at(life.end), row_of[life.attempt], death, "right", "kill")
@@ -136,19 +136,19 @@ def _above(axes: Any, x: float, row: int, label: str, side: str, colour: str) ->
 def _commits(axes: Any, commits: list[Commit], row: int, clock: _Clock) -> None:
     """A tick where a manifest was written, a bar for the upload before it, the step above; sizes at the right."""
     times = [(clock.at(each.time or 0.0), (each.seconds or 0.0) / clock.unit) for each in commits]
-    drawing.strokes(axes, [(x, row - 0.17, x, row + 0.17) for x, _ in times], color=LIGHT["muted"], linewidth=1.4)
-    drawing.strokes(axes, [(x - length, row, x, row) for x, length in times], color=LIGHT["muted"], linewidth=4)
+    plot_style.strokes(axes, [(x, row - 0.17, x, row + 0.17) for x, _ in times], color=LIGHT["muted"], linewidth=1.4)
+    plot_style.strokes(axes, [(x - length, row, x, row) for x, length in times], color=LIGHT["muted"], linewidth=4)
     taken = -math.inf  # how far the labels reach, points
     for commit, (x, _) in zip(commits, times, strict=True):
         label = f"{commit.step:,}"
-        middle, half = clock.points(x * clock.unit), drawing.text_width(label) / 2
+        middle, half = clock.points(x * clock.unit), plot_style.text_width(label) / 2
         if middle - half > taken + 6:
             _above(axes, x, row, label, "center", "muted")
             taken = middle + half
     sizes = [each.bytes for each in commits if each.bytes is not None]
     took = [each.seconds for each in commits if each.seconds is not None]
-    measured = [words.size(max(sizes))] if sizes else []
-    measured += [words.duration(statistics.median(took))] if took else []
+    measured = [formatting.size(max(sizes))] if sizes else []
+    measured += [formatting.duration(statistics.median(took))] if took else []
     axes.annotate(
         ", ".join(measured),
         (1, row),

@@ -1,6 +1,6 @@
 """A run's metrics as TensorBoard's event files, made from the bucket and kept up with it; and TensorBoard on them.
 
-The tags are those of :mod:`bafogpt.cloud.scalars`; the resolved job is there as text. Every line is written in the
+The tags are those of :mod:`bafogpt.reports.metric_tags`; the resolved job is there as text. Every line is written in the
 order in which it came: where steps were done again after a kill, TensorBoard is told to drop the earlier ones, so the
 curve is one.
 
@@ -24,10 +24,11 @@ from typing import Any
 
 import yaml
 
-from bafogpt.cloud import scalars, vitals
-from bafogpt.cloud.report.history import Record, number, whole
+from bafogpt.cloud import vitals
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
+from bafogpt.reports import metric_tags
+from bafogpt.reports.history import Record, number, whole
 from bafogpt.runs.log_segments import Follower
 from bafogpt.runs.store import RunStore
 
@@ -65,7 +66,7 @@ class Export:
 
     def update(self) -> int:
         """Write what is new in the bucket; returns how many lines that was."""
-        new = scalars.in_time(self._metrics.read(), self._vitals.read())
+        new = metric_tags.in_time(self._metrics.read(), self._vitals.read())
         for feed, line in new:
             (self._metric, self._machine)[feed](line)
         self._writer.flush()
@@ -80,7 +81,7 @@ class Export:
             if step <= self._step:
                 self._begin_again(step)
             self._step = step
-        self._scalars(line, scalars.of_metrics(line))
+        self._scalars(line, metric_tags.of_metrics(line))
 
     def _begin_again(self, step: int) -> None:
         """Tell TensorBoard that what it has from ``step`` on counts no more."""
@@ -95,7 +96,7 @@ class Export:
         if self._machine_step.get(node) == step:
             return
         self._machine_step[node] = step
-        self._scalars(line, scalars.of_vitals(line))
+        self._scalars(line, metric_tags.of_vitals(line))
 
     def _scalars(self, line: Record, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary

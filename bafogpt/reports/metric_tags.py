@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bafogpt.cloud.report.history import Record, number, whole
+from bafogpt.reports.history import Record, number, whole
 
 METRICS = {
     "loss": "train/loss",

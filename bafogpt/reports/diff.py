@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bafogpt.cloud import budget
-from bafogpt.cloud.report.summary import Summary, summarise
+from bafogpt.reports.summary import Summary, summarise
 from bafogpt.runs.store import RunStore
 
 SECTIONS = ("job", "data", "code", "image", "versions", "place", "results")

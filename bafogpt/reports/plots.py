@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud.report import drawing, timeline
-from bafogpt.cloud.report.drawing import LIGHT, apart, thinned
-from bafogpt.cloud.report.history import number
-from bafogpt.cloud.report.summary import Summary
-from bafogpt.cloud.report.words import KINDS
+from bafogpt.reports import plot_style, timeline
+from bafogpt.reports.formatting import KINDS
+from bafogpt.reports.history import number
+from bafogpt.reports.plot_style import LIGHT, apart, thinned
+from bafogpt.reports.summary import Summary
 
 STAGE, LOSS, SMALL, GAP, STAGE_GAP = 0.26, 3.5, 1.1, 0.5, 0.06
 """Heights of the panels, inches."""
@@ -26,9 +26,9 @@ def training_svg(summary: Summary) -> str:
     """Loss, learning rate and throughput over the steps; empty where there is nothing to draw."""
     if not summary.curve and not summary.validation:
         return ""
-    with drawing.style("training"):
+    with plot_style.style("training"):
         strip = bool(summary.stages())
-        figure, axes = drawing.panels([*[STAGE] * strip, LOSS, SMALL, SMALL], gaps=[*[STAGE_GAP] * strip, GAP, GAP])
+        figure, axes = plot_style.panels([*[STAGE] * strip, LOSS, SMALL, SMALL], gaps=[*[STAGE_GAP] * strip, GAP, GAP])
         _share_steps(axes, summary)
         _loss_panel(axes[:-2], summary)
         _learning_rate(axes[-2], summary)
@@ -37,17 +37,17 @@ def training_svg(summary: Summary) -> str:
             _stage_bands(each, summary)
             _death_lines(each, summary)
         axes[-1].set_xlabel("step")
-        return drawing.svg(figure, "Training and validation loss, learning rate and throughput over the steps")
+        return plot_style.svg(figure, "Training and validation loss, learning rate and throughput over the steps")
 
 
 def timeline_svg(summary: Summary) -> str:
     """Lives of the trainers and checkpoints over wall time; empty where there is nothing to draw."""
     if not summary.lives:
         return ""
-    with drawing.style("timeline"):
-        figure, axes = drawing.panels([timeline.height(summary)], gaps=[])
+    with plot_style.style("timeline"):
+        figure, axes = plot_style.panels([timeline.height(summary)], gaps=[])
         timeline.draw(axes[0], summary)
-        return drawing.svg(figure, "When the trainers lived and when checkpoints were committed, over wall time")
+        return plot_style.svg(figure, "When the trainers lived and when checkpoints were committed, over wall time")
 
 
 def figure_png(summary: Summary, path: Path, *, timeline_below: bool = True) -> None:
@@ -55,17 +55,17 @@ def figure_png(summary: Summary, path: Path, *, timeline_below: bool = True) -> 
 
     Raises :class:`ImportError` where matplotlib is not installed.
     """
-    with drawing.style("png"):
+    with plot_style.style("png"):
         strip, below = bool(summary.stages()), timeline_below and bool(summary.lives)
         heights = [*[STAGE] * strip, LOSS, *[timeline.height(summary) if below else 0.0] * below]
-        figure, axes = drawing.panels(heights, gaps=[*[STAGE_GAP] * strip, *[1.0] * below])
+        figure, axes = plot_style.panels(heights, gaps=[*[STAGE_GAP] * strip, *[1.0] * below])
         steps = axes[:-1] if below else axes
         _share_steps(steps, summary)
         _loss_panel(steps, summary)
         steps[-1].set_xlabel("step")
         if below:
             timeline.draw(axes[-1], summary)
-        drawing.png(figure, path)
+        plot_style.png(figure, path)
 
 
 def _share_steps(axes: Sequence[Any], summary: Summary) -> None:
@@ -86,11 +86,11 @@ def _last_step(summary: Summary) -> int:
 def _loss_panel(axes: Sequence[Any], summary: Summary) -> None:
     """The loss, and above it a strip with the curriculum's stages if ``axes`` has one for it."""
     *strip, loss = axes
-    drawing.title(strip[0] if strip else loss, "Loss, nats a token")
+    plot_style.title(strip[0] if strip else loss, "Loss, nats a token")
     if strip:
         _stage_strip(strip[0], summary)
     _stage_bands(loss, summary)
-    points = max(20, 2 * drawing.POINTS // max(len(summary.superseded), 1))
+    points = max(20, 2 * plot_style.POINTS // max(len(summary.superseded), 1))
     for lost in summary.superseded:  # a wide shade, because what is done again is mostly the same to the last digit
         steps = [line["step"] for line in lost]
         losses = [number(line, "loss") for line in lost]
@@ -109,10 +109,10 @@ def _loss_panel(axes: Sequence[Any], summary: Summary) -> None:
 
 
 def _learning_rate(axes: Any, summary: Summary) -> None:
-    drawing.title(axes, "Learning rate")
+    plot_style.title(axes, "Learning rate")
     _line(axes, *_split(summary.series("learning_rate")), color=LIGHT["rate"])
     axes.set_ylim(bottom=0)
-    drawing.few_ticks(axes)
+    plot_style.few_ticks(axes)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value else "0")
 
 
@@ -121,11 +121,11 @@ def _throughput(axes: Any, summary: Summary) -> None:
 
     Where the ratio of the two changes, because the run moved to another machine, MFU is a dashed line of its own.
     """
-    drawing.title(axes, "Throughput, tokens/s")
+    plot_style.title(axes, "Throughput, tokens/s")
     speed, mfu = summary.series("tokens_per_s"), summary.series("mfu")
     _line(axes, *_split(speed), color=LIGHT["train"])
     axes.set_ylim(0, 1.15 * max([value for _, value in speed if value > 0], default=1.0))
-    drawing.few_ticks(axes)
+    plot_style.few_ticks(axes)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ratios = [m / s for (_, m), (_, s) in zip(mfu, speed, strict=True) if m > 0 and s > 0]
     if not ratios:
@@ -134,7 +134,7 @@ def _throughput(axes: Any, summary: Summary) -> None:
     right = axes.twinx()
     right.set_ylim(0, axes.get_ylim()[1] * ratio)
     right.grid(visible=False)
-    drawing.few_ticks(right)
+    plot_style.few_ticks(right)
     right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %" if value else "")
     name = "MFU"
     if any(abs(each / ratio - 1) > 0.02 for each in ratios):
@@ -149,10 +149,10 @@ def _stage_strip(axes: Any, summary: Summary) -> None:
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.spines["bottom"].set_visible(False)
-    points_a_step = 72 * drawing.PLOT_WIDTH / _last_step(summary)
+    points_a_step = 72 * plot_style.PLOT_WIDTH / _last_step(summary)
     for index, (name, first, last) in enumerate(summary.stages()):
         axes.axvspan(first, last, color=LIGHT["grid" if index % 2 else "band"], linewidth=0)
-        if drawing.text_width(name) < (last - first) * points_a_step - 8:
+        if plot_style.text_width(name) < (last - first) * points_a_step - 8:
             axes.text((first + last) / 2, 0.46, name, ha="center", va="center", fontsize=10, color=LIGHT["muted"])
 
 
@@ -170,7 +170,7 @@ def _death_lines(axes: Any, summary: Summary) -> None:
     for steps, colour, line in ((deaths, "kill", "-"), (resumes, "resume", (0, (4, 2)))):
         pieces = [(step, 0.0, step, 1.0) for step in steps]
         look = {"color": LIGHT[colour], "linestyle": line, "linewidth": 1, "alpha": alpha, "zorder": 1}
-        drawing.strokes(axes, pieces, transform=axes.get_xaxis_transform(), **look)
+        plot_style.strokes(axes, pieces, transform=axes.get_xaxis_transform(), **look)
 
 
 def _name_deaths(axes: Any, summary: Summary) -> None:

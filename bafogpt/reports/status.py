@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bafogpt.cloud import budget, vitals
-from bafogpt.cloud.report.history import Record, number, whole
-from bafogpt.cloud.report.words import NONE, duration, loss, percent, size
 from bafogpt.core.errors import RunNotFoundError
+from bafogpt.reports.formatting import NONE, duration, loss, percent, size
+from bafogpt.reports.history import Record, number, whole
 from bafogpt.runs.log_segments import Follower
 from bafogpt.runs.store import RunRecord, RunStore
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from bafogpt.cloud.report import history
-from bafogpt.cloud.report.history import Commit, Kill, Life, Record, Resume, number
+from bafogpt.reports import history
+from bafogpt.reports.history import Commit, Kill, Life, Record, Resume, number
 from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunRecord, RunStore
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import modelcard
 from bafogpt.core import terms
 from bafogpt.core.errors import ConfigError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.model import export, finetuned, runs
 from bafogpt.model.folder import ModelFolder
 from bafogpt.model.runs import RunModel
+from bafogpt.reports import model_card
 from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.folders import models, sync
 from bafogpt.storage.folders.locations import Place, locate
@@ -90,9 +90,9 @@ class Release:
         """What must be sent of a folder that :meth:`build` has made, its picture and its card with it."""
         facts = dict(self.facts)
         if self.run is not None:
-            picture = folder / modelcard.PICTURE
-            if modelcard.picture(self.bucket, self.run.name, self.run.checkpoint.step, picture):
-                facts["picture"] = modelcard.PICTURE
+            picture = folder / model_card.PICTURE
+            if model_card.picture(self.bucket, self.run.name, self.run.checkpoint.step, picture):
+                facts["picture"] = model_card.PICTURE
         if target.hub is None:  # the Hub's is written as it is pushed, unless a person wrote one there
             names = [path for path in folder.iterdir() if path.is_file()]
             size = sum(path.stat().st_size for path in names)
@@ -109,7 +109,7 @@ def of_run(bucket: Bucket, run: RunModel, wish: Wish, settings: Settings) -> Rel
         raise ConfigError(f"run {run.name} has trained a whole model, not an adapter", "leave --adapter out")
     if run.adapter is not None and not wish.adapter:
         finetuned.require_base(run)
-    facts = modelcard.facts(
+    facts = model_card.facts(
         bucket,
         run.name,
         run.checkpoint.step,

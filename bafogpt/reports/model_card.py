@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import cost, report
-from bafogpt.cloud.report import Summary
 from bafogpt.core.errors import BafoError, ConfigError, NotFoundError
+from bafogpt.reports import cost, report
+from bafogpt.reports.report import Summary
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.hub import card

@@ -14,10 +14,10 @@ Only the pictures need matplotlib, and only when they draw.
 
 from __future__ import annotations
 
-from bafogpt.cloud.report.figures import figure_png
-from bafogpt.cloud.report.page import html
-from bafogpt.cloud.report.summary import Summary, summarise
-from bafogpt.cloud.report.terminal import terminal
+from bafogpt.reports.html import html
+from bafogpt.reports.plots import figure_png
+from bafogpt.reports.summary import Summary, summarise
+from bafogpt.reports.terminal import terminal
 from bafogpt.runs.store import RunStore
 
 __all__ = ["FILE", "Summary", "figure_png", "html", "store", "summarise", "terminal"]

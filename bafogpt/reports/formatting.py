@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from bafogpt.cloud.report.history import Commit, Kill
-from bafogpt.cloud.report.summary import Summary
+from bafogpt.reports.history import Commit, Kill
+from bafogpt.reports.summary import Summary
 
 NONE = "–"
 KINDS = {"drill": "fire drill", "killed": "killed", "died": "crashed", "lost": "machine lost"}

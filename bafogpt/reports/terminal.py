@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bafogpt.cloud.report import words
-from bafogpt.cloud.report.summary import Summary
+from bafogpt.reports import formatting
+from bafogpt.reports.summary import Summary
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -26,7 +26,7 @@ def terminal(summary: Summary, zar_per_usd: float | None = None) -> Text:
     text.append("  ")
     text.append(record.state, STYLES.get(record.state, "bold"))
     text.append(f"  {record.message}\n" if record.message else "\n")
-    text.append(f"{words.sentence(summary)}\n\n", "dim")
+    text.append(f"{formatting.sentence(summary)}\n\n", "dim")
     chart = loss_chart(summary.series("loss"))
     for label, row in chart:
         text.append(f"{label:>8} ", "dim")
@@ -34,7 +34,7 @@ def terminal(summary: Summary, zar_per_usd: float | None = None) -> Text:
     if chart:
         text.append(f"{' ' * 9}{_marks(summary)}\n")
         text.append(f"{' ' * 9}{_step_axis(summary)}\n\n", "dim")
-    found = words.facts(summary, zar_per_usd)
+    found = formatting.facts(summary, zar_per_usd)
     width = max(len(name) for name, _ in found)
     for name, value in found:
         text.append(f"{name:<{width}}  ", "dim")
