@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bafogpt.agent.trainers import Trainers, describe_exit
+from bafogpt.agent.workers import Trainers, describe_exit
 
 COMMAND = (sys.executable, "-m", "bafogpt.train.collective_check")
 READY = "ready"

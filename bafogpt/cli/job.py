@@ -31,12 +31,13 @@ RunOption = Annotated[
 @app.command()
 def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None:
     """Supervise JOB on this machine until it is done: the command of every task in sky/."""
-    from bafogpt.cloud import claim, crew, supervisor
+    from bafogpt.agent import claim, supervisor
+    from bafogpt.agent.multinode import heartbeat
     from bafogpt.core import settings
     from bafogpt.core.errors import BafoError
     from bafogpt.storage.bucket import Bucket
 
-    nodes = crew.Nodes.from_environment()
+    nodes = heartbeat.Nodes.from_environment()
     config = settings.load()
     resolved, name, folder = _found(job, run, set_, config)
     ending = supervisor.supervise(
@@ -61,7 +62,8 @@ def setup(
     set_: SetOption = None,
 ) -> None:
     """Prepare this machine for JOB by COMMAND; if that fails, the run's records say so, and why."""
-    from bafogpt.cloud import claim, preparation
+    from bafogpt.agent import claim
+    from bafogpt.agent import setup as preparation
     from bafogpt.core import settings
     from bafogpt.storage.bucket import Bucket
 
@@ -76,7 +78,7 @@ def setup(
 
 def _found(job: str, run: str | None, assignments: list[str] | None, config: Settings) -> tuple[Job, str, Path]:
     """The resolved job, the run's name, and its folder on this machine."""
-    from bafogpt.cloud import claim
+    from bafogpt.agent import claim
     from bafogpt.cloud.engines.local import work_folder
     from bafogpt.jobs import resolve
     from bafogpt.runs import store

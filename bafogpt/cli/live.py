@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
 
-    from bafogpt.cloud.watch import Pace, Step
+    from bafogpt.agent.watchdog import Pace, Step
 
 Show = Callable[[str], None]
 
@@ -89,7 +89,7 @@ class _Display:
     """Lines above, a :class:`Bar` below from the first step on."""
 
     def __init__(self, console: Console, plain: Show, clock: Callable[[], float]) -> None:
-        from bafogpt.cloud.watch import Pace
+        from bafogpt.agent.watchdog import Pace
 
         self._console = console
         self._plain = plain
@@ -100,7 +100,7 @@ class _Display:
     def show(self, line: str) -> None:
         from rich.segment import Segment, Segments
 
-        from bafogpt.cloud.watch import read_step
+        from bafogpt.agent.watchdog import read_step
 
         step = read_step(line)
         if step is not None:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
-from bafogpt.cloud import budget, prices, throughput
+from bafogpt.agent import budget
+from bafogpt.cloud import prices, throughput
 from bafogpt.cloud.prices import Offer
 from bafogpt.cloud.throughput import Measured, Speed
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import estimate, provenance, workdir
+from bafogpt.agent import provenance
+from bafogpt.cloud import estimate, workdir
 from bafogpt.cloud.estimate import Bill
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bafogpt.cloud import provenance, workdir
+from bafogpt.agent import provenance
+from bafogpt.cloud import workdir
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings

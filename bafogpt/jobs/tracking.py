@@ -7,7 +7,7 @@
       mlflow: {uri: https://mlflow.example.org, experiment: zulu}
 
 The bucket is what a run lives by; these are copies for people. Keys come from the environment alone. Who sends is a
-process beside the run for each service, see :mod:`bafogpt.cloud.sidecar`.
+process beside the run for each service, see :mod:`bafogpt.agent.tracking.sidecar`.
 """
 
 from __future__ import annotations

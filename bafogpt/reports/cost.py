@@ -1,6 +1,6 @@
 """What runs have cost so far and will have cost at their end, from the bucket alone.
 
-The supervisor of each attempt keeps an account (:mod:`bafogpt.cloud.budget`), which outlives its machine; a run from
+The supervisor of each attempt keeps an account (:mod:`bafogpt.agent.budget`), which outlives its machine; a run from
 before there were accounts is counted from its events, at its record's price. Either counts from the supervisor's start
 to its last word: what a machine costs while it boots, and until it has ended itself, is not seen.
 """
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from bafogpt.cloud import budget
+from bafogpt.agent import budget
 from bafogpt.reports import history
 from bafogpt.reports.history import number
 from bafogpt.reports.summary import Summary

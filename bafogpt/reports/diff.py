@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bafogpt.cloud import budget
+from bafogpt.agent import budget
 from bafogpt.reports.summary import Summary, summarise
 from bafogpt.runs.store import RunStore
 

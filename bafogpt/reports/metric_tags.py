@@ -67,7 +67,7 @@ def of_metrics(line: Record) -> dict[str, float]:
 
 
 def of_vitals(line: Record) -> dict[str, float]:
-    """Tags and numbers of a line of :mod:`bafogpt.cloud.vitals`."""
+    """Tags and numbers of a line of :mod:`bafogpt.agent.system_stats`."""
     node = whole(line, "node") or 0
     at = f"machine/node{node}" if node else "machine"
     found = _scaled(line, VITALS, at)

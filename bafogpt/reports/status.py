@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bafogpt.cloud import budget, vitals
+from bafogpt.agent import budget, system_stats
 from bafogpt.core.errors import RunNotFoundError
 from bafogpt.reports.formatting import NONE, duration, loss, percent, size
 from bafogpt.reports.history import Record, number, whole
@@ -56,7 +56,7 @@ class Snapshot:
     """Spent so far, over all attempts."""
     usd_per_hour: float = 0.0
     machines: list[Record] = field(default_factory=list)
-    """The newest vitals of each node of the newest attempt, see :mod:`bafogpt.cloud.vitals`."""
+    """The newest vitals of each node of the newest attempt, see :mod:`bafogpt.agent.system_stats`."""
 
     @property
     def running(self) -> bool:
@@ -82,7 +82,7 @@ class Watcher:
         self._wall = wall
         folder = store.folder(name)
         self._metrics = Follower(folder, "metrics", TAIL_BYTES)
-        self._vitals = Follower(folder, vitals.FEED, TAIL_BYTES)
+        self._vitals = Follower(folder, system_stats.FEED, TAIL_BYTES)
         self._lines: list[Record] = []
         self._validation: Record = {}
         self._machines: dict[tuple[int, int], Record] = {}

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from bafogpt.cloud import vitals
+from bafogpt.agent import system_stats
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
 from bafogpt.reports import metric_tags
@@ -58,7 +58,7 @@ class Export:
         for old in self.folder.glob(f"{_EVENTS}*"):
             old.unlink()
         self._metrics = Follower(store.folder(name), "metrics")
-        self._vitals = Follower(store.folder(name), vitals.FEED)
+        self._vitals = Follower(store.folder(name), system_stats.FEED)
         self._step = 0
         self._machine_step: dict[int, int] = {}
         self._writer = EventFileWriter(str(self.folder))

@@ -71,7 +71,7 @@ class RunRecord:
     data: dict[str, str] = field(default_factory=dict)
     """The dataset's manifest: its ``digest``, when it was ``created``, digest of its ``tokenizer``."""
     places: list[dict[str, Any]] = field(default_factory=list)
-    """Where each attempt ran: see :func:`bafogpt.cloud.provenance.place`."""
+    """Where each attempt ran: see :func:`bafogpt.agent.provenance.place`."""
     image: str | None = None
     """The container image that the last attempt was launched in; null on ``local``."""
     image_digest: str | None = None
@@ -148,7 +148,7 @@ class RunStore:
         return list(log_segments.read_lines(self.folder(name), "metrics"))
 
     def vitals(self, name: str) -> list[dict[str, Any]]:
-        """How the machines were, see :mod:`bafogpt.cloud.vitals`."""
+        """How the machines were, see :mod:`bafogpt.agent.system_stats`."""
         return list(log_segments.read_lines(self.folder(name), "vitals"))
 
     def logs(self, name: str) -> str:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent import preflight
-from bafogpt.cloud import supervisor
-from bafogpt.cloud.claim import Place
+from bafogpt.agent import preflight, supervisor
+from bafogpt.agent.claim import Place
 from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket
 from tests.cloud.conftest import FAKE_WORKER

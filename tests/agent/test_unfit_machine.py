@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from bafogpt.agent import collective, preflight
-from bafogpt.cloud import machine_check
-from bafogpt.cloud.ending import Ending
+from bafogpt.agent import collective, machine_check, preflight
+from bafogpt.agent.outcome import Ending
 from bafogpt.core import nvidia_smi, schema
 from bafogpt.core.errors import ExitCode
 from bafogpt.jobs.job import Job

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bafogpt.agent.watchdog import Pace, in_words, read_step
 from bafogpt.cli import cloud
 from bafogpt.cli.live import Bar, bar_under
 from bafogpt.cli.output import Output
 from bafogpt.cloud.engines.base import EngineRun
 from bafogpt.cloud.engines.local import LocalEngine
 from bafogpt.cloud.plan import Plan
-from bafogpt.cloud.watch import Pace, in_words, read_step
 from bafogpt.core.errors import ExitCode, JobFailedError
 from bafogpt.core.settings import Settings
 from tests import terminal

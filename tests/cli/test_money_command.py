@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import budget
+from bafogpt.agent import budget
 from bafogpt.core.errors import ExitCode
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import supervisor
-from bafogpt.cloud.claim import Place
+from bafogpt.agent import supervisor
+from bafogpt.agent.claim import Place
 from bafogpt.core import schema
 from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from bafogpt.cloud import tracker
-from bafogpt.cloud.trackers import TRACKERS, Held, Row
+from bafogpt.agent.tracking import process
+from bafogpt.agent.tracking.services import TRACKERS, Held, Row
 from bafogpt.jobs.tracking import Tracked
 from bafogpt.runs.store import State
 
@@ -37,4 +37,4 @@ class Odd:
 
 if __name__ == "__main__":
     TRACKERS["mlflow"] = Odd  # type: ignore[assignment]
-    sys.exit(tracker.main(Path(sys.argv[1]), sys.stdin))
+    sys.exit(process.main(Path(sys.argv[1]), sys.stdin))

@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from bafogpt.agent.trainers import WORKER
-from bafogpt.cloud import supervisor
-from bafogpt.cloud.claim import Place
-from bafogpt.cloud.crew import Nodes
+from bafogpt.agent import supervisor
+from bafogpt.agent.claim import Place
+from bafogpt.agent.multinode.heartbeat import Nodes
+from bafogpt.agent.workers import WORKER
 from bafogpt.core import schema, settings
 from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bafogpt.cloud import budget as budgets
-from bafogpt.cloud.budget import Budget, Limits, Span
+from bafogpt.agent import budget as budgets
+from bafogpt.agent.budget import Budget, Limits, Span
 from bafogpt.core.errors import UsageError
 from bafogpt.storage.bucket import Bucket
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import budget
-from bafogpt.cloud.budget import Span
+from bafogpt.agent import budget
+from bafogpt.agent.budget import Span
 from bafogpt.core.errors import RunNotFoundError
 from bafogpt.reports import cost
 from bafogpt.runs.store import RunStore

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.cloud.crew import Crew, Nodes, Parts, Status
+from bafogpt.agent.multinode.heartbeat import Crew, Nodes, Parts, Status
 from bafogpt.core import process, schema
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.runs import store as runs

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bafogpt.agent.claim import Place, claim
 from bafogpt.cloud import plan
-from bafogpt.cloud.claim import Place, claim
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent.trainers import Trainers
-from bafogpt.cloud import budget as budgets
-from bafogpt.cloud import supervisor
-from bafogpt.cloud.budget import Span
-from bafogpt.cloud.claim import Place
-from bafogpt.cloud.ending import Ending
+from bafogpt.agent import budget as budgets
+from bafogpt.agent import supervisor
+from bafogpt.agent.budget import Span
+from bafogpt.agent.claim import Place
+from bafogpt.agent.outcome import Ending
+from bafogpt.agent.workers import Trainers
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.jobs.job import Job

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import preparation
-from bafogpt.cloud.claim import Place
+from bafogpt.agent import setup
+from bafogpt.agent.claim import Place
 from bafogpt.jobs import task
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
@@ -30,7 +30,7 @@ def on(bucket: Bucket) -> Bucket:
 
 
 def prepare(on: Bucket, folder: Path, command: tuple[str, ...]) -> int:
-    return preparation.prepare(make_job(), "run", on, folder / "run", Place(infra="runpod"), command)
+    return setup.prepare(make_job(), "run", on, folder / "run", Place(infra="runpod"), command)
 
 
 def test_a_failure_is_the_end_of_the_run_with_its_output_as_the_log(
@@ -67,7 +67,7 @@ def test_a_setup_that_was_killed_has_the_code_that_a_shell_gives_it(on: Bucket, 
 def test_only_the_last_lines_of_a_long_output_are_kept(on: Bucket, tmp_path: Path) -> None:
     prepare(on, tmp_path, ("sh", "-c", "seq 5000; exit 1"))
     lines = RunStore(on).logs("run").splitlines()
-    assert (len(lines), lines[0]) == (preparation.KEPT_LINES + 1, "3001")
+    assert (len(lines), lines[0]) == (setup.KEPT_LINES + 1, "3001")
 
 
 def test_a_launch_puts_a_setup_under_the_command_that_records_it(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from bafogpt.agent import provenance
+from bafogpt.agent.claim import Place, claim
 from bafogpt.cloud import plan as plans
-from bafogpt.cloud import provenance, workdir
-from bafogpt.cloud.claim import Place, claim
+from bafogpt.cloud import workdir
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
 from bafogpt.core.settings import Settings

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud.claim import name_from_environment
-from bafogpt.cloud.supervisor import Ending
+from bafogpt.agent.claim import name_from_environment
+from bafogpt.agent.supervisor import Ending
 from bafogpt.core.errors import ExitCode, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.runs import store as runs

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from bafogpt.agent import budget, supervisor
+from bafogpt.agent.budget import Span
 from bafogpt.cli import main as root
-from bafogpt.cloud import budget, supervisor
-from bafogpt.cloud.budget import Span
 from bafogpt.core.errors import RunNotFoundError
 from bafogpt.reports import status
 from bafogpt.runs.store import RunStore

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.cloud import sidecar
-from bafogpt.cloud.supervisor import Ending
+from bafogpt.agent.supervisor import Ending
+from bafogpt.agent.tracking import sidecar
 from bafogpt.core import process, schema
 from bafogpt.jobs import tracking
 from bafogpt.jobs.job import Job
@@ -222,7 +222,7 @@ def test_a_server_that_is_not_there_is_said_and_the_run_is_as_ever(
 
 def test_a_tracker_and_the_packages_of_its_services_load_no_torch():
     script = (
-        "import os, sys; os.environ['MLFLOW_ALLOW_FILE_STORE'] = 'true'; import bafogpt.cloud.tracker; before = "
+        "import os, sys; os.environ['MLFLOW_ALLOW_FILE_STORE'] = 'true'; import bafogpt.agent.tracking.process; before = "
         "{'torch', 'wandb', 'mlflow'} & set(sys.modules); import wandb; from mlflow import MlflowClient; "
         "print(before, 'torch' in sys.modules)"
     )

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from bafogpt.agent.tracking.process import Lines, Rows, Sender
+from bafogpt.agent.tracking.services import Held, Row
 from bafogpt.cloud import plan
 from bafogpt.cloud.engines.skypilot import tasks
-from bafogpt.cloud.tracker import Lines, Rows, Sender
-from bafogpt.cloud.trackers import Held, Row
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import tracking
@@ -214,7 +214,7 @@ def test_another_machine_reads_what_it_has_not_written_in_the_bucket(bucket: Buc
 
 def mlflow(tmp_path: Path, uri: str) -> Callable[[], Any]:
     """``begin()`` of a new process, as far as MLflow is concerned."""
-    trackers = pytest.importorskip("bafogpt.cloud.trackers")
+    trackers = pytest.importorskip("bafogpt.agent.tracking.services")
     pytest.importorskip("mlflow", reason="needs bafogpt[tracking]")
     config = TrackingConfig(mlflow=MlflowConfig(experiment="zulu", uri=uri))
     values = {"name": "run", "id": "run-1", "attempt": 1, "bucket": "", "job": {"train": {"seed": 1, "tokens": 9}}}
@@ -268,7 +268,7 @@ def test_a_metric_that_a_killed_tracker_left_empty_hides_no_others(tmp_path: Pat
 def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The one part with a stand-in: what ``wandb.init`` returns when it resumes a run that has steps 0 to 6."""
     wandb = pytest.importorskip("wandb", reason="needs bafogpt[tracking]")
-    from bafogpt.cloud.trackers import Wandb
+    from bafogpt.agent.tracking.services import Wandb
 
     logged: list[int] = []
     asked: dict[str, Any] = {}

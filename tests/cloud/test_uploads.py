@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud.crew import Parts
-from bafogpt.cloud.uploads import PartUploader, Uploader
+from bafogpt.agent.multinode.heartbeat import Parts
+from bafogpt.agent.uploader import PartUploader, Uploader
 from bafogpt.core import process
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent.trainers import describe_exit, interface_of
-from bafogpt.cloud.watch import OutOfMemory, Pace, Progress, Pulse, Step, in_words, read_step
+from bafogpt.agent.watchdog import OutOfMemory, Pace, Progress, Pulse, Step, in_words, read_step
+from bafogpt.agent.workers import describe_exit, interface_of
 from bafogpt.train.handoff import Handoff, checkpoint_name
 
 from .test_budget import Clock

@@ -19,7 +19,7 @@ PART_BYTES = 5 << 20
 
 
 def main(job: Path, name: str, folder: Path, loop: list[str]) -> int:
-    from bafogpt.cloud import claim, supervisor
+    from bafogpt.agent import claim, supervisor
     from bafogpt.core import schema, settings
     from bafogpt.jobs.job import Job
     from bafogpt.storage import bucket as buckets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud.publishing import Publisher
+from bafogpt.agent.hub_publisher import Publisher
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import budget
+from bafogpt.agent import budget
 from tests.lab import pods
 from tests.lab.rented import BATCH, GONE_S, LONG, Rented
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bafogpt.agent.trainers import Trainers
+from bafogpt.agent.workers import Trainers
 from bafogpt.core import schema
 from bafogpt.jobs import job as jobs
 from bafogpt.storage.bucket import Bucket

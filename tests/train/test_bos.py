@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bafogpt.agent.trainers import Trainers
+from bafogpt.agent.workers import Trainers
 from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
 from bafogpt.data import tokenizer as tokenizers

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bafogpt.cloud.claim import Place
-from bafogpt.cloud.supervisor import supervise
+from bafogpt.agent.claim import Place
+from bafogpt.agent.supervisor import supervise
 from bafogpt.jobs import job as jobs
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from bafogpt.agent.trainers import Trainers
+from bafogpt.agent.workers import Trainers
 from bafogpt.core.errors import ExitCode
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import worker

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bafogpt.agent import trainers
+from bafogpt.agent import workers
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.train import learner, parallel
@@ -114,14 +114,14 @@ def test_trainers_allocate_in_segments_that_grow_unless_the_environment_says_oth
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    assert trainers._environment(1, trainers.Layout())["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert workers._environment(1, workers.Layout())["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
-    assert trainers._environment(1, trainers.Layout())["PYTORCH_ALLOC_CONF"] == "backend:native"
+    assert workers._environment(1, workers.Layout())["PYTORCH_ALLOC_CONF"] == "backend:native"
 
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
-    assert "PYTORCH_ALLOC_CONF" not in trainers._environment(1, trainers.Layout())
+    assert "PYTORCH_ALLOC_CONF" not in workers._environment(1, workers.Layout())
 
 
 def test_no_weights_are_drawn_that_a_checkpoint_replaces(

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bafogpt.agent.trainers import Trainers
-from bafogpt.cloud.claim import Place
-from bafogpt.cloud.supervisor import supervise
+from bafogpt.agent.claim import Place
+from bafogpt.agent.supervisor import supervise
+from bafogpt.agent.workers import Trainers
 from bafogpt.jobs.job import Job, SupervisorConfig
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket

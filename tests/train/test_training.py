@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bafogpt.agent.trainers import Trainers
+from bafogpt.agent.workers import Trainers
 from bafogpt.core.errors import ConfigError, ExitCode
 from bafogpt.train import shares
 from bafogpt.train.config import check_processes

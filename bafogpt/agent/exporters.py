@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 
-from bafogpt.cloud.publishing import DRAIN_S, Publisher
-from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.sidecar import Sidecar
+from bafogpt.agent.hub_publisher import DRAIN_S, Publisher
+from bafogpt.agent.recorder import Recorder
+from bafogpt.agent.tracking.sidecar import Sidecar
 from bafogpt.core import schema, settings
 from bafogpt.jobs.job import Job
 from bafogpt.jobs.tracking import Tracked, identity

@@ -1,6 +1,6 @@
-"""``python -m bafogpt.cloud.tracker FOLDER``: sends a run's metrics on to one tracking service while it runs.
+"""``python -m bafogpt.agent.tracking.process FOLDER``: sends a run's metrics on to one tracking service while it runs.
 
-A process of its own, started by :mod:`bafogpt.cloud.sidecar`, so that nothing a service or its package does can touch
+A process of its own, started by :mod:`bafogpt.agent.tracking.sidecar`, so that nothing a service or its package does can touch
 the run. It reads one line of JSON from its input, a :class:`~bafogpt.jobs.tracking.Tracked`; then it follows the files
 in FOLDER until a second line says how the run ended. It never imports torch.
 
@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bafogpt.cloud import vitals
-from bafogpt.cloud.recorder import vitals_file
-from bafogpt.cloud.trackers import TRACKERS, Held, Row, Tracker
-from bafogpt.cloud.watch import Tail
+from bafogpt.agent import system_stats
+from bafogpt.agent.recorder import vitals_file
+from bafogpt.agent.tracking.services import TRACKERS, Held, Row, Tracker
+from bafogpt.agent.watchdog import Tail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.jobs.tracking import Tracked, redact
@@ -112,7 +112,7 @@ class Lines:
         for attempt in range(1, self._attempt):
             yield (
                 self._of(attempt, "metrics", self._handoff.metrics(attempt)),
-                self._of(attempt, vitals.FEED, vitals_file(self._handoff, attempt)),
+                self._of(attempt, system_stats.FEED, vitals_file(self._handoff, attempt)),
             )
 
     def _of(self, attempt: int, kind: str, file: Path) -> list[Record]:

@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from bafogpt.agent.trainers import Layout, free_port
-from bafogpt.cloud.crew import Crew, Status
-from bafogpt.cloud.ending import Ending
+from bafogpt.agent.multinode.heartbeat import Crew, Status
+from bafogpt.agent.outcome import Ending
+from bafogpt.agent.workers import Layout, free_port
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, StorageError
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bafogpt.cloud.claim import Place, claim
-from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.recorder import Recorder
+from bafogpt.agent.claim import Place, claim
+from bafogpt.agent.outcome import Ending
+from bafogpt.agent.recorder import Recorder
 from bafogpt.core.errors import ExitCode
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore
@@ -30,7 +30,7 @@ def prepare(job: Job, name: str, bucket: Bucket, folder: Path, place: Place, com
 
     Where that is not 0, run ``name`` of ``bucket`` has ended with it: a record that says "failed", and the output as
     its log. ``folder`` is local disk for the run alone. A success leaves nothing. Raises what
-    :func:`~bafogpt.cloud.claim.claim` does, and :class:`~bafogpt.core.errors.StorageError`.
+    :func:`~bafogpt.agent.claim.claim` does, and :class:`~bafogpt.core.errors.StorageError`.
     """
     code, output = _run(command)
     if code:

@@ -4,7 +4,7 @@ It starts the trainers, restarts them after a crash or a hang from the newest co
 logs, metrics and events to the bucket while they work, turns SIGTERM and the limits of money and time into save, drain,
 exit, and leaves a final status that can be read after the machine is gone. It never imports torch.
 
-This is node 0, and the whole of it where there is one node; the others run :mod:`bafogpt.cloud.follower`.
+This is node 0, and the whole of it where there is one node; the others run :mod:`bafogpt.agent.multinode.follower`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent.trainers import WORKER, Layout, Trainers, describe_exit
-from bafogpt.cloud import budget as budgets
-from bafogpt.cloud import follower, machine_check
-from bafogpt.cloud.budget import Budget, Limits
-from bafogpt.cloud.claim import Place, claim
-from bafogpt.cloud.companions import Companions
-from bafogpt.cloud.crew import ALONE, Crew, Nodes, Parts
-from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
-from bafogpt.cloud.lead import Lead
-from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.uploads import Uploader
-from bafogpt.cloud.watch import OutOfMemory, Progress, Pulse
+from bafogpt.agent import budget as budgets
+from bafogpt.agent import machine_check
+from bafogpt.agent.budget import Budget, Limits
+from bafogpt.agent.claim import Place, claim
+from bafogpt.agent.exporters import Companions
+from bafogpt.agent.multinode import follower
+from bafogpt.agent.multinode.heartbeat import ALONE, Crew, Nodes, Parts
+from bafogpt.agent.multinode.leader import Lead
+from bafogpt.agent.outcome import EXIT_CODES, Ending, asked_to_stop
+from bafogpt.agent.recorder import Recorder
+from bafogpt.agent.uploader import Uploader
+from bafogpt.agent.watchdog import OutOfMemory, Progress, Pulse
+from bafogpt.agent.workers import WORKER, Layout, Trainers, describe_exit
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.jobs.job import Job

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent import preflight
-from bafogpt.cloud import provenance, throughput
-from bafogpt.cloud.ending import Ending
-from bafogpt.cloud.recorder import Recorder
+from bafogpt.agent import preflight, provenance
+from bafogpt.agent.outcome import Ending
+from bafogpt.agent.recorder import Recorder
+from bafogpt.cloud import throughput
 from bafogpt.core.errors import BafoError, ExitCode
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import MAX_UNFIT, RunRecord, RunStore

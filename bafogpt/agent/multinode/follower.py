@@ -1,4 +1,4 @@
-"""The supervisor of nodes 1, 2, …: does what node 0 decides (:mod:`bafogpt.cloud.crew`), on a disk of its own.
+"""The supervisor of nodes 1, 2, …: does what node 0 decides (:mod:`bafogpt.agent.multinode.heartbeat`), on a disk of its own.
 
 It finds the attempt that node 0 is at, starts and ends its trainers with node 0's, sends its part of each checkpoint,
 and ends as the run ends. When node 0 falls silent it ends its trainers and waits for node 0 to come back, as a new
@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bafogpt.agent.trainers import Layout, Trainers, describe_exit
-from bafogpt.cloud import crew as crews
-from bafogpt.cloud import machine_check
-from bafogpt.cloud.claim import only_one
-from bafogpt.cloud.crew import Crew, Nodes, Parts, Status
-from bafogpt.cloud.ending import EXIT_CODES, Ending, asked_to_stop
-from bafogpt.cloud.recorder import Recorder
-from bafogpt.cloud.uploads import PartUploader
-from bafogpt.cloud.watch import OutOfMemory
+from bafogpt.agent import machine_check
+from bafogpt.agent.claim import only_one
+from bafogpt.agent.multinode import heartbeat as crews
+from bafogpt.agent.multinode.heartbeat import Crew, Nodes, Parts, Status
+from bafogpt.agent.outcome import EXIT_CODES, Ending, asked_to_stop
+from bafogpt.agent.recorder import Recorder
+from bafogpt.agent.uploader import PartUploader
+from bafogpt.agent.watchdog import OutOfMemory
+from bafogpt.agent.workers import Layout, Trainers, describe_exit
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
 from bafogpt.jobs.job import Job

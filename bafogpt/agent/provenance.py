@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bafogpt import __version__
+from bafogpt.agent import system_stats
 from bafogpt.agent.preflight import torch_cuda
-from bafogpt.cloud import vitals
 from bafogpt.core import digest, nvidia_smi
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import Bucket
@@ -83,8 +83,8 @@ def place(
         "gpu": " + ".join(names),
         "gpus": len(gpus),
         "driver": str(gpus[0].get("driver") or "") if gpus else "",
-        "cpus": vitals.cpu_quota() or os.cpu_count() or 1,
-        "memory": vitals.memory()[1],
+        "cpus": system_stats.cpu_quota() or os.cpu_count() or 1,
+        "memory": system_stats.memory()[1],
         "os": platform.platform(),
         "price_per_hour": price_per_hour,
     }

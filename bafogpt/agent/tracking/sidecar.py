@@ -18,12 +18,12 @@ from typing import IO
 
 import psutil
 
-from bafogpt.cloud.tracker import EXIT_UNSENT
+from bafogpt.agent.tracking.process import EXIT_UNSENT
 from bafogpt.core import process
 from bafogpt.jobs.tracking import Tracked, redact
 from bafogpt.runs.store import State
 
-COMMAND = (sys.executable, "-m", "bafogpt.cloud.tracker")
+COMMAND = (sys.executable, "-m", "bafogpt.agent.tracking.process")
 MARK = "BAFOGPT_TRACKER"
 """Set in a tracker's environment, and so in that of whatever its service's package starts."""
 PAUSES_S = (1.0, 5.0, 30.0, 120.0, 600.0)

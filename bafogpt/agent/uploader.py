@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud.crew import PartMissingError, Parts
-from bafogpt.cloud.recorder import Failing
+from bafogpt.agent.multinode.heartbeat import PartMissingError, Parts
+from bafogpt.agent.recorder import Failing
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError, UnreachableError
 from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
 from bafogpt.storage.checkpoints.retention import BEST

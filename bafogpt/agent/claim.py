@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bafogpt.cloud import provenance
+from bafogpt.agent import provenance
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError
 from bafogpt.jobs.image_ref import PREFIX, digest_of

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import budget as budgets
-from bafogpt.cloud import vitals
-from bafogpt.cloud.budget import Budget
+from bafogpt.agent import budget as budgets
+from bafogpt.agent import system_stats
+from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.runs.log_segments import Feed, Whole
 from bafogpt.runs.store import RunRecord, RunStore
@@ -61,10 +61,10 @@ class Recorder:
                 Feed(bucket, "logs", each, _log_file(handoff, each), "log", node),
                 Feed(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
                 Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
-                Feed(bucket, vitals.FEED, each, vitals_file(handoff, each), "jsonl", node),
+                Feed(bucket, system_stats.FEED, each, vitals_file(handoff, each), "jsonl", node),
             )
         ]
-        self._vitals = vitals.Vitals(
+        self._vitals = system_stats.Vitals(
             vitals_file(handoff, attempt), attempt=attempt, step=lambda: self.record.step, every_s=vitals_every_s
         )
         self._profile = Whole(bucket, "profile", handoff.profile)
@@ -157,7 +157,7 @@ def _log_file(handoff: Handoff, attempt: int) -> Path:
 
 
 def vitals_file(handoff: Handoff, attempt: int) -> Path:
-    """The vitals of one attempt, see :mod:`bafogpt.cloud.vitals`."""
+    """The vitals of one attempt, see :mod:`bafogpt.agent.system_stats`."""
     return handoff.folder / f"vitals-{attempt:04d}.jsonl"
 
 

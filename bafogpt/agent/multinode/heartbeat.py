@@ -5,9 +5,9 @@
     crew/0001/node-0.json       what node 0 does in attempt 1, rewritten every ``beat_s`` seconds; node-1.json, … too
     crew/0001/0002.json         generation 2 of attempt 1: who trains from which checkpoint; for people
     crew/parts/0001-0002/step-00000040/node-1.json
-                                node 1's files of a checkpoint of that generation (:mod:`bafogpt.cloud.uploads`)
+                                node 1's files of a checkpoint of that generation (:mod:`bafogpt.agent.uploader`)
 
-Node 0 decides, the others follow (:mod:`bafogpt.cloud.follower`). A generation is one start of all trainers. Node 0
+Node 0 decides, the others follow (:mod:`bafogpt.agent.multinode.follower`). A generation is one start of all trainers. Node 0
 says *gathering*: the others end their trainers and send what they saved (*settled*). It says *preparing*: they fetch
 the checkpoint of ``resume_step`` (*ready*). It says *running*: all start their trainers. When trainers die anywhere,
 node 0 gathers for the next generation. Each message says all that its reader needs, so one that is missed or read
