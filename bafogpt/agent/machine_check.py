@@ -11,9 +11,9 @@ from typing import Any
 from bafogpt.agent import preflight, provenance
 from bafogpt.agent.outcome import Ending
 from bafogpt.agent.recorder import Recorder
-from bafogpt.cloud import throughput
 from bafogpt.core.errors import BafoError, ExitCode
 from bafogpt.jobs.job import Job
+from bafogpt.launch import throughput
 from bafogpt.runs.store import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest

@@ -1,6 +1,6 @@
 """Provenance: what a run was made of, written into its record when an attempt begins.
 
-The code's commit comes with the launch (:mod:`bafogpt.cloud.workdir`); here are the data, the versions and the place of
+The code's commit comes with the launch (:mod:`bafogpt.launch.code_snapshot`); here are the data, the versions and the place of
 each attempt. Nothing heavy is imported for it: versions are read from the packages' own records.
 """
 

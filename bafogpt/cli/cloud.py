@@ -32,8 +32,8 @@ from bafogpt.cli.output import Output
 from bafogpt.cli.watching import tensorboard, top
 
 if TYPE_CHECKING:
-    from bafogpt.cloud.engines.base import Engine, EngineRun
-    from bafogpt.cloud.plan import Plan
+    from bafogpt.launch.engines.base import Engine, EngineRun
+    from bafogpt.launch.plan import Plan
 
 app = typer.Typer(help="Launch training jobs, watch them, stop them.", no_args_is_help=True)
 
@@ -76,12 +76,12 @@ def launch(
     quiet: QuietOption = False,
 ) -> None:
     """Launch JOB and watch it. It goes on when you stop watching, close the terminal or switch off."""
-    from bafogpt.cloud import plan as plans
-    from bafogpt.cloud.engines import engine_for
-    from bafogpt.cloud.estimate import Rate
     from bafogpt.core import settings
     from bafogpt.core.errors import ExitCode
     from bafogpt.jobs import task as tasks
+    from bafogpt.launch import plan as plans
+    from bafogpt.launch.engines import engine_for
+    from bafogpt.launch.quote import Rate
     from bafogpt.runs.store import MAX_UNFIT
 
     out = Output.of(json=json, quiet=quiet)
@@ -150,8 +150,8 @@ for _job in ("pretrain", "finetune"):
 @app.command()
 def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """List the runs on this machine and on rented ones."""
-    from bafogpt.cloud.engines import everywhere
     from bafogpt.core import settings
+    from bafogpt.launch.engines import everywhere
 
     out = Output.of(json=json, quiet=quiet)
     runs = [run for engine in everywhere(settings.load()) for run in engine.runs()]
@@ -247,8 +247,8 @@ def _conclude(ended: EngineRun, out: Output) -> None:
 
 def _engine(run: str) -> Engine:
     """The engine that holds a run."""
-    from bafogpt.cloud.engines import engine_of
     from bafogpt.core import settings
+    from bafogpt.launch.engines import engine_of
 
     return engine_of(run, settings.load())
 

@@ -23,8 +23,8 @@ def doctor(
     quiet: QuietOption = False,
 ) -> None:
     """Try everything that a launch needs, and say what mends it. Exit code 1 when something would stop a launch."""
-    from bafogpt.cloud import doctor as checks
     from bafogpt.core import settings
+    from bafogpt.launch import doctor as checks
 
     out = Output.of(json=json, quiet=quiet)
     patient = checks.Patient.of(job, settings.load({"bucket": bucket}), gpus=gpus, infra=infra)

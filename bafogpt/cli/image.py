@@ -39,9 +39,9 @@ def pin(
 
     A tag alone is refused, because a tag can move. All files are changed or none.
     """
-    from bafogpt.cloud import images
     from bafogpt.core.errors import NotFoundError
     from bafogpt.jobs.image_ref import pinnable
+    from bafogpt.launch import images
 
     if digest_file is not None and not digest_file.is_file():
         hint = f"./scripts/image push REF --digest-file {digest_file}"
@@ -58,7 +58,7 @@ def pin(
 @app.command()
 def check(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Fail unless the image, constraints.txt and every file in sky/ and jobs/ belong together."""
-    from bafogpt.cloud import images
+    from bafogpt.launch import images
 
     image = images.check(images.checkout())
     text = f"every task runs in {image.reference}" + (
@@ -71,8 +71,8 @@ def check(json: JsonOption = False, quiet: QuietOption = False) -> None:
 @app.command()
 def show(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Print the image: repository, tag, digest, and what it was built from."""
-    from bafogpt.cloud import images
     from bafogpt.core import schema
+    from bafogpt.launch import images
 
     image = images.load(images.checkout())
     record = {"image": image.reference, **schema.to_dict(image)}

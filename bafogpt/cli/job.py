@@ -79,8 +79,8 @@ def setup(
 def _found(job: str, run: str | None, assignments: list[str] | None, config: Settings) -> tuple[Job, str, Path]:
     """The resolved job, the run's name, and its folder on this machine."""
     from bafogpt.agent import claim
-    from bafogpt.cloud.engines.local import work_folder
     from bafogpt.jobs import resolve
+    from bafogpt.launch.engines.local import work_folder
     from bafogpt.runs import store
 
     source = resolve.find(job, config, assignments or ())

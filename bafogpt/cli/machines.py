@@ -13,7 +13,7 @@ from bafogpt.cli.output import Output
 from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from bafogpt.cloud.engines.base import Engine
+    from bafogpt.launch.engines.base import Engine
 
 CommandArgument = Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND…]", help="Run this instead.")]
 NodeOption = Annotated[int, typer.Option("--node", metavar="N", min=0, help="Which node; 0 is the head.")]
@@ -75,9 +75,9 @@ def reap(
     quiet: QuietOption = False,
 ) -> None:
     """End rented machines that nothing else would end: no autodown, over their limit, or with a dead run."""
-    from bafogpt.cloud import reap as reaping
-    from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
     from bafogpt.core import settings
+    from bafogpt.launch import reap as reaping
+    from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
 
     out = Output.of(json=json, quiet=quiet)
     engine = SkyPilotEngine(settings.load({"bucket": bucket}))
@@ -108,8 +108,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _engine(run: str) -> Engine:
-    from bafogpt.cloud.engines import engine_of
     from bafogpt.core import settings
+    from bafogpt.launch.engines import engine_of
 
     return engine_of(run, settings.load())
 

@@ -18,8 +18,8 @@ from bafogpt.cli.options import (
 from bafogpt.cli.output import Output
 
 if TYPE_CHECKING:
-    from bafogpt.cloud.estimate import Rate
-    from bafogpt.cloud.outlook import Forecast
+    from bafogpt.launch.forecast import Forecast
+    from bafogpt.launch.quote import Rate
     from bafogpt.reports.cost import RunCost
 
 PLAN_COLUMNS = ["cloud", "region", "machine", "buy", "$/hour", "tokens/s", "hours", "total $", "total R"]
@@ -54,8 +54,8 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what JOB would take and cost, wherever its GPUs are offered: on demand and spot, in dollars and rand."""
-    from bafogpt.cloud import outlook
     from bafogpt.core import settings
+    from bafogpt.launch import forecast as outlook
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
@@ -148,8 +148,8 @@ def cost(
     quiet: QuietOption = False,
 ) -> None:
     """Show what runs have cost so far and will have cost at their end, from the bucket's records."""
-    from bafogpt.cloud.estimate import Rate
     from bafogpt.core import settings
+    from bafogpt.launch.quote import Rate
     from bafogpt.reports import cost as costs
     from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket

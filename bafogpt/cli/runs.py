@@ -128,8 +128,8 @@ def rerun(
     that is said.
     """
     from bafogpt.cli import cloud
-    from bafogpt.cloud.plan import LOCAL
     from bafogpt.jobs import project, resolve
+    from bafogpt.launch.plan import LOCAL
 
     record = _store(bucket).load(run)
     where = infra or record.infra

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bafogpt.agent import provenance
-from bafogpt.cloud import workdir
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import job as jobs
 from bafogpt.jobs import project
 from bafogpt.jobs.job import Job
+from bafogpt.launch import code_snapshot
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -77,7 +77,7 @@ def change_of_code(record: RunRecord, root: Path) -> str:
     """In words, how the code in ``root`` differs from what the run was made with; empty when it does not."""
     if not record.git:
         return f"which code {record.name} ran is not known"
-    here = str(workdir.look(root))
+    here = str(code_snapshot.look(root))
     if here == record.git:
         return ""
     return f"the code is not what {record.name} ran: then {_short(record.git)}, here {_short(here) or 'no commit'}"

@@ -12,7 +12,7 @@ from bafogpt.model.adapter import OUTSIDE, AdapterConfig
 
 
 class Shape(Protocol):
-    """The sizes of a model: litgpt's ``Config`` has them, and so has :mod:`bafogpt.cloud.throughput`."""
+    """The sizes of a model: litgpt's ``Config`` has them, and so has :mod:`bafogpt.launch.throughput`."""
 
     @property
     def n_layer(self) -> int: ...

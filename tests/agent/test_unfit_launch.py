@@ -17,12 +17,12 @@ from sky.jobs.recovery_strategy import EagerFailoverStrategyExecutor, FailoverSt
 from sky.utils import schemas
 
 from bafogpt.cli import main
-from bafogpt.cloud import engines, workdir
-from bafogpt.cloud.engines.skypilot import tasks
-from bafogpt.cloud.engines.skypilot.client import Client
-from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.core.errors import ExitCode
 from bafogpt.core.settings import Settings
+from bafogpt.launch import code_snapshot, engines
+from bafogpt.launch.engines.skypilot import task_config
+from bafogpt.launch.engines.skypilot.client import Client
+from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from tests.cloud.fake_sky import FakeSky, Status
@@ -63,7 +63,7 @@ def launch(
     def run(*words: str, fit: set[int]) -> tuple[int, Account, str]:
         for name, value in {**s3.environment, "BAFOGPT_BUCKET": bucket.url, "HOME": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(workdir, "export", lambda root, into: tmp_path)
+        monkeypatch.setattr(code_snapshot, "export", lambda root, into: tmp_path)
         account = Account(bucket, fit)
         settings = Settings(
             home=str(tmp_path / "home"), bucket=bucket.url, s3_endpoint=s3.environment["BAFOGPT_S3_ENDPOINT"]
@@ -105,14 +105,14 @@ def test_a_launch_that_nobody_watches_leaves_the_end_to_the_machine(launch: Laun
 
 
 def test_a_managed_run_goes_on_elsewhere_after_the_exit_code_of_an_unfit_machine_and_after_no_other(tmp_path: Path):
-    resources = tasks.rented(plan(managed=True), tmp_path)["resources"]
+    resources = task_config.rented(plan(managed=True), tmp_path)["resources"]
     assert resources["job_recovery"] == {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": [105]}
-    assert "job_recovery" not in tasks.rented(plan(), tmp_path)["resources"]
+    assert "job_recovery" not in task_config.rented(plan(), tmp_path)["resources"]
     known = schemas.get_resources_schema()["properties"]["job_recovery"]
     assert "recover_on_exit_codes" in str(known)
     own = plan(managed=True)
     own.task["resources"]["job_recovery"] = "FAILOVER"
-    assert tasks.rented(own, tmp_path)["resources"]["job_recovery"] == "FAILOVER"
+    assert task_config.rented(own, tmp_path)["resources"]["job_recovery"] == "FAILOVER"
 
 
 def test_skypilots_own_strategy_terminates_the_machine_before_it_rents_another_and_the_other_one_would_not():
@@ -124,7 +124,7 @@ def test_skypilots_own_strategy_terminates_the_machine_before_it_rents_another_a
         region = SimpleNamespace(cloud="RunPod", region="CA", zone=None, copy=lambda **_: None)
         strategy._launched_resources = region
         strategy.dag = SimpleNamespace(tasks=[SimpleNamespace(resources=None, set_resources=lambda _: None)])
-        strategy.recover_on_exit_codes = tasks.RECOVERY["recover_on_exit_codes"]
+        strategy.recover_on_exit_codes = task_config.RECOVERY["recover_on_exit_codes"]
         strategy.restart_cnt_on_failure = strategy.max_restarts_on_errors = 0
         assert strategy.should_restart_on_failure([105, 137])
         assert not strategy.should_restart_on_failure([100])
@@ -142,5 +142,5 @@ def test_skypilots_own_strategy_terminates_the_machine_before_it_rents_another_a
         return calls
 
     strategies = {"FAILOVER": FailoverStrategyExecutor, "EAGER_NEXT_REGION": EagerFailoverStrategyExecutor}
-    assert recover(strategies[str(tasks.RECOVERY["strategy"])]) == ["terminate", "launch"]
+    assert recover(strategies[str(task_config.RECOVERY["strategy"])]) == ["terminate", "launch"]
     assert recover(FailoverStrategyExecutor) == ["cancel", "launch"]

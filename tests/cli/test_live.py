@@ -20,11 +20,11 @@ from bafogpt.agent.watchdog import Pace, in_words, read_step
 from bafogpt.cli import cloud
 from bafogpt.cli.live import Bar, bar_under
 from bafogpt.cli.output import Output
-from bafogpt.cloud.engines.base import EngineRun
-from bafogpt.cloud.engines.local import LocalEngine
-from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import ExitCode, JobFailedError
 from bafogpt.core.settings import Settings
+from bafogpt.launch.engines.base import EngineRun
+from bafogpt.launch.engines.local import LocalEngine
+from bafogpt.launch.plan import Plan
 from tests import terminal
 from tests.cloud.conftest import make_job
 from tests.terminal import Screen

@@ -154,7 +154,7 @@ def test_what_runs_have_cost(cli, tmp_path, monkeypatch):
 
 
 def test_the_doctor_ends_with_1_when_something_would_stop_a_launch(cli, tmp_path, monkeypatch):
-    from bafogpt.cloud import doctor
+    from bafogpt.launch import doctor
 
     bad = doctor.Check("bucket", doctor.check_bucket)
     good = doctor.Check("image", doctor.check_image)

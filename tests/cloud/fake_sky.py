@@ -1,4 +1,4 @@
-"""SkyPilot's SDK surface in memory, as :class:`bafogpt.cloud.engines.skypilot.client.Client` uses it.
+"""SkyPilot's SDK surface in memory, as :class:`bafogpt.launch.engines.skypilot.client.Client` uses it.
 
 Requests are served when they are asked for their result, as SkyPilot's server does. ``faults`` are raised by the next
 calls of a name, one each; ``lose_autodown`` is skypilot #5946: so many times, an autodown that was asked for is not

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import doctor, probe
-from bafogpt.cloud.doctor import Check, Finding, Patient
 from bafogpt.core.errors import StorageError
 from bafogpt.core.settings import Settings
+from bafogpt.launch import doctor, sky_probe
+from bafogpt.launch.doctor import Check, Finding, Patient
 from bafogpt.storage.bucket import Bucket
 
 from ..conftest import S3
@@ -193,7 +193,7 @@ def test_the_api_server(serve, monkeypatch, tmp_path):
 
 def test_clouds_by_what_skypilot_answers(monkeypatch):
     def answers(value: Any) -> None:
-        monkeypatch.setattr(probe, "ask", lambda *words, deadline_s: value)
+        monkeypatch.setattr(sky_probe, "ask", lambda *words, deadline_s: value)
 
     answers({"clouds": {"runpod": {"enabled": True, "reason": ""}}})
     assert doctor.check_clouds(patient())[0].state == "ok"
@@ -203,8 +203,8 @@ def test_clouds_by_what_skypilot_answers(monkeypatch):
     assert doctor.check_clouds(patient(infra="local"))[0].state == "warning"
     answers(None)
     assert doctor.check_clouds(patient())[0].state == "failed"
-    monkeypatch.setattr(probe, "installed", lambda: False)
-    assert doctor.check_skypilot(patient())[0].mend == probe.INSTALL_HINT
+    monkeypatch.setattr(sky_probe, "installed", lambda: False)
+    assert doctor.check_skypilot(patient())[0].mend == sky_probe.INSTALL_HINT
     assert doctor.check_skypilot(patient(infra="local"))[0].state == "warning"
 
 

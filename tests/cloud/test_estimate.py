@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import estimate, plan
-from bafogpt.cloud.estimate import Rate
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.launch import plan, quote
+from bafogpt.launch.quote import Rate
 
 from .money import lay_catalog
 from .test_throughput import job
@@ -31,7 +31,7 @@ def task(gpus: str | None = "L40:4", **more: Any) -> dict[str, Any]:
 
 
 def test_the_cheapest_offer_on_demand_with_hours_and_total():
-    bill = estimate.bill(job(), task(), "runpod")
+    bill = quote.bill(job(), task(), "runpod")
 
     assert (bill.usd_per_hour, bill.offer and bill.offer.machine) == (4.4, "4x_L40_SECURE")
     assert bill.hours is not None
@@ -41,18 +41,18 @@ def test_the_cheapest_offer_on_demand_with_hours_and_total():
 
 
 def test_spot_and_nodes_are_in_the_price():
-    bill = estimate.bill(job(), task(num_nodes=2, resources={"use_spot": True}), "runpod")
+    bill = quote.bill(job(), task(num_nodes=2, resources={"use_spot": True}), "runpod")
 
     assert bill.usd_per_hour == 4.8
     assert "spot" in bill.words()
-    one = estimate.bill(job(), task(resources={"use_spot": True}), "runpod")
+    one = quote.bill(job(), task(resources={"use_spot": True}), "runpod")
     assert bill.hours is not None and one.hours is not None
     assert one.hours / 2 < bill.hours < 0.6 * one.hours  # two machines share a network
     assert bill.usd == pytest.approx(bill.hours * 4.8)
 
 
 def test_the_job_is_told_the_price_and_the_limits():
-    bill = estimate.bill(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
+    bill = quote.bill(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
 
     assert bill.envs() == {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "2.5"}
     assert bill.resources() == {"max_hourly_cost": 4.4}  # a dearer machine would outrun the budget
@@ -61,7 +61,7 @@ def test_the_job_is_told_the_price_and_the_limits():
 
 
 def test_a_limit_that_is_wide_enough_is_no_warning():
-    bill = estimate.bill(job(), task(), "runpod", max_cost=100.0)
+    bill = quote.bill(job(), task(), "runpod", max_cost=100.0)
 
     assert bill.words().endswith(", at most 100.00 $")
 
@@ -80,7 +80,7 @@ def test_a_limit_that_is_wide_enough_is_no_warning():
 )
 def test_a_budget_that_makes_no_sense_is_refused(infra, limits, message, hint):
     with pytest.raises(UsageError) as caught:
-        estimate.bill(job(), task(), infra, **limits)
+        quote.bill(job(), task(), infra, **limits)
 
     assert message in caught.value.message
     assert hint in caught.value.hint
@@ -88,24 +88,24 @@ def test_a_budget_that_makes_no_sense_is_refused(infra, limits, message, hint):
 
 @pytest.mark.parametrize("limits", [{"max_cost": 4.4}, {"max_cost": 2.2, "max_hours": 0.5}])
 def test_the_least_budget_is_accepted(limits):
-    assert estimate.bill(job(), task(), "runpod", **limits).max_cost == limits["max_cost"]
+    assert quote.bill(job(), task(), "runpod", **limits).max_cost == limits["max_cost"]
 
 
 def test_a_gpu_that_a_known_cloud_does_not_have_is_refused_and_of_an_unknown_one_nothing_is_said():
     with pytest.raises(NotFoundError, match="nobody offers H100:8 on demand at runpod"):
-        estimate.bill(job(), task("H100:8"), "runpod")
-    bill = estimate.bill(job(), task("H100:8"), "azure")
+        quote.bill(job(), task("H100:8"), "runpod")
+    bill = quote.bill(job(), task("H100:8"), "azure")
 
     assert (bill.usd_per_hour, bill.envs(), bill.words()) == (None, {}, "a price that nobody knows")
 
 
 def test_machines_of_ones_own_cost_what_one_says(monkeypatch):
-    assert estimate.bill(job(), task(), "slurm").envs() == {}
+    assert quote.bill(job(), task(), "slurm").envs() == {}
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "0.5")
-    assert estimate.bill(job(), task(), "local", max_cost=1.0).envs()["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
+    assert quote.bill(job(), task(), "local", max_cost=1.0).envs()["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "cheap")
     with pytest.raises(UsageError, match="BAFOGPT_PRICE_PER_HOUR is 'cheap'"):
-        estimate.bill(job(), task(), "local")
+        quote.bill(job(), task(), "local")
 
 
 def test_the_rate_says_its_day_and_a_rate_without_one_says_that():

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bafogpt.agent.claim import Place, claim
-from bafogpt.cloud import plan
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import task as tasks
+from bafogpt.launch import plan
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import images
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, NotFoundError
 from bafogpt.jobs.image_ref import Reference
+from bafogpt.launch import images
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "ghcr.io/bafogpt/train"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bafogpt.cloud import plan
 from bafogpt.core.errors import ConfigError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import job as jobs
 from bafogpt.jobs import project, task
+from bafogpt.launch import plan
 
 ROOT = Path(__file__).parents[2]
 

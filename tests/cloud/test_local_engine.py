@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bafogpt.cloud.engines.local import LocalEngine
-from bafogpt.cloud.plan import Plan
 from bafogpt.core import process
 from bafogpt.core.errors import AuthError, ConflictError, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.launch.engines.local import LocalEngine
+from bafogpt.launch.plan import Plan
 
 from .conftest import make_job
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import prices, probe
 from bafogpt.core.errors import NotFoundError
+from bafogpt.launch import catalog as prices
+from bafogpt.launch import sky_probe
 
 from .money import lay_catalog
 
@@ -35,7 +36,7 @@ def no_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What SkyPilot was asked; it does not answer."""
     questions: list[tuple[str, ...]] = []
-    monkeypatch.setattr(probe, "ask", lambda *words, deadline_s: questions.append(words))
+    monkeypatch.setattr(sky_probe, "ask", lambda *words, deadline_s: questions.append(words))
     return questions
 
 
@@ -193,14 +194,14 @@ def test_the_newest_format_counts(catalog):
 
 
 def test_skypilot_that_is_asked_too_briefly_is_ended_and_no_answer(no_catalog):
-    assert probe.ask("clouds", deadline_s=0.2) is None
+    assert sky_probe.ask("clouds", deadline_s=0.2) is None
 
 
 @pytest.mark.slow
 def test_what_is_read_here_is_what_skypilot_reads(catalog):
     pytest.importorskip("sky")
     for cloud in ("runpod", "lambda", "primeintellect"):  # for AWS it wants an account
-        assert probe.ask("catalog", "L40", cloud, deadline_s=60) == {"clouds": {cloud: "ok"}}
+        assert sky_probe.ask("catalog", "L40", cloud, deadline_s=60) == {"clouds": {cloud: "ok"}}
         script = (
             "import json, sys; from sky import catalog\n"
             f"found = catalog.list_accelerators(clouds=['{cloud}'], all_regions=True)\n"

@@ -12,13 +12,13 @@ import pytest
 
 from bafogpt.agent import provenance
 from bafogpt.agent.claim import Place, claim
-from bafogpt.cloud import plan as plans
-from bafogpt.cloud import workdir
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import resolve
 from bafogpt.jobs import task as tasks
+from bafogpt.launch import code_snapshot
+from bafogpt.launch import plan as plans
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -148,10 +148,10 @@ def test_the_code_is_compared_with_the_checkout(tmp_path: Path):
     (tmp_path / "a.py").write_text("1")
     git("add", ".")
     git("commit", "-qm", "one")
-    clean = str(workdir.look(tmp_path))
+    clean = str(code_snapshot.look(tmp_path))
     assert resolve.change_of_code(run_of(clean), tmp_path) == ""
     (tmp_path / "a.py").write_text("2")
-    changed = str(workdir.look(tmp_path))
+    changed = str(code_snapshot.look(tmp_path))
     assert resolve.change_of_code(run_of(changed), tmp_path) == ""
     assert f"then {clean[:10]}, here {clean[:10]}+dirty" in resolve.change_of_code(run_of(clean), tmp_path)
     (tmp_path / "a.py").write_text("3")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bafogpt.cloud.engines.skypilot import reach
+from bafogpt.launch.engines.skypilot import ssh
 
 
 def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_path: Path):
@@ -27,10 +27,10 @@ def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_
     mine, other = start(sys.executable, *job, "zulu-1"), start(sys.executable, *job, "zulu-11")
     wrapper = start("/bin/sh", "-c", "echo up; sleep 60; : bafogpt job run jobs/x.yaml --run zulu-1")
     try:
-        assert subprocess.run(reach.ask_to_stop("zulu-1"), check=False).returncode == 0
+        assert subprocess.run(ssh.ask_to_stop("zulu-1"), check=False).returncode == 0
         assert mine.wait(timeout=10) == 103
         assert other.poll() is None and wrapper.poll() is None
-        assert subprocess.run(reach.ask_to_stop("zulu-1"), check=False).returncode == 1
+        assert subprocess.run(ssh.ask_to_stop("zulu-1"), check=False).returncode == 1
     finally:
         for child in (mine, other, wrapper):
             child.kill()
@@ -38,5 +38,5 @@ def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_
 
 
 def test_ssh_words_arrive_as_they_are_and_name_the_node():
-    words = reach.shell("r1", ["echo", "two  words", "$HOME"], 2)
+    words = ssh.shell("r1", ["echo", "two  words", "$HOME"], 2)
     assert words[0] == "ssh" and words[-2:] == ["--", "echo 'two  words' '$HOME'"] and "r1-worker2" in words

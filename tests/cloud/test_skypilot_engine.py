@@ -9,16 +9,16 @@ import pytest
 
 pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)")
 
-from bafogpt.cloud import reap, workdir
-from bafogpt.cloud.engines.notes import Notes
-from bafogpt.cloud.engines.skypilot import lines, tasks
-from bafogpt.cloud.engines.skypilot.client import Client
-from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
-from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
-from bafogpt.cloud.engines.skypilot.sight import Sight
-from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
 from bafogpt.core.settings import Settings
+from bafogpt.launch import code_snapshot, reap
+from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.skypilot import log_filter, task_config
+from bafogpt.launch.engines.skypilot.client import Client
+from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
+from bafogpt.launch.engines.skypilot.errors import CapacityError, MachineError
+from bafogpt.launch.engines.skypilot.status import Sight
+from bafogpt.launch.plan import Plan
 from bafogpt.runs.store import RunRecord
 from sky import exceptions
 
@@ -75,7 +75,7 @@ def plan(name: str = "r1", **options: Any) -> Plan:
 @pytest.fixture(autouse=True)
 def _no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Launches here send no code."""
-    monkeypatch.setattr(workdir, "export", lambda root, into: tmp_path)
+    monkeypatch.setattr(code_snapshot, "export", lambda root, into: tmp_path)
 
 
 def test_a_launch_asks_for_its_own_end_and_sees_that_it_was_heard(engine: SkyPilotEngine, sky: FakeSky):
@@ -96,7 +96,7 @@ def test_a_launch_leaves_skypilots_files_to_nobody_else(
     engine.launch(plan(), resume=False)
 
     assert (tmp_path / ".sky").stat().st_mode & 0o777 == 0o700
-    tasks.keep_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
+    task_config.keep_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
 
 
 def test_an_autodown_that_skypilot_lost_is_set_again(engine: SkyPilotEngine, sky: FakeSky):
@@ -190,7 +190,7 @@ def test_settling_waits_for_the_server_and_keeps_a_run_that_came_up(engine: SkyP
             sky.add("r1", autostop=-1)
             sky.add_job("r1", Status.RUNNING)
 
-    from bafogpt.cloud.engines.skypilot.guard import Guard
+    from bafogpt.launch.engines.skypilot.teardown import Guard
 
     Guard(client=engine.client, clock=clock, sleep=pass_time).settle("r1", 7)
     assert sky.clusters["r1"]["autostop"] == 7
@@ -213,7 +213,7 @@ def test_a_missing_key_and_a_bucket_of_this_machine_are_found_before_anything_is
         engine.launch(plan(), resume=False)
     for settings in (Settings(), Settings(bucket="file:///tmp/x", s3_endpoint="")):
         with pytest.raises(ConfigError, match="a rented one cannot see it"):
-            tasks.check_reachable(settings)
+            task_config.check_reachable(settings)
     assert sky.calls == []
 
 
@@ -249,7 +249,7 @@ def test_logs_are_the_runs_own_lines(engine: SkyPilotEngine, sky: FakeSky):
     ]
 
     assert list(engine.logs("r1", follow=True)) == ["step 1", ""]
-    assert list(lines.lines(["(head, rank=0, pid=7) a\n(worker1, rank=1, pid=8, ip=10.0.0.2) b"])) == ["a", "b"]
+    assert list(log_filter.lines(["(head, rank=0, pid=7) a\n(worker1, rank=1, pid=8, ip=10.0.0.2) b"])) == ["a", "b"]
 
 
 def test_logs_of_a_machine_that_only_skypilot_believes_in_come_from_the_bucket(
@@ -359,7 +359,7 @@ def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyP
     }
     outcomes = {each.name: reap.end(engine.guard, engine.down, each).outcome for each in found}
     assert outcomes.pop("naked") == "has an autodown again" and set(outcomes.values()) == {"ended"}
-    assert sky.clusters["naked"]["autostop"] == tasks.IDLE_MINUTES
+    assert sky.clusters["naked"]["autostop"] == task_config.IDLE_MINUTES
     assert set(sky.clusters) == {"fresh", "healthy", "naked", "just-ended", "theirs", "controllers"}
     assert [each.name for each in reap.find(engine.client, lambda name: None, older_than_hours=5, now=lambda: now)] == [
         "healthy",

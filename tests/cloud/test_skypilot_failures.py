@@ -8,16 +8,16 @@ import pytest
 
 pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)")
 
-from bafogpt.cloud.engines.skypilot import failures, lines
-from bafogpt.cloud.engines.skypilot.failures import CapacityError, CloudServerError
 from bafogpt.core.errors import AuthError, BafoError, RunNotFoundError
+from bafogpt.launch.engines.skypilot import errors, log_filter
+from bafogpt.launch.engines.skypilot.errors import CapacityError, CloudServerError
 from sky import exceptions
 
 
 def test_capacity_names_every_candidates_reason_and_401_and_500_are_told_apart():
     def refused(*texts: str) -> BafoError:
         history = [exceptions.ResourcesUnavailableError("all", failover_history=[RuntimeError(t)]) for t in texts]
-        return failures.explain(exceptions.ResourcesUnavailableError("Failed", failover_history=history))
+        return errors.explain(exceptions.ResourcesUnavailableError("Failed", failover_history=history))
 
     full = refused(
         "RunPod CA: no instances currently available", "Lambda us-east: no capacity", "Lambda us-east: no capacity"
@@ -46,7 +46,7 @@ def test_capacity_names_every_candidates_reason_and_401_and_500_are_told_apart()
     ],
 )
 def test_skypilots_exceptions_become_two_lines(error: Exception, kind: type[BafoError], hint: str):
-    found = failures.explain(error, "r1")
+    found = errors.explain(error, "r1")
     assert isinstance(found, kind) and found.hint == hint and "\n" not in found.message
 
 
@@ -58,7 +58,7 @@ class Terminal(io.StringIO):
 def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
     """RunPod's answers do not come with the exception: SkyPilot 0.14.1 only prints them."""
     shown, said = Terminal(), "Unauthorized request, please check your API key."
-    ear, log = lines.Ear(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
+    ear, log = log_filter.Ear(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
     for piece in (f"\x1b[2m{log}run_instances ", f"error: {said}\x1b[0m\n", f"{log}Full traceback:\n", log, "File x\n"):
         ear.write(piece)
     ear.write("Trying other\n⠋ Laun")
@@ -67,13 +67,13 @@ def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
     ear.write("ching\n")
     assert shown.getvalue().endswith("\n⠋ Launching\n")
     bare = exceptions.ResourcesUnavailableError("Failed to provision")
-    assert isinstance(failures.explain(bare, "r1", ear.refusals), AuthError)
-    assert type(failures.explain(bare, "r1", ["There are no longer any instances available"])) is CapacityError
+    assert isinstance(errors.explain(bare, "r1", ear.refusals), AuthError)
+    assert type(errors.explain(bare, "r1", ["There are no longer any instances available"])) is CapacityError
 
 
 def test_a_file_gets_whole_lines_without_colours_and_spinners():
     shown = io.StringIO()
-    ear = lines.Ear(shown)
+    ear = log_filter.Ear(shown)
     for piece in ("\x1b[2mLaun", "\r⠋ Laun", "\r\x1b[32m✓ Launched\x1b[0m\n", "\x1b[0m⚙︎ Syncing files.\r\n", "⠋ Sub"):
         ear.write(piece)
     assert shown.getvalue() == "✓ Launched\n⚙︎ Syncing files.\n"

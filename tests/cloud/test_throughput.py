@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud import throughput
-from bafogpt.cloud.throughput import Measured, expected
 from bafogpt.core import schema
 from bafogpt.jobs.job import Job
+from bafogpt.launch import throughput
+from bafogpt.launch.throughput import Measured, expected
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import flops

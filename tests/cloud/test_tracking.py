@@ -15,12 +15,12 @@ import pytest
 
 from bafogpt.agent.tracking.process import Lines, Rows, Sender
 from bafogpt.agent.tracking.services import Held, Row
-from bafogpt.cloud import plan
-from bafogpt.cloud.engines.skypilot import tasks
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import tracking
 from bafogpt.jobs.tracking import MlflowConfig, TrackingConfig, WandbConfig
+from bafogpt.launch import plan
+from bafogpt.launch.engines.skypilot import task_config
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.handoff import Handoff
@@ -83,9 +83,9 @@ def test_keys_reach_a_rented_machine_by_name_and_must_be_there(monkeypatch: pyte
     }
     environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "MLFLOW_TRACKING_URI": "https://m"}
     with pytest.raises(AuthError, match=r"WANDB_API_KEY is not set, and the job needs it for tracking\.wandb"):
-        tasks.secrets(made, environ)
+        task_config.secrets(made, environ)
     environ["WANDB_API_KEY"] = "planted"
-    assert dict(tasks.secrets(made, environ)) == environ
+    assert dict(task_config.secrets(made, environ)) == environ
     assert "WANDB_API_KEY" not in make(monkeypatch, "runpod", []).task["secrets"]
     assert "WANDB_API_KEY" not in make(monkeypatch, "runpod", [*ASKED, "tracking.wandb.mode=offline"]).task["secrets"]
 

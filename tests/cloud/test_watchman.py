@@ -11,18 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from bafogpt.cloud.engines.skypilot import guard, watchman
+from bafogpt.launch.engines.skypilot import launch_watchdog, teardown
 
 
 def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Path):
     """The client dies by SIGKILL inside the watched part; the watchman hears no word and goes to work."""
     settled = tmp_path / "settled"
     (tmp_path / "sitecustomize.py").write_text(
-        "from bafogpt.cloud.engines.skypilot import guard\n"
+        "from bafogpt.launch.engines.skypilot import guard\n"
         f"guard.Guard.settle = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
     )
     script = (
-        "import os, signal, sys; from pathlib import Path; from bafogpt.cloud.engines.skypilot import watchman\n"
+        "import os, signal, sys; from pathlib import Path; from bafogpt.launch.engines.skypilot import watchman\n"
         "with watchman.watching('r1', 7, Path(sys.argv[1])) as release:\n"
         "    release() if sys.argv[2] == 'end' else os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -39,8 +39,8 @@ def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Pa
 
 def test_the_watchmans_word_is_what_releases_him(monkeypatch: pytest.MonkeyPatch):
     settled: list[str] = []
-    monkeypatch.setattr(guard.Guard, "settle", lambda self, name, idle: settled.append(name))
-    for said in (watchman.DONE, b"", b"do"):
+    monkeypatch.setattr(teardown.Guard, "settle", lambda self, name, idle: settled.append(name))
+    for said in (launch_watchdog.DONE, b"", b"do"):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(said)))
-        watchman.main("r1", 7)
+        launch_watchdog.main("r1", 7)
     assert settled == ["r1", "r1"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cloud import workdir
 from bafogpt.core.errors import ConfigError, UsageError
+from bafogpt.launch import code_snapshot
 
 
 @pytest.fixture
@@ -26,28 +26,28 @@ def tree(tmp_path: Path) -> Path:
 
 
 def sent(root: Path) -> dict[str, str]:
-    folder = workdir.export(root, root.parent / "sent")
+    folder = code_snapshot.export(root, root.parent / "sent")
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_clean_tree_is_sent_as_its_commit(tree: Path):
     assert sent(tree) == {"jobs/x.yaml": "a: 1\n", ".gitignore": "secret\n"}
-    assert str(workdir.look(tree)) == workdir.look(tree).commit
-    workdir.require_clean(tree)
+    assert str(code_snapshot.look(tree)) == code_snapshot.look(tree).commit
+    code_snapshot.require_clean(tree)
 
 
 def test_a_tree_with_changes_is_sent_as_it_is_and_named_by_them(tree: Path):
     (tree / "jobs/x.yaml").write_text("a: 2\n")
-    changed = str(workdir.look(tree))
+    changed = str(code_snapshot.look(tree))
     (tree / "new.py").write_text("new")
     assert sent(tree) == {"jobs/x.yaml": "a: 2\n", ".gitignore": "secret\n", "new.py": "new"}
-    both = str(workdir.look(tree))
+    both = str(code_snapshot.look(tree))
     (tree / "new.py").write_text("newer")
-    assert "+dirty." in changed and len({changed, both, str(workdir.look(tree))}) == 3
+    assert "+dirty." in changed and len({changed, both, str(code_snapshot.look(tree))}) == 3
     (tree / "new.py").write_text("new")
-    assert str(workdir.look(tree)) == both
+    assert str(code_snapshot.look(tree)) == both
     with pytest.raises(UsageError, match="not committed"):
-        workdir.require_clean(tree)
+        code_snapshot.require_clean(tree)
 
 
 def test_a_removed_file_is_not_sent(tree: Path):
@@ -60,13 +60,13 @@ def test_outside_a_repository_the_folder_is_sent_and_has_no_commit(tmp_path: Pat
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "a").write_text("1")
-    assert sent(folder) == {"a": "1"} and str(workdir.look(folder)) == ""
+    assert sent(folder) == {"a": "1"} and str(code_snapshot.look(folder)) == ""
     with pytest.raises(UsageError, match="not in a git repository"):
-        workdir.require_clean(folder)
+        code_snapshot.require_clean(folder)
 
 
 def test_data_that_lies_about_is_not_sent_with_the_code(tree: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workdir, "MAX_BYTES", 100)
+    monkeypatch.setattr(code_snapshot, "MAX_BYTES", 100)
     (tree / "shard.bin").write_text("x" * 200)
     with pytest.raises(ConfigError, match="to send"):
-        workdir.export(tree, tree.parent / "sent")
+        code_snapshot.export(tree, tree.parent / "sent")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from bafogpt.cloud.throughput import KNOWN
+from bafogpt.launch.throughput import KNOWN
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.train import flops, gpus, metrics
 

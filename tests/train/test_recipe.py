@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bafogpt.cloud.throughput import KNOWN
 from bafogpt.core.errors import ConfigError
+from bafogpt.launch.throughput import KNOWN
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.train import memory
 from bafogpt.train.config import ScheduleConfig, check_processes

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bafogpt.cloud.throughput import shape_of
 from bafogpt.jobs import job as jobs
+from bafogpt.launch.throughput import shape_of
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.train import gpus, memory, recipes
 from bafogpt.train.config import OptimizerConfig, TrainConfig

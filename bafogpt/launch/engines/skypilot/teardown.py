@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bafogpt.cloud.engines.skypilot.client import Client
 from bafogpt.core.errors import AuthError, BafoError, RunNotFoundError
+from bafogpt.launch.engines.skypilot.client import Client
 
 TRIES = 3
 """How often a lost autodown is set again before the cluster is ended instead."""

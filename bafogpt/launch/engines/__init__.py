@@ -12,18 +12,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bafogpt.cloud.engines.base import Engine
-from bafogpt.cloud.plan import LOCAL
 from bafogpt.core.settings import Settings
+from bafogpt.launch.engines.base import Engine
+from bafogpt.launch.plan import LOCAL
 
 
 def engine_for(infra: str, settings: Settings) -> Engine:
     """The engine that serves an ``--infra`` value: ``local`` here, everything else SkyPilot."""
     if infra == LOCAL:
-        from bafogpt.cloud.engines.local import LocalEngine
+        from bafogpt.launch.engines.local import LocalEngine
 
         return LocalEngine(settings)
-    from bafogpt.cloud.engines.skypilot.engine import SkyPilotEngine
+    from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
 
     return SkyPilotEngine(settings)
 
@@ -33,8 +33,8 @@ def engine_of(name: str, settings: Settings) -> Engine:
 
     A name that nobody knows goes to the local engine, whose error names the nearest.
     """
-    from bafogpt.cloud.engines.local import LocalEngine
-    from bafogpt.cloud.engines.notes import Notes
+    from bafogpt.launch.engines.local import LocalEngine
+    from bafogpt.launch.engines.registry import Notes
 
     local = LocalEngine(settings)
     noted = Notes(settings).holds(name)

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from bafogpt.cloud import estimate, images, prices, probe
 from bafogpt.core import schema
 from bafogpt.core.errors import AuthError, BafoError, ConflictError, NotFoundError
 from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.jobs import resolve, tracking
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.image_ref import digest_of
+from bafogpt.launch import catalog, images, quote, sky_probe
 from bafogpt.storage.bucket import Bucket
 
 State = Literal["ok", "warning", "failed"]
@@ -136,10 +136,10 @@ class _Running:
 
 def check_skypilot(patient: Patient) -> list[Finding]:
     """Whether SkyPilot is here, and which."""
-    if not probe.installed():
+    if not sky_probe.installed():
         words = "SkyPilot is not installed" + ("" if patient.rented else "; a launch on this machine needs none")
         state: State = "failed" if patient.rented else "warning"
-        return [Finding(name="skypilot", state=state, words=words, mend=probe.INSTALL_HINT)]
+        return [Finding(name="skypilot", state=state, words=words, mend=sky_probe.INSTALL_HINT)]
     return [Finding(name="skypilot", state="ok", words=f"SkyPilot {importlib.metadata.version('skypilot')}")]
 
 
@@ -176,9 +176,9 @@ def check_clouds(patient: Patient) -> list[Finding]:
     """Whether the credentials of the wanted cloud work; without one, of any."""
     cloud = patient.infra.partition("/")[0] if patient.rented else None
     cloud = {"k8s": "kubernetes"}.get(cloud, cloud) if cloud else None
-    if not probe.installed():
+    if not sky_probe.installed():
         return []
-    answer = probe.ask("clouds", *([cloud] if cloud else []), deadline_s=CLOUDS_DEADLINE_S - 5)
+    answer = sky_probe.ask("clouds", *([cloud] if cloud else []), deadline_s=CLOUDS_DEADLINE_S - 5)
     if answer is None:
         state: State = "failed" if patient.rented else "warning"
         return [Finding(name="clouds", state=state, words="SkyPilot gives no answer", mend="sky check")]
@@ -212,7 +212,7 @@ def check_bucket(patient: Patient) -> list[Finding]:
     settings = patient.settings
     if patient.rented and (settings.s3_endpoint == EMBEDDED or settings.bucket.startswith("file:")):
         words = f"{settings.bucket} is on this machine: a rented one cannot reach it"
-        if not estimate.is_own(patient.infra):
+        if not quote.is_own(patient.infra):
             return [Finding(name="bucket", state="failed", words=words, mend="export BAFOGPT_BUCKET=s3://MY-BUCKET")]
     bucket = Bucket.open(settings.bucket, replace(settings, s3_timeout_s=min(10.0, settings.s3_timeout_s)))
     try:
@@ -328,13 +328,13 @@ def check_image(patient: Patient) -> list[Finding]:
 def check_gpu(patient: Patient) -> list[Finding]:
     """Whether the task's GPU is offered where it is to run, and at what price."""
     asked = tasks.accelerators(patient.task)
-    if asked is None or estimate.is_own(patient.infra):
+    if asked is None or quote.is_own(patient.infra):
         return [Finding(name="gpu", state="ok", words=f"{patient.infra}: nobody sends a bill")]
     gpu, count = asked
     try:
-        found = prices.at_hand(gpu, count, patient.infra)
+        found = catalog.at_hand(gpu, count, patient.infra)
     except NotFoundError as error:
-        state: State = "failed" if prices.knows(patient.infra) else "warning"
+        state: State = "failed" if catalog.knows(patient.infra) else "warning"
         return [Finding(name="gpu", state=state, words=error.message, mend=error.hint)]
     kinds = {each.spot: each for each in reversed(found.offers)}
     offers = [f"{'spot' if spot else 'on demand'} {kinds[spot].usd_per_hour:.2f} $/h" for spot in sorted(kinds)]

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from bafogpt.cloud.engines.skypilot.client import Client, Cluster
-from bafogpt.cloud.engines.skypilot.guard import Guard
-from bafogpt.cloud.engines.skypilot.tasks import IDLE_MINUTES
 from bafogpt.core.errors import BafoError
+from bafogpt.launch.engines.skypilot.client import Client, Cluster
+from bafogpt.launch.engines.skypilot.task_config import IDLE_MINUTES
+from bafogpt.launch.engines.skypilot.teardown import Guard
 from bafogpt.runs.store import RunRecord
 
 MARGIN_S = 15 * 60.0

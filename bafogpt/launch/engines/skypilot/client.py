@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from bafogpt.cloud.engines.skypilot import failures, lines
 from bafogpt.core.errors import BafoError, ConflictError, RunNotFoundError
+from bafogpt.launch.engines.skypilot import errors, log_filter
 
 LABEL = "bafogpt-run"
 """The label by which a cluster is known as ours, with the run's name."""
@@ -91,7 +91,7 @@ class Client:
 
     def wait(self, request: str, name: str) -> Any:
         """A request's result, its progress shown meanwhile."""
-        ear = lines.Ear(self.output or sys.stderr)
+        ear = log_filter.Ear(self.output or sys.stderr)
         with self._calling(name, ear.refusals):
             return self.sdk.stream_and_get(request, output_stream=ear)
 
@@ -161,7 +161,7 @@ class Client:
                 submitted=float(each["submitted_at"] or 0),
                 cluster=each.get("current_cluster_name"),
                 infra=str(each.get("cloud") or "").lower(),
-                reason=failures.plain(each.get("failure_reason") or ""),
+                reason=errors.plain(each.get("failure_reason") or ""),
             )
             for each in records
         ]
@@ -242,7 +242,7 @@ class Client:
             except (BafoError, KeyError):
                 raise
             except Exception as error:
-                raise failures.explain(error, name, list(heard)) from error
+                raise errors.explain(error, name, list(heard)) from error
 
     def _load(self) -> None:
         if self._loaded:

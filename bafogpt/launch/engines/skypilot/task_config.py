@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud.engines.skypilot.client import LABEL
-from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import AuthError, ConfigError, ExitCode
 from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.jobs import task as task_files
 from bafogpt.jobs import tracking
+from bafogpt.launch.engines.skypilot.client import LABEL
+from bafogpt.launch.plan import Plan
 
 SKYPILOT = Path("~/.sky")
 IDLE_MINUTES = 5

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from bafogpt.cloud import workdir
-from bafogpt.cloud.engines.notes import Notes
-from bafogpt.cloud.engines.skypilot import tasks, watchman
-from bafogpt.cloud.engines.skypilot.client import Client
-from bafogpt.cloud.engines.skypilot.failures import CapacityError, MachineError
-from bafogpt.cloud.engines.skypilot.guard import Guard
-from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import BafoError
 from bafogpt.jobs import task as task_files
+from bafogpt.launch import code_snapshot
+from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.skypilot import launch_watchdog, task_config
+from bafogpt.launch.engines.skypilot.client import Client
+from bafogpt.launch.engines.skypilot.errors import CapacityError, MachineError
+from bafogpt.launch.engines.skypilot.teardown import Guard
+from bafogpt.launch.plan import Plan
 
 Secrets: TypeAlias = list[tuple[str, str]]
 """Names and values, which travel in the request alone."""
@@ -35,13 +35,13 @@ class Launcher:
 
     def launch(self, plan: Plan, secrets: Secrets) -> None:
         """Rent, send the code, start the job. Raises what :func:`~.failures.explain` makes of SkyPilot's errors."""
-        idle = tasks.idle_minutes(plan.task)
+        idle = task_config.idle_minutes(plan.task)
         self.notes.write(plan.name, infra=plan.infra, managed=plan.managed)
-        task = tasks.rented(plan, workdir.export(plan.root, self.notes.code(plan.name)))
+        task = task_config.rented(plan, code_snapshot.export(plan.root, self.notes.code(plan.name)))
         if plan.managed:
             self._managed(task, secrets, plan.name)
             return
-        with watchman.watching(plan.name, idle, self.notes.log(plan.name)) as release:
+        with launch_watchdog.watching(plan.name, idle, self.notes.log(plan.name)) as release:
             self._cluster(task, secrets, plan, idle, release)
         self.notes.drop_code(plan.name)
 

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from bafogpt.cloud.engines import notes
-from bafogpt.cloud.engines.base import EngineRun, QueuedJob
-from bafogpt.cloud.engines.skypilot import lines, reach, tasks
-from bafogpt.cloud.engines.skypilot.client import Client, iso
-from bafogpt.cloud.engines.skypilot.guard import Guard
-from bafogpt.cloud.engines.skypilot.launching import Launcher
-from bafogpt.cloud.engines.skypilot.sight import EXIT_CODES, Seen, Sight
-from bafogpt.cloud.plan import Plan
 from bafogpt.core.errors import BafoError, ConflictError, JobFailedError, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.launch.engines import registry
+from bafogpt.launch.engines.base import EngineRun, QueuedJob
+from bafogpt.launch.engines.skypilot import log_filter, ssh, task_config
+from bafogpt.launch.engines.skypilot.client import Client, iso
+from bafogpt.launch.engines.skypilot.launcher import Launcher
+from bafogpt.launch.engines.skypilot.status import EXIT_CODES, Seen, Sight
+from bafogpt.launch.engines.skypilot.teardown import Guard
+from bafogpt.launch.plan import Plan
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -40,7 +40,7 @@ class SkyPilotEngine:
         self.client = client or Client()
         self._clock, self._sleep = clock, sleep
         self.guard = Guard(client=self.client, clock=clock, sleep=sleep)
-        self._notes = notes.Notes(settings)
+        self._notes = registry.Notes(settings)
         self.sight = Sight(settings, self.client, self._notes)
         self._launcher = Launcher(self.client, self.guard, self._notes)
 
@@ -48,11 +48,11 @@ class SkyPilotEngine:
         """Rent, send the code, start the job; with an end that was asked for, seen, or made.
 
         Whatever breaks this off, Ctrl-C included, gives back what was rented; and if this process is killed, its
-        watchman does. See :class:`~bafogpt.cloud.engines.base.Engine`.
+        watchman does. See :class:`~bafogpt.launch.engines.base.Engine`.
         """
-        tasks.check_reachable(self._settings)
-        secrets = tasks.secrets(plan)
-        tasks.keep_private()
+        task_config.check_reachable(self._settings)
+        secrets = task_config.secrets(plan)
+        task_config.keep_private()
         self._refuse_taken(plan.name, resume)
         self._launcher.launch(plan, secrets)
         return self._launched(plan)
@@ -118,8 +118,8 @@ class SkyPilotEngine:
     def _stream(self, name: str, seen: Seen, follow: bool) -> Iterator[str]:
         assert seen.job is not None
         if seen.managed:
-            return lines.lines(self.client.tail_managed(name, seen.job.id, follow=follow))
-        return lines.lines(self.client.tail(name, seen.job.id, follow=follow))
+            return log_filter.lines(self.client.tail_managed(name, seen.job.id, follow=follow))
+        return log_filter.lines(self.client.tail(name, seen.job.id, follow=follow))
 
     def _stored_logs(self, name: str) -> list[str]:
         store = RunStore(Bucket.open(self._settings.bucket, self._settings))
@@ -132,7 +132,7 @@ class SkyPilotEngine:
 
         cluster = self.sight.cluster_of(name)
         job = self.client.execute({"name": f"{name}-exec", "run": shlex.join(command)}, cluster)
-        yield from lines.lines(self.client.tail(cluster, job, follow=True))
+        yield from log_filter.lines(self.client.tail(cluster, job, follow=True))
         ended = next((each for each in self.client.queue(cluster) if each.id == job), None)
         if ended is not None and ended.status != "SUCCEEDED":
             raise JobFailedError(f"'{shlex.join(command)}' ended as {ended.status}", f"bafogpt cloud queue {name}")
@@ -145,15 +145,15 @@ class SkyPilotEngine:
             raise BafoError(
                 f"{name} has {nodes} node(s); there is no node {node}", f"bafogpt cloud ssh {name} --node 0"
             )
-        return reach.shell(cluster, command, node)
+        return ssh.shell(cluster, command, node)
 
     def copy(self, name: str, source: str, target: str, *, upload: bool) -> list[str]:
         """``rsync`` over that."""
-        return reach.copy(self._reachable(name), source, target, upload=upload)
+        return ssh.copy(self._reachable(name), source, target, upload=upload)
 
     def forward(self, name: str, here: int, there: int) -> list[str]:
         """``ssh -L`` over that."""
-        return reach.forward(self._reachable(name), here, there)
+        return ssh.forward(self._reachable(name), here, there)
 
     def cancel(self, name: str) -> EngineRun:
         """SIGTERM to the supervisor on every node, its grace to save and drain, then SkyPilot's own cancel.
@@ -231,7 +231,7 @@ class SkyPilotEngine:
             return False
         told = False
         for node in range(nodes):
-            words = reach.shell(cluster, reach.ask_to_stop(name), node)
+            words = ssh.shell(cluster, ssh.ask_to_stop(name), node)
             words[1:1] = ["-o", "ConnectTimeout=20", "-o", "BatchMode=yes"]
             with contextlib.suppress(subprocess.TimeoutExpired, OSError):
                 done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bafogpt.agent import provenance
-from bafogpt.cloud import estimate, workdir
-from bafogpt.cloud.estimate import Bill
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
@@ -18,6 +16,8 @@ from bafogpt.jobs import resolve, tracking
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.image_ref import Reference
 from bafogpt.jobs.job import Job
+from bafogpt.launch import code_snapshot, quote
+from bafogpt.launch.quote import Bill
 from bafogpt.runs import store
 
 LOCAL = "local"
@@ -88,8 +88,8 @@ def make(
     else:
         tracking.check_reachable(job.tracking)
     if clean:
-        workdir.require_clean(root)
-    envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": str(workdir.look(root))}
+        code_snapshot.require_clean(root)
+    envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": str(code_snapshot.look(root))}
     if settings.s3_region != Settings().s3_region:
         envs["BAFOGPT_S3_REGION"] = settings.s3_region
     if where != LOCAL:
@@ -111,7 +111,7 @@ def make(
     if asked and (gpus or where != LOCAL):
         task["envs"][provenance.GPUS] = f"{asked[0]}:{asked[1]}"
     keeps = job.supervisor
-    bill = estimate.bill(
+    bill = quote.bill(
         job,
         task,
         where,

@@ -5,8 +5,8 @@ process can be given a deadline and ended, and what it prints is nobody's.
 
 ::
 
-    python -m bafogpt.cloud.probe catalog L40 [CLOUD]   renew SkyPilot's catalog where that offers this GPU
-    python -m bafogpt.cloud.probe clouds [CLOUD]        which clouds' credentials work, and why the others' do not
+    python -m bafogpt.launch.sky_probe catalog L40 [CLOUD]   renew SkyPilot's catalog where that offers this GPU
+    python -m bafogpt.launch.sky_probe clouds [CLOUD]        which clouds' credentials work, and why the others' do not
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def ask(what: str, *words: str, deadline_s: float) -> dict[str, Any] | None:
         return None
     environment = {**os.environ, "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "PYTHONWARNINGS": "ignore"}
     child = subprocess.Popen(
-        [sys.executable, "-m", "bafogpt.cloud.probe", what, *words],
+        [sys.executable, "-m", "bafogpt.launch.sky_probe", what, *words],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """The SkyPilot engine: machines rented by the hour, which end themselves.
 
-- ``engine``   the interface of :mod:`bafogpt.cloud.engines.base`
+- ``engine``   the interface of :mod:`bafogpt.launch.engines.base`
 - ``sight``    what SkyPilot and the bucket know of a run, as one
 - ``launching`` a launch; or, where it breaks off, all given back
 - ``client``   SkyPilot's SDK, as far as it is used; the only module that imports ``sky``

@@ -14,13 +14,13 @@ from datetime import date
 from typing import Any
 
 from bafogpt.agent import budget
-from bafogpt.cloud import prices, throughput
-from bafogpt.cloud.prices import Offer
-from bafogpt.cloud.throughput import Measured, Speed
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
+from bafogpt.launch import catalog, throughput
+from bafogpt.launch.catalog import Offer
+from bafogpt.launch.throughput import Measured, Speed
 
 PRICE_PER_HOUR = "BAFOGPT_PRICE_PER_HOUR"
 
@@ -153,7 +153,7 @@ def bill(
 
 def is_own(infra: str) -> bool:
     """Whether nobody sends a bill by the hour for what runs there: this machine, Slurm, Kubernetes."""
-    return infra.partition("/")[0].lower() in prices.OWN_MACHINES
+    return infra.partition("/")[0].lower() in catalog.OWN_MACHINES
 
 
 def own_price() -> float:
@@ -174,9 +174,9 @@ def _rented(job: Job, task: Mapping[str, Any], asked: tuple[str, int], infra: st
     nodes = int(task.get("num_nodes") or 1)
     spot = bool((task.get("resources") or {}).get("use_spot"))
     try:
-        found = prices.at_hand(gpu, count, infra, spot)
+        found = catalog.at_hand(gpu, count, infra, spot)
     except NotFoundError:
-        if prices.knows(infra):
+        if catalog.knows(infra):
             raise
         return Bill(usd_per_hour=None, source="not in the prices at hand")  # SkyPilot will fetch its own
     speed = throughput.expected(job, gpu, count * nodes, nodes=nodes, earlier=earlier)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from bafogpt.cloud import probe
 from bafogpt.core import schema
 from bafogpt.core.errors import NotFoundError
+from bafogpt.launch import sky_probe
 
-SHIPPED = Path(__file__).parent / "catalog"
+SHIPPED = Path(__file__).parent / "prices"
 OWN_MACHINES = ("local", "slurm", "k8s", "kubernetes", "ssh")
 """Where nobody sends a bill by the hour; SkyPilot counts them as 0 dollars too."""
 FRESH_S = 7 * 3600
@@ -100,7 +100,7 @@ def current(
     A SkyPilot that is not installed, has no network or takes longer than ``deadline_s`` changes nothing.
     """
     if _stale(catalog_folder(), clock()):
-        probe.ask("catalog", gpu, *([infra.partition("/")[0]] if infra else []), deadline_s=deadline_s)
+        sky_probe.ask("catalog", gpu, *([infra.partition("/")[0]] if infra else []), deadline_s=deadline_s)
     return at_hand(gpu, count, infra, spot)
 
 

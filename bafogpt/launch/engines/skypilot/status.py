@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from bafogpt.cloud.engines.base import EngineRun, EngineState
-from bafogpt.cloud.engines.notes import Notes
-from bafogpt.cloud.engines.skypilot.client import Client, Cluster, Job, iso
 from bafogpt.core.errors import BafoError, ConflictError, ExitCode, RunNotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.launch.engines.base import EngineRun, EngineState
+from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.skypilot.client import Client, Cluster, Job, iso
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 

@@ -1,7 +1,7 @@
 """The local engine: the same SkyPilot task on this machine, detached, with SkyPilot's environment.
 
 State is a folder a run, ``<home>/runs/<name>/``: ``task.yaml`` (no secret in it), ``state.json``, ``output.log``.
-The run itself is held by a keeper process (:mod:`bafogpt.cloud.engines.keeper`), which outlives the terminal.
+The run itself is held by a keeper process (:mod:`bafogpt.launch.engines.local_runner`), which outlives the terminal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud.engines.base import ACTIVE, EngineRun, QueuedJob
-from bafogpt.cloud.engines.notes import Notes
-from bafogpt.cloud.plan import LOCAL, Plan
 from bafogpt.core import files, nvidia_smi, process, schema
 from bafogpt.core.errors import (
     AuthError,
@@ -33,6 +30,9 @@ from bafogpt.core.errors import (
 )
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import task as tasks
+from bafogpt.launch.engines.base import ACTIVE, EngineRun, QueuedJob
+from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.plan import LOCAL, Plan
 from bafogpt.runs import store
 
 START_TIMEOUT_S = 60.0
@@ -48,7 +48,7 @@ class LocalEngine:
         self._folder = Path(settings.home) / "runs"
 
     def launch(self, plan: Plan, *, resume: bool) -> EngineRun:
-        """Start the keeper, wait until it holds the run. See :class:`~bafogpt.cloud.engines.base.Engine`."""
+        """Start the keeper, wait until it holds the run. See :class:`~bafogpt.launch.engines.base.Engine`."""
         folder = self._folder / plan.name
         self._refuse_taken(plan.name, resume)
         environment = self._environment(plan)
@@ -58,7 +58,7 @@ class LocalEngine:
         files.write_atomic(folder / "task.yaml", tasks.to_yaml(plan.task))
         with (folder / "keeper.log").open("a") as log:
             keeper = subprocess.Popen(
-                [sys.executable, "-m", "bafogpt.cloud.engines.keeper", str(folder), str(plan.root)],
+                [sys.executable, "-m", "bafogpt.launch.engines.local_runner", str(folder), str(plan.root)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bafogpt.cloud.plan import Plan
+from bafogpt.launch.plan import Plan
 
 EngineState = Literal["starting", "running", "succeeded", "failed", "stopped", "gone"]
 """``gone``: the engine's process or machine ended without a word."""

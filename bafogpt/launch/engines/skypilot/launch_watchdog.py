@@ -1,4 +1,4 @@
-"""The watchman of a launch: ``python -m bafogpt.cloud.engines.skypilot.watchman NAME IDLE_MINUTES``.
+"""The watchman of a launch: ``python -m bafogpt.launch.engines.skypilot.launch_watchdog NAME IDLE_MINUTES``.
 
 It starts before the launch is asked for and reads its standard input. A launch that came to its end says so there, and
 the watchman goes. When the input closes without a word, whoever launched has been killed: then the watchman waits for
@@ -22,7 +22,7 @@ def watching(name: str, idle_minutes: int, log: Path) -> Iterator[Callable[[], N
 
     Left in any other way, by an error or by death, he takes over.
     """
-    words = [sys.executable, "-m", "bafogpt.cloud.engines.skypilot.watchman", name, str(idle_minutes)]
+    words = [sys.executable, "-m", "bafogpt.launch.engines.skypilot.launch_watchdog", name, str(idle_minutes)]
     with log.open("ab") as out:
         watchman = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
     assert watchman.stdin is not None
@@ -45,8 +45,8 @@ def main(name: str, idle_minutes: int) -> None:
     """Wait for the word; without it, settle what the launch has left."""
     if sys.stdin.buffer.readline() == DONE:
         return
-    from bafogpt.cloud.engines.skypilot.client import Client
-    from bafogpt.cloud.engines.skypilot.guard import Guard
+    from bafogpt.launch.engines.skypilot.client import Client
+    from bafogpt.launch.engines.skypilot.teardown import Guard
 
     Guard(client=Client(), patience_s=3600.0).settle(name, idle_minutes)
 

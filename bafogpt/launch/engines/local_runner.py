@@ -1,4 +1,4 @@
-"""The keeper of a local run: ``python -m bafogpt.cloud.engines.keeper FOLDER WORKDIR``.
+"""The keeper of a local run: ``python -m bafogpt.launch.engines.local_runner FOLDER WORKDIR``.
 
 It leads a session of its own, so a closed terminal does not reach it; it holds the embedded S3 server for the run, when
 that is the run's bucket; it passes SIGTERM on; and when the task has ended it ends whatever the task left behind. When
@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from bafogpt.cloud.engines.base import EngineRun, EngineState
-from bafogpt.cloud.engines.local import write_state
-from bafogpt.cloud.plan import LOCAL
 from bafogpt.core import process, schema, settings
 from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.launch.engines.base import EngineRun, EngineState
+from bafogpt.launch.engines.local import write_state
+from bafogpt.launch.plan import LOCAL
 from bafogpt.runs.store import now
 
 STATES: dict[int, EngineState] = {ExitCode.OK: "succeeded", ExitCode.JOB_CANCELLED: "stopped"}

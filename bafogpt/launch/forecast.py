@@ -8,15 +8,15 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from bafogpt.cloud import estimate, prices, throughput
-from bafogpt.cloud.estimate import Rate
-from bafogpt.cloud.prices import Offer, PriceList
-from bafogpt.cloud.throughput import Measured, Projection, Speed
 from bafogpt.core.errors import BafoError, UsageError
 from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.jobs import resolve
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
+from bafogpt.launch import catalog, quote, throughput
+from bafogpt.launch.catalog import Offer, PriceList
+from bafogpt.launch.quote import Rate
+from bafogpt.launch.throughput import Measured, Projection, Speed
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
@@ -146,7 +146,7 @@ def forecast(
         speed=speed,
         prices=found,
         rate=rate,
-        estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in prices.one_a_cloud(found.offers)),
+        estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in catalog.one_a_cloud(found.offers)),
         projection=projection,
         cautions=tuple(_cautions(projection)),
     )
@@ -173,12 +173,10 @@ def _estimate(offer: Offer, nodes: int, hours: float | None, rate: Rate) -> Esti
 
 def _prices(gpu: str, count: int, infra: str | None, spot: bool | None, offline: bool) -> PriceList:
     """What is offered; of one's own machines, one offer at one's own price."""
-    if infra is not None and estimate.is_own(infra):
-        own = Offer(
-            cloud=infra, region="", machine="", gpu=gpu, gpus=count, spot=False, usd_per_hour=estimate.own_price()
-        )
+    if infra is not None and quote.is_own(infra):
+        own = Offer(cloud=infra, region="", machine="", gpu=gpu, gpus=count, spot=False, usd_per_hour=quote.own_price())
         return PriceList(offers=(own,), source="your own machines", as_of=_today(), shipped=False)
-    return (prices.at_hand if offline else prices.current)(gpu, count, infra, spot)
+    return (catalog.at_hand if offline else catalog.current)(gpu, count, infra, spot)
 
 
 def _today() -> date:
