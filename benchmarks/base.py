@@ -38,9 +38,9 @@ from bafogpt.model import expand
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff, Order
 from bafogpt.train.run import Run, set_up
 from bafogpt.train.step import train_step
+from bafogpt.train.trainer_io import Handoff, Order
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "zulu"
 SETS = ("isiZulu", "English", "isiZulu, corpus")

@@ -31,10 +31,10 @@ from bafogpt.data.curriculum import REPLAY, STAGES
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff, Order, checkpoint_name
 from bafogpt.train.run import Run, set_up
 from bafogpt.train.state import load_weights
 from bafogpt.train.step import train_step
+from bafogpt.train.trainer_io import Handoff, Order, checkpoint_name
 from bafogpt.train.validation import validate
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED", Path(__file__).parents[2] / "shared"))

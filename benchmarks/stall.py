@@ -1,7 +1,7 @@
 """``./scripts/bench stall``: how long training stands still for a checkpoint, and how long the whole way would take.
 
 A state of ``--mb`` MB (weights and both Adam moments, float32) is saved ``--saves`` times by the real
-:class:`~bafogpt.train.saving.CheckpointSaver`; the stall is the time until ``begin`` returns. Beside it: the same save
+:class:`~bafogpt.train.checkpointer.CheckpointSaver`; the stall is the time until ``begin`` returns. Beside it: the same save
 waited for, and waited for with the upload to a real S3 server, which is what a trainer without a background writer and
 without a supervisor would pay. Medians.
 """
@@ -22,10 +22,10 @@ from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.embedded import server
+from bafogpt.train.checkpointer import CheckpointSaver
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import Handoff
-from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import TrainState
+from bafogpt.train.trainer_io import Handoff
 
 
 def make_state(megabytes: int) -> TrainState:

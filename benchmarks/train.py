@@ -6,7 +6,7 @@ takes a minute on a CPU; Hugging Face's what ``Trainer`` does, through ``acceler
 Reading data, logs and checkpoints are left out for all. The three take turns in every round, and what is reported is
 the median of the ratios within a round, so that a busy machine slows all of them.
 
-Then the stall of a checkpoint: how long the loop waits in the real :class:`~bafogpt.train.saving.CheckpointSaver`,
+Then the stall of a checkpoint: how long the loop waits in the real :class:`~bafogpt.train.checkpointer.CheckpointSaver`,
 while training goes on between saves, as a share of a minute. The writing thread also takes time of the processor.
 """
 
@@ -143,9 +143,9 @@ def race(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
 
 def stall(step: Step, run: Any, saves: int) -> tuple[float, float]:
     """(median seconds that the loop waits for a save, MB saved), steps between saves as in training."""
+    from bafogpt.train.checkpointer import CheckpointSaver
     from bafogpt.train.config import CheckpointConfig
-    from bafogpt.train.handoff import Handoff
-    from bafogpt.train.saving import CheckpointSaver
+    from bafogpt.train.trainer_io import Handoff
 
     tokens = torch.randint(0, VOCABULARY, (BATCH, TOKENS + 1), dtype=torch.int32)
     with tempfile.TemporaryDirectory(prefix="bafogpt-train-") as folder:

@@ -14,9 +14,9 @@ from typing import Literal
 
 from bafogpt.agent.workers import Trainers, describe_exit
 
-COMMAND = (sys.executable, "-m", "bafogpt.train.collective_check")
+COMMAND = (sys.executable, "-m", "bafogpt.train.probes.collective_check")
 READY = "ready"
-"""What each process prints once torch is imported (:data:`bafogpt.train.collective_check.READY`)."""
+"""What each process prints once torch is imported (:data:`bafogpt.train.probes.collective_check.READY`)."""
 START_S = 120.0
 """How long importing torch from a cold disk may take. It is not part of the deadline: a slow disk is not a hang."""
 POLL_S = 0.05

@@ -15,7 +15,7 @@ from bafogpt.jobs.job import Job
 from bafogpt.jobs.tracking import Tracked, identity
 from bafogpt.runs.store import State
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 
 
 class Companions:

@@ -18,7 +18,7 @@ from bafogpt.runs.store import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.flops import adapter_weights, matrix_weights
+from bafogpt.train.estimates.flops import adapter_weights, matrix_weights
 
 
 def require_fit(

@@ -21,7 +21,7 @@ from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import ConfigError, StorageError, UnfitMachineError
 from bafogpt.core.nvidia_smi import Gpu, NvidiaSmiError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import gpus as cards
+from bafogpt.train.estimates import gpus as cards
 
 MIN_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 """Oldest Linux driver for each major version of CUDA that torch is built with. NVIDIA, CUDA Compatibility, "Minor

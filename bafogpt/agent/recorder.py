@@ -17,7 +17,7 @@ from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.runs.log_segments import Feed, Whole
 from bafogpt.runs.store import RunRecord, RunStore
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 
 
 @dataclass(frozen=True)

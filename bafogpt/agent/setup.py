@@ -19,7 +19,7 @@ from bafogpt.core.errors import ExitCode
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 
 KEPT_LINES = 2000
 """Of what a setup prints, the last: the bucket is no place for the output of a compiler."""

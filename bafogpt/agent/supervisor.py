@@ -38,7 +38,7 @@ from bafogpt.jobs.job import Job
 from bafogpt.reports import report
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff, Order, Result, checkpoint_step
+from bafogpt.train.trainer_io import Handoff, Order, Result, checkpoint_step
 
 __all__ = ["Ending", "supervise"]
 

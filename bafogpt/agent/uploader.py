@@ -22,7 +22,7 @@ from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
 from bafogpt.storage.checkpoints.retention import BEST
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import CHECKPOINT_META, Handoff, StagedCheckpoint, checkpoint_step, read_staged
+from bafogpt.train.trainer_io import CHECKPOINT_META, Handoff, StagedCheckpoint, checkpoint_step, read_staged
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1

@@ -139,7 +139,7 @@ def _environment(count: int, layout: Layout) -> dict[str, str]:
     through = {f"{library}_SOCKET_IFNAME": interface for library in ("GLOO", "NCCL")} if interface else {}
     allocator = {} if "PYTORCH_CUDA_ALLOC_CONF" in os.environ else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     return {
-        **allocator,  # without it, up to 7 GB of an L40 are lost to fragments (bafogpt/train/memory.py)
+        **allocator,  # without it, up to 7 GB of an L40 are lost to fragments (bafogpt/train/estimates/memory.py)
         **through,  # a machine has several interfaces, and libraries guess; what the launch says comes first
         **os.environ,
         "WORLD_SIZE": str(count * layout.nodes),

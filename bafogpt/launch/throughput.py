@@ -1,7 +1,7 @@
 """How fast a job will train on machines that have not been rented yet.
 
 Where an earlier run of this model on this GPU has left its metrics in the bucket, they are the answer: measured. Where
-none has, the answer is projected by the model of :mod:`bafogpt.train.step_time`, and carries that label.
+none has, the answer is projected by the model of :mod:`bafogpt.train.estimates.step_time`, and carries that label.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from bafogpt.reports.summary import Summary
 from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import flops, gpus, recipes
 from bafogpt.train.config import NEW_NETWORK, TrainConfig
-from bafogpt.train.gpus import Gpu
-from bafogpt.train.recipes import Recipe
-from bafogpt.train.step_time import EXPECTED, PESSIMISTIC
+from bafogpt.train.estimates import flops, gpus, recipes
+from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.recipes import Recipe
+from bafogpt.train.estimates.step_time import EXPECTED, PESSIMISTIC
 
 RUNS_READ = 5
 """How many earlier runs are looked at, newest first: each is a few requests."""
@@ -136,7 +136,7 @@ class Projection:
     recipe: Recipe
     """The job as it is written."""
     pessimistic: Recipe
-    """The same under :data:`~bafogpt.train.step_time.PESSIMISTIC`."""
+    """The same under :data:`~bafogpt.train.estimates.step_time.PESSIMISTIC`."""
     recommended: Recipe | None
     """The fastest that fits; None where nothing does."""
 

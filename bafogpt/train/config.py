@@ -84,7 +84,7 @@ class BatchConfig:
     """Tokens a step, over all processes."""
     micro: int = 4
     """Samples a process pushes through the model at once; the rest of the step is gradient accumulation. 0 is found:
-    the most that :mod:`bafogpt.train.memory` expects to fit, and on a GPU a trial of it."""
+    the most that :mod:`bafogpt.train.estimates.memory` expects to fit, and on a GPU a trial of it."""
 
     def __post_init__(self) -> None:
         _require(self.micro >= 0, f"micro is {self.micro}; at least 1, or 0 for what fits")
@@ -222,7 +222,7 @@ class TrainConfig:
     """How long a process keeps what it gathers, where there are several. ``step``: weights for a whole step, gradients
     whole until its end. ``pass``: weights for each forward and each backward pass, which is less memory and more
     traffic. ``full``: gradients are exchanged after each micro-batch, too, and only its own part of them stays.
-    ``auto`` is the first that :mod:`bafogpt.train.memory` expects to fit."""
+    ``auto`` is the first that :mod:`bafogpt.train.estimates.memory` expects to fit."""
     compile: When = "auto"
     """Whether each block is compiled; ``auto`` on a GPU. The first step takes a minute longer."""
     deterministic: bool = False

@@ -7,9 +7,9 @@ depends on time or chance: a run that is killed and resumed ends with the weight
 from __future__ import annotations
 
 from bafogpt.train import parallel
-from bafogpt.train.handoff import Handoff, Order, Result, StopFlag
 from bafogpt.train.run import set_up
 from bafogpt.train.step import train_step
+from bafogpt.train.trainer_io import Handoff, Order, Result, StopFlag
 from bafogpt.train.validation import validate
 
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from bafogpt.model.gpt import materialise
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.handoff import Order
+from bafogpt.train.trainer_io import Order
 
 aten = torch.ops.aten
 PRODUCTS = {

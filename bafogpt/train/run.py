@@ -22,15 +22,17 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
-from bafogpt.train import batches, collective_check, fit, float8, flops, metrics, network, parallel
+from bafogpt.train import batches, float8, memory_check, metrics, network, parallel
 from bafogpt.train.batches import Batch
+from bafogpt.train.checkpointer import CheckpointSaver
 from bafogpt.train.config import TrainConfig, check_processes
-from bafogpt.train.handoff import Handoff, Order, checkpoint_name
+from bafogpt.train.estimates import flops
 from bafogpt.train.learner import Learner, build
-from bafogpt.train.runlog import RunLog
-from bafogpt.train.saving import CheckpointSaver
+from bafogpt.train.probes import collective_check
+from bafogpt.train.profiler import Tracer
 from bafogpt.train.state import load_weights
-from bafogpt.train.tracing import Tracer
+from bafogpt.train.step_logger import RunLog
+from bafogpt.train.trainer_io import Handoff, Order, checkpoint_name
 from bafogpt.train.validation import Validation
 from bafogpt.train.validation import plan as plan_validation
 
@@ -76,11 +78,11 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     config, shape = network.settled(config, found, bucket), found.shape
     rows = shape.padded_vocab_size if shape.padded_vocab_size < manifest.vocab_size else None
     train, validation = _samples(data, manifest, config, handoff.folder / "cache", rows)
-    fit.check_length(shape, config)
-    fit.check_packing(manifest.packing, config)
+    memory_check.check_length(shape, config)
+    memory_check.check_packing(manifest.packing, config)
     if gpu:
-        fit.check_attention(shape, config)
-    micro, sharding = fit.plan(shape, config, gpu=gpu)
+        memory_check.check_attention(shape, config)
+    micro, sharding = memory_check.plan(shape, config, gpu=gpu)
     fabric = parallel.make_fabric(order, sharding)
     fabric.launch()
     if fabric.world_size > 1:
@@ -90,7 +92,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     if gpu and not config.batch.micro:
         documents = train.stream.is_packed or config.data.separate_documents
-        micro = fit.probed(shape, config, micro=micro, sharding=sharding, documents=documents)
+        micro = memory_check.probed(shape, config, micro=micro, sharding=sharding, documents=documents)
         micro = parallel.smallest(micro)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
     if train.bos is not None:

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.train import optimizer
-from bafogpt.train.handoff import read_staged
 from bafogpt.train.parallel import world_size
+from bafogpt.train.trainer_io import read_staged
 
 # with one process DCP works without a process group, and says so each time; here that is meant
 warnings.filterwarnings("ignore", message=".*assuming the intent is to.*")

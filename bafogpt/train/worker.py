@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bafogpt.core.errors import BafoError, CorruptError, ExitCode, UnreachableError
-from bafogpt.train.handoff import Handoff, Result, StopFlag
 from bafogpt.train.out_of_memory import is_out_of_memory
+from bafogpt.train.trainer_io import Handoff, Result, StopFlag
 
 RETRY_HELPS = (UnreachableError, CorruptError)
 """What may be gone at the next try: a server that was away, a file that was torn on this disk."""

@@ -15,10 +15,10 @@ from bafogpt.model.generate import Sampling, generate
 from bafogpt.model.gpt import GPT, empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import IGNORE, liger_kernel
 from bafogpt.train import batches, parallel
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.checkpointer import CheckpointSaver
 from bafogpt.train.learner import Learner
-from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.step import train_step
+from bafogpt.train.trainer_io import Handoff
 from benchmarks.gpu_check.learners import learner_of
 from benchmarks.gpu_check.models import (
     SMALL,

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Order
 from bafogpt.train.learner import Learner, build
+from bafogpt.train.trainer_io import Order
 from benchmarks.gpu_check.models import fill, random_rows, shape_of
 from benchmarks.gpu_check.report import Report
 

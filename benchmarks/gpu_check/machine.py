@@ -9,7 +9,7 @@ import subprocess
 import torch
 
 from bafogpt.model import flex
-from bafogpt.train import gpus
+from bafogpt.train.estimates import gpus
 from benchmarks.gpu_check.models import WIDTH, timed_ms, vocabulary
 from benchmarks.gpu_check.report import Report
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from bafogpt.core import schema
-from bafogpt.train import flops, gpus, memory, metrics, parallel
+from bafogpt.train import metrics, parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.config import OptimizerConfig, TrainConfig
+from bafogpt.train.estimates import flops, gpus, memory
+from bafogpt.train.estimates.step_time import EXPECTED, PESSIMISTIC, step_time
 from bafogpt.train.learner import Learner
 from bafogpt.train.step import train_step
-from bafogpt.train.step_time import EXPECTED, PESSIMISTIC, step_time
 from benchmarks.gpu_check.learners import SHARDS, Kind, learner_of, random_micros
 from benchmarks.gpu_check.models import (
     TOY,

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 
-from bafogpt.train import collective_check
+from bafogpt.train.probes import collective_check
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from bafogpt.agent import collective, preflight
 from bafogpt.agent.preflight import Request
 from bafogpt.core import process
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import collective_check
+from bafogpt.train.probes import collective_check
 from tests.smi import FakeSmi
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("stuck_rank.py")))

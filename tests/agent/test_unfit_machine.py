@@ -21,7 +21,7 @@ from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 from tests.cloud.conftest import make_job
 from tests.smi import FakeSmi
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from bafogpt.core import files
 from bafogpt.train import shares
-from bafogpt.train.handoff import Handoff, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import Handoff, Result, StopFlag, checkpoint_name, read_staged
 
 RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 COUNT, LOCAL_COUNT = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from bafogpt.core import files
-from bafogpt.train.handoff import Handoff, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import Handoff, Result, StopFlag, checkpoint_name, read_staged
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from bafogpt.jobs.job import Job
 from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff, Order
+from bafogpt.train.trainer_io import Handoff, Order
 
 from .conftest import FAKE_WORKER, make_job
 

@@ -19,7 +19,7 @@ from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import server
-from bafogpt.train.handoff import Handoff, checkpoint_step
+from bafogpt.train.trainer_io import Handoff, checkpoint_step
 
 from .conftest import make_job
 

@@ -14,7 +14,7 @@ from bafogpt.launch import throughput
 from bafogpt.launch.throughput import Measured, expected
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import flops
+from bafogpt.train.estimates import flops
 
 from .synthetic import NAME, SyntheticRun
 

@@ -23,7 +23,7 @@ from bafogpt.launch import plan
 from bafogpt.launch.engines.skypilot import task_config
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 
 from .conftest import make_job
 

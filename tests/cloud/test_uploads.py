@@ -15,7 +15,7 @@ from bafogpt.core import process
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import CHECKPOINT_META, Handoff
+from bafogpt.train.trainer_io import CHECKPOINT_META, Handoff
 
 
 def saved(handoff: Handoff, step: int) -> Path:

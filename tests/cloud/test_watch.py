@@ -16,7 +16,7 @@ import pytest
 
 from bafogpt.agent.watchdog import OutOfMemory, Pace, Progress, Pulse, Step, in_words, read_step
 from bafogpt.agent.workers import describe_exit, interface_of
-from bafogpt.train.handoff import Handoff, checkpoint_name
+from bafogpt.train.trainer_io import Handoff, checkpoint_name
 
 from .test_budget import Clock
 

@@ -27,7 +27,7 @@ from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
 from bafogpt.train import shares
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import Handoff, Order, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import Handoff, Order, Result, StopFlag, checkpoint_name, read_staged
 
 from . import ledger, points
 

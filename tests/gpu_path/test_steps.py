@@ -12,9 +12,9 @@ from litgpt.config import Config
 
 from bafogpt.jobs import job
 from bafogpt.model.config import gpt_config
-from bafogpt.train import memory
 from bafogpt.train.config import Sharding
-from bafogpt.train.step_probe import Trial
+from bafogpt.train.estimates import memory
+from bafogpt.train.probes.step_probe import Trial
 from tests.gpu_path.place import ROOT, Place
 
 VOCABULARY = 296_000
@@ -46,7 +46,7 @@ def expected(tried: Trial, processes: int) -> memory.Need:
 
 def peak(gpu: Place, tried: Trial, card: str, processes: int) -> dict[str, Any]:
     stdin = json.dumps(asdict(tried))
-    return gpu.run("bafogpt.train.step_probe", card=card, processes=processes, stdin=stdin)
+    return gpu.run("bafogpt.train.probes.step_probe", card=card, processes=processes, stdin=stdin)
 
 
 @pytest.fixture(scope="module")

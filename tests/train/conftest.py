@@ -18,7 +18,7 @@ from bafogpt.core import schema
 from bafogpt.jobs import job as jobs
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff, Order, Result, StagedCheckpoint, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import Handoff, Order, Result, StagedCheckpoint, StopFlag, checkpoint_name, read_staged
 
 ROOT = Path(__file__).parents[2]
 TINY = {

@@ -7,7 +7,7 @@ import os
 import runpy
 import threading
 
-from bafogpt.train import collective_check
+from bafogpt.train.probes import collective_check
 
 if os.environ["RANK"] == "1":
     collective_check.all_reduce = lambda _: threading.Event().wait()  # type: ignore[assignment,return-value]

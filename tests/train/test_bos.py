@@ -30,7 +30,7 @@ from bafogpt.storage.tokens.manifest import Source, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.stream import Samples, TokenStream
 from bafogpt.storage.tokens.writer import TokenWriter
 from bafogpt.train import batches
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 from bafogpt.train.validation import plan
 from tests.talking import make_model
 

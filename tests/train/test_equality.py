@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import new_gpt
 from bafogpt.train import loop, parallel
-from bafogpt.train.handoff import Handoff, Result
+from bafogpt.train.trainer_io import Handoff, Result
 
 from .conftest import Trained, tiny
 

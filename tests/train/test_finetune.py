@@ -21,9 +21,9 @@ from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import GPT
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.train import memory
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import StagedCheckpoint
+from bafogpt.train.estimates import memory
+from bafogpt.train.trainer_io import StagedCheckpoint
 
 from .conftest import ROOT, Trained, tiny
 

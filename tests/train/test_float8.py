@@ -23,7 +23,7 @@ from bafogpt.model.names import bare
 from bafogpt.train import float8, parallel
 from bafogpt.train import run as runs
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff, Order
+from bafogpt.train.trainer_io import Handoff, Order
 
 from .conftest import Trained, tiny
 from .test_equality import Counting

@@ -22,7 +22,7 @@ from bafogpt.agent import workers
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.train import learner, parallel
-from bafogpt.train.handoff import Handoff, Result
+from bafogpt.train.trainer_io import Handoff, Result
 
 from .conftest import Trained, tiny
 
@@ -32,7 +32,7 @@ COUNT = """
 import json, sys, torch.distributed as dist
 from dataclasses import asdict
 from bafogpt.core import schema
-from bafogpt.train.step_probe import Trial, steps
+from bafogpt.train.probes.step_probe import Trial, steps
 
 calls = {"all_gather_single": 0, "reduce_scatter_single": 0}
 for name in calls:

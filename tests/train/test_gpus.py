@@ -9,7 +9,8 @@ import torch
 
 from bafogpt.launch.throughput import KNOWN
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.train import flops, gpus, metrics
+from bafogpt.train import metrics
+from bafogpt.train.estimates import flops, gpus
 
 GEMMA = replace(KNOWN["Gemma-2-2b"], padded_vocab_size=296_000)
 

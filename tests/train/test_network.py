@@ -16,9 +16,10 @@ from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.model.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import fit, network, run, step_probe
+from bafogpt.train import memory_check, network, run
 from bafogpt.train.config import ModelConfig, TrainConfig
-from bafogpt.train.handoff import Handoff, Order
+from bafogpt.train.probes import step_probe
+from bafogpt.train.trainer_io import Handoff, Order
 from tests.published import load, save
 
 from .conftest import Trained, tiny
@@ -210,8 +211,8 @@ def test_the_trial_step_has_the_network_of_the_folder(
         tried.append(schema.build(step_probe.Trial, json.loads(json.dumps(asdict(trial))), where="trial"))
         return step_probe.Peak(fits=True)
 
-    monkeypatch.setattr(fit, "_probe", probe)
-    fit.probed(shape, config, micro=2, sharding="step", documents=False)
+    monkeypatch.setattr(memory_check, "_probe", probe)
+    memory_check.probed(shape, config, micro=2, sharding="step", documents=False)
 
     assert Config(**tried[0].network) == shape
     learner = next(step_probe.steps(replace(tried[0], device="cpu")))

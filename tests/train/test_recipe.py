@@ -11,8 +11,8 @@ import torch
 from bafogpt.core.errors import ConfigError
 from bafogpt.launch.throughput import KNOWN
 from bafogpt.storage.tokens.manifest import Split, Stage
-from bafogpt.train import memory
 from bafogpt.train.config import ScheduleConfig, check_processes
+from bafogpt.train.estimates import memory
 from bafogpt.train.optimizer import NewRows
 from bafogpt.train.schedule import learning_rate
 from bafogpt.train.validation import Piece, bits_per_byte, plan, results

@@ -13,12 +13,12 @@ import torch
 from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model.config import gpt_config
 from bafogpt.storage.tokens.manifest import Packing, Split, Stage
-from bafogpt.train import fit, learner, metrics, parallel
+from bafogpt.train import learner, memory_check, metrics, parallel
 from bafogpt.train import run as runs
-from bafogpt.train.handoff import Handoff, Result
-from bafogpt.train.runlog import RunLog
 from bafogpt.train.state import Progress, _refuse_difference
 from bafogpt.train.step import Measured
+from bafogpt.train.step_logger import RunLog
+from bafogpt.train.trainer_io import Handoff, Result
 
 from .conftest import tiny
 
@@ -30,21 +30,21 @@ def shape(**over: Any) -> Any:
 
 def test_samples_longer_than_the_models_positions():
     with pytest.raises(ConfigError, match="sequence_length is 32, and Gemma-2-2b knows 16 positions") as caught:
-        fit.check_length(shape(block_size=16), tiny())
+        memory_check.check_length(shape(block_size=16), tiny())
     assert caught.value.hint == "--set train.data.sequence_length=16"
 
 
 def test_a_dataset_packed_into_samples_of_another_length():
     with pytest.raises(ConfigError, match="was packed into samples of 64 tokens"):
-        fit.check_packing(Packing(64, "plain", ""), tiny())
+        memory_check.check_packing(Packing(64, "plain", ""), tiny())
 
 
 def test_a_micro_batch_that_cannot_fit_is_said_before_it_dies(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "device_bytes", lambda _: 6_000_000)
     with pytest.raises(ConfigError, match=r"a micro-batch of 8 needs some .* GB a process .*and 0\.0 GB") as caught:
-        fit.plan(shape(), tiny(batch={"micro": 8}), gpu=False)
+        memory_check.plan(shape(), tiny(batch={"micro": 8}), gpu=False)
     assert caught.value.hint == "--set train.batch.micro=0 finds the largest that fits"
-    micro, _ = fit.plan(shape(), tiny(batch={"micro": 0}), gpu=False)
+    micro, _ = memory_check.plan(shape(), tiny(batch={"micro": 0}), gpu=False)
     assert 1 <= micro < 8  # and it does
 
 

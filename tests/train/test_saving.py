@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bafogpt.core.errors import DiskFullError
-from bafogpt.train import handoff as handoffs
+from bafogpt.train import trainer_io as handoffs
+from bafogpt.train.checkpointer import CheckpointSaver
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import Handoff
-from bafogpt.train.saving import CheckpointSaver
 from bafogpt.train.state import Progress, TrainState
+from bafogpt.train.trainer_io import Handoff
 
 
 def make_state(seed: int) -> TrainState:

@@ -11,10 +11,10 @@ import pytest
 from bafogpt.jobs import job as jobs
 from bafogpt.launch.throughput import shape_of
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.train import gpus, memory, recipes
 from bafogpt.train.config import OptimizerConfig, TrainConfig
-from bafogpt.train.gpus import Gpu
-from bafogpt.train.step_time import EXPECTED, PESSIMISTIC, Assumptions, StepTime, step_time
+from bafogpt.train.estimates import gpus, memory, recipes
+from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.step_time import EXPECTED, PESSIMISTIC, Assumptions, StepTime, step_time
 
 JOBS = Path(__file__).parents[2] / "jobs"
 PRETRAIN = jobs.load(JOBS / "pretrain.yaml").train

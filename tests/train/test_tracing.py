@@ -18,8 +18,8 @@ from bafogpt.agent.workers import Trainers
 from bafogpt.jobs.job import Job, SupervisorConfig
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train import tracing
-from bafogpt.train.handoff import Handoff
+from bafogpt.train import profiler
+from bafogpt.train.trainer_io import Handoff
 
 from .conftest import Trained, tiny
 
@@ -78,7 +78,7 @@ def work() -> None:
 def test_an_attempt_is_traced_once_and_another_attempt_again(tmp_path: Path):
     written = []
     for attempt in (1, 1, 2):
-        tracer = tracing.Tracer(tmp_path, steps=1, attempt=attempt, done=20)
+        tracer = profiler.Tracer(tmp_path, steps=1, attempt=attempt, done=20)
         for _ in range(6):
             work()
             written.append(tracer.step())
@@ -89,7 +89,7 @@ def test_an_attempt_is_traced_once_and_another_attempt_again(tmp_path: Path):
 
 def test_a_disk_that_takes_no_trace_is_said_and_training_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "profile").write_text("a file where the folder should be")
-    tracer = tracing.Tracer(tmp_path / "profile", steps=1, attempt=1, done=0)
+    tracer = profiler.Tracer(tmp_path / "profile", steps=1, attempt=1, done=0)
     for _ in range(6):
         work()
         tracer.step()

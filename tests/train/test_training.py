@@ -17,7 +17,7 @@ from bafogpt.agent.workers import Trainers
 from bafogpt.core.errors import ConfigError, ExitCode
 from bafogpt.train import shares
 from bafogpt.train.config import check_processes
-from bafogpt.train.handoff import Handoff, StagedCheckpoint
+from bafogpt.train.trainer_io import Handoff, StagedCheckpoint
 
 from .conftest import Trained, tiny
 

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bafogpt.core.errors import BafoError
 from bafogpt.train import loop
 from bafogpt.train.batches import Batch
-from bafogpt.train.handoff import Handoff, Result, checkpoint_step
 from bafogpt.train.metrics import MetricsLog
 from bafogpt.train.run import Run
-from bafogpt.train.runlog import RunLog
 from bafogpt.train.step import Measured, train_step
+from bafogpt.train.step_logger import RunLog
+from bafogpt.train.trainer_io import Handoff, Result, checkpoint_step
 
 from .conftest import tiny
 

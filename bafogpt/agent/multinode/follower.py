@@ -30,7 +30,7 @@ from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff, Order
+from bafogpt.train.trainer_io import Handoff, Order
 
 POLL_S = 0.05
 RETRY_S = 2.0

@@ -33,7 +33,7 @@ from bafogpt.reports.history import Record, number, whole
 from bafogpt.runs import log_segments
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.handoff import Handoff
+from bafogpt.train.trainer_io import Handoff
 
 EVERY_S = 1.0
 RETRY_S = 60.0

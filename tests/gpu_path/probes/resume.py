@@ -10,10 +10,10 @@ from pathlib import Path
 
 from bafogpt.core import schema
 from bafogpt.model.config import gpt_config
+from bafogpt.train.checkpointer import CheckpointSaver
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.handoff import Handoff
-from bafogpt.train.saving import CheckpointSaver
-from bafogpt.train.step_probe import Trial, steps
+from bafogpt.train.probes.step_probe import Trial, steps
+from bafogpt.train.trainer_io import Handoff
 
 SIZES = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_query_groups": 1, "head_size": 32, "intermediate_size": 128}
 

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters as dynamo
 
 from bafogpt.core import schema
 from bafogpt.train import batches, optimizer, parallel
-from bafogpt.train.step_probe import Trial, steps
+from bafogpt.train.probes.step_probe import Trial, steps
 from tests.gpu_path.probes import counters
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bafogpt.core.errors import ConfigError
-from bafogpt.train import memory
 from bafogpt.train.config import Recompute, Sharding, TrainConfig, check_processes
-from bafogpt.train.flops import Shape
-from bafogpt.train.gpus import Gpu
-from bafogpt.train.step_time import EXPECTED, Assumptions, StepTime, step_time
+from bafogpt.train.estimates import memory
+from bafogpt.train.estimates.flops import Shape
+from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.step_time import EXPECTED, Assumptions, StepTime, step_time
 
 RESERVE = 2_000_000_000
 """Bytes of a card that a recommended recipe leaves free by the memory model."""
@@ -29,7 +29,7 @@ class Recipe:
     fits: bool
     """Whether the trainer would accept it on that card."""
     need: int
-    """Bytes of the card, by :mod:`bafogpt.train.memory`."""
+    """Bytes of the card, by :mod:`bafogpt.train.estimates.memory`."""
     time: StepTime
 
     @property

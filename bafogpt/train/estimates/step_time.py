@@ -27,11 +27,11 @@ from dataclasses import asdict, dataclass
 
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.loss_chunks import chunk_rows
-from bafogpt.train import flops
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.flops import Shape
-from bafogpt.train.gpus import Gpu
-from bafogpt.train.memory import NF4_BYTES
+from bafogpt.train.estimates import flops
+from bafogpt.train.estimates.flops import Shape
+from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.memory import NF4_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ def step_time(
     length, recompute, adapter = config.data.sequence_length, config.activation_checkpointing, config.adapter
     tokens = micro * length
     times = max(1, config.batch.tokens // (tokens * processes))
-    # selective does not keep the products of 4-bit layers: see bafogpt.train.memory
+    # selective does not keep the products of 4-bit layers: see bafogpt.train.estimates.memory
     again = int(recompute == "full" or (recompute == "selective" and adapter is not None and adapter.base == "nf4"))
     bandwidth = assumptions.memory * gpu.bandwidth
     rate = assumptions.products_on(gpu) * gpu.bf16

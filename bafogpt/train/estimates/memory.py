@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.loss_chunks import chunk_bytes
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.flops import Shape, adapter_weights, block_weights, head_weights, matrix_weights
+from bafogpt.train.estimates.flops import Shape, adapter_weights, block_weights, head_weights, matrix_weights
 
 CONTEXT_BYTES = 1_500_000_000
 NF4_BYTES = 0.516

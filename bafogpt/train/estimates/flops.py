@@ -1,7 +1,7 @@
 """What training costs in floating point operations. No torch here: a launch is priced with it.
 
 The trainer's MFU and the price of a launch come from the same numbers; what a GPU can do is in
-:mod:`bafogpt.train.gpus`.
+:mod:`bafogpt.train.estimates.gpus`.
 """
 
 from __future__ import annotations

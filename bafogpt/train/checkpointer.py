@@ -24,9 +24,9 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from bafogpt.core import files
 from bafogpt.core.errors import DiskFullError
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.handoff import Handoff, checkpoint_name
 from bafogpt.train.parallel import any_process, local_rank, nodes, rank, world_size
 from bafogpt.train.state import TrainState
+from bafogpt.train.trainer_io import Handoff, checkpoint_name
 
 
 class CheckpointSaver:

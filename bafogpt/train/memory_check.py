@@ -14,8 +14,10 @@ from bafogpt.core import process, schema
 from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model import flex
 from bafogpt.storage.tokens.manifest import Packing
-from bafogpt.train import memory, parallel, step_probe
+from bafogpt.train import parallel
 from bafogpt.train.config import Sharding, TrainConfig
+from bafogpt.train.estimates import memory
+from bafogpt.train.probes import step_probe
 
 
 def check_length(model: Config, config: TrainConfig) -> None:
@@ -70,7 +72,7 @@ def check_attention(model: Config, config: TrainConfig) -> None:
 def probed(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding, documents: bool) -> int:
     """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
 
-    The memory model is only a model, so it is tried (:mod:`bafogpt.train.step_probe`): by the machine's first process,
+    The memory model is only a model, so it is tried (:mod:`bafogpt.train.probes.step_probe`): by the machine's first process,
     on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.smallest` tells them.
     Raises :class:`ConfigError` where not even one sample fits.
     """
@@ -92,7 +94,7 @@ def probed(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding
 
 def _probe(trial: step_probe.Trial) -> step_probe.Peak:
     done = subprocess.run(
-        [sys.executable, "-m", "bafogpt.train.step_probe"],
+        [sys.executable, "-m", "bafogpt.train.probes.step_probe"],
         input=json.dumps(asdict(trial)),
         stdout=subprocess.PIPE,
         text=True,

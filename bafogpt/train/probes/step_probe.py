@@ -1,6 +1,6 @@
 """Whole steps of a job on one GPU, in a process of its own: whether they fit, and the memory they take.
 
-    python -m bafogpt.train.step_probe < TRIAL
+    python -m bafogpt.train.probes.step_probe < TRIAL
 
 A trial (:class:`Trial` as JSON) goes the trainer's own way, with the other processes of the run replaced by torch's
 fake process group: this process holds its shards, its gathered parameters and its gradients as it would among them, and
@@ -27,10 +27,10 @@ from litgpt.config import Config
 from bafogpt.core import schema
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.handoff import Order
 from bafogpt.train.learner import Learner, build
 from bafogpt.train.out_of_memory import is_out_of_memory
 from bafogpt.train.step import train_step
+from bafogpt.train.trainer_io import Order
 
 STEPS = 2
 MICRO_BATCHES = 3
