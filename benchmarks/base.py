@@ -34,7 +34,7 @@ from bafogpt.data import prepare, tokenizer
 from bafogpt.data.curriculum import REPLAY
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
-from bafogpt.model import expand
+from bafogpt.model import resize_embeddings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
@@ -193,7 +193,7 @@ class Place:
             if rows == "none":
                 out.symlink_to(self.options.model.resolve())
             else:
-                expand.expand(self.options.model, self.continued, out, init=rows)  # type: ignore[arg-type]
+                resize_embeddings.expand(self.options.model, self.continued, out, init=rows)  # type: ignore[arg-type]
         return name
 
     def cutter(self, rows: str) -> Tokenizer:

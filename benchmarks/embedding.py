@@ -24,8 +24,8 @@ from curriculum import cut_tokenizer, documents, english, start, steps, steps_of
 from bafogpt.data import prepare, tokenizer
 from bafogpt.data.curriculum import REPLAY
 from bafogpt.data.vocabulary import extend as extending
-from bafogpt.model import expand, export
-from bafogpt.model.checkpoint import CheckpointFolder
+from bafogpt.model import export, resize_embeddings
+from bafogpt.model.formats.checkpoint import CheckpointFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.run import Run
 
@@ -85,7 +85,7 @@ def experiment(folder: Path, seed: int, only: int, looks: int) -> list[dict[str,
         if arm == "not expanded":
             export.write(export.open_folder(base), place, "hf")
         else:
-            expand.expand(base, folder / "continued", place, init="mean" if arm == "mean" else "subtokens")
+            resize_embeddings.expand(base, folder / "continued", place, init="mean" if arm == "mean" else "subtokens")
         data = "zulu-base" if arm == "not expanded" else "zulu"
         work, count = folder / f"{arm}-{seed}", steps_of(folder, data, only)
         run = start(folder, data, count, seed, work, model=name)

@@ -50,8 +50,8 @@ def chat_command(
     than half of the model's positions.
     """
     from bafogpt.data.messages import Message
+    from bafogpt.model.chat_model import Speaker, ask
     from bafogpt.model.generate import Sampling
-    from bafogpt.model.speaker import Speaker, ask
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     sink = Output.of()

@@ -45,8 +45,8 @@ def generate_command(
 
     With --json one object at the end: the text, and why it ends there.
     """
+    from bafogpt.model.chat_model import Speaker
     from bafogpt.model.generate import Sampling
-    from bafogpt.model.speaker import Speaker
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     speaker = Speaker.load(model, tokenizer=tokenizer, style="plain", device=device, dtype=dtype)

@@ -14,7 +14,7 @@ from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:
     from bafogpt.model.export import Export
-    from bafogpt.model.folder import ModelFolder
+    from bafogpt.model.formats.folder import ModelFolder
     from bafogpt.model.merge import Into
 
 app = typer.Typer(
@@ -85,7 +85,7 @@ def pull(
     """
     from bafogpt.core import settings
     from bafogpt.model import pull as pulling
-    from bafogpt.model.folder import ModelFolder
+    from bafogpt.model.formats.folder import ModelFolder
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.locations import locate
     from bafogpt.storage.transfer import bandwidth
@@ -111,7 +111,7 @@ def pull(
 @app.command()
 def show(folder: FolderArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Say what a model folder holds; only headers are read."""
-    from bafogpt.model.folder import ModelFolder
+    from bafogpt.model.formats.folder import ModelFolder
 
     opened = ModelFolder.open(folder)
     Output.of(json=json, quiet=quiet).result(_record(opened), _described(opened), id=str(folder))
@@ -146,7 +146,7 @@ def export(
         _export(sink, exporting.open_folder(Path(model)), out, form, dtype, shard_gb)
         return
     from bafogpt.core import files, settings
-    from bafogpt.model import finetuned, runs
+    from bafogpt.model import adapter_export, runs
     from bafogpt.storage.bucket import Bucket
 
     config = settings.load()
@@ -160,11 +160,11 @@ def export(
             if run.adapter is None:
                 found = runs.fetch(bucket, run, scratch, progress=advance)
             elif merge:
-                finetuned.merged(bucket, run, scratch, scratch / "merged", config, fetched=advance)
+                adapter_export.merged(bucket, run, scratch, scratch / "merged", config, fetched=advance)
                 changes = runs.origin(bucket, run).changes
                 found = replace(exporting.open_folder(scratch / "merged"), changes=changes)
             else:
-                _adapter(sink, finetuned.adapter(bucket, run, scratch, out, progress=advance))
+                _adapter(sink, adapter_export.adapter(bucket, run, scratch, out, progress=advance))
                 return
         _export(sink, found, out, form, dtype, shard_gb)
 
@@ -188,14 +188,14 @@ def expand(
     from dataclasses import asdict
 
     from bafogpt.core import settings
-    from bafogpt.model import expand as expanding
-    from bafogpt.model import samples
-    from bafogpt.model.folder import ModelFolder
+    from bafogpt.model import eval_samples
+    from bafogpt.model import resize_embeddings as expanding
+    from bafogpt.model.formats.folder import ModelFolder
 
     sink = Output.of(json=json, quiet=quiet)
     if init not in expanding.INITS:
         raise UsageError(f"--init {init} is not known", f"one of {', '.join(expanding.INITS)}")
-    held_out = samples.first_text(text or ["starter"], settings.load()) if loss else ""
+    held_out = eval_samples.first_text(text or ["starter"], settings.load()) if loss else ""
     with sink.progress("writing", ModelFolder.open(folder).bytes, unit="B") as advance:
         report = expanding.expand(folder, tokenizer, out, init=init, progress=advance)
     record = asdict(report)
@@ -208,7 +208,7 @@ def expand(
         sink.say("measuring the loss before and after")
         for name, path in (("before", folder), ("after", out)):
             first_new = report.base_vocabulary if name == "after" else None
-            found = samples.measure(ModelFolder.open(path), held_out, first_new=first_new)
+            found = eval_samples.measure(ModelFolder.open(path), held_out, first_new=first_new)
             record[name] = asdict(found)
             described += (
                 f"\n{name}: loss {found.loss:.3f} a token, {found.bits_per_byte:.3f} bits a byte;"
@@ -239,15 +239,15 @@ def merge(
     from dataclasses import asdict
 
     from bafogpt.core import files, settings
+    from bafogpt.model import eval_samples
     from bafogpt.model import merge as merging
-    from bafogpt.model import samples
-    from bafogpt.model.folder import ModelFolder
+    from bafogpt.model.formats.folder import ModelFolder
 
     sink = Output.of(json=json, quiet=quiet)
     if into is not None and into not in merging.INTO:
         raise UsageError(f"--into {into} is not known", f"one of {', '.join(merging.INTO)}")
     opened = ModelFolder.open(folder)
-    held_out = samples.of_text(opened, text or ["starter"], settings.load())
+    held_out = eval_samples.of_text(opened, text or ["starter"], settings.load())
     with files.scratch_folder(out.parent) as scratch:
         pairs, trained_on = _pairs(adapter, scratch)
         into = into or trained_on
@@ -265,7 +265,7 @@ def merge(
 def _pairs(adapter: str, scratch: Path) -> tuple[Path, Into]:
     """The folder of an adapter, fetched below ``scratch`` where a run is named; and which base it was trained on."""
     from bafogpt.core import settings
-    from bafogpt.model import finetuned, runs
+    from bafogpt.model import adapter_export, runs
     from bafogpt.storage.bucket import Bucket
 
     name = adapter.removeprefix("runs/")
@@ -274,7 +274,7 @@ def _pairs(adapter: str, scratch: Path) -> tuple[Path, Into]:
     config = settings.load()
     bucket = Bucket.open(config.bucket, config)
     run = runs.find(bucket, name)
-    return finetuned.adapter(bucket, run, scratch / "run", scratch / "adapter"), finetuned.into_of(run)
+    return adapter_export.adapter(bucket, run, scratch / "run", scratch / "adapter"), adapter_export.into_of(run)
 
 
 def _adapter(sink: Output, folder: Path) -> None:

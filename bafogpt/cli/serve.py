@@ -48,7 +48,7 @@ def serve_command(
     limits = Limits(slots=slots, queue=queue, max_tokens=max_tokens)
     key = run.read_key(api_key_env)
     listening = run.listen(host, port, guarded=key is not None)
-    from bafogpt.model.speaker import Speaker
+    from bafogpt.model.chat_model import Speaker
 
     speaker = Speaker.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
     Output.of().event({}, f"{speaker.name} at {run.address(listening)}/v1")

@@ -18,12 +18,12 @@ from litgpt.config import Config
 from bafogpt.core import files, terms
 from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.data.tokenizer import JsonTokenizer
-from bafogpt.model import folder as folders
-from bafogpt.model import hfconfig, names
-from bafogpt.model.checkpoint import META, CheckpointFolder
-from bafogpt.model.folder import DTYPES, ModelFolder
-from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
-from bafogpt.model.weights import Weight
+from bafogpt.model.formats import folder as folders
+from bafogpt.model.formats import hf_config, param_names
+from bafogpt.model.formats.checkpoint import META, CheckpointFolder
+from bafogpt.model.formats.folder import DTYPES, ModelFolder
+from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
 Format = Literal["hf", "litgpt"]
 FORMATS: tuple[Format, ...] = ("hf", "litgpt")
@@ -71,8 +71,8 @@ def of_checkpoint(
 ) -> Export:
     """A checkpoint's model, with the files of the tokenizer that its data was made with."""
     small = tuple(small)
-    dtype = folders.dtype_name(checkpoint.weights[names.HF_EMBEDDING].dtype)
-    content = hfconfig.from_litgpt(
+    dtype = folders.dtype_name(checkpoint.weights[param_names.HF_EMBEDDING].dtype)
+    content = hf_config.from_litgpt(
         checkpoint.config, tie_embeddings=checkpoint.tied, dtype=dtype, special=_special(small)
     )
     return Export(
@@ -89,9 +89,9 @@ def open_folder(path: Path) -> Export:
     """A folder on this disk, whichever of the two it is. Raises :class:`NotFoundError` where it is neither."""
     if (path / META).is_file():
         return of_checkpoint(CheckpointFolder.open(path), folders.beside(path))
-    if (path / hfconfig.CONFIG).is_file():
+    if (path / hf_config.CONFIG).is_file():
         return of_folder(ModelFolder.open(path))
-    raise NotFoundError(f"{path} has no {hfconfig.CONFIG} and no {META}", f"ls {path}")
+    raise NotFoundError(f"{path} has no {hf_config.CONFIG} and no {META}", f"ls {path}")
 
 
 def write(
@@ -127,20 +127,20 @@ def _special(small: tuple[Path, ...]) -> dict[str, int | None]:
 def _write_litgpt(export: Export, out: Path, progress: Advance) -> None:
     from litgpt.utils import incremental_save, save_config
 
-    weights = names.to_litgpt(export.weights, export.config)
+    weights = param_names.to_litgpt(export.weights, export.config)
     with files.new_folder(out) as partial:
         files.require_space(partial, export.bytes, "the model")
         with incremental_save(partial / "lit_model.pth") as saver:
             state = dict(_stored(saver, weights.values(), progress))
             if export.tied:
-                state[names.HEAD] = state[names.EMBEDDING]
+                state[param_names.HEAD] = state[param_names.EMBEDDING]
             saver.save(state)
         save_config(export.config, partial)
         folders.copy_files(export.small, partial)
         if export.changes is not None:
             changes = (*export.changes, "weights: converted to litgpt's format")
             terms.add_notice(partial, str(export.content.get("model_type")), changes)
-        files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(export.content), indent=2) + "\n")
+        files.write_atomic(partial / hf_config.CONFIG, json.dumps(dict(export.content), indent=2) + "\n")
         files.sync_file(partial / "lit_model.pth")
 
 

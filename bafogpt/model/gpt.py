@@ -9,7 +9,7 @@ from litgpt.config import Config
 from bafogpt.core.errors import DataError, UsageError
 from bafogpt.model.attention import Attention, make_view
 from bafogpt.model.cache import KVCache
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.loss import IGNORE, linear_cross_entropy
 
 

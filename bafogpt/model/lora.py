@@ -21,9 +21,9 @@ from torch.nn import functional
 from bafogpt.core import digest, files
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.model import adapter as adapters
-from bafogpt.model import names, tensorfiles
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.model.checkpoint import META, PREFIX
+from bafogpt.model.formats import param_names, safetensors_io
+from bafogpt.model.formats.checkpoint import META, PREFIX
 
 BASE, SHAPE = "bafogpt.base", "bafogpt.shape"
 """Keys of an adapter file's metadata: what it was trained on."""
@@ -135,7 +135,7 @@ def add(model: Any, gpt: Config, config: AdapterConfig, *, seed: int) -> None:
     """Freeze a network and put pairs on the targets. What is drawn depends on ``seed`` alone."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    q, k, v = names.qkv_rows(gpt)
+    q, k, v = param_names.qkv_rows(gpt)
     fused = {"query": (0, q), "key": (q, k), "value": (q + k, v)}
     wanted = set(config.targets)
     with torch.random.fork_rng(devices=[]):
@@ -171,14 +171,14 @@ def _noise(size: float) -> Any:
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's tensors by our names: ``transformer.h.0.attn.qkv.lora.query.A``."""
-    named = ((names.bare(name), parameter) for name, parameter in model.named_parameters())
+    named = ((param_names.bare(name), parameter) for name, parameter in model.named_parameters())
     return {name: parameter.detach() for name, parameter in named if ".lora." in name}
 
 
 def deltas(model: nn.Module) -> dict[str, torch.Tensor]:
     """What an adapter adds to each matrix, by the matrix's name in litgpt (``transformer.h.0.attn.qkv.weight``)."""
     return {
-        f"{names.bare(name)}.weight": module.delta().detach()
+        f"{param_names.bare(name)}.weight": module.delta().detach()
         for name, module in model.named_modules()
         if isinstance(module, LoraLinear | LoraEmbedding)
     }
@@ -187,7 +187,7 @@ def deltas(model: nn.Module) -> dict[str, torch.Tensor]:
 def base_digest(model: nn.Module) -> str:
     """What tells one base from another: a hash of the first rows of each of its tensors, before any pair is added."""
     hasher = digest.hasher("xxh3")
-    for name, parameter in sorted((names.bare(name), value) for name, value in model.named_parameters()):
+    for name, parameter in sorted((param_names.bare(name), value) for name, value in model.named_parameters()):
         hasher.update(name.encode())
         hasher.update(parameter.detach()[:4].float().cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()
@@ -249,7 +249,7 @@ def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> Adapt
     add(model, gpt, config, seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if (bare := names.bare(name)) in expected:
+            if (bare := param_names.bare(name)) in expected:
                 parameter.copy_(found[expected[bare]])
     return config
 
@@ -261,7 +261,7 @@ def of_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig,
     """
     try:
         saved = json.loads((folder / META).read_text(encoding="utf-8"))["fingerprint"]
-        content = tensorfiles.read_slices(sorted(folder.glob("*.safetensors")))
+        content = safetensors_io.read_slices(sorted(folder.glob("*.safetensors")))
         named = {name.removeprefix(PREFIX): weight for name, weight in content.items() if name.startswith(PREFIX)}
         found = {name: weight.tensor() for name, weight in named.items()}
     except Exception as error:  # torn JSON or safetensors, or no file

@@ -18,13 +18,14 @@ from torch.nn import functional
 from bafogpt.core import files
 from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.model import adapter as adapters
-from bafogpt.model import folder as folders
-from bafogpt.model import lora, names, nf4, tensorfiles
+from bafogpt.model import lora, nf4
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats import folder as folders
+from bafogpt.model.formats import param_names, safetensors_io
+from bafogpt.model.formats.folder import ModelFolder
+from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 from bafogpt.model.gpt import GPT, load_gpt
-from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
-from bafogpt.model.weights import Weight
 
 Into = Literal["dequantised", "original"]
 INTO: tuple[Into, ...] = ("dequantised", "original")
@@ -101,11 +102,11 @@ def merge(
 
 def merged(model: ModelFolder, adapter: Path, config: AdapterConfig, into: Into) -> Iterator[Weight]:
     """The base's tensors with what the adapter adds, by Hugging Face's names, in their own dtypes."""
-    pairs = {name: weight.tensor() for name, weight in tensorfiles.read_file(adapter / adapters.WEIGHTS).items()}
-    ours = names.to_litgpt(model.weights, model.config)
+    pairs = {name: weight.tensor() for name, weight in safetensors_io.read_file(adapter / adapters.WEIGHTS).items()}
+    ours = param_names.to_litgpt(model.weights, model.config)
     if into == "dequantised":
         ours = {name: _quantised(weight) if _is_frozen_in_4_bits(name) else weight for name, weight in ours.items()}
-    for weight in names.to_hf(ours.values(), model.config):
+    for weight in param_names.to_hf(ours.values(), model.config):
         yield _with_pair(weight, pairs, config.scaling)
 
 

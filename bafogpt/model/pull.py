@@ -11,14 +11,14 @@ from pathlib import Path
 from bafogpt.core import terms
 from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
-from bafogpt.model import hfconfig, tensorfiles
-from bafogpt.model.folder import BESIDE, ModelFolder
+from bafogpt.model.formats import hf_config, safetensors_io
+from bafogpt.model.formats.folder import BESIDE, ModelFolder
 from bafogpt.storage.bucket import Progress
 from bafogpt.storage.folders import sync
 from bafogpt.storage.folders.locations import Place, locate
 from bafogpt.storage.folders.sync import Plan
 
-WANTED = (hfconfig.CONFIG, "model*.safetensors", tensorfiles.INDEX, *BESIDE)
+WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *BESIDE)
 OURS = ("models/", "runs/")
 """How the names of folders in the bucket begin; other names of the form ``ORG/NAME`` are the Hub's."""
 
@@ -35,9 +35,9 @@ def prepare(source: Place, target: Place, *, progress: Progress | None = None) -
     """What must be copied. Raises :class:`NotFoundError` where the source has no model as safetensors."""
     plan = sync.prepare(source, target, progress=progress, wanted=is_wanted)
     names = [entry.name for entry in plan.listing.entries]
-    if hfconfig.CONFIG not in names or not fnmatch.filter(names, "*.safetensors"):
+    if hf_config.CONFIG not in names or not fnmatch.filter(names, "*.safetensors"):
         raise NotFoundError(
-            f"{source.url} has no {hfconfig.CONFIG} with safetensors beside it",
+            f"{source.url} has no {hf_config.CONFIG} with safetensors beside it",
             f"bafogpt storage ls {source.url}",
         )
     return plan

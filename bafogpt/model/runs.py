@@ -11,9 +11,9 @@ from typing import Any
 from bafogpt.core import digest, files, terms
 from bafogpt.core.errors import CorruptError, NotFoundError, RunNotFoundError, did_you_mean
 from bafogpt.data.vocabulary.files import config_of
-from bafogpt.model.checkpoint import CheckpointFolder
 from bafogpt.model.export import Export, of_checkpoint
-from bafogpt.model.folder import BESIDE
+from bafogpt.model.formats.checkpoint import CheckpointFolder
+from bafogpt.model.formats.folder import BESIDE
 from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.store import Checkpoint, CheckpointStore
@@ -59,7 +59,7 @@ class Origin:
     model: str
     """Its ``model_type``, or where the folder is gone the job's ``model.name``; empty for random weights."""
     changes: tuple[str, ...] | None
-    """The training since, as :func:`bafogpt.model.folder.write` lists it: None for random weights."""
+    """The training since, as :func:`bafogpt.model.formats.folder.write` lists it: None for random weights."""
 
 
 def find(bucket: Bucket, name: str, step: int | None = None, *, best: bool = False) -> RunModel:

@@ -111,11 +111,11 @@ def _base(bucket: Bucket, store: RunStore, record: RunRecord) -> str:
 
 def _published(bucket: Bucket, folder: str) -> str:
     """The published model whose sizes a model folder of the bucket has; empty where there is none."""
-    from bafogpt.model import families, hfconfig
+    from bafogpt.model.formats import families, hf_config
 
     try:
-        content = hfconfig.parse(bucket.get(f"{folder}/{hfconfig.CONFIG}"), folder)
-        name: str = hfconfig.to_litgpt(content, folder).name
+        content = hf_config.parse(bucket.get(f"{folder}/{hf_config.CONFIG}"), folder)
+        name: str = hf_config.to_litgpt(content, folder).name
     except BafoError:
         return ""
     return name if name in families.NAMES else ""

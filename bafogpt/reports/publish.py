@@ -14,8 +14,8 @@ from typing import Any
 from bafogpt.core import terms
 from bafogpt.core.errors import ConfigError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.model import export, finetuned, runs
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model import adapter_export, export, runs
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.runs import RunModel
 from bafogpt.reports import model_card
 from bafogpt.storage.bucket import Bucket, Progress
@@ -74,13 +74,13 @@ class Release:
         assert self.run is not None
         if self.wish.adapter:
             base = str(self.facts.get("base_model") or "")
-            finetuned.adapter(self.bucket, self.run, scratch / "checkpoint", out, base=base, progress=progress)
+            adapter_export.adapter(self.bucket, self.run, scratch / "checkpoint", out, base=base, progress=progress)
         elif self.run.adapter is None:
             found = runs.fetch(self.bucket, self.run, scratch / "checkpoint", progress=progress)
             export.write(found.as_dtype(self.wish.dtype), out, "hf")
         else:
             merged = scratch / "merged" if self.wish.dtype else out
-            finetuned.merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
+            adapter_export.merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
             if self.wish.dtype:
                 found = replace(export.open_folder(merged), changes=runs.origin(self.bucket, self.run).changes)
                 export.write(found.as_dtype(self.wish.dtype), out, "hf")
@@ -108,7 +108,7 @@ def of_run(bucket: Bucket, run: RunModel, wish: Wish, settings: Settings) -> Rel
     if wish.adapter and run.adapter is None:
         raise ConfigError(f"run {run.name} has trained a whole model, not an adapter", "leave --adapter out")
     if run.adapter is not None and not wish.adapter:
-        finetuned.require_base(run)
+        adapter_export.require_base(run)
     facts = model_card.facts(
         bucket,
         run.name,

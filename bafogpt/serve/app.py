@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bafogpt.core.errors import BafoError
-from bafogpt.model.speaker import Piece, Speaker
+from bafogpt.model.chat_model import Piece, Speaker
 from bafogpt.serve.engine import BusyError, Engine
 from bafogpt.serve.requests import ChatRequest, RequestError
 

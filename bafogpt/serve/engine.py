@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from bafogpt.model.speaker import Piece
+from bafogpt.model.chat_model import Piece
 
 
 class BusyError(Exception):

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from bafogpt.core.errors import AuthError, UsageError
-from bafogpt.model.speaker import Speaker
+from bafogpt.model.chat_model import Speaker
 from bafogpt.serve.app import Limits, make_app
 
 

@@ -15,10 +15,10 @@ from litgpt.config import Config
 
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.data.vocabulary.files import LINEAGE, TOKENIZER
-from bafogpt.model import hfconfig
-from bafogpt.model.checkpoint import META, config_of
 from bafogpt.model.config import gpt_config, require_fields, rows_fit
-from bafogpt.model.families import family_of
+from bafogpt.model.formats import hf_config
+from bafogpt.model.formats.checkpoint import META, config_of
+from bafogpt.model.formats.families import family_of
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import ModelConfig, TrainConfig
@@ -71,10 +71,10 @@ def _of_checkpoint(bucket: Bucket, path: str) -> tuple[Network, str] | None:
 
     None where there is neither, and for a run's network of a family that no ``config.json`` describes.
     """
-    if bucket.exists(f"{path}/{hfconfig.CONFIG}"):
-        where = f"{bucket.url}/{path}/{hfconfig.CONFIG}"
-        content = hfconfig.parse(bucket.get(f"{path}/{hfconfig.CONFIG}"), where)
-        return Network(hfconfig.to_litgpt(content, where), hfconfig.tied(content, where)), where
+    if bucket.exists(f"{path}/{hf_config.CONFIG}"):
+        where = f"{bucket.url}/{path}/{hf_config.CONFIG}"
+        content = hf_config.parse(bucket.get(f"{path}/{hf_config.CONFIG}"), where)
+        return Network(hf_config.to_litgpt(content, where), hf_config.tied(content, where)), where
     checkpoints = bucket.child(path).child("checkpoints")
     complete = CheckpointStore(checkpoints).complete()
     objects = {file.name: file.object for file in complete[-1].files} if complete else {}
@@ -116,7 +116,7 @@ def _require_rows(rows: int, ids: int, bucket: Bucket, path: str) -> None:
 
     Where the folder has a tokenizer, loading the weights refuses another than the dataset's. A run's data had it.
     """
-    known = bucket.exists(f"{path}/{TOKENIZER}") or not bucket.exists(f"{path}/{hfconfig.CONFIG}")
+    known = bucket.exists(f"{path}/{TOKENIZER}") or not bucket.exists(f"{path}/{hf_config.CONFIG}")
     if not rows_fit(rows, ids, same_tokenizer=known):
         raise ConfigError(
             f"{path} has {rows:,} rows in its vocabulary, the dataset's tokenizer {ids:,} ids",

@@ -16,7 +16,7 @@ from bafogpt.data.tokenizer import load as load_tokenizer
 from bafogpt.data.vocabulary.files import TOKENIZER
 from bafogpt.model import pull
 from bafogpt.model.config import fingerprint
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate

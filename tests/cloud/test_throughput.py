@@ -31,7 +31,7 @@ def job(**train: Any) -> Job:
 @pytest.mark.parametrize("name", throughput.KNOWN)
 def test_the_sizes_known_here_are_litgpts(name):
     pytest.importorskip("litgpt")
-    from bafogpt.model.families import configuration
+    from bafogpt.model.formats.families import configuration
 
     config = configuration(name)
     assert config.padded_vocab_size == throughput.KNOWN[name].padded_vocab_size

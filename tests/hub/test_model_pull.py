@@ -13,7 +13,7 @@ from bafogpt.cli import main as command_line
 from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.model import pull
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.folders.locations import locate
 

@@ -21,9 +21,9 @@ from bafogpt.cli import main as command_line
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
-from bafogpt.model import names
-from bafogpt.model.expand import Init, expand
-from bafogpt.model.folder import ModelFolder, load_config
+from bafogpt.model.formats import param_names
+from bafogpt.model.formats.folder import ModelFolder, load_config
+from bafogpt.model.resize_embeddings import Init, expand
 
 from .conftest import SaveGemma, logits_of
 
@@ -119,7 +119,7 @@ def test_rows_of_the_base_are_the_same_bits_and_new_ones_are_the_means_they_are_
     lineage = json.loads((tokenizers.new / "tokenizer.lineage.json").read_text())
     old, mean, sub = (ModelFolder.open(each).weights for each in (path, tmp_path / "mean", tmp_path / "sub"))
     for name, weight in old.items():
-        if name not in (names.HF_EMBEDDING, names.HF_HEAD):
+        if name not in (param_names.HF_EMBEDDING, param_names.HF_HEAD):
             assert torch.equal(weight.tensor(), sub[name].tensor())
             continue
         rows = weight.tensor()[:BASE]
@@ -317,7 +317,7 @@ def test_an_output_that_is_there_stays(base: Any, tokenizers: Tokenizers, tmp_pa
 MEASURE = """
 import sys
 from pathlib import Path
-from bafogpt.model.expand import expand
+from bafogpt.model.resize_embeddings import expand
 def memory(kind):
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition(kind + ":")[2].split()[0])
@@ -354,7 +354,7 @@ def _large(path: Path, tokenizer: Path, rows: int, pieces: int, width: int) -> N
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": "gemma2", **sizes}))
     config = load_config(path)
-    tensors = {name: torch.rand(shape).bfloat16() for name, shape in names.shapes(config, tied=True).items()}
+    tensors = {name: torch.rand(shape).bfloat16() for name, shape in param_names.shapes(config, tied=True).items()}
     save_file(tensors, path / "model.safetensors")
     tokenizer.mkdir()
     vocab = {f"p{number}": number for number in range(rows + pieces)}

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bafogpt.core.errors import ConfigError, CorruptError
-from bafogpt.model import folder as folders
-from bafogpt.model import hfconfig
 from bafogpt.model.cache import KVCache
 from bafogpt.model.config import gpt_config
-from bafogpt.model.families import FAMILIES, NAMES, configuration, family_of
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats import folder as folders
+from bafogpt.model.formats import hf_config
+from bafogpt.model.formats.families import FAMILIES, NAMES, configuration, family_of
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
 from tests.published import PUBLISHED, VOCABULARY, load, make, save
 from tests.talking import make_model
@@ -85,10 +85,10 @@ def test_gemma_3_is_read_as_transformers_4_and_as_transformers_5_write_it(name: 
     assert old == new
     assert (old.rope_base, old.rope_local_base_freq) == (1_000_000, 10_000)
     assert old.rope_adjustments == ({"factor": 8.0} if name == "gemma-3-4b" else None)
-    written = hfconfig.from_litgpt(old, tie_embeddings=True, dtype="float32")
+    written = hf_config.from_litgpt(old, tie_embeddings=True, dtype="float32")
     only_4 = {key: value for key, value in written.items() if key != "rope_parameters"}
     only_5 = {key: value for key, value in written.items() if key not in four(written) or key == "rope_parameters"}
-    assert hfconfig.to_litgpt(only_4, "4") == hfconfig.to_litgpt(only_5, "5") == old
+    assert hf_config.to_litgpt(only_4, "4") == hf_config.to_litgpt(only_5, "5") == old
 
 
 Values = dict[str, Any]
@@ -261,7 +261,7 @@ def test_a_model_of_270_million_is_known_by_its_name() -> None:
         "sliding_window": 512,
     }
 
-    config = hfconfig.to_litgpt(published, "config.json")
+    config = hf_config.to_litgpt(published, "config.json")
 
     assert config.name == "Gemma-3-270m"
     named = gpt_config("Gemma-3-270m", {}, 262_144)
@@ -281,9 +281,9 @@ def test_a_network_that_no_config_json_describes_is_not_written() -> None:
     own_ropes = gpt_config("Gemma-3-1b-it", {"n_layer": 2, "rope_indices": [0, 1]}, 256)
     half_rotated = gpt_config("Gemma-2-2b", {"n_layer": 2, "rotary_percentage": 0.5}, 256)
     with pytest.raises(ConfigError, match="are not the same"):
-        hfconfig.from_litgpt(own_ropes, tie_embeddings=True, dtype="float32")
+        hf_config.from_litgpt(own_ropes, tie_embeddings=True, dtype="float32")
     with pytest.raises(ConfigError, match="of no family that can be written"):
-        hfconfig.from_litgpt(half_rotated, tie_embeddings=True, dtype="float32")
+        hf_config.from_litgpt(half_rotated, tie_embeddings=True, dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -303,17 +303,17 @@ def test_a_network_that_no_config_json_describes_is_not_written() -> None:
 )
 def test_a_foreign_value_takes_no_memory_and_prints_no_control_characters(changed: dict[str, Any], words: str) -> None:
     content = {
-        **hfconfig.from_litgpt(gpt_config("Gemma-2-2b", {}, 320), tie_embeddings=True, dtype="float32"),
+        **hf_config.from_litgpt(gpt_config("Gemma-2-2b", {}, 320), tie_embeddings=True, dtype="float32"),
         **changed,
     }
     with pytest.raises(ConfigError) as refused:
-        hfconfig.to_litgpt(content, "config.json")
+        hf_config.to_litgpt(content, "config.json")
     assert words in refused.value.message and len(refused.value.message) < 300 and "\x1b" not in refused.value.message
 
 
 def test_json_that_is_too_deep_and_a_gguf_file_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
-        hfconfig.parse(b"[" * 100_000, "config.json")
+        hf_config.parse(b"[" * 100_000, "config.json")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(ConfigError, match="is a GGUF file"):

@@ -16,10 +16,10 @@ from bafogpt.core.errors import BafoError, ConfigError, CorruptError
 from bafogpt.core.settings import Settings
 from bafogpt.data import instructions, prompts, tokenizer
 from bafogpt.data.instructions import InstructionOptions
-from bafogpt.model import finetuned, lora, runs
+from bafogpt.model import adapter_export, lora, runs
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.config import fingerprint
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
@@ -74,10 +74,10 @@ def tuned(local: Bucket, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def merge(local: Bucket, tmp_path: Path) -> finetuned.Agreement:
+def merge(local: Bucket, tmp_path: Path) -> adapter_export.Agreement:
     settings = Settings(bucket=local.url, home=str(tmp_path / "home"))
     run = runs.find(local, "tuned")
-    return finetuned.merged(local, run, tmp_path / "scratch", tmp_path / "out", settings)
+    return adapter_export.merged(local, run, tmp_path / "scratch", tmp_path / "out", settings)
 
 
 def test_a_run_is_merged_into_what_it_was_trained_on_and_talks_as_it_was_taught(
@@ -88,7 +88,7 @@ def test_a_run_is_merged_into_what_it_was_trained_on_and_talks_as_it_was_taught(
     found = merge(local, tmp_path)
 
     assert abs(found.trained_loss - found.merged_loss) <= 0.005 and found.argmax >= 0.98
-    assert finetuned.into_of(runs.find(local, "tuned")) == "dequantised"
+    assert adapter_export.into_of(runs.find(local, "tuned")) == "dequantised"
     style = prompts.load("chat", tokenizer.load(str(tmp_path / "out")))
     assert style.template == prompts.load("alpaca", tokenizer.load("bytes")).template
     base = ModelFolder.open(tmp_path / "bucket" / "models" / "base")

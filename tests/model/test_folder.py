@@ -17,10 +17,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
-from bafogpt.model import folder as folders
-from bafogpt.model import hfconfig, names, tensorfiles
-from bafogpt.model.families import GEMMA_2
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats import folder as folders
+from bafogpt.model.formats import hf_config, param_names, safetensors_io
+from bafogpt.model.formats.families import GEMMA_2
+from bafogpt.model.formats.folder import ModelFolder
 
 from .conftest import MakeGemma, SaveGemma, logits_of, some_ids
 
@@ -42,7 +42,7 @@ def their(folder: Path) -> Any:
 @pytest.mark.parametrize("shard", ["50GB", "20KB"], ids=["one-file", "sharded"])
 def test_a_network_loaded_from_a_folder_of_transformers_has_its_logits(saved: SaveGemma, tied: bool, shard: str):
     path = saved(max_shard_size=shard, tie_word_embeddings=tied)
-    assert (path / tensorfiles.INDEX).exists() == (shard == "20KB")
+    assert (path / safetensors_io.INDEX).exists() == (shard == "20KB")
     folder = ModelFolder.open(path)
     assert (folder.tied, folder.config.norm_eps, folder.config.padded_vocab_size) == (tied, 1e-6, 320)
 
@@ -64,7 +64,7 @@ def test_a_folder_that_is_written_has_the_networks_logits_in_transformers(
 
     ours = folders.save(tmp_path / "ours", model, folder.config, shard_bytes=shard)
 
-    assert (ours.path / tensorfiles.INDEX).exists() == (shard == 20_000)
+    assert (ours.path / safetensors_io.INDEX).exists() == (shard == 20_000)
     assert ours.content["tie_word_embeddings"] is tied
     ids = some_ids()
     torch.testing.assert_close(logits_of(their(ours.path), ids), logits_of(model, ids), atol=1e-5, rtol=0)
@@ -113,7 +113,7 @@ def test_a_bfloat16_folder_fills_a_float32_network_exactly(saved: SaveGemma):
 
     folder.load_into(model)
 
-    expected = folder.weights[names.HF_EMBEDDING].tensor()
+    expected = folder.weights[param_names.HF_EMBEDDING].tensor()
     assert torch.equal(model.transformer.wte.weight, expected.float())
 
 
@@ -138,12 +138,12 @@ def test_the_config_of_the_published_model_is_litgpts_but_for_the_norm():
     }
     from litgpt.config import Config
 
-    config = hfconfig.to_litgpt(published, "config.json")
+    config = hf_config.to_litgpt(published, "config.json")
 
     stock = Config.from_name("Gemma-2-2b", norm_eps=1e-6, padded_vocab_size=256000)
     assert config == stock
-    assert hfconfig.to_litgpt({"model_type": "gemma2"}, "config.json") == stock  # transformers' defaults
-    again = hfconfig.from_litgpt(config, tie_embeddings=True, dtype="bfloat16")
+    assert hf_config.to_litgpt({"model_type": "gemma2"}, "config.json") == stock  # transformers' defaults
+    again = hf_config.from_litgpt(config, tie_embeddings=True, dtype="bfloat16")
     assert {key: again[key] for key in published} == published
 
 
@@ -152,7 +152,7 @@ def test_transformers_reads_every_field_that_is_written(saved: SaveGemma, tmp_pa
 
     folder = ModelFolder.open(saved(rope_parameters={"rope_theta": 5000.0, "rope_type": "default"}))
     assert folder.config.rope_base == 5000
-    written = hfconfig.from_litgpt(folder.config, tie_embeddings=False, dtype="bfloat16")
+    written = hf_config.from_litgpt(folder.config, tie_embeddings=False, dtype="bfloat16")
     (tmp_path / "config.json").write_text(json.dumps(written))
 
     read = AutoConfig.from_pretrained(tmp_path)
@@ -243,9 +243,9 @@ def test_a_folder_that_is_not_whole_is_refused(saved: SaveGemma, spoil: Any, kin
 )
 def test_an_index_reaches_no_file_elsewhere(saved: SaveGemma, file: str, kind: type[BafoError], words: str):
     path = saved(max_shard_size="20KB")
-    index = json.loads((path / tensorfiles.INDEX).read_text())
+    index = json.loads((path / safetensors_io.INDEX).read_text())
     index["weight_map"]["model.norm.weight"] = file
-    (path / tensorfiles.INDEX).write_text(json.dumps(index))
+    (path / safetensors_io.INDEX).write_text(json.dumps(index))
 
     with pytest.raises(kind) as error:
         ModelFolder.open(path)
@@ -255,10 +255,10 @@ def test_an_index_reaches_no_file_elsewhere(saved: SaveGemma, file: str, kind: t
 
 def test_an_index_that_names_the_wrong_file_is_refused(saved: SaveGemma):
     path = saved(max_shard_size="20KB")
-    index = json.loads((path / tensorfiles.INDEX).read_text())
+    index = json.loads((path / safetensors_io.INDEX).read_text())
     weight_map = index["weight_map"]
     weight_map["model.norm.weight"] = weight_map["model.embed_tokens.weight"]
-    (path / tensorfiles.INDEX).write_text(json.dumps(index))
+    (path / safetensors_io.INDEX).write_text(json.dumps(index))
 
     with pytest.raises(CorruptError, match=r"has no model\.norm\.weight, and its index says it has"):
         ModelFolder.open(path)
@@ -309,7 +309,7 @@ def test_a_write_that_fails_leaves_nothing(saved: SaveGemma, tmp_path: Path):
 
 def test_rows_are_read_where_they_lie(saved: SaveGemma, gemma: MakeGemma):
     folder = ModelFolder.open(saved(max_shard_size="20KB"))
-    lit = names.to_litgpt(folder.weights, folder.config)
+    lit = param_names.to_litgpt(folder.weights, folder.config)
     attention = gemma().model.layers[1].self_attn
     whole = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
 

@@ -13,7 +13,7 @@ from bafogpt.cli import main as command_line
 from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.model import lora
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import GPT, tie
 from bafogpt.model.merge import Into, merge
 

@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer
 
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
-from bafogpt.model import samples
+from bafogpt.model import eval_samples
 from bafogpt.model.cache import KVCache
-from bafogpt.model.expand import expand
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
+from bafogpt.model.resize_embeddings import expand
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED", Path(__file__).parents[3] / "shared"))
 BASE = os.environ.get("BAFOGPT_REAL_BASE", "")
@@ -66,7 +66,7 @@ def test_rows_of_subtokens_cost_little_before_training(tmp_path: Path) -> None:
     for language, most in (("zul", 0.25), ("eng", 0.005)):
         text = "\n".join(pair[language] for pair in pairs)
         before, after = (
-            samples.measure(ModelFolder.open(each), text, first_new=262_145)
+            eval_samples.measure(ModelFolder.open(each), text, first_new=262_145)
             for each in (Path(BASE), tmp_path / "expanded")
         )
         print(f"{language}: {before.bits_per_byte:.4f} bits a byte before, {after.bits_per_byte:.4f} after")

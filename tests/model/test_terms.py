@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from bafogpt.core.settings import Settings
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
-from bafogpt.model import export, finetuned, lora, pull, runs
+from bafogpt.model import adapter_export, export, lora, pull, runs
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.config import fingerprint
-from bafogpt.model.expand import expand
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
 from bafogpt.model.merge import merge
+from bafogpt.model.resize_embeddings import expand
 from bafogpt.reports import publish
 from bafogpt.reports.publish import Wish
 from bafogpt.storage.bucket import Bucket
@@ -145,9 +145,9 @@ def test_an_adapter_and_a_run_merged_with_its_base_carry_them_too(
     shutil.copytree(base, folder)
     tuned(bucket, folder, "models/base", tmp_path / "saved")
     run = runs.find(bucket, "tuned")
-    finetuned.adapter(bucket, run, tmp_path / "scratch", tmp_path / "pairs")
+    adapter_export.adapter(bucket, run, tmp_path / "scratch", tmp_path / "pairs")
     assert changes_in(tmp_path / "pairs") == ["weights: trained by run tuned"]
-    finetuned.merged(bucket, run, tmp_path / "again", tmp_path / "merged", settings)
+    adapter_export.merged(bucket, run, tmp_path / "again", tmp_path / "merged", settings)
     assert changes_in(tmp_path / "merged") == [
         "weights: trained by run tuned",
         "weights: a LoRA adapter merged into them",

@@ -14,7 +14,7 @@ import pytest
 import torch
 import uvicorn
 
-from bafogpt.model.speaker import Speaker
+from bafogpt.model.chat_model import Speaker
 from bafogpt.serve import run
 from bafogpt.serve.app import Limits, make_app
 from bafogpt.serve.engine import Engine

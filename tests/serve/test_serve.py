@@ -16,8 +16,8 @@ import pytest
 
 from bafogpt.data.messages import Message
 from bafogpt.model.cache import KVCache
+from bafogpt.model.chat_model import Piece, Speaker
 from bafogpt.model.generate import Sampling
-from bafogpt.model.speaker import Piece, Speaker
 
 from .conftest import KEY, Server
 

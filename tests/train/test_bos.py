@@ -22,8 +22,8 @@ from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
 from bafogpt.data import tokenizer as tokenizers
 from bafogpt.data.prepare import PrepareOptions, prepare
-from bafogpt.model import samples as texts
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model import eval_samples as texts
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.manifest import Source, TokenizerInfo, TokenManifest

@@ -13,9 +13,10 @@ import torch
 
 from bafogpt.cli import main as command_line
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
-from bafogpt.model import export, names, runs
-from bafogpt.model.checkpoint import CheckpointFolder
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model import export, runs
+from bafogpt.model.formats import param_names
+from bafogpt.model.formats.checkpoint import CheckpointFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import ModelConfig
@@ -154,8 +155,8 @@ def test_an_export_converts_and_says_so_in_its_config(finished: Callable[[bool],
     export.write(model.as_dtype("bfloat16"), tmp_path / "half", "hf")
 
     folder = ModelFolder.open(tmp_path / "half")
-    whole = model.weights[names.HF_EMBEDDING].tensor()
+    whole = model.weights[param_names.HF_EMBEDDING].tensor()
     assert folder.content["torch_dtype"] == "bfloat16"
-    assert torch.equal(folder.weights[names.HF_EMBEDDING].tensor(), whole.bfloat16())
+    assert torch.equal(folder.weights[param_names.HF_EMBEDDING].tensor(), whole.bfloat16())
     with pytest.raises(ConfigError, match="'int3' is not known"):
         model.as_dtype("int3")

@@ -18,8 +18,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.model.config import gpt_config
+from bafogpt.model.formats.param_names import bare
 from bafogpt.model.gpt import GPT, new_gpt
-from bafogpt.model.names import bare
 from bafogpt.train import float8, parallel
 from bafogpt.train import run as runs
 from bafogpt.train.config import TrainConfig

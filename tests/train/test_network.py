@@ -14,7 +14,7 @@ from litgpt.config import Config
 
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import memory_check, network, run
 from bafogpt.train.config import ModelConfig, TrainConfig
@@ -89,7 +89,7 @@ def test_a_trained_gemma_3_goes_back_into_a_folder_of_its_family(
     gemma_3: str, train: Callable[..., Trained], folders: Folders, tmp_path: Path
 ) -> None:
     from bafogpt.model import export
-    from bafogpt.model.checkpoint import CheckpointFolder
+    from bafogpt.model.formats.checkpoint import CheckpointFolder
 
     made = train(replace(job(checkpoint=gemma_3), tokens=256))
 

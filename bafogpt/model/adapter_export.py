@@ -11,13 +11,13 @@ from pathlib import Path
 from bafogpt.core import files, terms
 from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.core.settings import Settings
-from bafogpt.model import export, lora, pull, runs, samples
-from bafogpt.model import folder as folders
+from bafogpt.model import eval_samples, export, lora, pull, runs
 from bafogpt.model import merge as merging
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats import folder as folders
+from bafogpt.model.formats.folder import ModelFolder
+from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 from bafogpt.model.merge import Agreement, Into
 from bafogpt.model.runs import RunModel
-from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
 from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.locations import locate
@@ -100,7 +100,7 @@ def merged(
         below.path,
         pairs,
         out,
-        samples.of_text(below, ["starter"], settings),
+        eval_samples.of_text(below, ["starter"], settings),
         into=into or into_of(run),
         changes=runs.origin(bucket, run).changes,
         shard_bytes=shard_bytes,

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from litgpt.config import Config
 
 from bafogpt.core.errors import ConfigError
-from bafogpt.model.families import require_family
-from bafogpt.model.weights import Weight, joined
+from bafogpt.model.formats.families import require_family
+from bafogpt.model.formats.lazy_tensor import Weight, joined
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"

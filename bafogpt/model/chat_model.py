@@ -15,7 +15,7 @@ from bafogpt.data import tokenizer as tokenizers
 from bafogpt.data.messages import Message
 from bafogpt.data.prompts import PromptStyle
 from bafogpt.data.tokenizer import Tokenizer
-from bafogpt.model.folder import DTYPES, ModelFolder
+from bafogpt.model.formats.folder import DTYPES, ModelFolder
 from bafogpt.model.generate import Sampling, TextStream, generate
 from bafogpt.model.gpt import GPT, load_gpt
 

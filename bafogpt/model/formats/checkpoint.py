@@ -16,9 +16,9 @@ from typing import Any
 from litgpt.config import Config
 
 from bafogpt.core.errors import CorruptError
-from bafogpt.model import names, tensorfiles
-from bafogpt.model.families import family_of, name_of, require_family
-from bafogpt.model.weights import Weight
+from bafogpt.model.formats import param_names, safetensors_io
+from bafogpt.model.formats.families import family_of, name_of, require_family
+from bafogpt.model.formats.lazy_tensor import Weight
 
 META = "checkpoint.json"
 PREFIX = "model."
@@ -51,15 +51,17 @@ class CheckpointFolder:
         tied = bool(saved.get("tie_embeddings", True))
         config = config_of(saved, str(path))
         require_family(config)
-        found = tensorfiles.read_slices(sorted(path.glob("*.safetensors")))
+        found = safetensors_io.read_slices(sorted(path.glob("*.safetensors")))
         ours = {name.removeprefix(PREFIX): weight for name, weight in found.items() if name.startswith(PREFIX)}
-        if tied and names.EMBEDDING not in ours and names.HEAD in ours:
-            ours[names.EMBEDDING] = ours.pop(names.HEAD)  # one tensor; which of its names is saved is chance
+        if tied and param_names.EMBEDDING not in ours and param_names.HEAD in ours:
+            ours[param_names.EMBEDDING] = ours.pop(
+                param_names.HEAD
+            )  # one tensor; which of its names is saved is chance
         theirs = {
             weight.name: weight
-            for weight in names.to_hf([weight.renamed(name) for name, weight in ours.items()], config)
+            for weight in param_names.to_hf([weight.renamed(name) for name, weight in ours.items()], config)
         }
-        expected = names.shapes(config, tied=tied)
+        expected = param_names.shapes(config, tied=tied)
         wrong = [name for name, shape in expected.items() if name not in theirs or theirs[name].shape != shape]
         if wrong or len(theirs) != len(expected):
             what = wrong[0] if wrong else sorted({*theirs} - {*expected})[0]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from bafogpt.core import files
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
-from bafogpt.model.weights import Weight, joined
+from bafogpt.model.formats.lazy_tensor import Weight, joined
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

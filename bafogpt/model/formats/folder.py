@@ -27,9 +27,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from bafogpt.core import digest, files, terms
 from bafogpt.core.errors import ConfigError
-from bafogpt.model import hfconfig, names, tensorfiles
-from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
-from bafogpt.model.weights import Weight
+from bafogpt.model.formats import hf_config, param_names, safetensors_io
+from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
 BESIDE = (
     "generation_config.json",
@@ -61,34 +61,34 @@ class ModelFolder:
         Raises :class:`NotFoundError` where there is no model, :class:`ConfigError` for one of another family or whose
         tensors are not those of its ``config.json``, :class:`CorruptError` for files that are torn.
         """
-        content = hfconfig.read(path)
-        config = hfconfig.to_litgpt(content, str(path / hfconfig.CONFIG))
-        tied = hfconfig.tied(content, str(path / hfconfig.CONFIG))
-        found = tensorfiles.read_folder(path)
-        expected = names.shapes(config, tied=tied)
+        content = hf_config.read(path)
+        config = hf_config.to_litgpt(content, str(path / hf_config.CONFIG))
+        tied = hf_config.tied(content, str(path / hf_config.CONFIG))
+        found = safetensors_io.read_folder(path)
+        expected = param_names.shapes(config, tied=tied)
         for name, shape in expected.items():
             if name not in found:
                 raise ConfigError(f"{path} has no {name}", f"ls {path}; pull the model again")
             if found[name].shape != shape:
                 raise ConfigError(
                     f"{path}: {name} is {_shown(found[name].shape)}, config.json makes it {_shown(shape)}",
-                    f"take {hfconfig.CONFIG} and tensors from the same model",
+                    f"take {hf_config.CONFIG} and tensors from the same model",
                 )
-        unknown = sorted(name for name in found if name not in expected and not (tied and name == names.HF_HEAD))
+        unknown = sorted(name for name in found if name not in expected and not (tied and name == param_names.HF_HEAD))
         if unknown:
-            title = hfconfig.family_in(content, str(path)).title
+            title = hf_config.family_in(content, str(path)).title
             raise ConfigError(f"{path} has {unknown[0]}, which {title} has not", "pull another model")
         for name, weight in found.items():
             if not weight.dtype.is_floating_point:
                 raise ConfigError(f"{path}: {name} has whole numbers ({weight.dtype})", "convert the model to BF16")
-        if tied and names.HF_HEAD in found:
-            _require_same(found[names.HF_HEAD], found[names.HF_EMBEDDING], path)
+        if tied and param_names.HF_HEAD in found:
+            _require_same(found[param_names.HF_HEAD], found[param_names.HF_EMBEDDING], path)
         return cls(path, content, config, tied, {name: found[name] for name in expected})
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the embedding."""
-        return self.weights[names.HF_EMBEDDING].dtype
+        return self.weights[param_names.HF_EMBEDDING].dtype
 
     @property
     def parameters(self) -> int:
@@ -119,11 +119,11 @@ class ModelFolder:
         own gets a tied model's embedding there. Raises :class:`ConfigError` where network and folder do not fit: a
         vocabulary of another size, a head that a tied network has no place for, another shape.
         """
-        weights = names.to_litgpt(self.weights, self.config)
+        weights = param_names.to_litgpt(self.weights, self.config)
         parameters = _parameters(model)
         if self.tied:
-            weights[names.HEAD] = weights[names.EMBEDDING].renamed(names.HEAD)
-        elif names.HEAD not in parameters:
+            weights[param_names.HEAD] = weights[param_names.EMBEDDING].renamed(param_names.HEAD)
+        elif param_names.HEAD not in parameters:
             raise ConfigError(
                 f"{self.path} has an output head of its own, the network's is its embedding",
                 "--set train.model.tie_embeddings=false",
@@ -134,15 +134,15 @@ class ModelFolder:
                 _copy(weights[name], parameter)
 
     def _require_fit(self, weights: Mapping[str, Weight], parameters: Mapping[str, nn.Parameter]) -> None:
-        tied = names.HEAD not in parameters
-        missing = sorted({*weights} - {*parameters} - ({names.HEAD} if tied else set()))
+        tied = param_names.HEAD not in parameters
+        missing = sorted({*weights} - {*parameters} - ({param_names.HEAD} if tied else set()))
         extra = sorted({*parameters} - {*weights})
         if missing or extra:
             where = f"{missing[0]} is in the folder alone" if missing else f"{extra[0]} is in the network alone"
             raise ConfigError(f"{self.path} is another model than the network: {where}", "check train.model")
         for name, parameter in parameters.items():
             ours, theirs = tuple(parameter.shape), weights[name].shape
-            if ours != theirs and name in (names.EMBEDDING, names.HEAD) and ours[1:] == theirs[1:]:
+            if ours != theirs and name in (param_names.EMBEDDING, param_names.HEAD) and ours[1:] == theirs[1:]:
                 raise ConfigError(
                     f"{self.path} has {theirs[0]:,} rows in its vocabulary, the network {ours[0]:,}",
                     "prepare the data with the model's own tokenizer, or expand the model: bafogpt model expand",
@@ -158,14 +158,14 @@ def _require_same(head: Weight, embedding: Weight, path: Path) -> None:
     blocks = zip(head.blocks(), embedding.blocks(), strict=True)
     if head.shape != embedding.shape or not all(torch.equal(a, b) for (_, a), (_, b) in blocks):
         raise ConfigError(
-            f"{path}: tie_word_embeddings is true, and {names.HF_HEAD} is not {names.HF_EMBEDDING}",
-            f"set tie_word_embeddings to false in {path / hfconfig.CONFIG}, or take the head out",
+            f"{path}: tie_word_embeddings is true, and {param_names.HF_HEAD} is not {param_names.HF_EMBEDDING}",
+            f"set tie_word_embeddings to false in {path / hf_config.CONFIG}, or take the head out",
         )
 
 
 def load_config(path: Path) -> Config:
     """litgpt's configuration of a model folder."""
-    return hfconfig.to_litgpt(hfconfig.read(path), str(path / hfconfig.CONFIG))
+    return hf_config.to_litgpt(hf_config.read(path), str(path / hf_config.CONFIG))
 
 
 def beside(path: Path) -> list[Path]:
@@ -202,11 +202,11 @@ def write(
     where ``out`` is there already, :class:`ConfigError` where the weights are not those of ``content``.
     """
     with files.new_folder(out) as partial:
-        files.write_atomic(partial / hfconfig.CONFIG, json.dumps(dict(content), indent=2) + "\n")
+        files.write_atomic(partial / hf_config.CONFIG, json.dumps(dict(content), indent=2) + "\n")
         copy_files(small, partial)
         if changes is not None:
             terms.add_notice(partial, str(content.get("model_type")), changes)
-        tensorfiles.write_folder(partial, list(weights), shard_bytes=shard_bytes, progress=progress)
+        safetensors_io.write_folder(partial, list(weights), shard_bytes=shard_bytes, progress=progress)
         ModelFolder.open(partial)
     return ModelFolder.open(out)
 
@@ -216,9 +216,9 @@ def save(
 ) -> ModelFolder:
     """Write a network of this process (not sharded) as a model folder, in the dtype that it has."""
     weights = of_network(model)
-    tied = all(weight.name != names.HEAD for weight in weights)
-    content = hfconfig.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
-    return write(out, content, names.to_hf(weights, config), small=small, changes=None, shard_bytes=shard_bytes)
+    tied = all(weight.name != param_names.HEAD for weight in weights)
+    content = hf_config.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
+    return write(out, content, param_names.to_hf(weights, config), small=small, changes=None, shard_bytes=shard_bytes)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -228,9 +228,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """A network's parameters by their bare names; a head that is the embedding is left out."""
-    found = {names.bare(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
-    if found.get(names.HEAD) is found.get(names.EMBEDDING):
-        found.pop(names.HEAD, None)
+    found = {param_names.bare(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if found.get(param_names.HEAD) is found.get(param_names.EMBEDDING):
+        found.pop(param_names.HEAD, None)
     return found
 
 

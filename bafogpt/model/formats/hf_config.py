@@ -1,4 +1,4 @@
-"""``config.json`` of Hugging Face and litgpt's ``Config``, both ways, for each of :mod:`bafogpt.model.families`.
+"""``config.json`` of Hugging Face and litgpt's ``Config``, both ways, for each of :mod:`bafogpt.model.formats.families`.
 
 What the network does not do (another activation, attention biases, other rotary positions) is refused, not ignored.
 Fields that a file leaves out have the defaults of transformers' class for the family.
@@ -15,7 +15,7 @@ from typing import Any
 from litgpt.config import Config
 
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
-from bafogpt.model.families import FAMILIES, TITLES, Family, name_of, require_family
+from bafogpt.model.formats.families import FAMILIES, TITLES, Family, name_of, require_family
 
 CONFIG = "config.json"
 _COUNTS = (

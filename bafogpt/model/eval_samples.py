@@ -12,7 +12,7 @@ from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
 from bafogpt.data import curriculum, sources, tokenizer
 from bafogpt.data.tokenizer import Tokenizer
-from bafogpt.model.folder import ModelFolder
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
 
 SAMPLES, TOKENS = 16, 256

@@ -22,12 +22,12 @@ import torch
 from bafogpt.core import digest, terms
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, PADDING, TOKENIZER
-from bafogpt.model import folder as folders
-from bafogpt.model import names
 from bafogpt.model.config import padded, rows_fit
-from bafogpt.model.folder import ModelFolder
-from bafogpt.model.tensorfiles import SHARD_BYTES, Advance
-from bafogpt.model.weights import Weight, joined
+from bafogpt.model.formats import folder as folders
+from bafogpt.model.formats import param_names
+from bafogpt.model.formats.folder import ModelFolder
+from bafogpt.model.formats.lazy_tensor import Weight, joined
+from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
 Init = Literal["mean", "subtokens"]
 _PADDING = re.compile(PADDING.replace("{}", r"\d+"))
@@ -134,7 +134,7 @@ def expand(
     _require_base(model, lineage)
     rows = padded(lineage.size)
     weights = dict(model.weights)
-    for name in (names.HF_EMBEDDING, names.HF_HEAD):
+    for name in (param_names.HF_EMBEDDING, param_names.HF_HEAD):
         if name in weights:
             weights[name] = _expanded(weights[name], lineage, rows, init)
     small = [each for each in model.beside() if each.name == "generation_config.json" or terms.is_terms(each.name)]

@@ -1,0 +1,1 @@
+"""Models on disk: Hugging Face folders, checkpoints, their configurations and tensors, read and written."""
