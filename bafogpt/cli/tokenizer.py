@@ -128,7 +128,7 @@ def report_command(
 ) -> None:
     """Say what the same text costs in each tokenizer, which pieces are of no use, and what they changed."""
     from bafogpt.core import settings as configuration
-    from bafogpt.data.vocabulary import picture as pictures
+    from bafogpt.data.vocabulary import plot as pictures
     from bafogpt.data.vocabulary.report import report
 
     sink = Output.of(json=json, quiet=quiet)

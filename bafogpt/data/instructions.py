@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.data import curriculum, mixing, packing, sources, starter
+from bafogpt.data import curriculum, instruction_mix, packing, sources, starter
 from bafogpt.data.documents import TextFile, kind_of, stem_of
+from bafogpt.data.instruction_mix import Record
 from bafogpt.data.messages import from_record
-from bafogpt.data.mixing import Record
 from bafogpt.data.prompts import Example, PromptStyle
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
@@ -42,7 +42,7 @@ class InstructionOptions:
     context: int = 2048
     """Tokens a sample, T: the trainer's ``data.sequence_length``."""
     mix: str = "all"
-    """One of :data:`bafogpt.data.mixing.MIXES`."""
+    """One of :data:`bafogpt.data.instruction_mix.MIXES`."""
     learn: Literal["answers", "all"] = "answers"
     """What the loss is taken over."""
     too_long: Literal["cut", "drop"] = "cut"
@@ -114,8 +114,8 @@ def prepare(
         raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
     found = [pair for each in files for pair in _find(each, settings)]
     report = InstructionReport(url=out.url, files=len(found))
-    records = mixing.mixed(_distinct(_read(found, progress), report), options.mix)
-    is_held_out = mixing.held_out(records, options.validation)
+    records = instruction_mix.mixed(_distinct(_read(found, progress), report), options.mix)
+    is_held_out = instruction_mix.held_out(records, options.validation)
     length, packed = options.context, Packing(options.context, style.name, style.template)
     with tempfile.TemporaryDirectory(prefix="bafogpt-instructions-") as folder:
         writer = TokenWriter(

@@ -22,7 +22,7 @@ from bafogpt.data import curriculum
 from bafogpt.data import sources as reading
 from bafogpt.data.curriculum import REPLAY, STAGES
 from bafogpt.data.documents import Document
-from bafogpt.data.spill import Place, Spill, Spilled
+from bafogpt.data.token_cache import Place, Spill, Spilled
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import MANIFEST, Source, TokenizerInfo, TokenManifest

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bafogpt.core.errors import BafoError, ConflictError, DataError, UsageError
-from bafogpt.data import instructions, mixing, packing, prompts, tokenizer
+from bafogpt.data import instruction_mix, instructions, packing, prompts, tokenizer
+from bafogpt.data.instruction_mix import Record
 from bafogpt.data.instructions import InstructionOptions, InstructionReport
 from bafogpt.data.messages import Message
-from bafogpt.data.mixing import Record
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import Samples, TokenStream
@@ -181,20 +181,20 @@ def test_what_asks_the_same_is_never_on_both_sides(one: Record, other: Record) -
     rest = [record(f"Umbuzo {n}?", f"Impendulo {n}") for n in range(400)]
     sides = []
     for share in np.linspace(0.05, 0.5, 10):
-        held = mixing.held_out([one, *rest, other], float(share))
+        held = instruction_mix.held_out([one, *rest, other], float(share))
         assert held[0] == held[-1]
         sides.append(sum(held) / len(held))
     assert sides == pytest.approx(np.linspace(0.05, 0.5, 10).tolist(), abs=0.08)
 
 
 def test_a_short_answer_that_many_share_joins_nothing() -> None:
-    held = mixing.held_out([record(f"Yiqiniso {n}?", "Yebo.") for n in range(400)], 0.25)
+    held = instruction_mix.held_out([record(f"Yiqiniso {n}?", "Yebo.") for n in range(400)], 0.25)
     assert 60 < sum(held) < 140
 
 
 def test_few_large_groups_are_trained_on() -> None:
     same = [record(f"Umbuzo {n}?", "anginalo ulwazi olwanele ngalokho") for n in range(400)]
-    assert sum(mixing.held_out([*same, *(record(f"Okunye {n}?", "a") for n in range(50))], 0.2)) < 50
+    assert sum(instruction_mix.held_out([*same, *(record(f"Okunye {n}?", "a") for n in range(50))], 0.2)) < 50
 
 
 def test_the_bilingual_mix_asks_in_isizulu_and_answers_in_english() -> None:
@@ -204,14 +204,14 @@ def test_the_bilingual_mix_asks_in_isizulu_and_answers_in_english() -> None:
         record("Lisho ukuthini?", "dog", lang_in="zul", lang_out="eng"),
         record("Alone?", "Yes.", lang_in="eng", lang_out="eng"),
     ]
-    turns = [[message.content for message in each.messages] for each in mixing.mixed(records, "bilingual")]
+    turns = [[message.content for message in each.messages] for each in instruction_mix.mixed(records, "bilingual")]
     assert turns == [["Zingaki?", "Two."], ["Lisho ukuthini?", "dog"]]
-    assert mixing.mixed(records, "zulu") == records[:1]
-    assert mixing.mixed(records, "all") == records
+    assert instruction_mix.mixed(records, "zulu") == records[:1]
+    assert instruction_mix.mixed(records, "all") == records
     with pytest.raises(UsageError, match="did you mean 'bilingual'"):
-        mixing.mixed(records, "bilingal")
+        instruction_mix.mixed(records, "bilingal")
     with pytest.raises(DataError, match="no record is asked in zul and answered in zul"):
-        mixing.mixed(records[3:], "zulu")
+        instruction_mix.mixed(records[3:], "zulu")
 
 
 @given(st.lists(st.integers(1, 50), max_size=300))
@@ -240,7 +240,7 @@ def test_the_shared_instructions_are_split_without_leaks(local: Bucket) -> None:
     assert 200 < len(held) < 800
 
     def questions(texts: list[str]) -> set[str]:
-        return {mixing.normal(text.split("### Response:")[0]) for text in texts}
+        return {instruction_mix.normal(text.split("### Response:")[0]) for text in texts}
 
     assert not questions(held) & questions(trained)
     sources = [line for line in map(json.loads, _lines(path)) if line["task"].startswith("translate")]

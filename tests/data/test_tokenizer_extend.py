@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from bafogpt.core import digest
 from bafogpt.core.errors import ConflictError, DataError, NotFoundError, UsageError
 from bafogpt.data import sources, tokenizer
-from bafogpt.data.vocabulary import files, words
-from bafogpt.data.vocabulary import protect as protection
+from bafogpt.data.vocabulary import files, word_counts
+from bafogpt.data.vocabulary import protected_merges as protection
+from bafogpt.data.vocabulary.bpe_merges import apply
 from bafogpt.data.vocabulary.extend import ExtendOptions, ExtendReport, Learner, extend
-from bafogpt.data.vocabulary.pairs import apply
 from bafogpt.data.vocabulary.train import train
 
 from .vocabulary import ENGLISH, ZULU, content_of, engine_of, ids
@@ -105,13 +105,13 @@ def test_a_text_is_cut_as_its_words_are(made: Made, chosen: list[str]) -> None:
 
 
 def test_new_pieces_are_letters_within_a_word(made: Made) -> None:
-    assert all(words.is_letters(piece) for piece in list(content_of(made.out)["model"]["vocab"])[700:])
+    assert all(word_counts.is_letters(piece) for piece in list(content_of(made.out)["model"]["vocab"])[700:])
 
 
 def test_protected_text_keeps_its_tokens_and_costs_isizulu_little(made: Made, tmp_path: Path) -> None:
     base, new = _engines(made)
-    english = words.count(["starter"], "eng", replay=True, processes=1).counts
-    zulu = words.count(["starter"], "zul", replay=False, processes=1).counts
+    english = word_counts.count(["starter"], "eng", replay=True, processes=1).counts
+    zulu = word_counts.count(["starter"], "zul", replay=False, processes=1).counts
     kept = protection.protected_words(english, zulu)
     assert len(kept) == made.report.protected_words > 500
     assert [word for word in kept if ids(new, word) != ids(base, word)] == []

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
+from bafogpt.data.vocabulary.bpe_merges import apply
 from bafogpt.data.vocabulary.extend import ExtendReport, extend
-from bafogpt.data.vocabulary.pairs import apply
 from bafogpt.data.vocabulary.report import read_lines, report
 from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bafogpt.core.process import wait_until
 from bafogpt.data.documents import in_memory
-from bafogpt.data.vocabulary import protect, words
-from bafogpt.data.vocabulary.pairs import PairIndex, apply, merged
+from bafogpt.data.vocabulary import protected_merges, word_counts
+from bafogpt.data.vocabulary.bpe_merges import PairIndex, apply, merged
 
 UNITS = st.dictionaries(st.lists(st.integers(0, 4), min_size=2, max_size=9).map(tuple), st.integers(1, 9), max_size=20)
 
@@ -76,16 +76,18 @@ def test_a_run_of_one_token_is_merged_from_the_left() -> None:
 
 def test_words_keep_the_one_space_before_them() -> None:
     file = in_memory("web.txt", b"Sawubona  wena,\n ngi-ya  bonga\tka")
-    assert [words._WORD.findall(text) for text in words.texts(file, "zul", replay=False)] == [
+    assert [word_counts._WORD.findall(text) for text in word_counts.texts(file, "zul", replay=False)] == [
         ["Sawubona", "wena,", "ngi-ya", "bonga", "ka"]
     ]
     file = in_memory("web.txt", b"a b c")
-    assert [words._WORD.findall(text) for text in words.texts(file, "zul", replay=False)] == [["a", " b", " c"]]
+    assert [word_counts._WORD.findall(text) for text in word_counts.texts(file, "zul", replay=False)] == [
+        ["a", " b", " c"]
+    ]
 
 
 def test_letters_are_letters_of_any_script_after_one_space_at_most() -> None:
-    assert all(words.is_letters(piece) for piece in ("a", "▁", "▁ngi", "Éa", "é", "जन"))
-    assert not any(words.is_letters(piece) for piece in ("1", "a1", "▁▁", "a▁", "-", "<0x41>", "\n", "a'"))
+    assert all(word_counts.is_letters(piece) for piece in ("a", "▁", "▁ngi", "Éa", "é", "जन"))
+    assert not any(word_counts.is_letters(piece) for piece in ("1", "a1", "▁▁", "a▁", "-", "<0x41>", "\n", "a'"))
 
 
 RECORDS = (
@@ -112,14 +114,14 @@ def test_a_language_is_its_side_of_parallel_text_and_what_names_no_other(
     language: str, replay: bool, wanted: list[str]
 ) -> None:
     file = in_memory("web.jsonl", "\n".join(json.dumps(record) for record in RECORDS).encode())
-    assert list(words.texts(file, language, replay=replay)) == wanted
+    assert list(word_counts.texts(file, language, replay=replay)) == wanted
 
 
 def test_counting_in_processes_gives_what_counting_in_one_gives(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"web_{number}.txt").write_text(f"izwi {number} izwi elilodwa " * 50, encoding="utf-8")
-    alone = words.count([str(tmp_path)], "zul", replay=False, processes=1)
-    together = words.count([str(tmp_path)], "zul", replay=False, processes=2)
+    alone = word_counts.count([str(tmp_path)], "zul", replay=False, processes=1)
+    together = word_counts.count([str(tmp_path)], "zul", replay=False, processes=2)
     assert (alone.counts, alone.documents, alone.digests) == (together.counts, together.documents, together.digests)
     assert list(alone.counts) == list(together.counts)
     assert alone.counts[" izwi"] == 3 * 99
@@ -150,7 +152,7 @@ def test_nothing_is_left_when_it_is_killed_while_counting(tmp_path: Path) -> Non
 def test_a_word_is_protected_as_far_as_the_protected_side_uses_it_more() -> None:
     english = {" the": 90, " Zuma": 2, " Dlamini": 1, " river": 7}
     zulu = {" UZuma": 5, " Zuma": 40, " Dlamini,": 3, " Dlamini": 50, " the": 2, " umfula": 100}
-    assert protect.protected_words(english, zulu) == [" the", " river"]
-    assert protect.protected_words(english, {}) == list(english)
-    assert protect.variants(" river") == {"river", " river", "River", " River"}
-    assert protect.variants("NATO") == {"NATO", " NATO", "nato", " nato"}
+    assert protected_merges.protected_words(english, zulu) == [" the", " river"]
+    assert protected_merges.protected_words(english, {}) == list(english)
+    assert protected_merges.variants(" river") == {"river", " river", "River", " River"}
+    assert protected_merges.variants("NATO") == {"NATO", " NATO", "nato", " nato"}

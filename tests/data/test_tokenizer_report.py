@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bafogpt.cli import main as root
 from bafogpt.core.errors import DataError, NotFoundError, UsageError
-from bafogpt.data.vocabulary import picture
+from bafogpt.data.vocabulary import plot
 from bafogpt.data.vocabulary.report import open_tokenizer, report
 from bafogpt.data.vocabulary.train import SPECIAL, train
 
@@ -90,14 +90,14 @@ def test_a_sentencepiece_model_is_measured_like_any_other(base: Path, pairs: Pat
 def test_the_picture_is_the_same_each_time_and_says_its_format(base: Path, pairs: Path, tmp_path: Path) -> None:
     rows = report([str(base)], [str(pairs)], [str(pairs)])
     for name in ("a.svg", "b.svg"):
-        picture.draw(rows, tmp_path / name, "zul", "eng")
+        plot.draw(rows, tmp_path / name, "zul", "eng")
     drawn = (tmp_path / "a.svg").read_bytes()
     assert drawn == (tmp_path / "b.svg").read_bytes()
     assert b"english" in drawn and f"{rows[0].text.tokens_per_word:.2f}".encode() in drawn
-    picture.draw(report([str(base)], [str(pairs)]), tmp_path / "c.png", "zul", "eng")
+    plot.draw(report([str(base)], [str(pairs)]), tmp_path / "c.png", "zul", "eng")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="the ending says the format"):
-        picture.draw(rows, tmp_path / "a.jpeg", "zul", "eng")
+        plot.draw(rows, tmp_path / "a.jpeg", "zul", "eng")
 
 
 def test_what_is_not_a_tokenizer_is_named(tmp_path: Path) -> None:

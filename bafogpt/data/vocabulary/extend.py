@@ -24,11 +24,11 @@ from bafogpt.core import terms
 from bafogpt.core.errors import DataError, UsageError
 from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
-from bafogpt.data.vocabulary import files, protect, sentencepiece_model, words
+from bafogpt.data.vocabulary import files, protected_merges, sentencepiece_model, word_counts
+from bafogpt.data.vocabulary.bpe_merges import Pair, PairIndex, apply
 from bafogpt.data.vocabulary.files import Base, Piece
-from bafogpt.data.vocabulary.pairs import Pair, PairIndex, apply
 from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL, ModelCheck
-from bafogpt.data.vocabulary.words import Unit, Words
+from bafogpt.data.vocabulary.word_counts import Unit, Words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -118,9 +118,9 @@ def extend(
     with stage("loading the base", None, ""):
         loaded = files.load(base)
     with stage("cutting words", None, ""):
-        found = words.units(loaded.engine, read.counts.items(), loaded.letters)
-        guarded = protect.protected_words(kept.counts, read.counts)
-        forbidden = protect.forbidden_pairs(loaded.engine, guarded, loaded.letters)
+        found = word_counts.units(loaded.engine, read.counts.items(), loaded.letters)
+        guarded = protected_merges.protected_words(kept.counts, read.counts)
+        forbidden = protected_merges.forbidden_pairs(loaded.engine, guarded, loaded.letters)
     padding = -(loaded.size + options.pieces) % MULTIPLE
     wanted = options.pieces + (0 if options.pad else padding)
     padding = padding if options.pad else 0
@@ -210,7 +210,9 @@ def _read(
     stage: Stage,
 ) -> Words:
     with stage(f"reading '{language}'", None, "files") as advance:
-        read = words.count(sources, language, replay=replay, settings=settings, processes=processes, progress=advance)
+        read = word_counts.count(
+            sources, language, replay=replay, settings=settings, processes=processes, progress=advance
+        )
     if not read.counts:
         flag = "--protect-language" if replay else "--language"
         raise DataError(f"{', '.join(sources)}: no text in '{language}'", f"{flag} CODE, as the records' 'lang' has it")

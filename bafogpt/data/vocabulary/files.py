@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bafogpt.core import digest
 from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES
-from bafogpt.data.vocabulary.words import SPACE, is_letters
+from bafogpt.data.vocabulary.word_counts import SPACE, is_letters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

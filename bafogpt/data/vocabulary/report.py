@@ -18,7 +18,7 @@ from typing import Any
 from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.data import sources as reading
-from bafogpt.data.vocabulary.words import SPACE, texts
+from bafogpt.data.vocabulary.word_counts import SPACE, texts
 
 BATCH_LINES = 2048
 CONTEXTS = ("-", "9", ")")

@@ -21,9 +21,9 @@ from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
 from bafogpt.data import sources as reading
 from bafogpt.data.documents import TextFile
-from bafogpt.data.vocabulary import files, words
+from bafogpt.data.vocabulary import files, word_counts
 from bafogpt.data.vocabulary.extend import LEAST, unreachable
-from bafogpt.data.vocabulary.words import SPACE, Progress
+from bafogpt.data.vocabulary.word_counts import SPACE, Progress
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 """With the ids that they have in Gemma."""
@@ -94,7 +94,7 @@ class _Reader:
 
     def texts(self) -> Iterator[str]:
         for file in self.files:
-            for text in words.texts(file, self.language, replay=False):
+            for text in word_counts.texts(file, self.language, replay=False):
                 self.documents += 1
                 self.words += len(text.split())
                 self._progress(1)

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bafogpt.data.vocabulary.pairs import Pair
-from bafogpt.data.vocabulary.words import units
+from bafogpt.data.vocabulary.bpe_merges import Pair
+from bafogpt.data.vocabulary.word_counts import units
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
