@@ -69,7 +69,7 @@ class Publisher:
 
     def _push(self) -> str:
         from bafogpt.storage.folders import sync
-        from bafogpt.storage.folders.locations import locate
+        from bafogpt.storage.folders.uri import locate
 
         plan = sync.prepare(
             locate(self._checkpoints.url, self._settings), locate(self._target, self._settings, bare="bucket")

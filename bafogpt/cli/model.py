@@ -87,7 +87,7 @@ def pull(
     from bafogpt.model import pull as pulling
     from bafogpt.model.formats.folder import ModelFolder
     from bafogpt.storage.folders import sync
-    from bafogpt.storage.folders.locations import locate
+    from bafogpt.storage.folders.uri import locate
     from bafogpt.storage.transfer import bandwidth
 
     out = Output.of(json=json, quiet=quiet)

@@ -12,8 +12,8 @@ from bafogpt.cli.output import Output
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
     from bafogpt.reports.publish import Release, Wish
-    from bafogpt.storage.folders.locations import Place
     from bafogpt.storage.folders.sync import Report
+    from bafogpt.storage.folders.uri import Place
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="RUN|FOLDER", help="A run, for its newest checkpoint, or a model folder here.")
@@ -67,7 +67,7 @@ def publish(
     from bafogpt.core import files, settings
     from bafogpt.reports.publish import Wish
     from bafogpt.storage.folders import sync
-    from bafogpt.storage.folders.locations import locate
+    from bafogpt.storage.folders.uri import locate
     from bafogpt.storage.hub import push
     from bafogpt.storage.transfer import bandwidth
 

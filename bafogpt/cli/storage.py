@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bafogpt.storage.embedded.files import Endpoint
-    from bafogpt.storage.folders.locations import Bare, Place
     from bafogpt.storage.folders.sync import Plan, Report
+    from bafogpt.storage.folders.uri import Bare, Place
 
 app = typer.Typer(help="Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.")
 
@@ -90,7 +90,7 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
     Model folders, datasets and checkpoints; exit code 1 when anything is wrong.
     """
     from bafogpt.core.errors import CorruptError
-    from bafogpt.storage.folders import upkeep
+    from bafogpt.storage.folders import gc as upkeep
 
     out = Output.of(json=json, quiet=quiet)
     contents = upkeep.survey(_place(url).bucket())
@@ -113,7 +113,7 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
 @app.command()
 def du(url: UrlArgument = "", depth: DepthOption = 1, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """How much each folder below a URL holds."""
-    from bafogpt.storage.folders import upkeep
+    from bafogpt.storage.folders import gc as upkeep
 
     out = Output.of(json=json, quiet=quiet)
     bucket = _place(url).bucket()
@@ -147,7 +147,7 @@ def gc(
     import sys
     from datetime import UTC, datetime
 
-    from bafogpt.storage.folders import upkeep
+    from bafogpt.storage.folders import gc as upkeep
 
     out = Output.of(json=json, quiet=quiet)
     place = _place(url)
@@ -215,7 +215,7 @@ def stop(json: JsonOption = False, quiet: QuietOption = False) -> None:
 
 def _place(url: str) -> Place:
     from bafogpt.core import settings
-    from bafogpt.storage.folders.locations import locate
+    from bafogpt.storage.folders.uri import locate
 
     return locate(url, settings.load())
 
@@ -233,7 +233,7 @@ def _copy(
     """What push and pull do; they differ in what a bare path means."""
     from bafogpt.core import settings
     from bafogpt.storage.folders import sync
-    from bafogpt.storage.folders.locations import locate
+    from bafogpt.storage.folders.uri import locate
     from bafogpt.storage.transfer import bandwidth as rates
 
     config = settings.load()

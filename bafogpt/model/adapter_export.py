@@ -20,7 +20,7 @@ from bafogpt.model.merge import Agreement, Into
 from bafogpt.model.runs import RunModel
 from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.tokens import manifest as manifests
 
 TEMPLATE = "chat_template.jinja"

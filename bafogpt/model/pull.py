@@ -15,8 +15,8 @@ from bafogpt.model.formats import hf_config, safetensors_io
 from bafogpt.model.formats.folder import BESIDE, ModelFolder
 from bafogpt.storage.bucket import Progress
 from bafogpt.storage.folders import sync
-from bafogpt.storage.folders.locations import Place, locate
 from bafogpt.storage.folders.sync import Plan
+from bafogpt.storage.folders.uri import Place, locate
 
 WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *BESIDE)
 OURS = ("models/", "runs/")

@@ -19,9 +19,9 @@ from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.runs import RunModel
 from bafogpt.reports import model_card
 from bafogpt.storage.bucket import Bucket, Progress
-from bafogpt.storage.folders import models, sync
-from bafogpt.storage.folders.locations import Place, locate
+from bafogpt.storage.folders import manifest, sync
 from bafogpt.storage.folders.sync import Plan
+from bafogpt.storage.folders.uri import Place, locate
 from bafogpt.storage.hub import card
 
 
@@ -128,7 +128,7 @@ def of_folder(bucket: Bucket, path: Path, wish: Wish, settings: Settings) -> Rel
             "--adapter is for a run; a folder is published as it is", f"bafogpt storage push {path} TARGET"
         )
     folder = ModelFolder.open(path)
-    told = models.load(Bucket.open(path.absolute().as_uri(), settings))
+    told = manifest.load(Bucket.open(path.absolute().as_uri(), settings))
     facts = dict(told.metadata) if told else {}
     own = terms.licence_of(str(folder.content.get("model_type")))
     facts["license"] = wish.licence or facts.get("license") or own

@@ -22,8 +22,8 @@ from bafogpt.core import files
 from bafogpt.core import settings as settings_module
 from bafogpt.core.errors import CorruptError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage.connect import Connection, boto3_client, parse
-from bafogpt.storage.failures import translated
+from bafogpt.storage.errors import translated
+from bafogpt.storage.s3_client import Connection, boto3_client, parse
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta

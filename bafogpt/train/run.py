@@ -19,7 +19,7 @@ from bafogpt.model.config import fingerprint
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
 from bafogpt.train import batches, float8, memory_check, metrics, network, parallel

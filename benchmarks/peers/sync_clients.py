@@ -171,13 +171,13 @@ def _checkpoints(job: Job) -> Any:
     from bafogpt.core.settings import Settings
     from bafogpt.storage.bucket import Bucket
     from bafogpt.storage.checkpoints.store import CheckpointStore
-    from bafogpt.storage.transfer import sending
+    from bafogpt.storage.transfer import upload
 
     bucket = Bucket.open(f"s3://{job['bucket']}/{job['prefix']}", Settings(s3_endpoint=job["endpoint"]))
     connection = bucket.address("")[0]
     if job["null"]:  # it neither verifies nor keeps anything: what it says is believed, as its other clients do
         connection.verifies_checksums = True
-        sending._checked = lambda _, __, sent, **___: dataclasses.replace(sent, etag=f"{sent.bytes:x}")
+        upload._checked = lambda _, __, sent, **___: dataclasses.replace(sent, etag=f"{sent.bytes:x}")
     connection.bulk_client.list_multipart_uploads(Bucket=job["bucket"], Prefix=job["prefix"])
     bucket.exists("warm")
     with contextlib.suppress(NotFoundError):

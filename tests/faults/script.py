@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 
-from bafogpt.storage.failures import LOOKS
+from bafogpt.storage.errors import LOOKS
 
 from .proxy import Direction, Fault, Kind, Request
 

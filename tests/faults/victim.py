@@ -24,9 +24,9 @@ def main(job: Path, name: str, folder: Path, loop: list[str]) -> int:
     from bafogpt.jobs.job import Job
     from bafogpt.storage import bucket as buckets
     from bafogpt.storage import transfer
-    from bafogpt.storage.transfer import sending
+    from bafogpt.storage.transfer import upload
 
-    for module in (buckets, sending, transfer):
+    for module in (buckets, upload, transfer):
         module.PART_BYTES = PART_BYTES  # type: ignore[attr-defined]
     config = settings.load()
     worker = (sys.executable, str(Path(__file__).with_name("worker.py")), *loop)

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage.folders.locations import Place, locate
 from bafogpt.storage.folders.sync import Report, execute, prepare
+from bafogpt.storage.folders.uri import Place, locate
 from bafogpt.storage.hub import push as hub_push
 
 from ..conftest import S3

@@ -12,9 +12,10 @@ from bafogpt.core.errors import CorruptError, StorageError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders import models, upkeep
-from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders import gc
+from bafogpt.storage.folders import manifest as models
 from bafogpt.storage.folders.sync import Plan, execute, prepare
+from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.hub import card, lfs
 from bafogpt.storage.hub import push as hub_push
 from bafogpt.storage.hub.repository import HubLocation, HubRepo
@@ -83,10 +84,10 @@ def test_a_push_of_a_changed_model_sends_what_changed_and_removes_what_is_gone(h
 
 def test_a_repository_is_verified_without_a_copy(hub: Hub, copy: Copy, model: Path, settings: Settings):
     copy(model, REPO)
-    assert upkeep.verify(upkeep.survey(locate(REPO, settings).bucket())) == []
+    assert gc.verify(gc.survey(locate(REPO, settings).bucket())) == []
     path = hub.object(files_of(hub)["model-1.safetensors"].sha256)
     path.write_bytes(b"\x00" + path.read_bytes()[1:])
-    problems = upkeep.verify(upkeep.survey(locate(REPO, settings).bucket()))
+    problems = gc.verify(gc.survey(locate(REPO, settings).bucket()))
     assert problems == [f"{REPO}/model-1.safetensors is not what was written"]
 
 

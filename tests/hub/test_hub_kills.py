@@ -15,7 +15,7 @@ import pytest
 
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.transfer import PART_BYTES
-from bafogpt.storage.transfer.fetching import RANGE_BYTES, RANGES_IN_FLIGHT
+from bafogpt.storage.transfer.download import RANGE_BYTES, RANGES_IN_FLIGHT
 
 from ..conftest import S3
 from .conftest import REPO, content, write_model

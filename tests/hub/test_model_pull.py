@@ -15,7 +15,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.model import pull
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders.uri import locate
 
 from .conftest import REPO, Copy
 from .server import Hub

@@ -24,7 +24,7 @@ from bafogpt.reports import publish
 from bafogpt.reports.publish import Wish
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.hub import card
 
 from .conftest import SaveGemma, some_ids

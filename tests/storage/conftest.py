@@ -19,7 +19,7 @@ from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import DType, Source, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.writer import TokenWriter
-from bafogpt.storage.transfer import sending
+from bafogpt.storage.transfer import upload
 
 TOKENIZER = TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None)
 
@@ -83,7 +83,7 @@ def random_file(tmp_path: Path) -> Callable[[int], Path]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """Uploads go in the smallest parts that S3 takes; their size."""
-    for module in (sending, transfer):
+    for module in (upload, transfer):
         monkeypatch.setattr(module, "PART_BYTES", 5 << 20)
     return 5 << 20
 

@@ -11,7 +11,7 @@ from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError, UnreachableError
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.transfer import fetching
+from bafogpt.storage.transfer import download
 
 Make = Callable[[int], Path]
 Limit = Callable[[int], AbstractContextManager[None]]
@@ -20,7 +20,7 @@ Limit = Callable[[int], AbstractContextManager[None]]
 @pytest.fixture
 def stored(folder: Bucket, random_file: Make, monkeypatch: pytest.MonkeyPatch) -> tuple[transfer.Sent, bytes]:
     """An object ``x`` of five small ranges."""
-    monkeypatch.setattr(fetching, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(download, "RANGE_BYTES", 1000)
     file = random_file(4321)
     return transfer.send(file, folder, "x"), file.read_bytes()
 
@@ -45,7 +45,7 @@ def test_a_fetch_that_was_cut_off_goes_on_with_the_ranges_that_are_missing(
 ) -> None:
     sent, data = stored
     target = tmp_path / "into" / "x"
-    monkeypatch.setattr(fetching, "RANGES_IN_FLIGHT", 1)
+    monkeypatch.setattr(download, "RANGES_IN_FLIGHT", 1)
     with monkeypatch.context() as patch:
         _ranges(folder, patch, fails_at=4)
         with pytest.raises(UnreachableError):
@@ -67,7 +67,7 @@ def test_what_an_earlier_fetch_left_is_used_only_when_it_is_right(
     sent, data = stored
     folder.put("other", bytes(sent.bytes))
     target = tmp_path / "into" / "x"
-    monkeypatch.setattr(fetching, "RANGES_IN_FLIGHT", 1)
+    monkeypatch.setattr(download, "RANGES_IN_FLIGHT", 1)
     with monkeypatch.context() as patch:
         _ranges(folder, patch, fails_at=4)
         path, content = (

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bafogpt.storage.lanes import Call, Check, in_parallel
+from bafogpt.storage.parallel import Call, Check, in_parallel
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, DiskFullError, StorageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.folders import models, sync
-from bafogpt.storage.folders.locations import Place, locate
-from bafogpt.storage.folders.models import ModelFile, ModelManifest
+from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders import sync
+from bafogpt.storage.folders.manifest import ModelFile, ModelManifest
 from bafogpt.storage.folders.sync import Plan, Report, execute, prepare
-from bafogpt.storage.transfer.fetching import PARTIAL
+from bafogpt.storage.folders.uri import Place, locate
+from bafogpt.storage.transfer.download import PARTIAL
 
 FILES = {"model.safetensors": b"w" * 3_000_000, "config.json": b"{}", "tokenizer/tokenizer.json": b"[]", "empty": b""}
 DIGEST = "blake3:" + "0" * 64

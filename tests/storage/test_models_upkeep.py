@@ -13,9 +13,10 @@ import pytest
 from bafogpt.core.errors import BafoError, NotFoundError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders import models, upkeep
-from bafogpt.storage.folders.locations import locate
+from bafogpt.storage.folders import gc
+from bafogpt.storage.folders import manifest as models
 from bafogpt.storage.folders.sync import execute, prepare
+from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.transfer import multipart
 
 DAY = timedelta(hours=24)
@@ -47,11 +48,11 @@ def full(anywhere: Bucket, write: Callable[..., Any], tmp_path: Path) -> Bucket:
 
 
 def garbage(bucket: Bucket, older_than: timedelta = DAY, now: datetime = TOMORROW) -> set[str]:
-    return {each.path for each in upkeep.garbage(upkeep.survey(bucket), older_than, now)}
+    return {each.path for each in gc.garbage(gc.survey(bucket), older_than, now)}
 
 
 def test_what_is_whole_verifies_and_every_byte_is_read(full: Bucket):
-    contents = upkeep.survey(full)
+    contents = gc.survey(full)
     read: list[int] = []
 
     assert [(each.path, each.kind) for each in contents.folders] == [
@@ -59,8 +60,8 @@ def test_what_is_whole_verifies_and_every_byte_is_read(full: Bucket):
         ("models/m", "model"),
         ("runs/r/checkpoints", "checkpoint"),
     ]
-    assert upkeep.verify(contents, read.append) == []
-    assert sum(read) == upkeep.bytes_to_verify(contents) > 2_000_000
+    assert gc.verify(contents, read.append) == []
+    assert sum(read) == gc.bytes_to_verify(contents) > 2_000_000
 
 
 def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
@@ -72,7 +73,7 @@ def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
     full.delete("models/m/tokenizer/tokenizer.json")
     full.put("runs/r/checkpoints/step-00000020.json", b"{")
 
-    problems = upkeep.verify(upkeep.survey(full))
+    problems = gc.verify(gc.survey(full))
     for text in (
         f"{full.url}/{shard} bytes 64-127 is not what was written",
         f"{full.url}/models/m/weights.bin is not what was written",
@@ -86,14 +87,14 @@ def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
 
 def test_one_folder_is_verified_alone(full: Bucket):
     full.put("data/d/manifest.json", b'{"format": "bafogpt.tokens/1"}')
-    assert upkeep.verify(upkeep.survey(full.child("models/m"))) == []
-    assert upkeep.verify(upkeep.survey(full.child("runs"))) == []
-    assert upkeep.verify(upkeep.survey(full.child("data"))) != []
+    assert gc.verify(gc.survey(full.child("models/m"))) == []
+    assert gc.verify(gc.survey(full.child("runs"))) == []
+    assert gc.verify(gc.survey(full.child("data"))) != []
 
 
 def test_without_any_manifest_there_is_nothing_to_verify_by(full: Bucket):
     with pytest.raises(NotFoundError, match="has a manifest"):
-        upkeep.verify(upkeep.survey(full.child("plain")))
+        gc.verify(gc.survey(full.child("plain")))
 
 
 def test_nothing_that_is_needed_is_garbage(full: Bucket):
@@ -115,9 +116,9 @@ def test_what_no_manifest_names_is_garbage_once_it_is_old(full: Bucket):
     assert garbage(full) == orphans
     assert garbage(full, now=datetime.now(UTC)) == set()
     assert garbage(full, older_than=timedelta(hours=48)) == set()
-    upkeep.remove(full, upkeep.garbage(upkeep.survey(full), DAY, TOMORROW))
+    gc.remove(full, gc.garbage(gc.survey(full), DAY, TOMORROW))
     assert garbage(full) == set()
-    assert upkeep.verify(upkeep.survey(full)) == []
+    assert gc.verify(gc.survey(full)) == []
     assert full.get("plain/notes.txt") == b"mine"
 
 
@@ -136,15 +137,15 @@ def test_a_manifest_of_a_later_version_protects_its_folder(full: Bucket):
     full.put("models/m/orphan", b"x")
     full.put("models/m/manifest.json", full.get("models/m/manifest.json").replace(b"files/1", b"files/2"))
     assert garbage(full) == set()
-    assert "format 'bafogpt.files/2'" in upkeep.verify(upkeep.survey(full.child("models")))[0]
+    assert "format 'bafogpt.files/2'" in gc.verify(gc.survey(full.child("models")))[0]
 
 
 def test_an_upload_that_was_never_completed_is_garbage_once_it_is_old(bucket: Bucket):
     upload = multipart.begin(bucket, "models/m/weights.bin", checksum=False)
-    (found,) = upkeep.garbage(upkeep.survey(bucket), DAY, TOMORROW)
+    (found,) = gc.garbage(gc.survey(bucket), DAY, TOMORROW)
     assert (found.path, found.reason) == ("models/m/weights.bin", "an unfinished upload")
-    assert upkeep.garbage(upkeep.survey(bucket), DAY, datetime.now(UTC)) == []
-    upkeep.remove(bucket, [found])
+    assert gc.garbage(gc.survey(bucket), DAY, datetime.now(UTC)) == []
+    gc.remove(bucket, [found])
     assert multipart.unfinished(bucket) == []
     upload.abort()
 
@@ -153,14 +154,14 @@ def test_an_unfinished_folder_is_a_problem_and_what_it_has_is_kept(full: Bucket)
     manifest = models.load(full.child("models/m"))
     assert manifest is not None
     full.put("models/m/manifest.json", replace(manifest, state="unfinished").to_json())
-    assert "unfinished" in upkeep.verify(upkeep.survey(full.child("models")))[0]
+    assert "unfinished" in gc.verify(gc.survey(full.child("models")))[0]
     assert garbage(full) == set()
 
 
 def test_how_much_each_folder_holds(full: Bucket):
-    rows = {folder: (count, size) for folder, count, size in upkeep.usage(full)}
+    rows = {folder: (count, size) for folder, count, size in gc.usage(full)}
     assert rows["plain"] == (1, 4)
     assert rows["models"][0] == 3
-    assert {folder for folder, _, _ in upkeep.usage(full, depth=2)} == {"data/d", "models/m", "plain", "runs/r"}
+    assert {folder for folder, _, _ in gc.usage(full, depth=2)} == {"data/d", "models/m", "plain", "runs/r"}
     with pytest.raises(BafoError, match="at least 1"):
-        upkeep.usage(full, depth=0)
+        gc.usage(full, depth=0)

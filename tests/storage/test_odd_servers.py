@@ -12,7 +12,7 @@ from obstore.exceptions import PermissionDeniedError
 from bafogpt.core.errors import AuthError, ClockError, NotFoundError, StorageError, UnreachableError
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.failures import translated
+from bafogpt.storage.errors import translated
 from bafogpt.storage.transfer import multipart
 
 PART = 5 << 20

@@ -10,7 +10,7 @@ from typing import Any
 
 from bafogpt.core import digest, files
 from bafogpt.core.errors import BafoError, CorruptError
-from bafogpt.storage.transfer.fetching import JOURNAL, PARTIAL
+from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
 
 FORMAT = "bafogpt.checkpoint/1"
 HINT = "an earlier checkpoint is used in its place"

@@ -27,9 +27,9 @@ from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.manifest import HINT, Checkpoint, CheckpointFile, flat_files, matches
 from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, Listing, is_sound, is_whole
-from bafogpt.storage.failures import believed
-from bafogpt.storage.lanes import Check, in_parallel
-from bafogpt.storage.transfer.fetching import JOURNAL, PARTIAL
+from bafogpt.storage.errors import believed
+from bafogpt.storage.parallel import Check, in_parallel
+from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
 
 __all__ = ["Checkpoint", "CheckpointFile", "CheckpointStore"]
 

@@ -12,7 +12,7 @@ from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
 from bafogpt.storage.checkpoints.manifest import Checkpoint, CheckpointFile
-from bafogpt.storage.lanes import Check, in_parallel
+from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer import multipart
 
 FILES_AT_ONCE = 4

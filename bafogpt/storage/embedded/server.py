@@ -1,7 +1,7 @@
 """This machine's own S3 server (SeaweedFS, on the loopback address), for as long as somebody needs it.
 
 A server lives while anyone holds a **lease** on it: a shared ``flock``, which the kernel drops when its holder
-ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.embedded.guardian`) waits for
+ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.embedded.server_process`) waits for
 the exclusive lock; when it gets it nobody is left, and it stops the server and goes. So no server is ever left behind,
 and none goes away under somebody who uses it.
 
@@ -28,7 +28,7 @@ from bafogpt.core.errors import ConflictError, StorageError
 from bafogpt.storage.embedded import files as embedded
 from bafogpt.storage.embedded.files import Endpoint, Folder, State
 
-GUARDIAN = "bafogpt.storage.embedded.guardian"
+GUARDIAN = "bafogpt.storage.embedded.server_process"
 """The module that the guardian's process runs."""
 HEALTH_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
@@ -142,7 +142,7 @@ def _start(folder: Folder, port: int) -> State:
                 [
                     sys.executable,
                     "-m",
-                    "bafogpt.storage.embedded.guardian",
+                    "bafogpt.storage.embedded.server_process",
                     str(folder.root.parent),
                     str(port),
                     str(send),

@@ -15,11 +15,11 @@ from bafogpt.core import digest
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
 from bafogpt.storage.checkpoints.manifest import Checkpoint
-from bafogpt.storage.folders import models
-from bafogpt.storage.folders.locations import Place
-from bafogpt.storage.folders.models import MANIFEST
+from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders.manifest import MANIFEST
+from bafogpt.storage.folders.uri import Place
 from bafogpt.storage.hub.repository import HubRepo
-from bafogpt.storage.lanes import in_parallel
+from bafogpt.storage.parallel import in_parallel
 
 HASH_LANES = 4
 CHUNK_BYTES = 4 << 20

@@ -20,14 +20,14 @@ from bafogpt.core.errors import ConflictError, CorruptError, NotFoundError, Stor
 from bafogpt.core.settings import EMBEDDED
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
-from bafogpt.storage.folders import models
+from bafogpt.storage.folders import manifest as models
 from bafogpt.storage.folders.listing import Entry, Listing, Source, hashed, read, require_unchanged
-from bafogpt.storage.folders.locations import Place
-from bafogpt.storage.folders.models import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.folders.uri import Place
 from bafogpt.storage.hub import push as hub_push
-from bafogpt.storage.lanes import in_parallel
+from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
-from bafogpt.storage.transfer.sending import deliver
+from bafogpt.storage.transfer.upload import deliver
 
 SMALL_BYTES = 1 << 20
 """Files up to this size go side by side: all that a kill can cost then is no more than a part of a large one."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Progress
-from bafogpt.storage.folders import models
+from bafogpt.storage.folders import manifest as models
 from bafogpt.storage.folders.listing import Entry, Listing, Source, require_unchanged
-from bafogpt.storage.folders.models import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
 from bafogpt.storage.hub import card
 from bafogpt.storage.hub.lfs import Uploads
 from bafogpt.storage.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, token, translated

@@ -32,8 +32,8 @@ from bafogpt.core.errors import (
 )
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket, ObjectInfo
-from bafogpt.storage.connect import Connection, Location
-from bafogpt.storage.failures import AGAIN_HINT
+from bafogpt.storage.errors import AGAIN_HINT
+from bafogpt.storage.s3_client import Connection, Location
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -14,7 +14,7 @@ from typing import cast
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.failures import believed
+from bafogpt.storage.errors import believed
 from bafogpt.storage.tokens.manifest import HASH_CHARS
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class VerifiedReader:
         """Bytes [start, start + length) of the object ``path``, whose xxh3 is ``expected`` (hex).
 
         Raises :class:`CorruptError` naming object and range when they do not match (see
-        :func:`bafogpt.storage.failures.believed`), and what :class:`Bucket` raises once its retries are over.
+        :func:`bafogpt.storage.errors.believed`), and what :class:`Bucket` raises once its retries are over.
         """
         if self._cache is not None:
             cached = self._cache.get(expected)

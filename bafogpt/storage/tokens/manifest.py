@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 from bafogpt.core import digest, files
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.failures import believed
+from bafogpt.storage.errors import believed
 
 FORMAT = "bafogpt.tokens/1"
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ fetches at most the ranges that were on their way twice. A :class:`Bandwidth` bo
 """
 
 from bafogpt.storage.transfer.bandwidth import Bandwidth
-from bafogpt.storage.transfer.fetching import fetch
-from bafogpt.storage.transfer.sending import PART_BYTES, Sent, copy, etag_of, part_bytes, send
+from bafogpt.storage.transfer.download import fetch
+from bafogpt.storage.transfer.upload import PART_BYTES, Sent, copy, etag_of, part_bytes, send
 
 __all__ = ["PART_BYTES", "Bandwidth", "Sent", "copy", "etag_of", "fetch", "part_bytes", "send"]

@@ -18,8 +18,8 @@ from typing import Any
 
 from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.connect import Connection
-from bafogpt.storage.failures import AGAIN_HINT, request_failure
+from bafogpt.storage.errors import AGAIN_HINT, request_failure
+from bafogpt.storage.s3_client import Connection
 from bafogpt.storage.transfer.checksum import crc32
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from obstore.exceptions import GenericError
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import MAX_PARTS, Bucket, Progress
-from bafogpt.storage.failures import translated
-from bafogpt.storage.lanes import Call
+from bafogpt.storage.errors import translated
+from bafogpt.storage.parallel import Call
 from bafogpt.storage.transfer import multipart
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 from bafogpt.storage.transfer.checksum import crc32

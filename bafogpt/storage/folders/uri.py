@@ -9,7 +9,7 @@ from typing import Literal
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
-from bafogpt.storage import connect
+from bafogpt.storage import s3_client
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.hub.repository import HubLocation, HubRepo
 
@@ -54,7 +54,7 @@ def locate(text: str, settings: Settings, bare: Bare = "bucket") -> Place:
         location = HubLocation.parse(text)
         return Place(location.url, settings, hub=location)
     if "://" in text:
-        location_in_bucket = connect.parse(text)
+        location_in_bucket = s3_client.parse(text)
         if location_in_bucket.scheme == "file":
             return _here(Path(location_in_bucket.store), settings, own=False)
         return Place(text.rstrip("/"), settings)
@@ -62,7 +62,7 @@ def locate(text: str, settings: Settings, bare: Bare = "bucket") -> Place:
         raise ConfigError("an empty path names no folder", "write . for the folder you are in")
     if bare == "local" or text.startswith(("/", ".", "~")):
         return _here(Path(os.path.expanduser(text)), settings, own=True)
-    base = connect.parse(settings.bucket)
+    base = s3_client.parse(settings.bucket)
     if base.scheme == "file":
         return _here(Path(base.store) / text.strip("/"), settings, own=False)
     return Place("/".join(filter(None, (settings.bucket.rstrip("/"), text.strip("/")))), settings)

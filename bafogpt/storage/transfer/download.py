@@ -10,8 +10,8 @@ from bafogpt.core import digest as digests
 from bafogpt.core import files
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError
 from bafogpt.storage.bucket import Bucket, Progress
-from bafogpt.storage.failures import believed
-from bafogpt.storage.lanes import in_parallel
+from bafogpt.storage.errors import believed
+from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 RANGE_BYTES = 4 << 20
@@ -32,7 +32,7 @@ def fetch(
     """Fetch the object ``path`` of ``size`` bytes into ``file``, which appears whole or not at all.
 
     A fetch that was cut off goes on with the ranges that ``file.partial`` lacks. Content that does not match ``digest``
-    raises :class:`CorruptError` (see :func:`bafogpt.storage.failures.believed`); nothing of it stays. Without a digest
+    raises :class:`CorruptError` (see :func:`bafogpt.storage.errors.believed`); nothing of it stays. Without a digest
     only the size is verified. Raises :class:`DiskFullError` when it does not fit, and what :class:`Bucket` raises.
     """
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from bafogpt.core import digest, files
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.transfer.fetching import JOURNAL, PARTIAL
+from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
 
 FORMAT = "bafogpt.files/1"
 MANIFEST = "manifest.json"

@@ -17,9 +17,9 @@ from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
 from bafogpt.storage.checkpoints.manifest import Checkpoint
-from bafogpt.storage.folders import models
-from bafogpt.storage.folders.models import MANIFEST
-from bafogpt.storage.lanes import in_parallel
+from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders.manifest import MANIFEST
+from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest
 from bafogpt.storage.transfer import multipart

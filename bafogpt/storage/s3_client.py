@@ -21,7 +21,7 @@ from obstore.store import LocalStore, S3Store
 from bafogpt.core import settings as settings_module
 from bafogpt.core.errors import AuthError, ConfigError, NotFoundError
 from bafogpt.core.settings import EMBEDDED, Settings
-from bafogpt.storage.failures import CREDENTIALS_HINT, creation_failure
+from bafogpt.storage.errors import CREDENTIALS_HINT, creation_failure
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
