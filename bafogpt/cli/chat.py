@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.options import (
+from bafogpt.cli.console.options import (
     DeviceOption,
     DtypeOption,
     MaxTokensOption,
@@ -21,7 +21,7 @@ from bafogpt.cli.options import (
     TopKOption,
     TopPOption,
 )
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import DataError
 
 app = typer.Typer(add_completion=False, help="Talk with a model.")

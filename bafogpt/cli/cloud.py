@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli import doctor, machines, money
-from bafogpt.cli.live import bar_under
-from bafogpt.cli.options import (
+from bafogpt.cli import cost, doctor, remote
+from bafogpt.cli.console.log_progress import bar_under
+from bafogpt.cli.console.options import (
     BucketOption,
     DetachOption,
     DryRunOption,
@@ -28,8 +28,8 @@ from bafogpt.cli.options import (
     SetOption,
     YesOption,
 )
-from bafogpt.cli.output import Output
-from bafogpt.cli.watching import tensorboard, top
+from bafogpt.cli.console.output import Output
+from bafogpt.cli.monitor import tensorboard, top
 
 if TYPE_CHECKING:
     from bafogpt.launch.engines.base import Engine, EngineRun
@@ -212,7 +212,7 @@ def down(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False)
     )
 
 
-machines.add_to(app)
+remote.add_to(app)
 
 
 def _watch(engine: Engine, name: str, out: Output) -> EngineRun:
@@ -259,5 +259,5 @@ def _record(run: EngineRun) -> dict[str, object]:
     return asdict(run)
 
 
-money.register(app)
+cost.register(app)
 doctor.register(app)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from bafogpt.cli.options import JsonOption, QuietOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import JsonOption, QuietOption
+from bafogpt.cli.console.output import Output
 
 app = typer.Typer(help="The settings in force, and who said so.")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.options import JsonOption, QuietOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import JsonOption, QuietOption
+from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings

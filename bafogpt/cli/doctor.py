@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.options import BucketOption, GpusOption, InfraOption, JsonOption, QuietOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import BucketOption, GpusOption, InfraOption, JsonOption, QuietOption
+from bafogpt.cli.console.output import Output
 
 MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 

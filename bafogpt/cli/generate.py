@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bafogpt.cli.chat import said
-from bafogpt.cli.options import (
+from bafogpt.cli.console.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -21,7 +21,7 @@ from bafogpt.cli.options import (
     TopKOption,
     TopPOption,
 )
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.output import Output
 
 app = typer.Typer(add_completion=False, help="Continue a text with a model.")
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.options import JsonOption, QuietOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import JsonOption, QuietOption
+from bafogpt.cli.console.output import Output
 
 app = typer.Typer(help="The container image that the tasks run in: show, check and pin it.")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.options import JobArgument, SetOption
+from bafogpt.cli.console.options import JobArgument, SetOption
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from bafogpt import __version__
-from bafogpt.cli import failures
+from bafogpt.cli.console import errors
 
 COMMANDS = {
     "cloud": "Launch training jobs, watch them, stop them.",
@@ -106,11 +106,11 @@ def main(words: Sequence[str] | None = None) -> int:
     ``--debug`` counts wherever it stands, because that is where people add it when they are told to.
     """
     words = list(sys.argv[1:] if words is None else words)
-    own = failures.own_words(words)
+    own = errors.own_words(words)
     debug = "--debug" in own or os.environ.get("BAFOGPT_DEBUG", "") not in ("", "0")
     words = [word for word in own if word != "--debug"] + words[len(own) :]
     command = typer.main.get_command(app)
-    return failures.guard(lambda: command(args=words, prog_name="bafogpt", standalone_mode=False), words, debug)
+    return errors.guard(lambda: command(args=words, prog_name="bafogpt", standalone_mode=False), words, debug)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bafogpt.cli import publish as publishing
-from bafogpt.cli.options import BandwidthOption, JsonOption, QuietOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import BandwidthOption, JsonOption, QuietOption
+from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.options import BandwidthOption, JsonOption, QuietOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import BandwidthOption, JsonOption, QuietOption
+from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.options import (
+from bafogpt.cli.console.options import (
     BucketOption,
     DetachOption,
     DryRunOption,
@@ -22,7 +22,7 @@ from bafogpt.cli.options import (
     SetOption,
     YesOption,
 )
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.runs.store import RunStore

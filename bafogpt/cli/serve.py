@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.options import DeviceOption, DtypeOption, ModelArgument, OwnTokenizerOption, StyleOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import DeviceOption, DtypeOption, ModelArgument, OwnTokenizerOption, StyleOption
+from bafogpt.cli.console.output import Output
 
 app = typer.Typer(add_completion=False, help="Answer OpenAI's clients over HTTP.")
 
@@ -42,14 +42,14 @@ def serve_command(
     dtype: DtypeOption = None,
 ) -> None:
     """Answer /v1/chat/completions (streaming too), /v1/models and /health until Ctrl-C."""
-    from bafogpt.serve import run
+    from bafogpt.serve import server
     from bafogpt.serve.app import Limits
 
     limits = Limits(slots=slots, queue=queue, max_tokens=max_tokens)
-    key = run.read_key(api_key_env)
-    listening = run.listen(host, port, guarded=key is not None)
+    key = server.read_key(api_key_env)
+    listening = server.listen(host, port, guarded=key is not None)
     from bafogpt.model.chat_model import Speaker
 
     speaker = Speaker.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
-    Output.of().event({}, f"{speaker.name} at {run.address(listening)}/v1")
-    run.serve(speaker, listening, limits, key)
+    Output.of().event({}, f"{speaker.name} at {server.address(listening)}/v1")
+    server.serve(speaker, listening, limits, key)

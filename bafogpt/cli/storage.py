@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.options import BandwidthOption, DetachOption, JsonOption, QuietOption, YesOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import BandwidthOption, DetachOption, JsonOption, QuietOption, YesOption
+from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:

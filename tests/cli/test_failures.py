@@ -12,7 +12,7 @@ import sys
 import pytest
 import typer
 
-from bafogpt.cli.failures import EXTRAS, explain
+from bafogpt.cli.console.errors import EXTRAS, explain
 from bafogpt.core import errors
 from bafogpt.core.errors import ExitCode
 

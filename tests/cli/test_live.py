@@ -18,8 +18,8 @@ from rich.console import Console
 
 from bafogpt.agent.watchdog import Pace, in_words, read_step
 from bafogpt.cli import cloud
-from bafogpt.cli.live import Bar, bar_under
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.log_progress import Bar, bar_under
+from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import ExitCode, JobFailedError
 from bafogpt.core.settings import Settings
 from bafogpt.launch.engines.base import EngineRun

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bafogpt.cli import options
+from bafogpt.cli.console import options
 
 
 def test_every_option_reads_what_it_says(cli, stub):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import ExitCode, UsageError
 
 RUN = {"name": "demo", "step": 40, "loss": 2.3456, "tags": ["a", "b"], "gpu": None, "cost": {"usd": 1.5, "zar": 27.0}}

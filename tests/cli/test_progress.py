@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.output import Output
 
 
 class Clock:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.cli import reference
+from bafogpt.cli import gen_docs
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 def test_the_reference_is_what_the_commands_say_of_themselves(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "200")  # put back afterwards, whatever the page sets it to
 
-    assert reference.markdown() == PAGE.read_text(encoding="utf-8"), "./scripts/cli-reference"
+    assert gen_docs.markdown() == PAGE.read_text(encoding="utf-8"), "./scripts/cli-reference"
 
 
 @pytest.mark.parametrize("job", ["pretrain", "finetune"])

@@ -71,7 +71,9 @@ def test_generate_and_chat_talk_with_the_tokenizer_that_is_named(cli, wordless, 
 
 def test_serve_answers_with_the_tokenizer_that_is_named(cli, wordless, monkeypatch):
     served = []
-    monkeypatch.setattr("bafogpt.serve.run.serve", lambda speaker, listening, *_: served.append((speaker, listening)))
+    monkeypatch.setattr(
+        "bafogpt.serve.server.serve", lambda speaker, listening, *_: served.append((speaker, listening))
+    )
 
     ran = cli("serve", wordless, "-t", "bytes", "--port", "0")
     ((speaker, listening),) = served

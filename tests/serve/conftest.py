@@ -15,7 +15,7 @@ import torch
 import uvicorn
 
 from bafogpt.model.chat_model import Speaker
-from bafogpt.serve import run
+from bafogpt.serve import server as run
 from bafogpt.serve.app import Limits, make_app
 from bafogpt.serve.engine import Engine
 

@@ -1,4 +1,4 @@
-"""The command line's reference, ``docs/cli.md``, from the commands' own help: ``python -m bafogpt.cli.reference``."""
+"""The command line's reference, ``docs/cli.md``, from the commands' own help: ``python -m bafogpt.cli.gen_docs``."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.options import BucketOption, DryRunOption, JsonOption, QuietOption, RunArgument, YesOption
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import BucketOption, DryRunOption, JsonOption, QuietOption, RunArgument, YesOption
+from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:

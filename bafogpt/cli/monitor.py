@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.options import BucketOption, JsonOption, QuietOption, RunArgument
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.options import BucketOption, JsonOption, QuietOption, RunArgument
+from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

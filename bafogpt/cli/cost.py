@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.options import (
+from bafogpt.cli.console.options import (
     BucketOption,
     GpusOption,
     InfraOption,
@@ -15,7 +15,7 @@ from bafogpt.cli.options import (
     QuietOption,
     SetOption,
 )
-from bafogpt.cli.output import Output
+from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.launch.forecast import Forecast

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from bafogpt.cli.output import Output
-from bafogpt.cli.watching import bar
+from bafogpt.cli.console.output import Output
+from bafogpt.cli.monitor import bar
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

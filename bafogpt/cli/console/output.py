@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from bafogpt.cli import progress as progress_styles
+from bafogpt.cli.console import progress as progress_styles
 from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What every command uses: option types, output, errors, progress."""
