@@ -1,9 +1,9 @@
 """``./scripts/bench stall``: how long training stands still for a checkpoint, and how long the whole way would take.
 
 A state of ``--mb`` MB (weights and both Adam moments, float32) is saved ``--saves`` times by the real
-:class:`~bafogpt.train.checkpointer.CheckpointSaver`; the stall is the time until ``begin`` returns. Beside it: the same save
-waited for, and waited for with the upload to a real S3 server, which is what a trainer without a background writer and
-without a supervisor would pay. Medians.
+:class:`~bafogpt.train.checkpointer.CheckpointSaver`; the stall is the time until ``begin`` returns. Beside it: the same
+save waited for, and waited for with the upload to a real S3 server, which is what a trainer without a background writer
+and without a supervisor would pay. Medians.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ takes a minute on a CPU; Hugging Face's what ``Trainer`` does, through ``acceler
 Reading data, logs and checkpoints are left out for all. The three take turns in every round, and what is reported is
 the median of the ratios within a round, so that a busy machine slows all of them.
 
-Then the stall of a checkpoint: how long the loop waits in the real :class:`~bafogpt.train.checkpointer.CheckpointSaver`,
-while training goes on between saves, as a share of a minute. The writing thread also takes time of the processor.
-"""
+Then the stall of a checkpoint: how long the loop waits in the real
+:class:`~bafogpt.train.checkpointer.CheckpointSaver`, while training goes on between saves, as a share of a minute. The
+writing thread also takes time of the processor."""
 
 from __future__ import annotations
 

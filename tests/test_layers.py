@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bafogpt"
 FLOORS = (
     *("core", "storage", "data", "model", "serve", "train"),
-    *("runs", "jobs", "reports", "agent", "launch", "cloud", "cli"),
+    *("runs", "jobs", "reports", "agent", "launch", "cli"),
 )
 """From the bottom to the top."""
+APART = {"agent", "launch"}
+"""The rented machine and yours: they share formats, never code."""
+MOST_MODULES, MOST_LINES = 20, 4000
 HEAVY = {
     *("babel", "boto3", "botocore", "huggingface_hub", "lightning", "litgpt", "matplotlib"),
     *("bitsandbytes", "mlflow", "numpy", "obstore", "safetensors", "sky", "smart_open", "starlette"),
@@ -79,7 +82,7 @@ def upward_imports(package: Path) -> list[str]:
         own = FLOORS.index(here) if here in FLOORS else -1  # modules of the package itself lie below all floors
         for each in imports_of(path, package):
             floor = floor_of(each.module, package)
-            if floor is not None and floor > own:
+            if floor is not None and (floor > own or {FLOORS[floor], here} == APART):
                 found.append(f"{path.relative_to(package)}:{each.line} imports {each.module}")
     return found
 
@@ -93,6 +96,76 @@ def heavy_at_start(package: Path) -> list[str]:
             if each.runs_at_import and (lower or each.module.partition(".")[0] in HEAVY):
                 found.append(f"{path.relative_to(package)}:{each.line} imports {each.module}")
     return found
+
+
+def too_large(package: Path) -> list[str]:
+    """Rooms with too many modules in one folder, and rooms with too many lines in all."""
+    found = []
+    for folder in sorted({path.parent for path in package.rglob("*.py")}):
+        modules = len(list(folder.glob("*.py")))
+        if modules > MOST_MODULES:
+            found.append(f"{folder.relative_to(package)}: {modules} modules")
+        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py"))
+        if lines > MOST_LINES:
+            found.append(f"{folder.relative_to(package)}: {lines} lines")
+    return found
+
+
+def circles(package: Path) -> list[list[str]]:
+    """Modules that import each other in a circle, each circle once; imports in functions count too."""
+    names = {
+        ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    graph = {name: set(_modules_imported(path, package, names)) - {name} for name, path in names.items()}
+    return sorted(sorted(each) for each in _components(graph) if len(each) > 1)
+
+
+def _modules_imported(path: Path, package: Path, names: Container[str]) -> Iterator[str]:
+    for each in imports_of(path, package):
+        module = each.module
+        while module and module not in names:  # from module import name
+            module = module.rpartition(".")[0]
+        if module and module != package.name:
+            yield module
+
+
+def _components(graph: dict[str, set[str]]) -> Iterator[set[str]]:
+    """Sets of nodes that reach one another."""
+    reach = {node: _reachable(graph, node) for node in graph}
+    left = set(graph)
+    while left:
+        node = left.pop()
+        component = {node} | {other for other in reach[node] & left if node in reach[other]}
+        left -= component
+        yield component
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = graph[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_no_package_is_too_large() -> None:
+    assert too_large(PACKAGE) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(PACKAGE) == []
+
+
+def test_one_module_imports_sky() -> None:
+    importing = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if any(each.module.split(".")[0] == "sky" for each in imports_of(path, PACKAGE))
+    }
+    assert importing == {"launch/engines/skypilot/client.py"}
 
 
 def test_no_floor_imports_one_above_it() -> None:
@@ -138,7 +211,7 @@ def planted(tmp_path: Path) -> Path:
         "def later():\n    import bafogpt.data",
         "if TYPE_CHECKING:\n    from bafogpt.data.prepare import Report",
         "importlib.import_module('bafogpt.cli.main')",
-        "importlib.import_module(f'bafogpt.cloud.{name}')",
+        "importlib.import_module(f'bafogpt.launch.{name}')",
         "__import__('bafogpt.data')",
     ],
 )

@@ -7,84 +7,15 @@ supervisor's start to its end; what the machine costs before (boot, image) and a
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 
-from bafogpt.core import schema
-from bafogpt.core.errors import NotFoundError, UsageError
-from bafogpt.storage.bucket import Bucket
+from bafogpt.jobs.limits import Limits
+from bafogpt.runs.usage import Span
 
-MAX_COST = "BAFOGPT_MAX_COST"
-MAX_HOURS = "BAFOGPT_MAX_HOURS"
-METER_EVERY_S = 30.0
 FIRST_RESERVE = 0.05
 """Share of a limit that is kept for saving while no save has been timed yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """The account of one attempt."""
-
-    attempt: int
-    started: float
-    """Seconds since the epoch."""
-    seen: float
-    """When it was last known to be at work."""
-    price_per_hour: float = 0.0
-    """Dollars, for all nodes together; 0 where it is not known."""
-    reserve_s: float | None = None
-    """What was kept for one more save, as last timed; the next attempt begins with it. None before one was timed."""
-
-    @property
-    def hours(self) -> float:
-        return max(0.0, self.seen - self.started) / 3600
-
-    @property
-    def usd(self) -> float:
-        return self.hours * self.price_per_hour
-
-
-def spans(run: Bucket) -> list[Span]:
-    """Every attempt's account, in order; ``run`` is the folder ``runs/<run>``."""
-    found = []
-    for info in run.list("meter/"):
-        try:
-            raw = json.loads(run.get(info.path))
-        except NotFoundError:
-            continue
-        found.append(schema.build(Span, raw, where=f"{run.url}/{info.path}"))
-    return sorted(found, key=lambda span: span.attempt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The most that a run may cost and take; None is no limit."""
-
-    max_cost: float | None = None
-    """Dollars."""
-    max_hours: float | None = None
-
-    def overlaid(self, environment: Mapping[str, str] = os.environ) -> Limits:
-        """These limits with those that the launch named in the task's variables laid on them.
-
-        Raises :class:`UsageError` for a variable that is not a number above 0.
-        """
-        return Limits(
-            max_cost=_number(environment, MAX_COST) or self.max_cost,
-            max_hours=_number(environment, MAX_HOURS) or self.max_hours,
-        )
-
-    def check_price(self, price_per_hour: float) -> None:
-        """Raise :class:`UsageError` for a limit in dollars where nobody knows what an hour costs."""
-        if self.max_cost is not None and not price_per_hour > 0:
-            raise UsageError(
-                f"max_cost is ${self.max_cost:,.2f}, but what an hour costs here is not known",
-                "limit the time instead: --max-hours N; or say the price: export BAFOGPT_PRICE_PER_HOUR=DOLLARS",
-            )
 
 
 class Budget:
@@ -167,27 +98,3 @@ class Budget:
         if limits.max_cost is not None:
             whole.append(limits.max_cost / self._price * 3600)
         return min(whole)
-
-
-def store(run: Bucket, span: Span) -> None:
-    """Write an attempt's account."""
-    run.put(f"meter/{span.attempt:04d}.json", json.dumps(asdict(span)).encode())
-
-
-def total(accounts: Iterable[Span]) -> tuple[float, float]:
-    """(hours, dollars) of the accounts together."""
-    listed = list(accounts)
-    return sum(each.hours for each in listed), sum(each.usd for each in listed)
-
-
-def _number(environment: Mapping[str, str], name: str) -> float | None:
-    text = environment.get(name, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{name} is {text!r}; a number above 0", f"export {name}=5")
-    return value

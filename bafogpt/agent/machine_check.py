@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent import preflight, provenance
+from bafogpt.agent import preflight
 from bafogpt.agent.outcome import Ending
 from bafogpt.agent.recorder import Recorder
 from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.jobs import env, model_shape
 from bafogpt.jobs.job import Job
-from bafogpt.launch import throughput
 from bafogpt.runs.store import MAX_UNFIT, RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
@@ -33,7 +33,7 @@ def require_fit(
     vocab_size = None
     with contextlib.suppress(BafoError):  # the trainers say what is wrong with the dataset
         vocab_size = manifest.load(bucket.child(job.train.data.path)).vocab_size
-    wanted = request(throughput.described(job, bucket), recorder.record, folder, vocab_size)
+    wanted = request(model_shape.described(job, bucket), recorder.record, folder, vocab_size)
     run = RunStore(bucket).folder(recorder.record.name)
     report = preflight.check(wanted, run, say=recorder.say, stopped=stopped)
     findings = [each.message for each in report.findings]
@@ -55,7 +55,7 @@ def request(
     environment: Mapping[str, str] = os.environ,
 ) -> preflight.Request:
     """What ``job`` needs of this machine, by the job itself and by what SkyPilot and the launch say in variables."""
-    gpu, _, launched = environment.get(provenance.GPUS, "").partition(":")
+    gpu, _, launched = environment.get(env.GPUS, "").partition(":")
     asked = max(_whole(launched or ("1" if gpu else "")), _whole(environment.get("SKYPILOT_NUM_GPUS_PER_NODE", "")))
     cloud = record.places[-1].get("cloud") if record.places else ""
     config = job.supervisor
@@ -78,7 +78,7 @@ def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: b
     from, after a crash at the latest; the cache of the data, up to 4 bytes for each token that is read; and the first
     weights in bf16, which a resumed run needs only below an adapter. A checkpoint is weights and two moments.
     """
-    shape = throughput.shape_of(config, vocab_size)
+    shape = model_shape.shape_of(config, vocab_size)
     if shape is None:
         return None
     weights = matrix_weights(shape)

@@ -1,7 +1,7 @@
 """Provenance: what a run was made of, written into its record when an attempt begins.
 
-The code's commit comes with the launch (:mod:`bafogpt.launch.code_snapshot`); here are the data, the versions and the place of
-each attempt. Nothing heavy is imported for it: versions are read from the packages' own records.
+The code's commit comes with the launch (:mod:`bafogpt.launch.code_snapshot`); here are the data, the versions and the
+place of each attempt. Nothing heavy is imported for it: versions are read from the packages' own records.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import Any
 from bafogpt import __version__
 from bafogpt.agent import system_stats
 from bafogpt.agent.preflight import torch_cuda
-from bafogpt.core import digest, nvidia_smi
-from bafogpt.core.errors import CorruptError, NotFoundError
+from bafogpt.core import nvidia_smi
+from bafogpt.jobs.dataset import describe
+from bafogpt.jobs.env import GPUS
 from bafogpt.storage.bucket import Bucket
-
-GPUS = "BAFOGPT_GPUS"
-"""The task's variable in which the launch says what it asked for."""
 
 PACKAGES = (
     *("torch", "lightning", "litgpt", "tokenizers", "safetensors", "numpy", "bitsandbytes"),
@@ -42,13 +40,13 @@ def collect(
 ) -> dict[str, Any]:
     """Fields of a :class:`~bafogpt.runs.store.RunRecord` at the start of an attempt.
 
-    ``data`` is the dataset's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
-    :class:`NotFoundError` where there is no dataset.
+    ``data`` is the describe's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
+    :class:`NotFoundError` where there is no describe.
     """
     here = place(attempt, infra=infra, price_per_hour=price_per_hour, environment=environment, gpus=gpus())
     return {
         "gpus": environment.get(GPUS, ""),
-        "data": dataset(data),
+        "data": describe(data),
         "versions": versions(),
         "places": [*map(dict, earlier), here],
     }
@@ -90,26 +88,6 @@ def place(
     }
 
 
-def dataset(data: Bucket) -> dict[str, Any]:
-    """Which tokens a run reads: the manifest's own digest, or that of its bytes where it names none.
-
-    Whether the tokens are what the manifest says is for those to find out who read them.
-    """
-    raw = data.get("manifest.json")
-    try:
-        manifest = json.loads(raw)
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict):
-        raise CorruptError(f"{data.url}/manifest.json: not a manifest", "bafogpt data prepare … --overwrite")
-    tokenizer = manifest.get("tokenizer")
-    return {
-        "digest": str(manifest.get("digest") or digest.of_bytes(raw)),
-        "created": str(manifest.get("created") or ""),
-        "tokenizer": str(tokenizer.get("digest") or "") if isinstance(tokenizer, dict) else "",
-    }
-
-
 def versions() -> dict[str, str]:
     """bafogpt, Python, the packages that matter and are installed, and the CUDA that torch was built for."""
     found = {"bafogpt": __version__, "python": platform.python_version()}
@@ -120,20 +98,3 @@ def versions() -> dict[str, str]:
             continue
     cuda = torch_cuda() if "torch" in found else ""
     return {**found, "cuda": cuda} if cuda else found
-
-
-def check_same_data(recorded: Mapping[str, Any], data: Bucket, run: str) -> None:
-    """Raise :class:`CorruptError` when the dataset is no longer the one that ``run`` read."""
-    expected = recorded.get("digest")
-    try:
-        found = dataset(data)["digest"]
-    except NotFoundError:
-        raise NotFoundError(
-            f"the dataset of {run} is not at {data.url} any more",
-            f"bafogpt runs rerun {run} --set train.data.path=FOLDER",
-        ) from None
-    if expected and found != expected:
-        raise CorruptError(
-            f"{data.url} is not what {run} was trained on: its digest is {found}, was {expected}",
-            f"bafogpt runs rerun {run} --set train.data.path=FOLDER (naming it says that you mean this one)",
-        )

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent import budget as budgets
 from bafogpt.agent import system_stats
 from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import BafoError, StorageError
+from bafogpt.runs import usage
 from bafogpt.runs.log_segments import Feed, Whole
-from bafogpt.runs.store import RunRecord, RunStore
+from bafogpt.runs.store import SYSTEM_STATS, RunRecord, RunStore
 from bafogpt.train.trainer_io import Handoff
 
 
@@ -41,7 +41,7 @@ class Recorder:
         record: RunRecord,
         handoff: Handoff,
         every_s: float,
-        vitals_every_s: float = 10.0,
+        system_stats_every_s: float = 10.0,
         *,
         budget: Budget | None = None,
         node: int = 0,
@@ -61,11 +61,14 @@ class Recorder:
                 Feed(bucket, "logs", each, _log_file(handoff, each), "log", node),
                 Feed(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
                 Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
-                Feed(bucket, system_stats.FEED, each, vitals_file(handoff, each), "jsonl", node),
+                Feed(bucket, SYSTEM_STATS, each, system_stats_file(handoff, each), "jsonl", node),
             )
         ]
-        self._vitals = system_stats.Vitals(
-            vitals_file(handoff, attempt), attempt=attempt, step=lambda: self.record.step, every_s=vitals_every_s
+        self._system_stats = system_stats.StatsLogger(
+            system_stats_file(handoff, attempt),
+            attempt=attempt,
+            step=lambda: self.record.step,
+            every_s=system_stats_every_s,
         )
         self._profile = Whole(bucket, "profile", handoff.profile)
         self._every_s = every_s
@@ -80,7 +83,7 @@ class Recorder:
 
     def start(self) -> None:
         self._thread.start()
-        self._vitals.start()
+        self._system_stats.start()
 
     def say(self, line: str) -> None:
         """A line for people: to the terminal and to the run's log."""
@@ -127,14 +130,14 @@ class Recorder:
     def _meter(self) -> None:
         """Write down what the attempt has cost, now and then and at its end."""
         now = time.monotonic()
-        if self._budget and (self._closing.is_set() or now - self._metered >= budgets.METER_EVERY_S):
-            budgets.store(self._store.folder(self.record.name), self._budget.span)
+        if self._budget and (self._closing.is_set() or now - self._metered >= usage.METER_EVERY_S):
+            usage.store(self._store.folder(self.record.name), self._budget.span)
             self._metered = now
 
     def close(self) -> None:
         """Stop the thread and the files: what is said from here on goes to the terminal alone. Call :meth:`ship`
         after it, for the last lines."""
-        self._vitals.close()
+        self._system_stats.close()
         self._closing.set()
         self._thread.join()
         with self._lock:
@@ -156,9 +159,9 @@ def _log_file(handoff: Handoff, attempt: int) -> Path:
     return handoff.folder / f"log-{attempt:04d}.txt"
 
 
-def vitals_file(handoff: Handoff, attempt: int) -> Path:
-    """The vitals of one attempt, see :mod:`bafogpt.agent.system_stats`."""
-    return handoff.folder / f"vitals-{attempt:04d}.jsonl"
+def system_stats_file(handoff: Handoff, attempt: int) -> Path:
+    """The system_stats of one attempt, see :mod:`bafogpt.agent.system_stats`."""
+    return handoff.folder / f"system_stats-{attempt:04d}.jsonl"
 
 
 def _events_file(handoff: Handoff, attempt: int) -> Path:

@@ -19,9 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent import budget as budgets
 from bafogpt.agent import machine_check
-from bafogpt.agent.budget import Budget, Limits
+from bafogpt.agent.budget import Budget
 from bafogpt.agent.claim import Place, claim
 from bafogpt.agent.exporters import Companions
 from bafogpt.agent.multinode import follower
@@ -35,7 +34,9 @@ from bafogpt.agent.workers import WORKER, Layout, Trainers, describe_exit
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.jobs.job import Job
+from bafogpt.jobs.limits import Limits
 from bafogpt.reports import report
+from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff, Order, Result, checkpoint_step
@@ -77,7 +78,7 @@ def supervise(
         store = RunStore(bucket)
         budget = Budget(
             limits,
-            budgets.spans(store.folder(name)),
+            usage.spans(store.folder(name)),
             attempt=record.attempts,
             price_per_hour=place.price_per_hour,
             clock=clock,
@@ -87,7 +88,7 @@ def supervise(
             record,
             handoff,
             every_s=config.ship_every_s,
-            vitals_every_s=config.vitals_every_s,
+            system_stats_every_s=config.system_stats_every_s,
             budget=budget,
         )
         with asked_to_stop() as stop:

@@ -1,7 +1,7 @@
 """How the machine of a run is: GPUs, CPU, memory, disk, network, one JSON line every few seconds.
 
-The supervisor writes the lines, the recorder carries them to the bucket as the feed ``vitals``: ``bafogpt cloud top``
-needs neither the machine nor its engine for them. Fields: ``time`` (s since the epoch), ``attempt``, ``node``,
+The supervisor writes the lines, the recorder carries them to the bucket as the feed ``system_stats``: ``bafogpt cloud
+top`` needs neither the machine nor its engine for them. Fields: ``time`` (s since the epoch), ``attempt``, ``node``,
 ``step``, ``cpus``, ``cpu`` (0 to 1, of all of them), ``memory_used`` and ``memory_total`` (bytes; the container's,
 where it has a limit), ``disk_used`` and ``disk_total`` (of the run's folder), ``sent_per_s`` and ``received_per_s``
 (bytes), ``gpus`` (see :func:`bafogpt.core.nvidia_smi.gpus`).
@@ -23,7 +23,6 @@ import psutil
 
 from bafogpt.core import nvidia_smi
 
-FEED = "vitals"
 CGROUP = Path("/sys/fs/cgroup")
 """The control group that a container sees as its own (version 2 of the kernel's interface)."""
 
@@ -110,7 +109,7 @@ def cpu_quota(cgroup: Path = CGROUP) -> float | None:
     return None
 
 
-class Vitals:
+class StatsLogger:
     """Appends a measurement to ``path`` every ``every_s`` seconds, by a thread of its own.
 
     ``nvidia-smi`` may hang with the GPU that it asks about; then these lines stop, and nothing else does.
@@ -131,7 +130,7 @@ class Vitals:
         self._every_s = every_s
         self._measure = measure
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vitals", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="system_stats", daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bafogpt.runs.step_line import format_step
 from bafogpt.train.trainer_io import Handoff
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -25,11 +24,6 @@ APART_S = PROGRESS_EVERY_S / 2
 """Lines that come closer together than this have waited for each other on their way."""
 RECENT = 20
 """Lines over which whoever reads them takes the time of a step."""
-_NUMBER = r"(-?(?:[\d.,]+|nan|inf))"
-_STEP_LINE = re.compile(
-    rf"step +(\d+)/(\d+)  loss {_NUMBER}  lr \S+ +{_NUMBER} tokens/s  MFU {_NUMBER}%(?:  ([^\x00-\x1f\x7f]*))?"
-)
-"""What :func:`in_words` writes."""
 
 
 class Tail:
@@ -81,7 +75,7 @@ class Progress:
             self._last = (step, line["seconds"])
             if not quiet or step == self._steps or time.monotonic() - self._shown >= PROGRESS_EVERY_S:
                 self._shown = time.monotonic()
-                self._say(in_words(line, self._steps))
+                self._say(format_step(line, self._steps))
         return step
 
 
@@ -176,46 +170,6 @@ def _kills(path: Path) -> int:
             if name == "oom_kill":
                 return int(count)
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What the line that a run prints for a step tells of it."""
-
-    number: int
-    steps: int
-    """In all."""
-    loss: float
-    tokens_per_s: float
-    mfu: float
-    """0 to 1."""
-    stage: str
-
-
-def in_words(line: dict[str, Any], steps: int) -> str:
-    """One metrics line for people, as a run prints it."""
-    return (
-        f"step {line['step']:>6}/{steps}  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  "
-        f"{line['tokens_per_s']:>9,.0f} tokens/s  MFU {line['mfu']:.1%}  {line['stage']}"
-    )
-
-
-def read_step(line: str) -> Step | None:
-    """What :func:`in_words` put into words; None for any other line."""
-    found = _STEP_LINE.fullmatch(line.rstrip())
-    if found is None:
-        return None
-    number, steps, loss, tokens_per_s, mfu, stage = found.groups(default="")
-    with contextlib.suppress(ValueError):  # digits and dots that are no number
-        return Step(
-            number=int(number),
-            steps=int(steps),
-            loss=float(loss),
-            tokens_per_s=float(tokens_per_s.replace(",", "")),
-            mfu=float(mfu) / 100,
-            stage=stage,
-        )
-    return None
 
 
 class Pace:

@@ -129,11 +129,12 @@ def rerun(
     """
     from bafogpt.cli import cloud
     from bafogpt.jobs import project, resolve
+    from bafogpt.launch import code_snapshot
     from bafogpt.launch.plan import LOCAL
 
     record = _store(bucket).load(run)
     where = infra or record.infra
-    if changed := resolve.change_of_code(record, project.root()):
+    if changed := code_snapshot.change_of_code(record, project.root()):
         Output.of(json=json, quiet=quiet).say(changed)
     cloud.launch(
         f"{resolve.PREFIX}{run}",

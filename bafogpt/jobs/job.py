@@ -31,7 +31,7 @@ class SupervisorConfig:
     """Seconds from SIGTERM until trainers that have not saved and left are killed."""
     ship_every_s: float = 5.0
     """Seconds between sendings of logs, metrics and events to the bucket."""
-    vitals_every_s: float = 10.0
+    system_stats_every_s: float = 10.0
     """Seconds between two measurements of the machine: GPUs, CPU, memory, disk, network."""
     patience_s: float = 300.0
     """How long the bucket may be out of reach before the run ends, to be resumed later."""
@@ -69,7 +69,7 @@ class SupervisorConfig:
             raise ValueError(f"collective_timeout_s is {self.collective_timeout_s}; at most 3600")
         if self.publish_to is not None and not self.publish_to.startswith("hf://"):
             raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
-        above_0 = ("ship_every_s", "vitals_every_s", "max_cost", "max_hours", "hang_s", "first_step_s", "beat_s")
+        above_0 = ("ship_every_s", "system_stats_every_s", "max_cost", "max_hours", "hang_s", "first_step_s", "beat_s")
         for name in (*above_0, "node_silent_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:

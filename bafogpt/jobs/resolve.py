@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bafogpt.agent import provenance
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import dataset, project
 from bafogpt.jobs import job as jobs
-from bafogpt.jobs import project
 from bafogpt.jobs.job import Job
-from bafogpt.launch import code_snapshot
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
@@ -69,20 +67,5 @@ def recorded_job(bucket: Bucket, record: RunRecord, assignments: Sequence[str] =
         named = named or text.partition("=")[0].strip() == "train.data.path"
     job = schema.build(Job, values, where=f"{bucket.url}/runs/{record.name}/run.json")
     if not named:
-        provenance.check_same_data(record.data, bucket.child(job.train.data.path), record.name)
+        dataset.check_same_data(record.data, bucket.child(job.train.data.path), record.name)
     return job
-
-
-def change_of_code(record: RunRecord, root: Path) -> str:
-    """In words, how the code in ``root`` differs from what the run was made with; empty when it does not."""
-    if not record.git:
-        return f"which code {record.name} ran is not known"
-    here = str(code_snapshot.look(root))
-    if here == record.git:
-        return ""
-    return f"the code is not what {record.name} ran: then {_short(record.git)}, here {_short(here) or 'no commit'}"
-
-
-def _short(git: str) -> str:
-    commit, plus, changes = git.partition("+")
-    return f"{commit[:10]}{plus}{changes}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bafogpt.core.errors import ConfigError, UsageError
+from bafogpt.runs.store import RunRecord
 
 GIT_TIMEOUT_S = 60.0
 MAX_BYTES = 256 * 2**20
@@ -106,3 +107,18 @@ def _copy_tree(root: Path, into: Path) -> None:
 def _git(root: Path, *words: str) -> bytes:
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=True, timeout=GIT_TIMEOUT_S)
     return done.stdout
+
+
+def change_of_code(record: RunRecord, root: Path) -> str:
+    """In words, how the code in ``root`` differs from what the run was made with; empty when it does not."""
+    if not record.git:
+        return f"which code {record.name} ran is not known"
+    here = str(look(root))
+    if here == record.git:
+        return ""
+    return f"the code is not what {record.name} ran: then {_short(record.git)}, here {_short(here) or 'no commit'}"
+
+
+def _short(git: str) -> str:
+    commit, plus, changes = git.partition("+")
+    return f"{commit[:10]}{plus}{changes}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from bafogpt.core.errors import BafoError, UsageError
 from bafogpt.core.settings import EMBEDDED, Settings
-from bafogpt.jobs import resolve
+from bafogpt.jobs import model_shape, resolve
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
 from bafogpt.launch import catalog, quote, throughput
@@ -208,4 +208,4 @@ def _from_bucket(
         vocabulary: int | None = manifest.load(bucket.child(job.train.data.path)).vocab_size
     except BafoError:  # no dataset yet
         vocabulary = None
-    return throughput.measured(RunStore(bucket), job, gpu), vocabulary, throughput.described(job, bucket)
+    return throughput.measured(RunStore(bucket), job, gpu), vocabulary, model_shape.described(job, bucket)

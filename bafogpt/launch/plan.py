@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent import provenance
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.jobs import resolve, tracking
+from bafogpt.jobs import env, resolve, tracking
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.image_ref import Reference
 from bafogpt.jobs.job import Job
@@ -109,7 +108,7 @@ def make(
     )
     asked = tasks.accelerators(task)
     if asked and (gpus or where != LOCAL):
-        task["envs"][provenance.GPUS] = f"{asked[0]}:{asked[1]}"
+        task["envs"][env.GPUS] = f"{asked[0]}:{asked[1]}"
     keeps = job.supervisor
     bill = quote.bill(
         job,

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
-from bafogpt.agent import budget
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import limits
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
 from bafogpt.launch import catalog, throughput
@@ -108,8 +108,8 @@ class Bill:
         """What the job is told: its supervisor counts the money and keeps the limits."""
         values = {
             PRICE_PER_HOUR: self.usd_per_hour,
-            budget.MAX_COST: self.max_cost,
-            budget.MAX_HOURS: self.max_hours,
+            limits.MAX_COST: self.max_cost,
+            limits.MAX_HOURS: self.max_hours,
         }
         return {name: f"{value:.10g}" for name, value in values.items() if value}
 

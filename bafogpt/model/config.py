@@ -35,9 +35,9 @@ def rows_fit(rows: int, ids: int, *, same_tokenizer: bool) -> bool:
 def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Config:
     """litgpt's configuration ``name`` with ``overrides`` of its fields and a vocabulary of ``vocab_size`` ids.
 
-    A family that can be published (:mod:`bafogpt.model.formats.families`) has its published ``norm_eps`` (1e-6 for Gemma, where
-    litgpt has 1e-5), and with another ``n_layer`` the layers' windows and rotary positions follow its pattern. Raises
-    :class:`ConfigError` for a name or a field litgpt does not have, and for a network that :class:`GPT
+    A family that can be published (:mod:`bafogpt.model.formats.families`) has its published ``norm_eps`` (1e-6 for
+    Gemma, where litgpt has 1e-5), and with another ``n_layer`` the layers' windows and rotary positions follow its
+    pattern. Raises :class:`ConfigError` for a name or a field litgpt does not have, and for a network that :class:`GPT
     <bafogpt.model.gpt.GPT>` is not made for.
     """
     if name not in NAMES:

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from bafogpt.agent import budget
 from bafogpt.reports import history
-from bafogpt.reports.history import number
 from bafogpt.reports.summary import Summary
+from bafogpt.runs import fields, usage
+from bafogpt.runs.fields import get_float
 from bafogpt.runs.store import RunRecord, RunStore, curve
 
 SILENT_S = 600.0
@@ -90,8 +90,8 @@ def total(costs: Iterable[RunCost]) -> Total:
 
 def _of(store: RunStore, record: RunRecord, now: float) -> RunCost:
     """A run that has ended is as its accounts say; one that runs is counted up to now and projected to its end."""
-    spans = budget.spans(store.folder(record.name)) or _spans_of_old(store, record)
-    hours, usd = budget.total(spans)
+    spans = usage.spans(store.folder(record.name)) or _spans_of_old(store, record)
+    hours, usd = usage.total(spans)
     heard = max((span.seen for span in spans), default=None)
     state: str = record.state
     left: float | None = 0.0
@@ -127,35 +127,35 @@ def _limit(record: RunRecord) -> float | None:
 
 def _hours_left(store: RunStore, record: RunRecord) -> float | None:
     """Steps that are left, at the pace of the last ones; None where no step has been timed."""
-    lines = [line for line in curve(store.metrics(record.name)) if number(line, "tokens_per_s")]
+    lines = [line for line in curve(store.metrics(record.name)) if get_float(line, "tokens_per_s")]
     try:
         tokens_a_step = int(record.job["train"]["batch"]["tokens"])
     except (KeyError, TypeError, ValueError):
         return None
     if not lines:
         return None
-    recent = [number(line, "tokens_per_s") or 0.0 for line in lines[-RECENT:]]
+    recent = [get_float(line, "tokens_per_s") or 0.0 for line in lines[-RECENT:]]
     pace = sorted(recent)[len(recent) // 2]
     return max(0, record.steps - int(lines[-1]["step"])) * tokens_a_step / pace / 3600
 
 
-def _spans_of_old(store: RunStore, record: RunRecord) -> list[budget.Span]:
+def _spans_of_old(store: RunStore, record: RunRecord) -> list[usage.Span]:
     """Accounts made from a run's events and metrics, one an attempt, all at the record's price."""
     summary = Summary(
         record=record,
-        lines=[line for line in store.metrics(record.name) if history.whole(line, "step") is not None],
+        lines=[line for line in store.metrics(record.name) if fields.get_int(line, "step") is not None],
         events=history.readable_events(store.events(record.name)),
         in_bucket=(),
     )
     times: dict[int, list[float]] = {}
     for event in summary.events:
-        times.setdefault(history.whole(event, "attempt") or 1, []).append(float(event["time"]))
+        times.setdefault(fields.get_int(event, "attempt") or 1, []).append(float(event["time"]))
     for life in summary.lives:
         times.setdefault(life.attempt, []).append(life.end)
     if not times and (begun := _epoch(record.created)) is not None:
         times[record.attempts] = [begun]
     return [
-        budget.Span(attempt=attempt, started=min(each), seen=max(each), price_per_hour=record.price_per_hour)
+        usage.Span(attempt=attempt, started=min(each), seen=max(each), price_per_hour=record.price_per_hour)
         for attempt, each in sorted(times.items())
     ]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bafogpt.agent import budget
 from bafogpt.reports.summary import Summary, summarise
+from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore
 
 SECTIONS = ("job", "data", "code", "image", "versions", "place", "results")
@@ -47,8 +47,8 @@ def facts(store: RunStore, summary: Summary) -> dict[str, dict[str, Any]]:
     """All that is compared of a run: section, dotted key, value."""
     record = summary.record
     best = summary.best_validation
-    accounts = budget.spans(store.folder(record.name))
-    hours, usd = budget.total(accounts) if accounts else (summary.machine_seconds / 3600, summary.usd)
+    accounts = usage.spans(store.folder(record.name))
+    hours, usd = usage.total(accounts) if accounts else (summary.machine_seconds / 3600, summary.usd)
     last = dict(record.places[-1]) if record.places else {"host": record.host, "infra": record.infra}
     last.pop("attempt", None)
     return {

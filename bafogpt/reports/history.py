@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
-Record: TypeAlias = dict[str, Any]
+from bafogpt.runs.fields import JsonObject, get_float, get_int
+
 Ending = Literal["killed", "died", "lost", "running", "succeeded", "stopped", "failed"]
 KillKind = Literal["drill", "killed", "died", "lost"]
 
@@ -34,7 +35,7 @@ class Kill:
     attempt: int
     step: int | None
     kind: KillKind
-    """``lost``: nothing was heard of the whole machine any more."""
+    """``lost``: nothing was heard of the get_int machine any more."""
     why: str
 
 
@@ -63,26 +64,12 @@ class Commit:
     """Whether it is in the bucket now."""
 
 
-def number(record: Record, key: str) -> float | None:
-    """The finite number at ``key``, or None for anything else."""
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def whole(record: Record, key: str) -> int | None:
-    """The number at ``key`` as an integer, or None."""
-    value = number(record, key)
-    return None if value is None else int(value)
-
-
-def readable_events(events: Iterable[Record]) -> list[Record]:
+def readable_events(events: Iterable[JsonObject]) -> list[JsonObject]:
     """The events that have a kind and a time."""
-    return [each for each in events if isinstance(each.get("event"), str) and number(each, "time") is not None]
+    return [each for each in events if isinstance(each.get("event"), str) and get_float(each, "time") is not None]
 
 
-def lives(events: Sequence[Record], lines: Sequence[Record], running: bool) -> list[Life]:
+def lives(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bool) -> list[Life]:
     """Every life of the trainers, oldest first.
 
     One that is followed by another without a word about its end was lost with its machine; it ends where the records
@@ -96,8 +83,8 @@ def lives(events: Sequence[Record], lines: Sequence[Record], running: bool) -> l
         if kind == "trainers_started":
             if open_life is not None:
                 found.append(_closed_by_silence(open_life, "lost", events, lines, before=time))
-            step = whole(event, "step") or 0
-            attempt = whole(event, "attempt") or 1
+            step = get_int(event, "step") or 0
+            attempt = get_int(event, "attempt") or 1
             open_life = Life(attempt=attempt, start=time, end=time, first_step=step, last_step=None, ending="running")
             drilled = False
         elif kind == "drill_kill":
@@ -115,7 +102,7 @@ def lives(events: Sequence[Record], lines: Sequence[Record], running: bool) -> l
     return found
 
 
-def kills(events: Sequence[Record], all_lives: Sequence[Life]) -> list[Kill]:
+def kills(events: Sequence[JsonObject], all_lives: Sequence[Life]) -> list[Kill]:
     """Every life that ended against its will, and what the events say about why."""
     found = []
     for life in all_lives:
@@ -129,48 +116,48 @@ def kills(events: Sequence[Record], all_lives: Sequence[Life]) -> list[Kill]:
         why = str(died.get("why", "")) if died else "the machine was not heard of again"
         if drill is not None and life.ending != "lost":
             kind, why = "drill", f"fire drill: {why}"
-        step = life.last_step if life.last_step is not None else whole(drill or {}, "step")
+        step = life.last_step if life.last_step is not None else get_int(drill or {}, "step")
         found.append(Kill(time=life.end, attempt=life.attempt, step=step, kind=kind, why=why))
     return found
 
 
-def resumes(events: Iterable[Record]) -> list[Resume]:
+def resumes(events: Iterable[JsonObject]) -> list[Resume]:
     """Every checkpoint that was restored, in order."""
     return [
         Resume(
             time=_time(each),
-            attempt=whole(each, "attempt") or 1,
-            step=whole(each, "step") or 0,
-            samples=whole(each, "samples"),
+            attempt=get_int(each, "attempt") or 1,
+            step=get_int(each, "step") or 0,
+            samples=get_int(each, "samples"),
         )
         for each in events
         if each["event"] == "checkpoint_restored"
     ]
 
 
-def commits(events: Iterable[Record], in_bucket: Iterable[Commit]) -> list[Commit]:
+def commits(events: Iterable[JsonObject], in_bucket: Iterable[Commit]) -> list[Commit]:
     """Every checkpoint that was ever committed, by step: what the events tell, and what only the bucket knows."""
     found = {each.step: each for each in in_bucket}
     kept = set(found)
     for each in events:
-        step = whole(each, "step")
+        step = get_int(each, "step")
         if each["event"] == "checkpoint_committed" and step is not None:
             found[step] = Commit(
                 step=step,
-                samples=whole(each, "samples"),
-                bytes=whole(each, "bytes"),
-                seconds=number(each, "seconds"),
+                samples=get_int(each, "samples"),
+                bytes=get_int(each, "bytes"),
+                seconds=get_float(each, "seconds"),
                 time=_time(each),
-                attempt=whole(each, "attempt"),
+                attempt=get_int(each, "attempt"),
                 kept=step in kept,
             )
     return [found[step] for step in sorted(found)]
 
 
-def machine_seconds(events: Iterable[Record], all_lives: Iterable[Life]) -> float:
+def machine_seconds(events: Iterable[JsonObject], all_lives: Iterable[Life]) -> float:
     """How long machines worked on the run, over all attempts: each from its first word to its last."""
     spans: dict[int, tuple[float, float]] = {}
-    words = [(whole(each, "attempt") or 1, _time(each)) for each in events]
+    words = [(get_int(each, "attempt") or 1, _time(each)) for each in events]
     words += [(life.attempt, life.end) for life in all_lives]
     for attempt, time in words:
         first, last = spans.get(attempt, (time, time))
@@ -178,23 +165,23 @@ def machine_seconds(events: Iterable[Record], all_lives: Iterable[Life]) -> floa
     return sum(last - first for first, last in spans.values())
 
 
-def _time(event: Record) -> float:
+def _time(event: JsonObject) -> float:
     return float(event["time"])
 
 
-def _state(event: Record) -> Ending:
+def _state(event: JsonObject) -> Ending:
     state = event.get("state")
     return state if state in ("succeeded", "stopped") else "failed"
 
 
-def _closed(life: Life, end: float, ending: Ending, lines: Sequence[Record]) -> Life:
+def _closed(life: Life, end: float, ending: Ending, lines: Sequence[JsonObject]) -> Life:
     """``life`` ended at ``end``, with the last step that it had told of by then."""
-    steps = [line["step"] for line in lines if "loss" in line and life.start <= (number(line, "time") or 0.0) <= end]
+    steps = [line["step"] for line in lines if "loss" in line and life.start <= (get_float(line, "time") or 0.0) <= end]
     return replace(life, end=max(end, life.start), last_step=steps[-1] if steps else None, ending=ending)
 
 
 def _closed_by_silence(
-    life: Life, ending: Ending, events: Sequence[Record], lines: Sequence[Record], before: float
+    life: Life, ending: Ending, events: Sequence[JsonObject], lines: Sequence[JsonObject], before: float
 ) -> Life:
     """``life`` ended with the last record of its attempt before the time ``before``."""
     own = [_time(each) for each in events if each.get("attempt", 1) == life.attempt and _time(each) <= before]
@@ -202,7 +189,7 @@ def _closed_by_silence(
     return _closed(life, end, ending, lines)
 
 
-def _last_word(lines: Sequence[Record], start: float, end: float, default: float | None = None) -> float:
+def _last_word(lines: Sequence[JsonObject], start: float, end: float, default: float | None = None) -> float:
     """The time of the last metrics line between two times; ``default`` (else ``end``) where there is none."""
-    times = [time for line in lines if (time := number(line, "time")) is not None and start <= time <= end]
+    times = [time for line in lines if (time := get_float(line, "time")) is not None and start <= time <= end]
     return max(times, default=end if default is None else default)

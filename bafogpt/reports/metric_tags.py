@@ -6,7 +6,7 @@
 ``validation/stage/NAME/…``        ``loss`` and ``bits_per_byte`` of each stage's own text
 ``validation/language/NAME/…``     the same of each language; of texts in two of them, ``eng_zul``
 ``speed/…``, ``cost/usd``          of every step
-``machine/…``, ``machine/node1/…`` from the vitals: CPU, memory, disk, network, each GPU
+``machine/…``, ``machine/node1/…`` from the system_stats: CPU, memory, disk, network, each GPU
 =================================  ==========================================================================
 
 All of them lie over the optimizer's steps.
@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bafogpt.reports.history import Record, number, whole
+from bafogpt.runs.fields import JsonObject, get_float, get_int
 
 METRICS = {
     "loss": "train/loss",
@@ -42,7 +42,7 @@ VITALS = {
     "sent_per_s": ("sent_per_s", 1.0),
     "received_per_s": ("received_per_s", 1.0),
 }
-"""Fields of a vitals line: what the tag is called, and what the number is divided by."""
+"""Fields of a system_stats line: what the tag is called, and what the number is divided by."""
 GPU = {
     "utilization": ("utilization", 1.0),
     "memory_used": ("memory_used_GB", 1e9),
@@ -52,23 +52,23 @@ GPU = {
 """The same of each GPU in it."""
 
 
-def of_metrics(line: Record) -> dict[str, float]:
+def of_metrics(line: JsonObject) -> dict[str, float]:
     """Tags and numbers of a line of :mod:`bafogpt.train.metrics`. What is no finite number has no tag."""
-    found = {tag: value for key, tag in METRICS.items() if (value := number(line, key)) is not None}
-    stage, loss = line.get("stage"), number(line, "loss")
+    found = {tag: value for key, tag in METRICS.items() if (value := get_float(line, key)) is not None}
+    stage, loss = line.get("stage"), get_float(line, "loss")
     if stage and loss is not None:
         found[f"train/stage/{part(str(stage))}/loss"] = loss
     for field, group in PARTS.items():
         for name, told in _mapping(line.get(field)).items():
             for key, word in OF_A_PART.items():
-                if (value := number(_mapping(told), key)) is not None:
+                if (value := get_float(_mapping(told), key)) is not None:
                     found[f"{group}/{part(name)}/{word}"] = value
     return found
 
 
-def of_vitals(line: Record) -> dict[str, float]:
+def of_system_stats(line: JsonObject) -> dict[str, float]:
     """Tags and numbers of a line of :mod:`bafogpt.agent.system_stats`."""
-    node = whole(line, "node") or 0
+    node = get_int(line, "node") or 0
     at = f"machine/node{node}" if node else "machine"
     found = _scaled(line, VITALS, at)
     for index, gpu in enumerate(line.get("gpus") or ()):
@@ -81,24 +81,26 @@ def part(name: str) -> str:
     return re.sub(r"[^\w .-]|^\.+$", "_", name)
 
 
-def in_time(*feeds: Iterable[Record]) -> list[tuple[int, Record]]:
+def in_time(*feeds: Iterable[JsonObject]) -> list[tuple[int, JsonObject]]:
     """The lines of several feeds as they came, each with the number of its feed.
 
     No line comes before the one above it in its own feed: the clock of the next machine may be behind.
     """
-    found: list[tuple[float, int, Record]] = []
+    found: list[tuple[float, int, JsonObject]] = []
     for index, feed in enumerate(feeds):
         latest = 0.0
         for line in feed:
-            latest = max(latest, number(line, "time") or 0.0)
+            latest = max(latest, get_float(line, "time") or 0.0)
             found.append((latest, index, line))
     found.sort(key=lambda each: each[0])
     return [(index, line) for _, index, line in found]
 
 
-def _scaled(line: Record, fields: Mapping[str, tuple[str, float]], at: str) -> dict[str, float]:
+def _scaled(line: JsonObject, fields: Mapping[str, tuple[str, float]], at: str) -> dict[str, float]:
     return {
-        f"{at}/{word}": value / unit for key, (word, unit) in fields.items() if (value := number(line, key)) is not None
+        f"{at}/{word}": value / unit
+        for key, (word, unit) in fields.items()
+        if (value := get_float(line, key)) is not None
     }
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from bafogpt.reports import plot_style, timeline
 from bafogpt.reports.formatting import KINDS
-from bafogpt.reports.history import number
 from bafogpt.reports.plot_style import LIGHT, apart, thinned
 from bafogpt.reports.summary import Summary
+from bafogpt.runs.fields import get_float
 
 STAGE, LOSS, SMALL, GAP, STAGE_GAP = 0.26, 3.5, 1.1, 0.5, 0.06
 """Heights of the panels, inches."""
@@ -93,7 +93,7 @@ def _loss_panel(axes: Sequence[Any], summary: Summary) -> None:
     points = max(20, 2 * plot_style.POINTS // max(len(summary.superseded), 1))
     for lost in summary.superseded:  # a wide shade, because what is done again is mostly the same to the last digit
         steps = [line["step"] for line in lost]
-        losses = [number(line, "loss") for line in lost]
+        losses = [get_float(line, "loss") for line in lost]
         values = [math.nan if value is None else value for value in losses]
         loss.plot(*thinned(steps, values, points), color=LIGHT["train"], alpha=0.25, linewidth=7)
     training = summary.series("loss")

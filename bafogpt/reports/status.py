@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bafogpt.agent import budget, system_stats
 from bafogpt.core.errors import RunNotFoundError
 from bafogpt.reports.formatting import NONE, duration, loss, percent, size
-from bafogpt.reports.history import Record, number, whole
+from bafogpt.runs import usage
+from bafogpt.runs.fields import JsonObject, get_float, get_int
 from bafogpt.runs.log_segments import Follower
-from bafogpt.runs.store import RunRecord, RunStore
+from bafogpt.runs.store import SYSTEM_STATS, RunRecord, RunStore
 
 TAIL_BYTES = 64 << 10
 RECENT = 20
@@ -55,8 +55,8 @@ class Snapshot:
     usd: float | None = None
     """Spent so far, over all attempts."""
     usd_per_hour: float = 0.0
-    machines: list[Record] = field(default_factory=list)
-    """The newest vitals of each node of the newest attempt, see :mod:`bafogpt.agent.system_stats`."""
+    machines: list[JsonObject] = field(default_factory=list)
+    """The newest system_stats of each node of the newest attempt, see :mod:`bafogpt.agent.system_stats`."""
 
     @property
     def running(self) -> bool:
@@ -82,10 +82,10 @@ class Watcher:
         self._wall = wall
         folder = store.folder(name)
         self._metrics = Follower(folder, "metrics", TAIL_BYTES)
-        self._vitals = Follower(folder, system_stats.FEED, TAIL_BYTES)
-        self._lines: list[Record] = []
-        self._validation: Record = {}
-        self._machines: dict[tuple[int, int], Record] = {}
+        self._system_stats = Follower(folder, SYSTEM_STATS, TAIL_BYTES)
+        self._lines: list[JsonObject] = []
+        self._validation: JsonObject = {}
+        self._machines: dict[tuple[int, int], JsonObject] = {}
 
     def look(self) -> Snapshot:
         """A snapshot. Raises :class:`~bafogpt.core.errors.RunNotFoundError` and what the bucket raises."""
@@ -101,12 +101,12 @@ class Watcher:
                 self._lines = [*self._lines[1 - RECENT :], line]
             elif "validation_loss" in line:
                 self._validation = line
-        for line in self._vitals.read():
-            self._machines[whole(line, "attempt") or 1, whole(line, "node") or 0] = line
+        for line in self._system_stats.read():
+            self._machines[get_int(line, "attempt") or 1, get_int(line, "node") or 0] = line
         now = self._wall()
         last = self._lines[-1] if self._lines else {}
         machines = [self._machines[key] for key in sorted(self._machines) if key[0] == record.attempts]
-        times = [time for each in (last, *machines) if (time := number(each, "time")) is not None]
+        times = [time for each in (last, *machines) if (time := get_float(each, "time")) is not None]
         speed = self._median("tokens_per_s")
         return Snapshot(
             name=record.name,
@@ -117,32 +117,32 @@ class Watcher:
             infra=record.infra,
             attempt=record.attempts,
             restarts=record.restarts,
-            step=max(record.step, whole(last, "step") or 0) if record.state == "running" else record.step,
+            step=max(record.step, get_int(last, "step") or 0) if record.state == "running" else record.step,
             steps=record.steps,
             stage=str(last.get("stage") or ""),
-            loss=number(last, "loss"),
-            validation_loss=number(self._validation, "validation_loss"),
-            tokens=whole(last, "tokens") or 0,
+            loss=get_float(last, "loss"),
+            validation_loss=get_float(self._validation, "validation_loss"),
+            tokens=get_int(last, "tokens") or 0,
             tokens_per_s=speed,
             mfu=self._median("mfu"),
-            seconds_left=_seconds_left(record, whole(last, "step") or record.step, speed),
+            seconds_left=_seconds_left(record, get_int(last, "step") or record.step, speed),
             usd=self._usd(record, now),
             usd_per_hour=record.price_per_hour,
             machines=machines,
         )
 
     def _median(self, key: str) -> float | None:
-        values = [value for line in self._lines if (value := number(line, key)) is not None]
+        values = [value for line in self._lines if (value := get_float(line, key)) is not None]
         return statistics.median(values) if values else None
 
     def _usd(self, record: RunRecord, now: float) -> float | None:
         """What the attempts' accounts say, and what has run up since the last entry of one that is at work."""
-        accounts = budget.spans(self._store.folder(self._name))
+        accounts = usage.spans(self._store.folder(self._name))
         if not accounts:
             return None
         usd = sum(each.usd for each in accounts)
         last = accounts[-1]
-        if record.state == "running" and 0 < now - last.seen < 2 * budget.METER_EVERY_S:
+        if record.state == "running" and 0 < now - last.seen < 2 * usage.METER_EVERY_S:
             usd += (now - last.seen) / 3600 * last.price_per_hour
         return round(usd, 6)
 
@@ -192,25 +192,25 @@ def facts(snapshot: Snapshot, zar_per_usd: float | None = None) -> list[tuple[st
     return [(name, value) for name, value in found if value != NONE]
 
 
-def machine_words(machine: Record, short: bool = False) -> list[str]:
+def machine_words(machine: JsonObject, short: bool = False) -> list[str]:
     """A machine in a few words each: GPUs first, then CPU, memory, disk, network."""
     found = [_gpu_words(each, short) for each in machine.get("gpus") or ()]
-    found.append(f"CPU {percent(number(machine, 'cpu'))}" + ("" if short else f" of {machine.get('cpus')}"))
+    found.append(f"CPU {percent(get_float(machine, 'cpu'))}" + ("" if short else f" of {machine.get('cpus')}"))
     for name in ("memory", "disk"):
-        used, total = number(machine, f"{name}_used"), number(machine, f"{name}_total")
+        used, total = get_float(machine, f"{name}_used"), get_float(machine, f"{name}_total")
         found.append(f"{name} {size(used)} of {size(total)}")
     if not short:
-        sent, received = number(machine, "sent_per_s"), number(machine, "received_per_s")
+        sent, received = get_float(machine, "sent_per_s"), get_float(machine, "received_per_s")
         found.append(f"network {size(sent)}/s out, {size(received)}/s in")
     return found
 
 
-def _gpu_words(gpu: Record, short: bool) -> str:
-    busy = percent(number(gpu, "utilization"))
-    memory = f"{size(number(gpu, 'memory_used'))} of {size(number(gpu, 'memory_total'))}"
+def _gpu_words(gpu: JsonObject, short: bool) -> str:
+    busy = percent(get_float(gpu, "utilization"))
+    memory = f"{size(get_float(gpu, 'memory_used'))} of {size(get_float(gpu, 'memory_total'))}"
     if short:
         return f"GPU {busy} {memory}"
-    power, heat = number(gpu, "power"), number(gpu, "temperature")
+    power, heat = get_float(gpu, "power"), get_float(gpu, "temperature")
     more = [f"{power:.0f} W" if power is not None else "", f"{heat:.0f} °C" if heat is not None else ""]
     return " · ".join([f"{gpu.get('name') or 'GPU'} {busy}", memory, *filter(None, more)])
 
@@ -226,7 +226,7 @@ def _cost(snapshot: Snapshot, zar_per_usd: float | None) -> str:
 def _seconds_left(record: RunRecord, step: int, tokens_per_s: float | None) -> float | None:
     """At the present speed, in training time alone; None where the speed, or the size of a step, is not known."""
     batch = (record.job.get("train") or {}).get("batch") or {}
-    tokens = number(batch, "tokens")
+    tokens = get_float(batch, "tokens")
     if record.state != "running" or tokens is None or not tokens_per_s:
         return None
     return max(0, record.steps - step) * tokens / tokens_per_s

@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import Any
 
 from bafogpt.reports import history
-from bafogpt.reports.history import Commit, Kill, Life, Record, Resume, number
+from bafogpt.reports.history import Commit, Kill, Life, Resume
+from bafogpt.runs import fields
 from bafogpt.runs import store as runs
+from bafogpt.runs.fields import JsonObject, get_float
 from bafogpt.runs.store import RunRecord, RunStore
 
 
@@ -24,25 +26,25 @@ class Summary:
     """
 
     record: RunRecord
-    lines: Sequence[Record]
+    lines: Sequence[JsonObject]
     """Every metrics line with a step, in the order written, steps that were done twice included."""
-    events: Sequence[Record]
+    events: Sequence[JsonObject]
     """Every event with a kind and a time, attempt after attempt."""
     in_bucket: Sequence[Commit]
     """The complete checkpoints that are in the bucket now."""
 
     @cached_property
-    def curve(self) -> list[Record]:
+    def curve(self) -> list[JsonObject]:
         """One training line a step; of a step done twice, the later line."""
         return runs.curve(self.lines)
 
     @cached_property
-    def superseded(self) -> list[list[Record]]:
+    def superseded(self) -> list[list[JsonObject]]:
         """The training that was lost: for each loss, its lines in order, led by the last line that counts."""
         kept = {line["step"]: index for index, line in enumerate(self.lines) if "loss" in line}
-        found: list[list[Record]] = []
-        before: Record | None = None
-        lost: list[Record] = []
+        found: list[list[JsonObject]] = []
+        before: JsonObject | None = None
+        lost: list[JsonObject] = []
         for index, line in enumerate(self.lines):
             if "loss" not in line:
                 continue
@@ -58,7 +60,7 @@ class Summary:
     @cached_property
     def validation(self) -> list[tuple[int, float]]:
         """(step, loss) of every validation; of a step done twice, the later one."""
-        last = {line["step"]: number(line, "validation_loss") for line in self.lines if "validation_loss" in line}
+        last = {line["step"]: get_float(line, "validation_loss") for line in self.lines if "validation_loss" in line}
         return [(step, loss) for step in sorted(last) if (loss := last[step]) is not None]
 
     @cached_property
@@ -101,11 +103,11 @@ class Summary:
 
     @property
     def first_loss(self) -> float | None:
-        return number(self.curve[0], "loss") if self.curve else None
+        return get_float(self.curve[0], "loss") if self.curve else None
 
     @property
     def final_loss(self) -> float | None:
-        return number(self.curve[-1], "loss") if self.curve else None
+        return get_float(self.curve[-1], "loss") if self.curve else None
 
     @property
     def best_validation(self) -> tuple[int, float] | None:
@@ -164,7 +166,7 @@ class Summary:
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) along the curve; a value that is missing or not finite is NaN, which breaks a drawn line."""
-        return [(point["step"], _or_nan(number(point, key))) for point in self.curve]
+        return [(point["step"], _or_nan(get_float(point, key))) for point in self.curve]
 
     def stages(self) -> list[tuple[str, int, int]]:
         """(name, first step, last step) of the curriculum's stages as they were met."""
@@ -204,13 +206,13 @@ class Summary:
         }
 
     def _times(self) -> list[float]:
-        return [time for each in (*self.events, *self.lines) if (time := number(each, "time")) is not None]
+        return [time for each in (*self.events, *self.lines) if (time := get_float(each, "time")) is not None]
 
     def _last(self, key: str) -> float | None:
-        return number(self.curve[-1], key) if self.curve else None
+        return get_float(self.curve[-1], key) if self.curve else None
 
     def _median(self, key: str) -> float | None:
-        values = [value for point in self.curve if (value := number(point, key)) is not None]
+        values = [value for point in self.curve if (value := get_float(point, key)) is not None]
         return statistics.median(values) if values else None
 
 
@@ -227,7 +229,7 @@ def summarise(store: RunStore, name: str) -> Summary:
             bytes=sum(file.bytes for file in each.files),
             seconds=None,
             time=_epoch(str(each.created)),
-            attempt=history.whole(each.metadata, "attempt"),
+            attempt=fields.get_int(each.metadata, "attempt"),
             kept=True,
         )
         for each in store.checkpoints(name).complete()
@@ -240,12 +242,12 @@ def summarise(store: RunStore, name: str) -> Summary:
     )
 
 
-def _readable_lines(lines: Iterable[Record]) -> list[Record]:
+def _readable_lines(lines: Iterable[JsonObject]) -> list[JsonObject]:
     """The metrics lines that name their step."""
-    return [line | {"step": step} for line in lines if (step := history.whole(line, "step")) is not None]
+    return [line | {"step": step} for line in lines if (step := fields.get_int(line, "step")) is not None]
 
 
-def _has_samples(point: Record) -> bool:
+def _has_samples(point: JsonObject) -> bool:
     samples = point.get("samples")
     return isinstance(samples, list) and len(samples) == 2 and all(type(each) is int for each in samples)
 

@@ -1,8 +1,8 @@
 """A run's metrics as TensorBoard's event files, made from the bucket and kept up with it; and TensorBoard on them.
 
-The tags are those of :mod:`bafogpt.reports.metric_tags`; the resolved job is there as text. Every line is written in the
-order in which it came: where steps were done again after a kill, TensorBoard is told to drop the earlier ones, so the
-curve is one.
+The tags are those of :mod:`bafogpt.reports.metric_tags`; the resolved job is there as text. Every line is written in
+the order in which it came: where steps were done again after a kill, TensorBoard is told to drop the earlier ones, so
+the curve is one.
 
 The ``tensorboard`` package writes the files and shows them; TensorFlow is not needed, nor torch.
 """
@@ -24,13 +24,12 @@ from typing import Any
 
 import yaml
 
-from bafogpt.agent import system_stats
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
 from bafogpt.reports import metric_tags
-from bafogpt.reports.history import Record, number, whole
+from bafogpt.runs.fields import JsonObject, get_float, get_int
 from bafogpt.runs.log_segments import Follower
-from bafogpt.runs.store import RunStore
+from bafogpt.runs.store import SYSTEM_STATS, RunStore
 
 PORT = 6006
 LOOPBACK = "127.0.0.1"
@@ -58,7 +57,7 @@ class Export:
         for old in self.folder.glob(f"{_EVENTS}*"):
             old.unlink()
         self._metrics = Follower(store.folder(name), "metrics")
-        self._vitals = Follower(store.folder(name), system_stats.FEED)
+        self._system_stats = Follower(store.folder(name), SYSTEM_STATS)
         self._step = 0
         self._machine_step: dict[int, int] = {}
         self._writer = EventFileWriter(str(self.folder))
@@ -66,7 +65,7 @@ class Export:
 
     def update(self) -> int:
         """Write what is new in the bucket; returns how many lines that was."""
-        new = metric_tags.in_time(self._metrics.read(), self._vitals.read())
+        new = metric_tags.in_time(self._metrics.read(), self._system_stats.read())
         for feed, line in new:
             (self._metric, self._machine)[feed](line)
         self._writer.flush()
@@ -75,8 +74,8 @@ class Export:
     def close(self) -> None:
         self._writer.close()
 
-    def _metric(self, line: Record) -> None:
-        step = whole(line, "step") or 0
+    def _metric(self, line: JsonObject) -> None:
+        step = get_int(line, "step") or 0
         if "loss" in line:  # a validation follows the line of its step
             if step <= self._step:
                 self._begin_again(step)
@@ -90,20 +89,20 @@ class Export:
         self._writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
         self._machine_step.clear()
 
-    def _machine(self, line: Record) -> None:
-        """Vitals of one moment. Of several within a step, the first counts: a tag has one value a step."""
-        node, step = whole(line, "node") or 0, whole(line, "step") or 0
+    def _machine(self, line: JsonObject) -> None:
+        """StatsLogger of one moment. Of several within a step, the first counts: a tag has one value a step."""
+        node, step = get_int(line, "node") or 0, get_int(line, "step") or 0
         if self._machine_step.get(node) == step:
             return
         self._machine_step[node] = step
-        self._scalars(line, metric_tags.of_vitals(line))
+        self._scalars(line, metric_tags.of_system_stats(line))
 
-    def _scalars(self, line: Record, values: Mapping[str, float]) -> None:
+    def _scalars(self, line: JsonObject, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         if found:
-            self._write(Summary(value=found), whole(line, "step") or 0, number(line, "time"))
+            self._write(Summary(value=found), get_int(line, "step") or 0, get_float(line, "time"))
 
     def _text(self, tag: str, what: dict[str, Any]) -> None:
         from tensorboard.plugins.text.summary_v2 import text_pb

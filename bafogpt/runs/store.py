@@ -4,7 +4,7 @@
 
     run.json                  the record below, rewritten when the state changes
     attempts/0001.json        who works on it; create-only, so two supervisors cannot both be attempt 1
-    events/  metrics/  logs/  vitals/   feeds (see :mod:`bafogpt.runs.log_segments`)
+    events/  metrics/  logs/  system_stats/   feeds (see :mod:`bafogpt.runs.log_segments`)
     checkpoints/              see :mod:`bafogpt.storage.checkpoints.store`
     report.html
 """
@@ -26,6 +26,8 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 
 State = Literal["running", "succeeded", "stopped", "failed"]
+SYSTEM_STATS = "system_stats"
+"""The log of GPUs, CPU, memory, disk and network."""
 MAX_UNFIT = 3
 """Machines in a row that may be unfit for a run before it has failed."""
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?")
@@ -147,9 +149,9 @@ class RunStore:
         """Every metrics line that was written, steps that were done twice included."""
         return list(log_segments.read_lines(self.folder(name), "metrics"))
 
-    def vitals(self, name: str) -> list[dict[str, Any]]:
+    def system_stats(self, name: str) -> list[dict[str, Any]]:
         """How the machines were, see :mod:`bafogpt.agent.system_stats`."""
-        return list(log_segments.read_lines(self.folder(name), "vitals"))
+        return list(log_segments.read_lines(self.folder(name), SYSTEM_STATS))
 
     def logs(self, name: str) -> str:
         """Everything supervisor and trainers have printed."""

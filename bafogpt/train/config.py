@@ -54,8 +54,8 @@ class ModelConfig:
     """
 
     name: str | None = None
-    """A litgpt configuration name, or one more of :mod:`bafogpt.model.formats.families`. None is the network of ``checkpoint``,
-    and Gemma-2-2b for a new one."""
+    """A litgpt configuration name, or a name in :mod:`bafogpt.model.formats.families`. None is the network of
+    ``checkpoint``, and Gemma-2-2b for a new one."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of litgpt's ``Config`` to change, for a model of another size: ``n_layer``, ``n_embd``, …"""
     checkpoint: str | None = None

@@ -72,9 +72,9 @@ def check_attention(model: Config, config: TrainConfig) -> None:
 def probed(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding, documents: bool) -> int:
     """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
 
-    The memory model is only a model, so it is tried (:mod:`bafogpt.train.probes.step_probe`): by the machine's first process,
-    on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.smallest` tells them.
-    Raises :class:`ConfigError` where not even one sample fits.
+    The memory model is only a model, so it is tried (:mod:`bafogpt.train.probes.step_probe`): by the machine's first
+    process, on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.smallest`
+    tells them. Raises :class:`ConfigError` where not even one sample fits.
     """
     if parallel.local_rank():
         return micro

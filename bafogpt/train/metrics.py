@@ -24,9 +24,9 @@ def peak_flops(device: torch.device, precision: str = "32-true") -> float:
     """Operations a second that one device could do at best.
 
     A GPU's data sheet; for one that is not listed what its multiprocessors and clock allow
-    (:func:`bafogpt.train.estimates.gpus.derived_bf16`). On a CPU, and for a GPU of an unknown kind, what a matrix product reaches
-    here, best of three, in ``precision`` and in bf16 respectively: MFU then says how near the loop comes to plain
-    matrix products on this machine.
+    (:func:`bafogpt.train.estimates.gpus.derived_bf16`). On a CPU, and for a GPU of an unknown kind, what a matrix
+    product reaches here, best of three, in ``precision`` and in bf16 respectively: MFU then says how near the loop
+    comes to plain matrix products on this machine.
     """
     gpu = device.type == "cuda"
     if gpu:

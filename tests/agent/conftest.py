@@ -11,7 +11,7 @@ from bafogpt.agent import preflight, supervisor
 from bafogpt.agent.claim import Place
 from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket
-from tests.cloud.conftest import FAKE_WORKER
+from tests.small_job import FAKE_WORKER
 from tests.smi import FakeSmi
 
 
@@ -26,8 +26,10 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSmi:
 
 
 @pytest.fixture
-def supervise(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], supervisor.Ending]:
-    """``supervise(job)``: one attempt at the run ``run`` on a rented machine that was to have four L40."""
+def supervise_rented(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Job], supervisor.Ending]:
+    """``supervise_rented(job)``: one attempt at the run ``run`` on a rented machine that was to have four L40."""
     monkeypatch.setenv("BAFOGPT_GPUS", "L40:4")
     monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "4")
 
@@ -35,5 +37,17 @@ def supervise(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         bucket.put("data/x/manifest.json", b"{}")
         place = Place(infra="runpod", price_per_hour=4.56)
         return supervisor.supervise(job, "run", bucket, tmp_path / "work" / "run", place, worker=FAKE_WORKER)
+
+    return run
+
+
+@pytest.fixture
+def supervise(bucket: Bucket, tmp_path: Path) -> Callable[..., supervisor.Ending]:
+    """``supervise(job, name="run")``: one attempt at a run, with fake workers, on the test's bucket or another."""
+
+    def run(job: Job, name: str = "run", on: Bucket = bucket) -> supervisor.Ending:
+        on.put("data/x/manifest.json", b"{}")
+        folder = tmp_path / "work" / name
+        return supervisor.supervise(job, name, on, folder, Place(), worker=FAKE_WORKER)
 
     return run

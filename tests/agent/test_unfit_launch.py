@@ -25,8 +25,8 @@ from bafogpt.launch.engines.skypilot.client import Client
 from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
-from tests.cloud.fake_sky import FakeSky, Status
-from tests.cloud.test_skypilot_engine import plan
+from tests.launch.fake_sky import FakeSky, Status
+from tests.launch.test_skypilot_engine import plan
 
 REASON = "the NVIDIA driver is 550.54.15, and torch's CUDA 13.0 needs 580.65.06 or newer"
 

@@ -22,7 +22,7 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.trainer_io import Handoff
-from tests.cloud.conftest import make_job
+from tests.small_job import make_job
 from tests.smi import FakeSmi
 
 Supervise = Callable[[Job], Ending]
@@ -83,7 +83,7 @@ def wrong_clock(smi: FakeSmi, patch: pytest.MonkeyPatch) -> None:
 )
 def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpoint(
     smi: FakeSmi,
-    supervise: Supervise,
+    supervise_rented: Supervise,
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     broken: Callable[[FakeSmi, pytest.MonkeyPatch], None],
@@ -94,7 +94,7 @@ def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpo
 
     monkeypatch.setattr(CheckpointStore, "fetch_newest", refuse)
     broken(smi, monkeypatch)
-    ending = supervise(make_job(supervisor={"processes": 0}))
+    ending = supervise_rented(make_job(supervisor={"processes": 0}))
 
     assert (ending.state, ending.exit_code) == ("failed", 105)
     assert said in ending.message and ending.hint
@@ -109,11 +109,11 @@ def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpo
 
 
 def test_a_good_machine_trains_and_its_figures_are_an_event(
-    smi: FakeSmi, supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(collective, "run", lambda *_, **__: collective.Outcome(gb_per_s=11.8))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-value")
-    assert supervise(make_job()).state == "succeeded"
+    assert supervise_rented(make_job()).state == "succeeded"
     (checked,) = events(bucket, "machine_checked")
     assert checked["fit"] and checked["findings"] == []
     assert (checked["driver"], len(checked["gpus"])) == ("580.95.05", 4)
@@ -123,17 +123,17 @@ def test_a_good_machine_trains_and_its_figures_are_an_event(
 
 
 def test_gpus_that_did_not_answer_when_the_supervisor_started_are_used_all_the_same(
-    smi: FakeSmi, supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(nvidia_smi, "count", lambda: 0)
     orders: list[str] = []
     monkeypatch.setattr(Handoff, "write_order", lambda self, order: orders.append(order.device))
-    supervise(make_job(supervisor={"max_restarts": 0, "collective_timeout_s": 0}))
+    supervise_rented(make_job(supervisor={"max_restarts": 0, "collective_timeout_s": 0}))
     assert orders == ["cuda"]
 
 
 def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
-    smi: FakeSmi, supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     def run(*_: Any, environment: dict[str, str], **__: Any) -> collective.Outcome:
         works = environment.get("NCCL_P2P_DISABLE") == "1"
@@ -141,7 +141,7 @@ def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
 
     monkeypatch.setattr(collective, "run", run)
     monkeypatch.setenv("FAKE_WORKER", "print=NCCL_P2P_DISABLE")
-    ending = supervise(make_job(supervisor={"processes": 2}))
+    ending = supervise_rented(make_job(supervisor={"processes": 2}))
     assert ending.exit_code != ExitCode.MACHINE_UNFIT
     logs = RunStore(bucket).logs("run")
     assert "it hung; with NCCL_P2P_DISABLE=1 it works, and training goes on with it" in logs
@@ -149,13 +149,13 @@ def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
 
 
 def test_after_three_unfit_machines_in_a_row_the_run_has_failed_and_lists_their_reasons(
-    smi: FakeSmi, supervise: Supervise, bucket: Bucket
+    smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket
 ):
     job = make_job()
     reasons = []
     for driver, code in (("550.1", 105), ("551.2", 105), ("552.3", 100)):
         smi.gpus(*["NVIDIA L40"] * 4, driver=driver)
-        ending = supervise(job)
+        ending = supervise_rented(job)
         assert ending.exit_code == code
         reasons.append(driver)
     assert ending.message.startswith("3 machines in a row could not run the job")
@@ -164,7 +164,7 @@ def test_after_three_unfit_machines_in_a_row_the_run_has_failed_and_lists_their_
     assert (record.state, record.message, record.wants_another_machine) == ("failed", ending.message, False)
 
 
-def test_a_machine_that_works_ends_the_row(smi: FakeSmi, supervise: Supervise, bucket: Bucket):
+def test_a_machine_that_works_ends_the_row(smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket):
     places = [{"unfit": "a"}, {"unfit": "b"}, {}, {"unfit": "c"}]
     record = RunRecord(name="r", trainer="pretrain", state="failed", created="", updated="", places=places)
     assert record.unfit == ["c"] and record.wants_another_machine
@@ -172,10 +172,10 @@ def test_a_machine_that_works_ends_the_row(smi: FakeSmi, supervise: Supervise, b
 
 
 def test_the_trial_of_a_launch_without_gpus_is_a_key_of_the_job(
-    supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
-    assert supervise(make_job()).exit_code == ExitCode.MACHINE_UNFIT
-    assert supervise(make_job(supervisor={"require_gpus": False})).state == "succeeded"
+    assert supervise_rented(make_job()).exit_code == ExitCode.MACHINE_UNFIT
+    assert supervise_rented(make_job(supervisor={"require_gpus": False})).state == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_disk_that_a_job_needs_by_hand():
 
 
 def test_a_stop_while_the_machine_is_checked_is_a_stop(
-    smi: FakeSmi, supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
     def run(*_: Any, stopped: Callable[[], bool], **__: Any) -> collective.Outcome:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -224,6 +224,6 @@ def test_a_stop_while_the_machine_is_checked_is_a_stop(
         return collective.Outcome(stopped=True)
 
     monkeypatch.setattr(collective, "run", run)
-    ending = supervise(make_job(supervisor={"processes": 2}))
+    ending = supervise_rented(make_job(supervisor={"processes": 2}))
     assert (ending.state, ending.exit_code) == ("stopped", ExitCode.JOB_CANCELLED)
     assert events(bucket, "trainers_started") == []

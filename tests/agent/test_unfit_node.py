@@ -10,8 +10,8 @@ import pytest
 
 from bafogpt.core.errors import ExitCode
 from bafogpt.storage.bucket import Bucket
-from tests.cloud.conftest import make_job
-from tests.cloud.test_crew import HERE, Crews
+from tests.agent.test_multinode import HERE, Crews
+from tests.small_job import make_job
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bafogpt.agent.watchdog import Pace, in_words, read_step
+from bafogpt.agent.watchdog import Pace
 from bafogpt.cli import cloud
 from bafogpt.cli.console.log_progress import Bar, bar_under
 from bafogpt.cli.console.output import Output
@@ -25,8 +25,9 @@ from bafogpt.core.settings import Settings
 from bafogpt.launch.engines.base import EngineRun
 from bafogpt.launch.engines.local import LocalEngine
 from bafogpt.launch.plan import Plan
+from bafogpt.runs.step_line import format_step, read_step
 from tests import terminal
-from tests.cloud.conftest import make_job
+from tests.small_job import make_job
 from tests.terminal import Screen
 
 FULL, EMPTY = "█", "░"
@@ -37,7 +38,7 @@ Launch = Callable[..., dict[str, str]]
 
 def step(number: int, **over: Any) -> str:
     line = {"step": number, "loss": 2.5, "learning_rate": 1e-3, "tokens_per_s": 1234.0, "mfu": 0.125, "stage": "news"}
-    return in_words(line | over, 60)
+    return format_step(line | over, 60)
 
 
 LINES = [

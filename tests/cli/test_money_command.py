@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent import budget
 from bafogpt.core.errors import ExitCode
+from bafogpt.runs import usage
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 
 ROOT = Path(__file__).parents[2]
-CATALOG = ROOT / "tests" / "cloud" / "catalog"
+CATALOG = ROOT / "tests" / "launch" / "catalog"
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_what_runs_have_cost(cli, tmp_path, monkeypatch):
     store = RunStore(Bucket.open(f"file://{tmp_path}/bucket"))
     for name, hours in (("short", 1), ("long", 3)):
         store.save(RunRecord(name=name, trainer="pretrain", state="succeeded", created="", updated="", gpus="L40:4"))
-        budget.store(store.folder(name), budget.Span(attempt=1, started=0, seen=3600 * hours, price_per_hour=4.56))
+        usage.store(store.folder(name), usage.Span(attempt=1, started=0, seen=3600 * hours, price_per_hour=4.56))
 
     ran = cli("cloud", "cost")
     assert [line.split()[0] for line in ran.out.splitlines()] == ["NAME", "long", "short"]

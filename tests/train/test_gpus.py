@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from bafogpt.launch.throughput import KNOWN
+from bafogpt.jobs.model_shape import KNOWN
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.train import metrics
 from bafogpt.train.estimates import flops, gpus

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bafogpt.core.errors import ConfigError
-from bafogpt.launch.throughput import KNOWN
+from bafogpt.jobs.model_shape import KNOWN
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.train.config import ScheduleConfig, check_processes
 from bafogpt.train.estimates import memory

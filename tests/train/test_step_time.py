@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bafogpt.jobs import job as jobs
-from bafogpt.launch.throughput import shape_of
+from bafogpt.jobs.model_shape import shape_of
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.train.config import OptimizerConfig, TrainConfig
 from bafogpt.train.estimates import gpus, memory, recipes

@@ -1,4 +1,4 @@
-"""The supervisor of nodes 1, 2, …: does what node 0 decides (:mod:`bafogpt.agent.multinode.heartbeat`), on a disk of its own.
+"""The supervisor of nodes 1, 2, …, which follows node 0 (:mod:`bafogpt.agent.multinode.heartbeat`).
 
 It finds the attempt that node 0 is at, starts and ends its trainers with node 0's, sends its part of each checkpoint,
 and ends as the run ends. When node 0 falls silent it ends its trainers and waits for node 0 to come back, as a new

@@ -7,11 +7,11 @@
     crew/parts/0001-0002/step-00000040/node-1.json
                                 node 1's files of a checkpoint of that generation (:mod:`bafogpt.agent.uploader`)
 
-Node 0 decides, the others follow (:mod:`bafogpt.agent.multinode.follower`). A generation is one start of all trainers. Node 0
-says *gathering*: the others end their trainers and send what they saved (*settled*). It says *preparing*: they fetch
-the checkpoint of ``resume_step`` (*ready*). It says *running*: all start their trainers. When trainers die anywhere,
-node 0 gathers for the next generation. Each message says all that its reader needs, so one that is missed or read
-twice does no harm.
+Node 0 decides, the others follow (:mod:`bafogpt.agent.multinode.follower`). A generation is one start of all trainers.
+Node 0 says *gathering*: the others end their trainers and send what they saved (*settled*). It says *preparing*: they
+fetch the checkpoint of ``resume_step`` (*ready*). It says *running*: all start their trainers. When trainers die
+anywhere, node 0 gathers for the next generation. Each message says all that its reader needs, so one that is missed or
+read twice does no harm.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``python -m bafogpt.agent.tracking.process FOLDER``: sends a run's metrics on to one tracking service while it runs.
 
-A process of its own, started by :mod:`bafogpt.agent.tracking.sidecar`, so that nothing a service or its package does can touch
-the run. It reads one line of JSON from its input, a :class:`~bafogpt.jobs.tracking.Tracked`; then it follows the files
-in FOLDER until a second line says how the run ended. It never imports torch.
+A process of its own, started by :mod:`bafogpt.agent.tracking.sidecar`, so that nothing a service or its package does
+can touch the run. It reads one line of JSON from its input, a :class:`~bafogpt.jobs.tracking.Tracked`; then it follows
+the files in FOLDER until a second line says how the run ended. It never imports torch.
 
 Each process reads the run's lines from the first on, those of earlier attempts too (from the bucket, where this disk
 does not have them), makes rows of them, one a step, and sends what the service lacks. Steps that were done again from a
@@ -21,17 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bafogpt.agent import system_stats
-from bafogpt.agent.recorder import vitals_file
+from bafogpt.agent.recorder import system_stats_file
 from bafogpt.agent.tracking.services import TRACKERS, Held, Row, Tracker
 from bafogpt.agent.watchdog import Tail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.jobs.tracking import Tracked, redact
 from bafogpt.reports import metric_tags
-from bafogpt.reports.history import Record, number, whole
 from bafogpt.runs import log_segments
-from bafogpt.runs.store import RunStore, State
+from bafogpt.runs.fields import JsonObject, get_float, get_int
+from bafogpt.runs.store import SYSTEM_STATS, RunStore, State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff
 
@@ -45,7 +44,7 @@ NICENESS = 10
 
 
 class Rows:
-    """Lines of metrics and vitals as rows, one a step, in the order of their steps.
+    """Lines of metrics and system_stats as rows, one a step, in the order of their steps.
 
     A row is complete when a later step has begun: a validation follows the line of its step. The machine's numbers go
     into the row that is open when they come; of several, and of steps that were done again, the first count.
@@ -56,8 +55,8 @@ class Rows:
         self._open: Row | None = None
         self._complete: list[Row] = []
 
-    def metrics(self, line: Record) -> None:
-        step = whole(line, "step")
+    def metrics(self, line: JsonObject) -> None:
+        step = get_int(line, "step")
         if step is None or step < self._trained or (step == self._trained and "loss" in line):
             return
         if "loss" in line:
@@ -66,10 +65,10 @@ class Rows:
             self._begin(step, line)
         self._add(metric_tags.of_metrics(line))
 
-    def vitals(self, line: Record) -> None:
+    def system_stats(self, line: JsonObject) -> None:
         if self._open is None:
-            self._begin(whole(line, "step") or 0, line)
-        self._add(metric_tags.of_vitals(line))
+            self._begin(get_int(line, "step") or 0, line)
+        self._add(metric_tags.of_system_stats(line))
 
     def take(self, *, whole_run: bool) -> list[Row]:
         """The rows that are complete; where the run has ended, the open one is."""
@@ -79,10 +78,10 @@ class Rows:
             self._open = None
         return taken
 
-    def _begin(self, step: int, line: Record) -> None:
+    def _begin(self, step: int, line: JsonObject) -> None:
         if self._open is not None:
             self._complete.append(self._open)
-        self._open = Row(step, number(line, "time") or 0.0)
+        self._open = Row(step, get_float(line, "time") or 0.0)
 
     def _add(self, values: dict[str, float]) -> None:
         assert self._open
@@ -95,7 +94,7 @@ class Lines:
 
     def __init__(self, handoff: Handoff, attempt: int, run: Bucket, say: Callable[[str], None]) -> None:
         self._handoff, self._attempt, self._run, self._say = handoff, attempt, run, say
-        self._vitals = Tail(vitals_file(handoff, attempt))
+        self._system_stats = Tail(system_stats_file(handoff, attempt))
         self._metrics = Tail(handoff.metrics(attempt))
         self._first = True
 
@@ -103,19 +102,21 @@ class Lines:
         """What was written since the last call."""
         looks = [*self._earlier()] if self._first else []
         self._first = False
-        told = list(self._vitals.read())  # before the metrics: what the machine did belongs to a step that is known
+        told = list(
+            self._system_stats.read()
+        )  # before the metrics: what the machine did belongs to a step that is known
         for metrics, machine in [*looks, (list(self._metrics.read()), told)]:
             for index, line in metric_tags.in_time(metrics, machine):
-                (rows.metrics, rows.vitals)[index](line)
+                (rows.metrics, rows.system_stats)[index](line)
 
-    def _earlier(self) -> Iterator[tuple[Sequence[Record], Sequence[Record]]]:
+    def _earlier(self) -> Iterator[tuple[Sequence[JsonObject], Sequence[JsonObject]]]:
         for attempt in range(1, self._attempt):
             yield (
                 self._of(attempt, "metrics", self._handoff.metrics(attempt)),
-                self._of(attempt, system_stats.FEED, vitals_file(self._handoff, attempt)),
+                self._of(attempt, SYSTEM_STATS, system_stats_file(self._handoff, attempt)),
             )
 
-    def _of(self, attempt: int, kind: str, file: Path) -> list[Record]:
+    def _of(self, attempt: int, kind: str, file: Path) -> list[JsonObject]:
         if file.exists():
             return list(Tail(file).read())
         try:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
 
-    from bafogpt.agent.watchdog import Pace, Step
+    from bafogpt.agent.watchdog import Pace
+    from bafogpt.runs.step_line import Step
 
 Show = Callable[[str], None]
 
@@ -100,7 +101,7 @@ class _Display:
     def show(self, line: str) -> None:
         from rich.segment import Segment, Segments
 
-        from bafogpt.agent.watchdog import read_step
+        from bafogpt.runs.step_line import read_step
 
         step = read_step(line)
         if step is not None:

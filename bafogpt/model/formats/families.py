@@ -1,8 +1,8 @@
 """The model families that can be read and written: one table each.
 
 What a ``config.json`` can say of a family is in its ``fields`` (and, for windows and rotary positions, in
-:mod:`bafogpt.model.formats.hf_config`). Everything else about the network is the family's ``base``, a configuration of litgpt.
-"""
+:mod:`bafogpt.model.formats.hf_config`). Everything else about the network is the family's ``base``, a configuration of
+litgpt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``config.json`` of Hugging Face and litgpt's ``Config``, both ways, for each of :mod:`bafogpt.model.formats.families`.
+"""Converts ``config.json`` of Hugging Face to litgpt's ``Config`` and back (:mod:`bafogpt.model.formats.families`).
 
 What the network does not do (another activation, attention biases, other rotary positions) is refused, not ignored.
 Fields that a file leaves out have the defaults of transformers' class for the family.

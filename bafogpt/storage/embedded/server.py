@@ -1,9 +1,9 @@
 """This machine's own S3 server (SeaweedFS, on the loopback address), for as long as somebody needs it.
 
 A server lives while anyone holds a **lease** on it: a shared ``flock``, which the kernel drops when its holder
-ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.embedded.server_process`) waits for
-the exclusive lock; when it gets it nobody is left, and it stops the server and goes. So no server is ever left behind,
-and none goes away under somebody who uses it.
+ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.embedded.server_process`) waits
+for the exclusive lock; when it gets it nobody is left, and it stops the server and goes. So no server is ever left
+behind, and none goes away under somebody who uses it.
 
 The S3 port asks for keys that only the owner of ``HOME/s3`` can read. SeaweedFS' inner ports ask for none: other
 users of this machine can reach them, other machines cannot.

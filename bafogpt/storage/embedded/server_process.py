@@ -1,4 +1,4 @@
-"""The process that holds the embedded S3 server: ``python -m bafogpt.storage.embedded.server_process HOME PORT REPORT_FD``.
+"""Holds the embedded S3 server: ``python -m bafogpt.storage.embedded.server_process HOME PORT REPORT_FD``.
 
 Started by :func:`bafogpt.storage.embedded.server.lease` only. It starts SeaweedFS, says so through the pipe
 ``REPORT_FD``, and blocks until nobody holds a lease, or SIGTERM, or SeaweedFS ends; then it stops the server and goes.

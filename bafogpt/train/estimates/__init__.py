@@ -1,1 +1,1 @@
-"""What training takes, computed before it is tried: operations, memory, time. No torch here: launches are planned with it."""
+"""What training needs, before it starts: operations, memory, time. Without torch, so that a launch can use it."""

@@ -1,4 +1,4 @@
-"""A first all-reduce with a deadline: ``python -m bafogpt.train.probes.collective_check DEVICE FOLDER``, a process a GPU.
+"""A first all-reduce with a deadline: ``python -m bafogpt.train.probes.collective_check DEVICE FOLDER`` on each GPU.
 
 Where peer-to-peer traffic is broken (PCIe ACS, IOMMU) or processes talk through the wrong network interface, the first
 collective hangs without an error. The supervisor starts this module on its own machine before anything is fetched and

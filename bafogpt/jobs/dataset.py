@@ -1,0 +1,48 @@
+"""The dataset of a run: its digest, and whether it is still the recorded one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from bafogpt.core import digest
+from bafogpt.core.errors import CorruptError, NotFoundError
+from bafogpt.storage.bucket import Bucket
+
+
+def describe(data: Bucket) -> dict[str, Any]:
+    """Which tokens a run reads: the manifest's own digest, or that of its bytes where it names none.
+
+    Whether the tokens are what the manifest says is for those to find out who read them.
+    """
+    raw = data.get("manifest.json")
+    try:
+        manifest = json.loads(raw)
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise CorruptError(f"{data.url}/manifest.json: not a manifest", "bafogpt data prepare … --overwrite")
+    tokenizer = manifest.get("tokenizer")
+    return {
+        "digest": str(manifest.get("digest") or digest.of_bytes(raw)),
+        "created": str(manifest.get("created") or ""),
+        "tokenizer": str(tokenizer.get("digest") or "") if isinstance(tokenizer, dict) else "",
+    }
+
+
+def check_same_data(recorded: Mapping[str, Any], data: Bucket, run: str) -> None:
+    """Raise :class:`CorruptError` when the describe is no longer the one that ``run`` read."""
+    expected = recorded.get("digest")
+    try:
+        found = describe(data)["digest"]
+    except NotFoundError:
+        raise NotFoundError(
+            f"the describe of {run} is not at {data.url} any more",
+            f"bafogpt runs rerun {run} --set train.data.path=FOLDER",
+        ) from None
+    if expected and found != expected:
+        raise CorruptError(
+            f"{data.url} is not what {run} was trained on: its digest is {found}, was {expected}",
+            f"bafogpt runs rerun {run} --set train.data.path=FOLDER (naming it says that you mean this one)",
+        )

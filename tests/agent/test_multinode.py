@@ -1,0 +1,303 @@
+"""Two nodes on one machine: real supervisors and trainers as processes, each with a disk of its own, a real S3 server.
+
+They are killed, one at a time, and the run ends with every sample consumed once, in order, all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bafogpt.agent.multinode.heartbeat import Crew, Nodes, Parts, Status
+from bafogpt.core import process, schema
+from bafogpt.core.errors import ExitCode, UsageError
+from bafogpt.runs import store as runs
+from bafogpt.runs.store import RunStore
+from bafogpt.storage.bucket import Bucket
+from bafogpt.storage.checkpoints.manifest import CheckpointFile
+from tests.agent.multinode_worker import whole
+from tests.agent.test_budget import Clock
+from tests.small_job import make_job
+
+HERE = Path(__file__).parent
+PATIENCE_S = 120.0
+
+
+class Node:
+    """One supervisor process; killed with its trainers when the test ends."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
+        self.output = output
+        with output.open("ab") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def trainers(self) -> list[psutil.Process]:
+        return [each for each in process.descendants(self.process.pid) if "worker" in " ".join(each.cmdline())]
+
+    def kill(self) -> None:
+        """As a machine that goes: supervisor and trainers at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.output.read_text()[-3000:]) from None
+
+    def succeed(self) -> None:
+        """Wait for its end, which must be a good one; else what it said is shown."""
+        code = self.wait()
+        assert code == 0, self.output.read_text()[-3000:]
+
+
+class Crews:
+    """Starts nodes of one run."""
+
+    def __init__(self, bucket: Bucket, environment: dict[str, str], home: Path, worker: tuple[str, ...]) -> None:
+        self.bucket = bucket
+        self.store = RunStore(bucket)
+        self.started: list[Node] = []
+        self.environment = environment
+        self._home = home
+        self._worker = worker
+
+    def start(self, rank: int, count: int, job: Any, **variables: str) -> Node:
+        path = self._home / f"job-{len(self.started)}.json"
+        path.write_text(json.dumps(schema.to_dict(job)))
+        environment = {
+            **os.environ,
+            **self.environment,
+            "BAFOGPT_BUCKET": self.bucket.url,
+            "PYTHONPATH": str(HERE.parents[1]),
+            "SKYPILOT_NODE_RANK": str(rank),
+            "SKYPILOT_NUM_NODES": str(count),
+            "SKYPILOT_NODE_IPS": "\n".join(["127.0.0.1"] * count),
+            **variables,
+        }
+        command = [sys.executable, str(HERE / "node.py"), str(path), "run", str(self._home / f"disk-{rank}")]
+        node = Node([*command, *self._worker], environment, self._home / f"output-{rank}.txt")
+        self.started.append(node)
+        return node
+
+    def both(self, job: Any, **variables: str) -> tuple[Node, Node]:
+        return self.start(0, 2, job, **variables), self.start(1, 2, job, **variables)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: any(line["step"] >= step for line in self.store.metrics("run")), f"step {step}")
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        if not process.wait_until(condition, PATIENCE_S):
+            said = "".join(f"\n--- {each.output}\n{each.output.read_text()[-2500:]}" for each in self.started)
+            raise AssertionError(f"no {what} after {PATIENCE_S:g} s{said}")
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.store.events("run") if event["event"] == kind]
+
+    def end(self) -> None:
+        for node in self.started:
+            if node.process.poll() is None:
+                node.kill()
+
+
+@pytest.fixture
+def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
+    bucket.put("data/x/manifest.json", b"{}")
+    made = Crews(bucket, s3.environment, tmp_path, (str(HERE / "crew_worker.py"),))
+    yield made
+    made.end()
+
+
+def crew_job(steps: int = 30, **over: Any) -> Any:
+    """Steps of 4 samples, a checkpoint every 5, one trainer a node."""
+    quick = {"beat_s": 0.2, "node_silent_s": 20, "patience_s": 60, "max_restarts": 9}
+    return make_job(train={"tokens": steps * 40}, supervisor={**quick, **over})
+
+
+def assert_each_sample_once_in_order(crews: Crews, steps: int, tmp_path: Path) -> None:
+    """By what the trainers said, step by step, and by what the last checkpoint holds; both unsorted."""
+    curve = runs.curve(crews.store.metrics("run"))
+    assert [index for line in curve for index in line["consumed"]] == list(range(4 * steps))
+    assert runs.sample_gaps(curve) == []
+    store = crews.store.checkpoints("run")
+    assert [problem for each in store.complete() for problem in store.problems(each)] == []
+    found = store.fetch_newest(tmp_path / "last")
+    assert found is not None
+    assert found[0].step == steps
+    assert whole(found[1]) == list(range(4 * steps))
+
+
+def test_two_nodes_train_as_one_and_each_sends_its_part(crews: Crews, tmp_path: Path):
+    nodes = crews.both(crew_job())
+    for node in nodes:
+        node.succeed()
+    assert_each_sample_once_in_order(crews, 30, tmp_path)
+    newest = crews.store.checkpoints("run").complete()[-1]
+    objects = {file.name: file.object for file in newest.files}
+    assert set(objects) == {"checkpoint.json", "state-000.json", "state-001.json"}
+    assert "-n1-" in objects["state-001.json"]
+    assert "-n1-" not in objects["state-000.json"]
+    assert [event["step"] for event in crews.events("part_sent")] == [5, 10, 15, 20, 25, 30]
+    assert {event.get("node", 0) for event in crews.events("node_joined")} == {1}
+    logs = crews.store.logs("run")
+    assert "attempt 1, 1 process(es) on each of 2 nodes" in logs
+    assert "node 1: attempt 1" in logs
+    assert not (tmp_path / "disk-0").exists()
+    assert not (tmp_path / "disk-1").exists()
+    assert crews.bucket.list("runs/run/crew/parts") == []
+    generation = json.loads(crews.bucket.get("runs/run/crew/0001/0001.json"))
+    assert (generation["resume_step"], generation["processes"]) == (None, [1, 1])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_trainer_killed_on_either_node_sends_all_back_to_the_newest_checkpoint(
+    crews: Crews, victim: int, tmp_path: Path
+):
+    nodes = crews.both(crew_job(40))
+    crews.wait_for_step(12)
+    (trainer,) = nodes[victim].trainers()
+    trainer.kill()
+    for node in nodes:
+        node.succeed()
+    assert_each_sample_once_in_order(crews, 40, tmp_path)
+    assert crews.store.load("run").restarts == 1
+    (restored,) = crews.events("checkpoint_restored")
+    assert restored["step"] >= 5
+    assert [event["step"] for event in crews.events("checkpoint_fetched")] == [None, restored["step"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_node_that_goes_and_is_started_anew_joins_again(crews: Crews, victim: int, tmp_path: Path):
+    job = crew_job(40)
+    nodes = list(crews.both(job))
+    crews.wait_for_step(12)
+    nodes[victim].kill()
+    nodes[victim] = crews.start(victim, 2, job)
+    for node in nodes:
+        node.succeed()
+    assert_each_sample_once_in_order(crews, 40, tmp_path)
+    assert crews.store.load("run").attempts == (2 if victim == 0 else 1)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(crews: Crews, tmp_path: Path):
+    nodes = crews.both(crew_job(40))
+    crews.wait_for_step(17)
+    for node in nodes:
+        node.kill()
+    assert crews.start(0, 1, crew_job(40)).wait() == 0
+    assert_each_sample_once_in_order(crews, 40, tmp_path)
+    assert crews.store.load("run").attempts == 2
+
+
+@pytest.mark.slow
+def test_a_trainer_that_hangs_on_one_node_is_found_by_the_other_and_says_where(crews: Crews, tmp_path: Path):
+    nodes = crews.both(crew_job(20, hang_s=3), CREW_WORKER="hang")
+    for node in nodes:
+        node.succeed()
+    assert_each_sample_once_in_order(crews, 20, tmp_path)
+    assert len(crews.events("trainers_hung")) == 1
+    assert "threading.py" in nodes[1].output.read_text()  # where node 1's trainer waited
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_on_either_node_saves_and_ends_both(crews: Crews, asked: int, tmp_path: Path):
+    nodes = crews.both(crew_job(400))
+    crews.wait_for_step(7)
+    nodes[asked].process.send_signal(signal.SIGTERM)
+    assert [node.wait() for node in nodes] == [ExitCode.JOB_CANCELLED, ExitCode.JOB_CANCELLED]
+    saved = crews.store.checkpoints("run").complete()[-1]
+    assert saved.samples == crews.store.metrics("run")[-1]["samples"][1]
+    assert crews.store.load("run").state == "stopped"
+
+
+def test_a_node_that_never_comes_ends_the_run_clearly(crews: Crews):
+    node = crews.start(0, 2, crew_job(patience_s=3))
+    assert node.wait() == ExitCode.JOB_FAILED
+    assert crews.store.load("run").message == "node 1 has not been heard of for 3 s"
+
+
+def test_a_node_whose_node_0_never_comes_ends_clearly(crews: Crews):
+    node = crews.start(1, 2, crew_job(patience_s=3))
+    assert node.wait() == ExitCode.JOB_FAILED
+    assert "node 0 has not been heard of for 3 s" in node.output.read_text()
+
+
+def pair(bucket: Bucket, clock: Clock) -> tuple[Crew, Crew]:
+    addresses = ("127.0.0.1", "127.0.0.1")
+    first, second = (Crew(bucket, 1, Nodes(rank, addresses), processes=1, beat_s=1, clock=clock) for rank in range(2))
+    return first, second
+
+
+def test_a_node_is_silent_when_others_could_have_heard_it(bucket: Bucket):
+    clock = Clock()
+    first, second = pair(bucket, clock)
+    second.exchange()
+    first.exchange()
+    clock.now += 100  # the first node could not reach the bucket: it knows of nobody's silence
+    assert first.silent(5) == []
+    assert first.deaf_s() == 100
+    first.exchange()
+    assert first.silent(5) == [1]
+    second.exchange()
+    first.exchange()
+    assert first.silent(5) == []
+
+
+def test_what_a_node_tells_is_heard_once_and_whole(bucket: Bucket):
+    first, second = pair(bucket, Clock())
+    first.tell(phase="preparing", generation=3, resume_step=40)
+    first.exchange()
+    second.exchange()
+    heard = second.hear(0)
+    assert isinstance(heard, Status)
+    assert (heard.phase, heard.generation, heard.resume_step) == ("preparing", 3, 40)
+    bucket.put("crew/0001/node-0.json", b"{half")
+    second.exchange()
+    assert second.hear(0) == heard
+
+
+def test_a_checkpoint_s_parts_are_there_when_all_nodes_lists_are(bucket: Bucket):
+    parts = Parts(bucket)
+    files = [CheckpointFile(f"rank-{rank}", 1, "d", f"step-00000005/x/rank-{rank}", "e") for rank in range(4)]
+    parts.put("0001-0001", 5, 1, tuple(files[1:2]))
+    assert parts.get("0001-0001", 5, 3) is None
+    parts.put("0001-0001", 5, 2, tuple(files[2:]))
+    assert parts.get("0001-0001", 5, 3) == tuple(files[1:])
+    assert parts.get("0001-0002", 5, 3) is None  # of another start of the trainers
+    parts.clear("0001-0001", 5)
+    assert parts.get("0001-0001", 5, 3) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"SKYPILOT_NUM_NODES": "2"},
+        {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "2", "SKYPILOT_NODE_IPS": "a\nb"},
+        {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "a"},
+        {"SKYPILOT_NUM_NODES": "two", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "a\nb"},
+    ],
+)
+def test_variables_that_do_not_fit_together_are_refused(wrong: dict[str, str]):
+    with pytest.raises(UsageError, match="do not fit together"):
+        Nodes.from_environment(wrong)
+
+
+def test_skypilot_s_variables_say_which_node_this_is():
+    said = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2\n"}
+    assert Nodes.from_environment(said) == Nodes(1, ("10.0.0.1", "10.0.0.2"))
+    assert Nodes.from_environment({}) == Nodes()
+    assert Nodes.from_environment({"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}).count == 1

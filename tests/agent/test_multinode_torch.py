@@ -1,0 +1,83 @@
+"""Two nodes of the real trainer: FSDP over gloo, killed, and gone on with on one node; the stream is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.core import schema
+from bafogpt.data import prepare, tokenizer
+from bafogpt.jobs.job import Job
+from bafogpt.runs import store
+from bafogpt.storage.bucket import Bucket
+from tests.agent.test_multinode import Crews
+
+STEPS = 24
+TRAIN: dict[str, Any] = {
+    "tokens": STEPS * 256,
+    "precision": "32-true",
+    "activation_checkpointing": "none",
+    "data": {"path": "data/starter", "sequence_length": 32, "cache_gb": 0},
+    "model": {
+        "overrides": {
+            "n_layer": 2,
+            "n_embd": 64,
+            "n_head": 2,
+            "n_query_groups": 1,
+            "head_size": 32,
+            "intermediate_size": 128,
+        }
+    },
+    "batch": {"tokens": 256, "micro": 2},
+    "schedule": {"warmup_steps": 2},
+    "validation": {"every": 0},
+    "checkpoint": {"every": 4},
+}
+
+
+@pytest.fixture
+def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
+    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
+    made = Crews(bucket, s3.environment, tmp_path, ())
+    yield made
+    made.end()
+
+
+def job(**train: Any) -> Job:
+    supervisor = {"processes": 1, "ship_every_s": 0.3, "beat_s": 0.3, "patience_s": 90, "node_silent_s": 15}
+    values = {"train": schema.merge(TRAIN, train), "supervisor": supervisor}
+    return schema.build(Job, values, where="test")
+
+
+@pytest.mark.slow
+def test_two_nodes_killed_once_go_on_with_one_and_the_stream_is_that_of_a_run_never_stopped(
+    crews: Crews, tmp_path: Path
+):
+    nodes = crews.both(job())
+    crews.wait_for_step(6)
+    (trainer,) = nodes[1].trainers()
+    trainer.kill()
+    crews.wait_until(lambda: bool(crews.events("checkpoint_restored")), "second start of the trainers")
+    crews.wait_for_step(14)
+    for node in nodes:
+        node.kill()
+    saved = crews.store.checkpoints("run").complete()[-1]
+    assert saved.step >= 4
+    shards = [file.object for file in saved.files if file.name.endswith(".safetensors")]
+    assert sorted("-n1-" in name for name in shards) == [False, True]  # a shard of each node
+    assert crews.start(0, 1, job()).wait() == 0
+    curve = store.curve(crews.store.metrics("run"))
+    assert [line["samples"] for line in curve] == [[8 * step, 8 * step + 8] for step in range(STEPS)]
+
+    (tmp_path / "peace").mkdir()
+    whole_run = Crews(crews.bucket.child("peace"), crews.environment, tmp_path / "peace", ())
+    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=whole_run.bucket.child("data/starter"))
+    try:
+        assert whole_run.start(0, 1, job()).wait() == 0
+    finally:
+        whole_run.end()
+    truth = {line["step"]: line["loss"] for line in store.curve(whole_run.store.metrics("run"))}
+    assert {line["step"]: line["loss"] for line in curve} == pytest.approx(truth, rel=1e-4)

@@ -1,0 +1,237 @@
+"""What is seen of trainers from outside: whether they get on, and what killed them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from bafogpt.agent.watchdog import OutOfMemory, Pace, Progress, Pulse
+from bafogpt.agent.workers import describe_exit, interface_of
+from bafogpt.runs.step_line import Step, format_step, read_step
+from bafogpt.train.trainer_io import Handoff, checkpoint_name
+from tests.agent.test_budget import Clock
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def handoff(tmp_path: Path) -> Handoff:
+    made = Handoff(tmp_path)
+    made.checkpoints.mkdir()
+    return made
+
+
+def step(handoff: Handoff, number: int, seconds: float = 1.0) -> None:
+    line = {"step": number, "loss": 1.0, "learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news"}
+    with handoff.metrics(1).open("a") as file:
+        file.write(json.dumps(line | {"seconds": seconds}) + "\n")
+
+
+def pulse(handoff: Handoff, clock: Clock, max_pending: int = 2) -> Pulse:
+    return Pulse(handoff, 1, first_s=100, then_s=10, max_pending=max_pending, clock=clock)
+
+
+def test_the_first_step_may_take_longer_than_those_after_it(handoff: Handoff):
+    clock = Clock()
+    watched = pulse(handoff, clock)
+    clock.now += 99
+    assert watched.hung() is None
+    clock.now += 99
+    assert watched.hung() == "no first step after 100 s"
+    watched = pulse(handoff, clock)
+    watched.hung()
+    step(handoff, 1)
+    assert watched.hung() is None
+    clock.now += 11
+    assert watched.hung() == "no sign of life for 10 s"
+
+
+def test_steps_of_an_earlier_start_are_no_sign_of_life(handoff: Handoff):
+    clock = Clock()
+    step(handoff, 1)
+    watched = pulse(handoff, clock)
+    watched.hung()
+    clock.now += 50
+    assert watched.hung() is None
+    clock.now += 51
+    assert watched.hung() == "no first step after 100 s"
+
+
+def test_a_checkpoint_that_grows_is_a_sign_of_life(handoff: Handoff):
+    clock = Clock()
+    watched = pulse(handoff, clock)
+    step(handoff, 1)
+    partial = handoff.partial(1)
+    partial.mkdir()
+    for size in range(5):
+        (partial / "weights").write_bytes(bytes(size))
+        clock.now += 9
+        assert watched.hung() is None
+    clock.now += 11
+    assert watched.hung()
+
+
+def test_trainers_that_wait_for_the_bucket_do_not_hang(handoff: Handoff):
+    clock = Clock()
+    watched = pulse(handoff, clock, max_pending=1)
+    step(handoff, 1)
+    (handoff.checkpoints / "step-00000001").mkdir()
+    for _ in range(5):
+        clock.now += 60
+        assert watched.hung() is None
+    (handoff.checkpoints / "step-00000001").rmdir()
+    assert watched.hung() is None
+    clock.now += 11
+    assert watched.hung()
+
+
+def test_a_step_is_timed_by_what_two_lines_of_metrics_tell(handoff: Handoff):
+    said: list[str] = []
+    progress = Progress(handoff.metrics(1), 20, said.append)
+    assert progress.follow(quiet=True) is None
+    step(handoff, 2, seconds=3)
+    step(handoff, 4, seconds=8)
+    assert progress.follow(quiet=True) == 4
+    assert progress.step_s == 2.5
+    assert len(said) == 1  # one line a second
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Step(number=7, steps=20, loss=2.5, tokens_per_s=1_234_567, mfu=0.125, stage="news"),
+        Step(number=1_234_567, steps=12_345_678, loss=12.0625, tokens_per_s=0, mfu=0, stage=""),
+        Step(number=1, steps=1, loss=float("inf"), tokens_per_s=999, mfu=1.5, stage="two words, ĉu?"),
+    ],
+)
+def test_what_is_said_of_a_step_can_be_read_again(told: Step):
+    line = {"step": told.number, "learning_rate": 3e-05, **asdict(told)}
+    said = format_step(line, told.steps)
+    assert read_step(said) == told
+    assert read_step(said.rstrip()) == told
+
+
+def test_a_loss_that_is_no_number_is_read_too(handoff: Handoff):
+    said: list[str] = []
+    step(handoff, 3)
+    Progress(handoff.metrics(1), 20, said.append).follow(quiet=False)
+    found = read_step(said[0].replace("1.0000", "nan"))
+    assert found is not None and math.isnan(found.loss)
+    assert (found.number, found.steps, found.stage) == (3, 20, "news")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "step 3",
+        "saved step      3/20",
+        "step      3/20  loss 1.2.3  lr 1.00e-01          1 tokens/s  MFU 10.0%  news",
+        "step      3/20  loss 1.0  lr 1.00e-01          1 tokens/s  MFU 10.0%  ne\x1b[2Jws",
+        "  step      3/20  loss 1.0  lr 1.00e-01          1 tokens/s  MFU 10.0%  news",
+    ],
+)
+def test_other_lines_tell_of_no_step(line: str):
+    assert read_step(line) is None
+
+
+def test_a_step_is_timed_by_lines_that_come_as_they_are_printed():
+    clock = Clock()
+    pace = Pace(clock)
+    for number in range(1, 50):  # what was printed before: at once
+        pace.hear(number)
+    clock.now += 0.6
+    pace.hear(50)
+    assert pace.seconds() is None
+    clock.now += 2
+    pace.hear(51)
+    assert pace.seconds() == 2
+    clock.now += 1
+    pace.hear(54)  # together with 55
+    pace.hear(55)
+    assert pace.seconds() == 3 / 5
+    pace.hear(40)  # a trainer was killed
+    assert pace.seconds() is None
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ("0::/job\n", "job/memory.events"),
+        ("0::/docker/1f2e\n", "memory.events"),  # in a container the path is the host's
+        ("4:cpu,memory:/job\n0::/\n", "memory/job/memory.oom_control"),
+        ("4:memory:/docker/1f2e\n", "memory/memory.oom_control"),
+    ],
+)
+def test_the_kernel_s_count_is_found_where_it_is(tmp_path: Path, own: str, file: str):
+    (tmp_path / "own").write_text(own)
+    count = tmp_path / "groups" / file
+    count.parent.mkdir(parents=True)
+    count.write_text("low 0\noom 3\noom_kill 2\n")
+    memory = OutOfMemory(tmp_path / "own", tmp_path / "groups")
+    assert not memory.happened()
+    count.write_text("low 0\noom 4\noom_kill 3\n")
+    assert memory.happened()
+
+
+def test_where_nothing_counts_nothing_happened(tmp_path: Path):
+    assert not OutOfMemory(tmp_path / "own", tmp_path).happened()
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group of 32 MB, real; gone after the test."""
+    path = MEMORY_GROUPS / f"bafogpt-test-{uuid.uuid4().hex[:8]}"
+    try:
+        path.mkdir()
+        (path / "memory.limit_in_bytes").write_text(str(32 << 20))
+    except OSError:
+        pytest.skip("a memory control group (version 1) needs root and one to be mounted")
+    yield path
+    path.rmdir()
+
+
+def test_a_real_kill_by_the_kernel_is_told_from_any_other(group: Path, tmp_path: Path):
+    (tmp_path / "own").write_text(f"4:memory:/{group.name}\n")
+    memory = OutOfMemory(tmp_path / "own")
+    hog = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); b'x' * (512 << 20)"
+    killed = subprocess.run([sys.executable, "-c", hog, str(group / "cgroup.procs")], check=False)
+    assert killed.returncode == -9
+    assert memory.happened()
+    why = describe_exit([killed.returncode], 4, out_of_memory=memory.happened())
+    assert why == "rank 4 was killed by the kernel: this machine's memory was full"
+    assert describe_exit([None, -9], 4) == "rank 5 was killed by SIGKILL"
+
+
+def test_the_interface_of_an_address_is_found():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
+
+
+def test_a_checkpoint_may_get_its_name_while_its_bytes_are_counted(handoff: Handoff):
+    over = threading.Event()
+
+    def save() -> None:
+        for step in range(400):
+            partial = handoff.partial(step)
+            partial.mkdir()
+            (partial / "weights").write_bytes(b"12345678")
+            partial.rename(handoff.checkpoints / checkpoint_name(step))
+        over.set()
+
+    saving = threading.Thread(target=save)
+    saving.start()
+    seen = set()
+    while not over.is_set():
+        seen.add(handoff.partial_bytes())
+    saving.join()
+    assert seen <= {0, 8}

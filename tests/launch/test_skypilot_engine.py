@@ -1,0 +1,366 @@
+"""The SkyPilot engine against SkyPilot's surface in memory: whatever breaks, nothing rented stays without an end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)")
+
+from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
+from bafogpt.core.settings import Settings
+from bafogpt.launch import code_snapshot, reap
+from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.skypilot import log_filter, task_config
+from bafogpt.launch.engines.skypilot.client import Client
+from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
+from bafogpt.launch.engines.skypilot.errors import CapacityError, MachineError
+from bafogpt.launch.engines.skypilot.status import Sight
+from bafogpt.launch.plan import Plan
+from bafogpt.runs.store import RunRecord
+from sky import exceptions
+from tests.launch.fake_sky import FakeSky, Status
+from tests.small_job import make_job
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def sky() -> FakeSky:
+    return FakeSky()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine(sky: FakeSky, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyPilotEngine:
+    """An engine on the fake, with an S3 bucket that does not answer and keys for it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-value")
+    settings = Settings(
+        home=str(tmp_path / "home"), bucket="s3://none", s3_endpoint="http://127.0.0.1:9", s3_timeout_s=0.1
+    )
+    client = Client(sdk=sky, jobs_sdk=sky, make_task=sky.make_task)
+    return SkyPilotEngine(settings, client, clock, clock.sleep)
+
+
+def plan(name: str = "r1", **options: Any) -> Plan:
+    task = {
+        "name": name,
+        "run": f"exec bafogpt job run jobs/x.yaml --run {name}",
+        "envs": {"BAFOGPT_BUCKET": "s3://none"},
+        "secrets": {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None, "HF_TOKEN": None},
+        "resources": {"accelerators": "L40:4", "autostop": {"idle_minutes": 7, "down": True}},
+    }
+    return Plan(name=name, job=make_job(), task=task, infra="runpod", root=Path("/nowhere"), **options)
+
+
+@pytest.fixture(autouse=True)
+def _no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Launches here send no code."""
+    monkeypatch.setattr(code_snapshot, "export", lambda root, into: tmp_path)
+
+
+def test_a_launch_asks_for_its_own_end_and_sees_that_it_was_heard(engine: SkyPilotEngine, sky: FakeSky):
+    run = engine.launch(plan(), resume=False)
+
+    assert (run.state, run.autodown_minutes, run.place) == ("starting", 7, "RunPod CA")
+    assert sky.clusters["r1"]["to_down"] and sky.clusters["r1"]["autostop"] == 7
+    assert "autostop" not in sky.calls
+    assert "queue" not in sky.calls and "queue_v2" not in sky.calls  # seconds each, and nothing to be learned
+
+
+def test_a_launch_leaves_skypilots_files_to_nobody_else(
+    engine: SkyPilotEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / ".sky").mkdir(mode=0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    engine.launch(plan(), resume=False)
+
+    assert (tmp_path / ".sky").stat().st_mode & 0o777 == 0o700
+    task_config.keep_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
+
+
+def test_an_autodown_that_skypilot_lost_is_set_again(engine: SkyPilotEngine, sky: FakeSky):
+    sky.lose_autodown = 2
+
+    assert engine.launch(plan(), resume=False).autodown_minutes == 7
+    assert sky.calls.count("autostop") == 2
+
+
+def test_a_cluster_that_keeps_no_autodown_is_ended(engine: SkyPilotEngine, sky: FakeSky):
+    sky.lose_autodown = 99
+
+    with pytest.raises(BafoError, match="did not keep the autodown of r1"):
+        engine.launch(plan(), resume=False)
+    assert sky.clusters == {}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("rsync failed"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_what_a_broken_launch_rented_is_given_back(engine: SkyPilotEngine, sky: FakeSky, error: BaseException):
+    """SkyPilot itself leaves the cluster up "for debugging purposes" when files cannot be sent."""
+    sky.faults["provisioned"] = [error]
+
+    with pytest.raises((BafoError, KeyboardInterrupt)):
+        engine.launch(plan(), resume=False)
+    assert sky.clusters == {}
+
+
+UNREADY = RuntimeError("Failed to run setup commands on an instance. (exit code 1). Error: no such METADATA")
+
+
+def test_a_machine_that_cannot_be_made_ready_is_given_back_and_another_one_taken(
+    engine: SkyPilotEngine, sky: FakeSky, capsys: pytest.CaptureFixture[str]
+):
+    sky.faults["provisioned"] = [UNREADY]
+
+    engine.launch(plan(), resume=False)
+    assert [each["status"] for each in sky.clusters.values()] == [Status.UP]
+    assert sky.calls.count("launch") == 2 and sky.calls.count("down") == 1
+    assert "could not make the machine ready" in capsys.readouterr().err
+
+
+def test_the_second_machine_that_cannot_be_made_ready_is_the_last(engine: SkyPilotEngine, sky: FakeSky):
+    sky.faults["provisioned"] = [UNREADY] * 2
+
+    with pytest.raises(MachineError, match="no such METADATA"):
+        engine.launch(plan(), resume=False)
+    assert sky.calls.count("launch") == 2 and sky.clusters == {}
+    engine.launch(plan(), resume=False)  # nothing of it is in the way of another launch
+    assert sky.calls.count("launch") == 3
+
+
+def test_down_is_called_until_the_cluster_is_gone(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
+    sky.add("r1")
+    sky.faults["down"] = [RuntimeError("500 Internal Server Error")] * 4
+
+    engine.guard.down("r1")
+
+    assert sky.clusters == {} and sky.calls.count("down") == 5
+
+
+def test_down_gives_up_after_its_patience_and_says_what_stays(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
+    sky.add("r1")
+    sky.faults["down"] = [RuntimeError("502 Bad Gateway")] * 99
+    started = clock()
+
+    with pytest.raises(BafoError, match=r"r1 is still up: .*502 Bad Gateway"):
+        engine.guard.down("r1")
+    assert 200 < clock() - started <= 300
+
+
+def test_down_does_not_go_on_with_credentials_that_are_refused(engine: SkyPilotEngine, sky: FakeSky):
+    sky.add("r1")
+    sky.faults["down"] = [RuntimeError("401 Unauthorized")] * 9
+
+    with pytest.raises(AuthError):
+        engine.guard.down("r1")
+    assert sky.calls.count("down") == 1
+
+
+def test_settling_waits_for_the_server_and_keeps_a_run_that_came_up(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
+    from types import SimpleNamespace
+
+    request = SimpleNamespace(cluster_name="r1", name="sky.launch", finished_at=None)
+    other = SimpleNamespace(cluster_name="r2", name="sky.launch", finished_at=None)
+    sky.requests += [other, request]
+
+    def pass_time(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now > 1_000_020 and request.finished_at is None:
+            request.finished_at = clock.now
+            sky.add("r1", autostop=-1)
+            sky.add_job("r1", Status.RUNNING)
+
+    from bafogpt.launch.engines.skypilot.teardown import Guard
+
+    Guard(client=engine.client, clock=clock, sleep=pass_time).settle("r1", 7)
+    assert sky.clusters["r1"]["autostop"] == 7
+
+
+def test_secrets_reach_the_task_and_no_yaml(engine: SkyPilotEngine, sky: FakeSky, tmp_path: Path):
+    engine.launch(plan(), resume=False)
+
+    assert ("AWS_SECRET_ACCESS_KEY", "planted-value") in sky.secrets
+    assert [name for name, _ in sky.secrets] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]  # no HF_TOKEN here
+    assert "planted-value" not in repr(sky.tasks)
+    assert not any(b"planted-value" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_missing_key_and_a_bucket_of_this_machine_are_found_before_anything_is_rented(
+    engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(AuthError, match="AWS_SECRET_ACCESS_KEY is not set"):
+        engine.launch(plan(), resume=False)
+    for settings in (Settings(), Settings(bucket="file:///tmp/x", s3_endpoint="")):
+        with pytest.raises(ConfigError, match="a rented one cannot see it"):
+            task_config.check_reachable(settings)
+    assert sky.calls == []
+
+
+def test_a_name_at_work_and_somebody_elses_cluster_are_left_alone(engine: SkyPilotEngine, sky: FakeSky):
+    sky.add("r1")
+    sky.add_job("r1", Status.RUNNING)
+    sky.add("r2", labels={}, last_creation_yaml="run: sleep 1")
+    with pytest.raises(ConflictError, match="at work already"):
+        engine.launch(plan(), resume=True)
+    with pytest.raises(ConflictError, match="not ours"):
+        engine.launch(plan("r2"), resume=False)
+    assert set(sky.clusters) == {"r1", "r2"}
+
+
+def test_a_gpu_that_nobody_offers_names_those_that_are(engine: SkyPilotEngine, sky: FakeSky):
+    sky.offered = {"L40": [1, 2, 8], "L40S": [4]}
+    sky.faults["launch"] = [
+        exceptions.ResourcesUnavailableError("Catalog does not contain any instances satisfying it")
+    ]
+
+    with pytest.raises(CapacityError, match="runpod has no L40:4; it has L40:1, L40:2, L40:8, L40S:4") as caught:
+        engine.launch(plan(), resume=False)
+    assert caught.value.hint == "--gpus L40S:4" and not Notes(engine._settings).holds("r1")
+
+
+def test_logs_are_the_runs_own_lines(engine: SkyPilotEngine, sky: FakeSky):
+    sky.add("r1")
+    sky.add_job("r1", Status.SUCCEEDED)
+    sky.output = [
+        "\x1b[2m├── \x1b[0mWaiting\n\x1b[36m(r1, pid=7)\x1b[0m st",
+        "ep 1\n(r1, pid=7) \n",
+        "✓ Job finished\n",
+    ]
+
+    assert list(engine.logs("r1", follow=True)) == ["step 1", ""]
+    assert list(log_filter.lines(["(head, rank=0, pid=7) a\n(worker1, rank=1, pid=8, ip=10.0.0.2) b"])) == ["a", "b"]
+
+
+def test_logs_of_a_machine_that_only_skypilot_believes_in_come_from_the_bucket(
+    engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
+):
+    sky.add("r1")
+    sky.add_job("r1", Status.FAILED)
+    sky.faults["tail_logs"] = [RuntimeError("no route to host")]
+    monkeypatch.setattr(engine, "_stored_logs", lambda name: [f"{name}: failed"])
+
+    assert list(engine.logs("r1", follow=False)) == ["r1: failed"]
+
+
+def test_a_follow_that_is_cut_goes_on_where_it_was(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
+    sky.add("r1")
+    sky.add_job("r1", Status.RUNNING)
+    sky.output = ["(r1, pid=7) one\n"]
+
+    def grow(seconds: float) -> None:
+        clock.now += seconds
+        sky.output.append("(r1, pid=7) two\n")
+        sky.jobs["r1"][0].status = Status.SUCCEEDED
+
+    engine._sleep = grow
+    assert list(engine.logs("r1", follow=True)) == ["one", "two"]
+
+
+def test_a_machine_on_its_way_out_is_not_one_that_starts(
+    engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
+):
+    """Once autodown has begun, SkyPilot 0.14.1 shows the cluster as INIT and has no queue of it."""
+    record = RunRecord(
+        name="r1", trainer="pretrain", state="succeeded", created="", updated="1970-01-01T00:01:00.000+00:00"
+    )
+    monkeypatch.setattr(Sight, "record", lambda _, name: record)
+    for launched, state in ((30.0, "succeeded"), (90.0, "starting")):
+        sky.add("r1", Status.INIT, launched=launched)
+        assert engine.status("r1").state == state
+
+
+def test_cancel_asks_the_supervisor_first_and_skypilot_after_its_grace(
+    engine: SkyPilotEngine, sky: FakeSky, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    for listens in (True, False):
+        sky.add("r1")
+        sky.jobs.clear()
+        sky.add_job("r1", Status.RUNNING)
+        sky.calls.clear()
+
+        def ask(name: str, seen: Any, listens: bool = listens) -> bool:
+            if listens:
+                sky.jobs["r1"][0].status = Status.FAILED  # exit code 103 is a failure to SkyPilot
+            return True
+
+        monkeypatch.setattr(engine, "_ask_to_stop", ask)
+        assert engine.cancel("r1").state == "stopped"
+        assert ("cancel" in sky.calls) is not listens
+
+
+def test_a_managed_run_keeps_its_code_for_recoveries_until_the_controller_has_ended_it(
+    engine: SkyPilotEngine, sky: FakeSky, clock: Clock
+):
+    job: dict[str, Any] = {"job_id": 3, "job_name": "r1", "status": Status.RUNNING, "submitted_at": 1.0}
+    sky.managed.append(job)
+    Notes(engine._settings).write("r1", infra="runpod", managed=True)
+    code = Notes(engine._settings).code("r1")
+    code.mkdir()
+
+    def pass_time(seconds: float) -> None:
+        assert code.exists()
+        clock.now += seconds
+        if clock.now > 1_000_020:
+            job["status"] = Status.CANCELLED
+
+    engine._sleep = pass_time
+    engine.client.cancel_managed = lambda name, job_id: None  # type: ignore[method-assign]  # it takes its time
+    assert engine.status("r1").state == "running" and engine.status("r1").managed
+
+    engine.down("r1")
+
+    assert clock.now > 1_000_020 and not code.exists() and not Notes(engine._settings).holds("r1")
+
+
+def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyPilotEngine, sky: FakeSky):
+    hour, now = 3600.0, 1_000_000.0
+    sky.add("fresh", Status.INIT, autostop=-1, launched=now - 60)
+    sky.add("broken", Status.INIT, autostop=-1, launched=now - hour)
+    sky.add("healthy", launched=now - 9 * hour)
+    sky.add("naked", autostop=-1, launched=now - hour)
+    sky.add("naked-idle", autostop=-1, launched=now - hour)
+    sky.add("overdue", launched=now - 9 * hour)
+    sky.add("just-ended", launched=now - 9 * hour)
+    sky.add("theirs", autostop=-1, launched=0, labels={})
+    sky.add("controllers", autostop=-1, launched=0, is_managed=True)
+    for name in ("healthy", "naked"):
+        sky.add_job(name, Status.RUNNING)
+    sky.add_job("overdue", Status.FAILED, ended=now - hour)
+    sky.add_job("just-ended", Status.SUCCEEDED, ended=now - 60)
+
+    found = reap.find(engine.client, lambda name: None, now=lambda: now)
+
+    assert {each.name: each.reason for each in found} == {
+        "broken": "its launch broke off",
+        "naked": "nothing would end it: it has no autodown",
+        "naked-idle": "nothing would end it: it has no autodown",
+        "overdue": "its run is dead, and its autodown is overdue",
+    }
+    outcomes = {each.name: reap.end(engine.guard, engine.down, each).outcome for each in found}
+    assert outcomes.pop("naked") == "has an autodown again" and set(outcomes.values()) == {"ended"}
+    assert sky.clusters["naked"]["autostop"] == task_config.IDLE_MINUTES
+    assert set(sky.clusters) == {"fresh", "healthy", "naked", "just-ended", "theirs", "controllers"}
+    assert [each.name for each in reap.find(engine.client, lambda name: None, older_than_hours=5, now=lambda: now)] == [
+        "healthy",
+        "just-ended",
+    ]

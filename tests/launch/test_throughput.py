@@ -1,0 +1,218 @@
+"""How fast a job is expected to be: the arithmetic against litgpt's, and earlier runs from a real bucket."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bafogpt.core import schema
+from bafogpt.jobs import model_shape
+from bafogpt.jobs.job import Job
+from bafogpt.launch import throughput
+from bafogpt.launch.throughput import Measured, expected
+from bafogpt.runs.store import RunStore
+from bafogpt.storage.bucket import Bucket
+from bafogpt.train.estimates import flops
+from tests.reports.synthetic import NAME, SyntheticRun
+
+SEED_RUN_TOKENS_PER_S = 1543.0
+"""What the isiZulu run that jobs/pretrain.yaml improves on reached on four L40."""
+
+
+def job(**train: Any) -> Job:
+    """Two hundred million tokens on Gemma-2-2B, as in jobs/pretrain.yaml."""
+    values = {"tokens": 200_000_000, "data": {"path": "data/zulu", "sequence_length": 2048}}
+    return schema.build(Job, {"train": schema.merge(values, train)}, where="test")
+
+
+@pytest.mark.parametrize("name", model_shape.KNOWN)
+def test_the_sizes_known_here_are_litgpts(name):
+    pytest.importorskip("litgpt")
+    from bafogpt.model.formats.families import configuration
+
+    config = configuration(name)
+    assert config.padded_vocab_size == model_shape.KNOWN[name].padded_vocab_size
+    for length in (2048, 8192):
+        mine = flops.flops_per_token(model_shape.KNOWN[name], length)
+        assert mine == flops.flops_per_token(config, length) > 0
+
+
+def test_weights_are_counted_as_the_model_has_them():
+    pytest.importorskip("litgpt")
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    small = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_query_groups": 2, "head_size": 8, "intermediate_size": 64}
+    config = Config.from_name("Gemma-2-2b", padded_vocab_size=256, sliding_window_indices=[1, 0], **small)
+    matrices = sum(
+        each.numel() for name, each in GPT(config).named_parameters() if each.ndim == 2 and "wte" not in name
+    )
+    shape = model_shape.shape_of(job(model={"overrides": small}).train, vocab_size=250)
+
+    assert shape is not None
+    assert flops.matrix_weights(shape) == matrices == flops.matrix_weights(config)
+
+
+def test_the_seed_run_took_a_day_and_a_half_and_used_a_thirtieth_of_the_gpus():
+    speed = expected(job(), "L40", 4, tokens_per_s=SEED_RUN_TOKENS_PER_S)
+
+    assert speed is not None
+    assert speed.basis == "given"
+    assert 200_000_000 / speed.tokens_per_s / 3600 == pytest.approx(36.0, abs=0.05)
+    assert speed.mfu == pytest.approx(0.035, abs=0.001)
+
+
+def test_without_an_earlier_run_the_speed_is_projected_and_says_so():
+    speed, projection = expected(job(), "L40", 4), throughput.projected(job(), "L40", 4)
+
+    assert speed is not None and projection is not None
+    assert (speed.basis, speed.words) == ("projected", f"projected: MFU {100 * projection.recipe.time.mfu:.0f} %")
+    assert speed.tokens_per_s == projection.recipe.time.tokens_per_s
+    assert projection.pessimistic.time.tokens_per_s < speed.tokens_per_s
+    assert "products at 72% of 181 TFLOP/s" in projection.assumptions["expected"]
+    assert "8 GB/s between GPUs" in projection.assumptions["pessimistic"]
+
+
+def test_fine_tuning_is_projected_with_the_trainers_own_memory_and_not_that_of_the_whole_model():
+    tuned = job(model={"name": "Gemma-2-9b"}, adapter={}, precision="bf16-true", batch={"micro": 1})
+    projection = throughput.projected(tuned, "L40", 1, vocab_size=296_000)
+
+    assert projection is not None and projection.recipe.fits
+    assert projection.recipe.need < 12e9
+    whole = throughput.projected(job(model={"name": "Gemma-2-9b"}), "L40", 1)
+    assert whole is not None and not whole.recipe.fits and whole.recommended is None
+
+
+def test_more_machines_share_a_slower_network():
+    one, two = (throughput.projected(job(), "L40", 8, nodes=nodes) for nodes in (1, 2))
+
+    assert one is not None and two is not None
+    assert two.recipe.time.communication > one.recipe.time.communication
+
+
+def test_gemma_3_is_planned_by_its_name_and_costs_what_its_size_says():
+    speeds = [expected(job(model={"name": f"Gemma-3-{size}"}), "L40", 4) for size in ("270m", "1b-it", "4b-pt")]
+
+    assert all(speed is not None and speed.basis == "projected" for speed in speeds)
+    assert speeds == sorted(speeds, key=lambda speed: -speed.tokens_per_s)
+
+
+def test_a_network_that_only_the_first_weights_tell_has_no_figure_before_they_are_read():
+    assert throughput.projected(job(model={"checkpoint": "models/zulu"}), "L40", 4) is None
+
+
+def test_a_folder_in_the_bucket_gives_a_plan_its_networks_sizes(bucket):
+    """The folder's own, also by way of a run that began with it; a job that names its network keeps that."""
+    sizes = {
+        "num_hidden_layers": 18,
+        "hidden_size": 640,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 2048,
+        "vocab_size": 266_240,
+        "sliding_window": 512,
+    }
+    bucket.put("models/zulu/config.json", json.dumps({"model_type": "gemma3_text", **sizes}).encode())
+    record = {"job": schema.to_dict(job(model={"checkpoint": "models/zulu"}))}
+    bucket.put("runs/first/run.json", json.dumps(record).encode())
+    named = job(model={"name": "Gemma-3-270m"})
+    expected_shape = model_shape.shape_of(named.train, vocab_size=266_240)
+
+    for began in ("models/zulu", "runs/first"):
+        found = model_shape.described(job(model={"checkpoint": began}), bucket)
+        assert model_shape.shape_of(found.train) == expected_shape, began
+    for same in (named, job(model={"checkpoint": "models/none"}), job()):
+        assert model_shape.described(same, bucket) is same
+
+
+@pytest.mark.parametrize(("gpu", "model"), [("L40", "pythia-14m"), ("MI300X", "Gemma-2-2b")])
+def test_a_model_or_a_gpu_that_is_not_known_gives_no_figure(gpu, model):
+    unknown = job(model={"name": model})
+
+    assert expected(unknown, gpu, 1) is None
+    given = expected(unknown, gpu, 1, tokens_per_s=100.0)
+    assert given is not None and given.mfu is None
+
+
+def test_what_was_measured_comes_before_what_is_scaled_and_that_before_what_is_projected():
+    on_four = Measured(run="a", gpu="L40", gpus=4, tokens_per_s=12_000.0, mfu=0.27)
+    on_eight = Measured(run="b", gpu="L40", gpus=8, tokens_per_s=20_000.0, mfu=0.22)
+    other = Measured(run="c", gpu="L40S", gpus=4, tokens_per_s=1.0, mfu=0.01)
+
+    def of(*earlier: Measured) -> tuple[str, float]:
+        speed = expected(job(), "l40", 4, earlier=earlier)
+        assert speed is not None
+        return speed.words, speed.tokens_per_s
+
+    assert of(other, on_eight, on_four) == ("measured: a", 12_000.0)
+    assert of(other, on_eight) == ("scaled from b on L40:8", 10_000.0)
+    assert of(other)[0].startswith("projected: MFU")
+
+
+def test_a_longer_vocabulary_costs_more():
+    plain, longer = expected(job(), "L40", 4), expected(job(), "L40", 4, vocab_size=296_000)
+
+    assert plain is not None and longer is not None
+    assert longer.tokens_per_s < plain.tokens_per_s
+
+
+@pytest.fixture
+def trained(bucket: Bucket, tmp_path: Path) -> SyntheticRun:
+    """A run of twenty steps that are in the bucket, but no record yet."""
+    run = SyntheticRun(RunStore(bucket), tmp_path)
+    run.begin()
+    run.start(0)
+    run.train(1, 20)
+    run.end("succeeded")
+    return run
+
+
+def recorded(train: dict[str, Any] | None = None) -> dict[str, Any]:
+    return schema.to_dict(job(**(train or {})))
+
+
+def test_an_earlier_run_of_this_model_on_this_gpu_is_found_in_the_bucket(trained, bucket):
+    trained.save(gpus="L40:4", job=recorded())
+    found = throughput.measured(RunStore(bucket), job(), "L40")
+
+    assert [(each.run, each.gpu, each.gpus) for each in found] == [(NAME, "L40", 4)]
+    assert found[0].tokens_per_s == pytest.approx(2048, rel=0.05)
+    assert found[0].mfu == pytest.approx(0.31, rel=0.05)
+
+
+def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trained, bucket):
+    trained.save(places=[{"gpu": "NVIDIA L40", "gpus": 4, "nodes": 2}], job=recorded())
+
+    assert [each.gpus for each in throughput.measured(RunStore(bucket), job(), "L40")] == [8]
+    assert throughput.measured(RunStore(bucket), job(), "L40S") == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": {"name": "Gemma-2-9b"}},
+        {"model": {"overrides": {"n_layer": 4}}},
+        {"model": {"checkpoint": "models/gemma-3"}},
+        {"data": {"sequence_length": 1024}},
+        {"precision": "32-true"},
+        {"float8": "tensorwise"},
+        {"activation_checkpointing": "none"},
+        {"adapter": {}},
+    ],
+)
+def test_a_run_of_something_else_says_nothing(trained, bucket, other):
+    trained.save(gpus="L40:4", job=recorded(other))
+
+    assert throughput.measured(RunStore(bucket), job(), "L40") == []
+
+
+def test_a_run_without_a_gpu_or_without_steps_says_nothing(bucket, tmp_path):
+    run = SyntheticRun(RunStore(bucket), tmp_path)
+    run.save(job=recorded())
+    assert throughput.measured(RunStore(bucket), job(), "L40") == []
+    run.save(gpus="L40:4", job=recorded())
+    assert throughput.measured(RunStore(bucket), job(), "L40") == []
