@@ -264,7 +264,7 @@ class Place:
             "tokens": steps * options.batch * options.length,
             "data": {"path": data, "sequence_length": options.length, "cache_gb": 0, "bos": arm.bos},
             "model": {"checkpoint": self.model(arm.rows)},
-            "batch": {"tokens": options.batch * options.length, "micro": options.micro},
+            "batch": {"tokens": options.batch * options.length, "micro_batch_size": options.micro},
             "optimizer": {"learning_rate": options.rate * arm.rate},
             "schedule": {"warmup_steps": min(steps // 2, max(2, steps // 10))},
             "validation": {"every": 0},

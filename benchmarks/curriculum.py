@@ -112,7 +112,7 @@ def start(
         "tokens": steps * BATCH * LENGTH,
         "data": {"path": data, "sequence_length": LENGTH, "cache_gb": 0},
         "model": {"overrides": MODEL, "checkpoint": model},
-        "batch": {"tokens": BATCH * LENGTH, "micro": BATCH},
+        "batch": {"tokens": BATCH * LENGTH, "micro_batch_size": BATCH},
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"warmup_steps": 20},
         "validation": {"every": steps, "samples": None},

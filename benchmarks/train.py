@@ -50,7 +50,7 @@ def ours() -> tuple[Step, Any]:
     values = {
         "tokens": 10**9,
         "data": {"path": "x", "sequence_length": TOKENS},
-        "batch": {"tokens": BATCH * TOKENS, "micro": BATCH},
+        "batch": {"tokens": BATCH * TOKENS, "micro_batch_size": BATCH},
         "precision": "32-true",
         "activation_checkpointing": "none",
     }

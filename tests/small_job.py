@@ -18,10 +18,10 @@ def make_job(**over: Any) -> Job:
         "train": {
             "tokens": 800,
             "data": {"path": "data/x", "sequence_length": 10},
-            "batch": {"tokens": 40, "micro": 2},
+            "batch": {"tokens": 40, "micro_batch_size": 2},
             "checkpoint": {"every": 5},
             "model": {"overrides": {"n_layer": 2, "n_embd": 64}},  # a disk that has room for its checkpoints
         },
-        "supervisor": {"ship_every_s": 0.2, "grace_s": 5, "patience_s": 30, "processes": 1},
+        "supervisor": {"flush_s": 0.2, "grace_s": 5, "storage_timeout_s": 30, "processes": 1},
     }
     return schema.build(Job, schema.merge(values, over), where="test")

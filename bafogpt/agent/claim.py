@@ -81,7 +81,7 @@ def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: Place) -> It
             f"bafogpt data prepare starter --tokenizer bytes --out {job.train.data.path}",
         )
     store = RunStore(bucket)
-    with only_one(folder, name):
+    with run_lock(folder, name):
         earlier = store.find(name)
         if earlier and earlier.state == "succeeded":
             yield earlier
@@ -121,7 +121,7 @@ def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord 
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, name: str) -> Iterator[None]:
+def run_lock(folder: Path, name: str) -> Iterator[None]:
     """Hold the run on this machine. Raises :class:`ConflictError` when another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

@@ -12,7 +12,7 @@ from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.tracking.sidecar import Sidecar
 from bafogpt.core import schema, settings
 from bafogpt.jobs.job import Job
-from bafogpt.jobs.tracking import Tracked, identity
+from bafogpt.jobs.tracking import Tracked, tracker_run_id
 from bafogpt.runs.store import State
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff
@@ -36,7 +36,7 @@ class Companions:
                     service=service,
                     config=job.tracking,
                     name=record.name,
-                    id=identity(record.name, record.created),
+                    id=tracker_run_id(record.name, record.created),
                     attempt=recorder.attempt,
                     bucket=bucket.url,
                     job=schema.to_dict(job),

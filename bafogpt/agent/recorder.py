@@ -15,7 +15,7 @@ from bafogpt.agent import system_stats
 from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.runs import usage
-from bafogpt.runs.log_segments import Feed, Whole
+from bafogpt.runs.log_segments import FileUploader, SegmentWriter
 from bafogpt.runs.store import SYSTEM_STATS, RunRecord, RunStore
 from bafogpt.train.trainer_io import Handoff
 
@@ -58,10 +58,10 @@ class Recorder:
             for each in range(1, attempt + 1)  # what an earlier attempt on this disk could not send goes too
             if _log_file(handoff, each).exists()
             for feed in (
-                Feed(bucket, "logs", each, _log_file(handoff, each), "log", node),
-                Feed(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
-                Feed(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
-                Feed(bucket, SYSTEM_STATS, each, system_stats_file(handoff, each), "jsonl", node),
+                SegmentWriter(bucket, "logs", each, _log_file(handoff, each), "log", node),
+                SegmentWriter(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
+                SegmentWriter(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
+                SegmentWriter(bucket, SYSTEM_STATS, each, system_stats_file(handoff, each), "jsonl", node),
             )
         ]
         self._system_stats = system_stats.StatsLogger(
@@ -70,7 +70,7 @@ class Recorder:
             step=lambda: self.record.step,
             every_s=system_stats_every_s,
         )
-        self._profile = Whole(bucket, "profile", handoff.profile)
+        self._profile = FileUploader(bucket, "profile", handoff.profile)
         self._every_s = every_s
         self._node = node
         self._budget = budget

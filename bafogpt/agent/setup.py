@@ -61,7 +61,7 @@ def _record_failure(
     with claim(job, name, bucket, folder, place) as record:
         if record.state == "succeeded":
             return
-        recorder = Recorder(RunStore(bucket), record, Handoff(folder), every_s=job.supervisor.ship_every_s)
+        recorder = Recorder(RunStore(bucket), record, Handoff(folder), every_s=job.supervisor.flush_s)
         recorder.log([*output, f"{name}: {ending.state}: {ending.message}"])
         recorder.event("run_ended", state=ending.state, message=ending.message)
         recorder.update(state=ending.state, message=ending.message)

@@ -24,12 +24,12 @@ from bafogpt.agent.budget import Budget
 from bafogpt.agent.claim import Place, claim
 from bafogpt.agent.exporters import Companions
 from bafogpt.agent.multinode import follower
-from bafogpt.agent.multinode.heartbeat import ALONE, Crew, Nodes, Parts
-from bafogpt.agent.multinode.leader import Lead
-from bafogpt.agent.outcome import EXIT_CODES, Ending, asked_to_stop
+from bafogpt.agent.multinode.heartbeat import ALONE, Heartbeats, Nodes, Parts
+from bafogpt.agent.multinode.leader import Leader
+from bafogpt.agent.outcome import EXIT_CODES, Ending, stop_on_signals
 from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.uploader import Uploader
-from bafogpt.agent.watchdog import OutOfMemory, Progress, Pulse
+from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress
 from bafogpt.agent.workers import WORKER, Layout, Trainers, describe_exit
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
@@ -87,11 +87,11 @@ def supervise(
             store,
             record,
             handoff,
-            every_s=config.ship_every_s,
+            every_s=config.flush_s,
             system_stats_every_s=config.system_stats_every_s,
             budget=budget,
         )
-        with asked_to_stop() as stop:
+        with stop_on_signals() as stop:
             ending = _Supervisor(job, bucket, handoff, recorder, worker, nodes, budget, stop, clock).run()
     if ending.state == "succeeded":
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,13 +138,13 @@ class _Supervisor:
             parts=Parts(run),
         )
         self._companions = Companions(job, bucket, handoff, recorder)
-        self._lead: Lead | None = None
+        self._lead: Leader | None = None
         if nodes.count > 1:
-            self._lead = Lead(
-                Crew(run, recorder.attempt, nodes, processes=self._processes(), beat_s=config.beat_s),
+            self._lead = Leader(
+                Heartbeats(run, recorder.attempt, nodes, processes=self._processes(), heartbeat_s=config.heartbeat_s),
                 attempt=recorder.attempt,
-                patience_s=config.patience_s,
-                silent_s=config.node_silent_s,
+                storage_timeout_s=config.storage_timeout_s,
+                silent_s=config.heartbeat_timeout_s,
                 halted=self._halt,
                 say=recorder.say,
             )
@@ -291,11 +291,11 @@ class _Supervisor:
         that was because they hung)."""
         halt: Ending | None = None
         deadline = math.inf
-        pulse = Pulse(
+        pulse = HangDetector(
             self._handoff,
             self._recorder.attempt,
             first_s=self._config.first_step_s,
-            then_s=self._config.hang_s,
+            then_s=self._config.hang_timeout_s,
             max_pending=self._job.train.checkpoint.max_pending,
             clock=self._clock,
         )
@@ -361,14 +361,14 @@ class _Supervisor:
     def _storage_problem(self) -> Ending | None:
         """An ending when the bucket has been out of reach for longer than the job's patience."""
         failing = [each for each in (self._uploader.failing, self._recorder.failing) if each is not None]
-        if not failing or time.monotonic() - min(each.since for each in failing) < self._config.patience_s:
+        if not failing or time.monotonic() - min(each.since for each in failing) < self._config.storage_timeout_s:
             return None
         error = failing[0].error
         return Ending("failed", error.message, f"bafogpt cloud launch … --name {self._name} --resume", error.exit_code)
 
     def _wait_for_bucket(self) -> None:
         """Until the bucket answers. Raises :class:`UnreachableError` after the job's patience."""
-        deadline = time.monotonic() + self._config.patience_s
+        deadline = time.monotonic() + self._config.storage_timeout_s
         while True:
             try:
                 self._bucket.check()
@@ -382,7 +382,7 @@ class _Supervisor:
         if self._uploader.idle() and self._uploader.drain(0):
             return ending
         self._recorder.say("sending the last checkpoint")
-        patience = self._config.patience_s if ending.state == "succeeded" else self._config.grace_s
+        patience = self._config.storage_timeout_s if ending.state == "succeeded" else self._config.grace_s
         if self._uploader.drain(0 if self._storage_problem() else patience):
             return ending
         left = [checkpoint_step(folder) for folder in self._handoff.pending()]

@@ -26,7 +26,7 @@ RECENT = 20
 """Lines over which whoever reads them takes the time of a step."""
 
 
-class Tail:
+class JsonlTail:
     """Reads the whole JSON lines that were appended to a file since the last call."""
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class Progress:
     """
 
     def __init__(self, path: Path, steps: int, say: Callable[[str], None]) -> None:
-        self._tail = Tail(path)
+        self._tail = JsonlTail(path)
         self._steps = steps
         self._say = say
         self._shown = 0.0
@@ -79,7 +79,7 @@ class Progress:
         return step
 
 
-class Pulse:
+class HangDetector:
     """Whether trainers get on: a line of metrics, or a checkpoint that grows or appears, is a sign of life.
 
     ``first_s`` seconds without one are too many before the first line of metrics, ``then_s`` after it. Trainers that
@@ -172,7 +172,7 @@ def _kills(path: Path) -> int:
     return 0
 
 
-class Pace:
+class StepTimer:
     """How long a step takes by the clock of whoever watches, from the lines that come as the run prints them.
 
     Lines that come all at once, such as what a run has printed before, count as one; and from the first nothing is

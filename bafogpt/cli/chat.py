@@ -50,12 +50,12 @@ def chat_command(
     than half of the model's positions.
     """
     from bafogpt.data.messages import Message
-    from bafogpt.model.chat_model import Speaker, ask
+    from bafogpt.model.chat_model import ChatModel, ask
     from bafogpt.model.generate import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     sink = Output.of()
-    speaker = Speaker.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
+    speaker = ChatModel.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
     sink.say(f"{speaker.name}, {speaker.context:,} tokens of memory; an empty line ends it")
     history = [] if system is None else [Message("system", system)]
 
@@ -73,10 +73,10 @@ def _read() -> str:
     """The next line that is not the end; the prompt is for terminals only."""
     if sys.stdin.isatty():
         print(PROMPT, end="", file=sys.stderr, flush=True)
-    return said(sys.stdin.readline).strip()
+    return read_stdin(sys.stdin.readline).strip()
 
 
-def said(read: Callable[[], str]) -> str:
+def read_stdin(read: Callable[[], str]) -> str:
     """What ``read`` takes from stdin. Raises :class:`DataError` where that is not UTF-8 and the locale is strict."""
     try:
         return read()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bafogpt.cli import cost, doctor, remote
-from bafogpt.cli.console.log_progress import bar_under
+from bafogpt.cli.console.log_progress import progress_bar_below
 from bafogpt.cli.console.options import (
     BucketOption,
     DetachOption,
@@ -81,7 +81,7 @@ def launch(
     from bafogpt.jobs import task as tasks
     from bafogpt.launch import plan as plans
     from bafogpt.launch.engines import engine_for
-    from bafogpt.launch.quote import Rate
+    from bafogpt.launch.quote import ExchangeRate
     from bafogpt.runs.store import MAX_UNFIT
 
     out = Output.of(json=json, quiet=quiet)
@@ -105,12 +105,12 @@ def launch(
     )
     if dry_run:
         if not plan.is_local:
-            out.say(f"# {plan.bill.words(Rate.of(config))}")
+            out.say(f"# {plan.bill.words(ExchangeRate.of(config))}")
         record = {"name": plan.name, "infra": plan.infra, "price": plan.bill.to_dict(), "task": plan.task}
         out.result(record, tasks.to_yaml(plan.task), plan.name)
         return
     engine = engine_for(plan.infra, config)
-    question = f"launch {plan.name} on {plan.infra} at {plan.bill.words(Rate.of(config))}?"
+    question = f"launch {plan.name} on {plan.infra} at {plan.bill.words(ExchangeRate.of(config))}?"
     if not plan.is_local and not out.confirm(question, yes):
         raise typer.Exit(1)
     run = engine.launch(plan, resume=resume)
@@ -185,7 +185,7 @@ def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = Fals
 def logs(run: RunArgument, follow: FollowOption = False, json: JsonOption = False) -> None:
     """Print what a run has printed."""
     out = Output.of(json=json)
-    with bar_under(out, sys.stdout, lambda line: out.event({"line": line}, line), wanted=follow) as show:
+    with progress_bar_below(out, sys.stdout, lambda line: out.event({"line": line}, line), wanted=follow) as show:
         for line in _engine(run).logs(run, follow=follow):
             show(line)
 
@@ -217,7 +217,7 @@ remote.add_to(app)
 
 def _watch(engine: Engine, name: str, out: Output) -> EngineRun:
     """Show a run's output until it ends. Returns how it ended."""
-    with bar_under(out, sys.stderr, out.say) as show:
+    with progress_bar_below(out, sys.stderr, out.say) as show:
         for line in engine.logs(name, follow=True):
             if not out.json:
                 show(line)

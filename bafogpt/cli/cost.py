@@ -19,7 +19,7 @@ from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.launch.forecast import Forecast
-    from bafogpt.launch.quote import Rate
+    from bafogpt.launch.quote import ExchangeRate
     from bafogpt.reports.cost import RunCost
 
 PLAN_COLUMNS = ["cloud", "region", "machine", "buy", "$/hour", "tokens/s", "hours", "total $", "total R"]
@@ -149,14 +149,14 @@ def cost(
 ) -> None:
     """Show what runs have cost so far and will have cost at their end, from the bucket's records."""
     from bafogpt.core import settings
-    from bafogpt.launch.quote import Rate
+    from bafogpt.launch.quote import ExchangeRate
     from bafogpt.reports import cost as costs
     from bafogpt.runs.store import RunStore
     from bafogpt.storage.bucket import Bucket
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
-    rate = Rate.of(config)
+    rate = ExchangeRate.of(config)
     store = RunStore(Bucket.open(config.bucket, config))
     found = [costs.of_run(store, run)] if run else costs.of_all(store)
     whole = costs.total(found)
@@ -173,7 +173,7 @@ def cost(
     out.say("counted is what the supervisors saw; a machine's boot and its last idle minutes come on top")
 
 
-def _cost_row(each: RunCost, rate: Rate) -> dict[str, str]:
+def _cost_row(each: RunCost, rate: ExchangeRate) -> dict[str, str]:
     return {
         "name": each.name,
         "state": each.state,

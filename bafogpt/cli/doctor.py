@@ -27,9 +27,9 @@ def doctor(
     from bafogpt.launch import doctor as checks
 
     out = Output.of(json=json, quiet=quiet)
-    patient = checks.Patient.of(job, settings.load({"bucket": bucket}), gpus=gpus, infra=infra)
+    patient = checks.CheckContext.of(job, settings.load({"bucket": bucket}), gpus=gpus, infra=infra)
     found = []
-    for each in checks.examine(patient):
+    for each in checks.run_checks(patient):
         found.append(each)
         if not json and not quiet:
             print(f"{MARKS[each.state]:<8} {each.name:<12} {each.words}", flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.chat import said
+from bafogpt.cli.chat import read_stdin
 from bafogpt.cli.console.options import (
     DeviceOption,
     DtypeOption,
@@ -45,12 +45,12 @@ def generate_command(
 
     With --json one object at the end: the text, and why it ends there.
     """
-    from bafogpt.model.chat_model import Speaker
+    from bafogpt.model.chat_model import ChatModel
     from bafogpt.model.generate import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    speaker = Speaker.load(model, tokenizer=tokenizer, style="plain", device=device, dtype=dtype)
-    ids = speaker.text(said(sys.stdin.read) if prompt == "-" else prompt)
+    speaker = ChatModel.load(model, tokenizer=tokenizer, style="plain", device=device, dtype=dtype)
+    ids = speaker.text(read_stdin(sys.stdin.read) if prompt == "-" else prompt)
     length = min(256, speaker.room(ids)) if max_tokens is None else max_tokens
     pieces = []
     for piece in speaker.answer(ids, max_tokens=length, sampling=sampling, stop=stop or []):

@@ -11,7 +11,7 @@ from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
-    from bafogpt.reports.publish import Release, Wish
+    from bafogpt.reports.publish import PublishOptions, Release
     from bafogpt.storage.folders.sync import Report
     from bafogpt.storage.folders.uri import Place
 
@@ -65,7 +65,7 @@ def publish(
     from pathlib import Path
 
     from bafogpt.core import files, settings
-    from bafogpt.reports.publish import Wish
+    from bafogpt.reports.publish import PublishOptions
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.uri import locate
     from bafogpt.storage.hub import push
@@ -73,7 +73,7 @@ def publish(
 
     out, config = Output.of(json=json, quiet=quiet), settings.load()
     limit = bandwidth.Bandwidth(bandwidth.parse(max_bandwidth)) if max_bandwidth else None
-    wish = Wish(adapter=adapter, dtype=dtype, base_model=base_model, licence=license_)
+    wish = PublishOptions(adapter=adapter, dtype=dtype, base_model=base_model, licence=license_)
     place = locate(target, config, "bucket")
     if place.hub is not None:
         push.require_allowed(place.hub, public=public)
@@ -91,7 +91,7 @@ def publish(
     _say(out, found, report)
 
 
-def _found(source: str, step: int | None, best: bool, wish: Wish, config: Settings) -> Release:
+def _found(source: str, step: int | None, best: bool, wish: PublishOptions, config: Settings) -> Release:
     """What is to be published: a folder where there is one of that name, else a run."""
     from pathlib import Path
 

@@ -48,8 +48,8 @@ def serve_command(
     limits = Limits(slots=slots, queue=queue, max_tokens=max_tokens)
     key = server.read_key(api_key_env)
     listening = server.listen(host, port, guarded=key is not None)
-    from bafogpt.model.chat_model import Speaker
+    from bafogpt.model.chat_model import ChatModel
 
-    speaker = Speaker.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
+    speaker = ChatModel.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
     Output.of().event({}, f"{speaker.name} at {server.address(listening)}/v1")
     server.serve(speaker, listening, limits, key)

@@ -22,7 +22,7 @@ from bafogpt.data import curriculum
 from bafogpt.data import sources as reading
 from bafogpt.data.curriculum import REPLAY, STAGES
 from bafogpt.data.documents import Document
-from bafogpt.data.token_cache import Place, Spill, Spilled
+from bafogpt.data.token_cache import CachedDoc, Place, Spill
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import MANIFEST, Source, TokenizerInfo, TokenManifest
@@ -183,7 +183,7 @@ def _spill(
         for document, ids in zip(batch, encoded, strict=True):
             tokens = _framed(ids, tokenizer, bos)
             key, size = curriculum.key(document.text), len(document.text.encode())
-            spill.add(document.stage, Spilled(key, document.source, tokens, size, document.lang))
+            spill.add(document.stage, CachedDoc(key, document.source, tokens, size, document.lang))
             stages.setdefault(document.stage, Count()).add(document.text, len(tokens))
             report.sources.setdefault(document.source, Count()).add(document.text, len(tokens))
         if progress is not None:
@@ -196,7 +196,7 @@ def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: P
     """Second pass: validation stage by stage, then training in its order with replay mixed in."""
     exceptions = spill.exceptions()
 
-    def is_held_out(document: Place | Spilled) -> bool:
+    def is_held_out(document: Place | CachedDoc) -> bool:
         return document.key in exceptions or curriculum.held_out(document.key, options.validation)
 
     seen: set[bytes] = set()

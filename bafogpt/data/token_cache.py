@@ -25,7 +25,7 @@ BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Spilled:
+class CachedDoc:
     """One tokenised document."""
 
     key: bytes
@@ -75,7 +75,7 @@ class Spill:
         self._numbers: dict[str, int] = {}
         self._languages: dict[str, int] = {}
 
-    def add(self, stage: str, document: Spilled) -> None:
+    def add(self, stage: str, document: CachedDoc) -> None:
         """Append a document to its stage."""
         if stage not in self._files:
             self._files[stage] = (self.folder / f"{stage}.spill").open("wb", buffering=BUFFER_BYTES)
@@ -98,7 +98,7 @@ class Spill:
             for file in self._files.values():
                 file.close()
 
-    def read(self, stage: str) -> Iterator[Spilled]:
+    def read(self, stage: str) -> Iterator[CachedDoc]:
         """The documents of a stage in the order they were added; none for a stage that has none."""
         with self.reader() as at:
             for place in self.places(stage):
@@ -116,7 +116,7 @@ class Spill:
                 file.seek(count * width, 1)
 
     @contextlib.contextmanager
-    def reader(self) -> Iterator[Callable[[str, int], Spilled]]:
+    def reader(self) -> Iterator[Callable[[str, int], CachedDoc]]:
         """A function that reads the document at a stage's ``start``; quickest where one follows on the other."""
         import numpy as np
 
@@ -127,12 +127,12 @@ class Spill:
                 for stage in self.tallies
             }
 
-            def at(stage: str, start: int) -> Spilled:
+            def at(stage: str, start: int) -> CachedDoc:
                 file = opened[stage]
                 file.seek(start)
                 key, number, language, size, count = HEADER.unpack(file.read(HEADER.size))
                 tokens = np.frombuffer(file.read(count * width), dtype=self.dtype)
-                return Spilled(key, names[number], tokens, size, languages[language])
+                return CachedDoc(key, names[number], tokens, size, languages[language])
 
             yield at
 

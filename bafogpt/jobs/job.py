@@ -29,11 +29,11 @@ class SupervisorConfig:
     """How often in a row crashed trainers are started again, without getting further, before the run has failed."""
     grace_s: float = 90.0
     """Seconds from SIGTERM until trainers that have not saved and left are killed."""
-    ship_every_s: float = 5.0
+    flush_s: float = 5.0
     """Seconds between sendings of logs, metrics and events to the bucket."""
     system_stats_every_s: float = 10.0
     """Seconds between two measurements of the machine: GPUs, CPU, memory, disk, network."""
-    patience_s: float = 300.0
+    storage_timeout_s: float = 300.0
     """How long the bucket may be out of reach before the run ends, to be resumed later."""
     publish_to: str | None = None
     """Repository of the Hugging Face Hub (``hf://ORG/NAME``) that gets the newest checkpoint while training goes on; it
@@ -43,14 +43,14 @@ class SupervisorConfig:
     the launch comes before it."""
     max_hours: float | None = None
     """Hours that the run may take, over all its attempts; ``--max-hours`` of the launch comes before it."""
-    hang_s: float = 600.0
+    hang_timeout_s: float = 600.0
     """How long trainers may go on without a step, a validation or a piece of a checkpoint before they are killed and
     started again, as after a crash. Waiting for the bucket is no hanging."""
     first_step_s: float = 1800.0
     """The same until their first step, for weights to be read and kernels to be compiled."""
-    beat_s: float = 2.0
+    heartbeat_s: float = 2.0
     """Seconds between two signs of life among the nodes of a run, where there are more than one."""
-    node_silent_s: float = 60.0
+    heartbeat_timeout_s: float = 60.0
     """How long a node may give no sign of life before the trainers are ended, to go on together from a checkpoint."""
     require_gpus: bool = True
     """Whether the GPUs that the launch asked for must be there. False trains on the CPU of a machine without any, to
@@ -62,15 +62,23 @@ class SupervisorConfig:
     """A fire drill: SIGKILL the trainers once, when they reach this step, and let the run come back by itself."""
 
     def __post_init__(self) -> None:
-        for name in ("processes", "max_restarts", "grace_s", "patience_s", "collective_timeout_s"):
+        for name in ("processes", "max_restarts", "grace_s", "storage_timeout_s", "collective_timeout_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; 0 or more")
         if self.collective_timeout_s > 3600:
             raise ValueError(f"collective_timeout_s is {self.collective_timeout_s}; at most 3600")
         if self.publish_to is not None and not self.publish_to.startswith("hf://"):
             raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
-        above_0 = ("ship_every_s", "system_stats_every_s", "max_cost", "max_hours", "hang_s", "first_step_s", "beat_s")
-        for name in (*above_0, "node_silent_s"):
+        above_0 = (
+            "flush_s",
+            "system_stats_every_s",
+            "max_cost",
+            "max_hours",
+            "hang_timeout_s",
+            "first_step_s",
+            "heartbeat_s",
+        )
+        for name in (*above_0, "heartbeat_timeout_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; must be above 0")

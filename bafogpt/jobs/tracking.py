@@ -95,7 +95,7 @@ class Tracked:
     config: TrackingConfig
     name: str
     id: str
-    """What the run is known by at the service, over all its attempts: see :func:`identity`."""
+    """What the run is known by at the service, over all its attempts: see :func:`tracker_run_id`."""
     attempt: int
     bucket: str
     """URL of the bucket that the run is in."""
@@ -103,19 +103,19 @@ class Tracked:
     """The resolved job."""
 
 
-def identity(name: str, created: str) -> str:
+def tracker_run_id(name: str, created: str) -> str:
     """The name, and a digest of when its record was first written: a name may be used again, by another run."""
     return f"{name}-{hashlib.sha256(created.encode()).hexdigest()[:8]}"
 
 
 def variables(config: TrackingConfig, environ: Mapping[str, str] = os.environ) -> list[str]:
     """The environment's variables that matter to what is asked for: those that are needed, and others that are set."""
-    must = needed(config)
+    must = required_env(config)
     online = [service for service in config.services if not (service == "wandb" and _offline(config))]
     return [name for each in online for name in VARIABLES[each] if name in must or environ.get(name)]
 
 
-def needed(config: TrackingConfig) -> dict[str, str]:
+def required_env(config: TrackingConfig) -> dict[str, str]:
     """Those without which nothing can be sent from a machine where nobody has logged in, and what needs them."""
     found = {}
     if config.wandb and not _offline(config):

@@ -1,8 +1,8 @@
 """What a GPU costs an hour, and where.
 
 The figures are SkyPilot's own: the catalog that it keeps in ``~/.sky/catalogs`` and renews from its public one when it
-is used. It is read here as files, because importing SkyPilot takes seconds; :func:`current` has SkyPilot renew it
-first where it is too old. Where there is none, the few dated prices that come with bafogpt (``catalog/``) stand in.
+is used. It is read here as files, because importing SkyPilot takes seconds; :func:`refreshed_offers` has SkyPilot renew
+it first where it is too old. Where there is none, the few dated prices that come with bafogpt (``catalog/``) stand in.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def catalog_folder() -> Path | None:
     return max(formats, key=lambda each: int(each.name[1:]), default=None)
 
 
-def knows(infra: str) -> bool:
+def has_prices(infra: str) -> bool:
     """Whether the prices of that cloud are at hand, so that a GPU that is not among them is not offered there."""
     cloud, _ = _cloud_and_region(infra)
     folder = catalog_folder() or SHIPPED
     return cloud is None or (cloud not in APART and folder != SHIPPED and (folder / cloud / "vms.csv").is_file())
 
 
-def at_hand(gpu: str, count: int = 1, infra: str | None = None, spot: bool | None = None) -> PriceList:
+def cached_offers(gpu: str, count: int = 1, infra: str | None = None, spot: bool | None = None) -> PriceList:
     """The offers of ``count`` GPUs in one machine that this machine knows of now. Nothing is asked of anybody.
 
     ``infra`` is SkyPilot's (``runpod``, ``aws/us-east-1``), None is anywhere; ``spot`` None is both kinds.
@@ -86,7 +86,7 @@ def at_hand(gpu: str, count: int = 1, infra: str | None = None, spot: bool | Non
     return _chosen(whole, gpu, count, infra, spot)
 
 
-def current(
+def refreshed_offers(
     gpu: str,
     count: int = 1,
     infra: str | None = None,
@@ -95,13 +95,13 @@ def current(
     deadline_s: float = 45.0,
     clock: Callable[[], float] = time.time,
 ) -> PriceList:
-    """As :func:`at_hand`, but SkyPilot renews its catalog first where that is missing or older than it allows.
+    """As :func:`cached_offers`, but SkyPilot renews its catalog first where that is missing or older than it allows.
 
     A SkyPilot that is not installed, has no network or takes longer than ``deadline_s`` changes nothing.
     """
     if _stale(catalog_folder(), clock()):
         sky_probe.ask("catalog", gpu, *([infra.partition("/")[0]] if infra else []), deadline_s=deadline_s)
-    return at_hand(gpu, count, infra, spot)
+    return cached_offers(gpu, count, infra, spot)
 
 
 def _stale(folder: Path | None, now: float) -> bool:
@@ -204,7 +204,7 @@ def _cheapest(offers: Iterable[Offer]) -> list[Offer]:
     return list(best.values())
 
 
-def one_a_cloud(offers: Sequence[Offer]) -> list[Offer]:
+def cheapest_per_cloud(offers: Sequence[Offer]) -> list[Offer]:
     """The cheapest region of each cloud, on demand and on spot; in the order given."""
     seen: set[tuple[str, bool]] = set()
     kept = []

@@ -55,7 +55,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patient:
+class CheckContext:
     """The launch that is looked at."""
 
     settings: Settings
@@ -71,11 +71,11 @@ class Patient:
         return self.infra != "local"
 
     @classmethod
-    def of(cls, job: str, settings: Settings, *, gpus: str | None = None, infra: str | None = None) -> Patient:
+    def of(cls, job: str, settings: Settings, *, gpus: str | None = None, infra: str | None = None) -> CheckContext:
         """Raises :class:`~bafogpt.core.errors.ConfigError` for a job that cannot be read."""
         source = resolve.find(job, settings)
         task = tasks.load(source.root / "sky" / f"{source.job.task}.yaml")
-        task = schema.merge(task, {"secrets": dict.fromkeys(tracking.needed(source.job.tracking))})
+        task = schema.merge(task, {"secrets": dict.fromkeys(tracking.required_env(source.job.tracking))})
         if gpus is not None:
             kind, count = tasks.parse_gpus(gpus)
             task = schema.merge(task, {"resources": {"accelerators": f"{kind}:{count}"}})
@@ -93,11 +93,11 @@ class Check:
     """One thing to try. It may return several findings, and may raise what it meets."""
 
     name: str
-    run: Callable[[Patient], Sequence[Finding]]
+    run: Callable[[CheckContext], Sequence[Finding]]
     deadline_s: float = DEADLINE_S
 
 
-def examine(patient: Patient, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
+def run_checks(patient: CheckContext, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
     """Run all checks at once; their findings in the checks' order, each as soon as it and those before are there."""
     running = [_Running(check, patient) for check in (CHECKS if checks is None else checks)]
     for each in running:
@@ -107,7 +107,7 @@ def examine(patient: Patient, checks: Sequence[Check] | None = None) -> Iterator
 class _Running:
     """A check at work in a thread that nobody waits for beyond its deadline."""
 
-    def __init__(self, check: Check, patient: Patient) -> None:
+    def __init__(self, check: Check, patient: CheckContext) -> None:
         self._check = check
         self._found: Sequence[Finding] = ()
         self._end = time.monotonic() + check.deadline_s
@@ -123,7 +123,7 @@ class _Running:
             ]
         return self._found
 
-    def _run(self, patient: Patient) -> None:
+    def _run(self, patient: CheckContext) -> None:
         name = self._check.name
         try:
             self._found = self._check.run(patient)
@@ -134,7 +134,7 @@ class _Running:
             self._found = [Finding(name=name, state="failed", words=words, mend="report it")]
 
 
-def check_skypilot(patient: Patient) -> list[Finding]:
+def check_skypilot(patient: CheckContext) -> list[Finding]:
     """Whether SkyPilot is here, and which."""
     if not sky_probe.installed():
         words = "SkyPilot is not installed" + ("" if patient.rented else "; a launch on this machine needs none")
@@ -143,7 +143,7 @@ def check_skypilot(patient: Patient) -> list[Finding]:
     return [Finding(name="skypilot", state="ok", words=f"SkyPilot {importlib.metadata.version('skypilot')}")]
 
 
-def check_api_server(patient: Patient) -> list[Finding]:
+def check_api_server(patient: CheckContext) -> list[Finding]:
     """Whether SkyPilot's API server answers; one of this machine's own is started by the first launch."""
     url = api_server()
     own = urlsplit(url).hostname in ("127.0.0.1", "localhost", "0.0.0.0", "::1")  # noqa: S104 - compared, not bound
@@ -172,7 +172,7 @@ def api_server() -> str:
     return (named or here).rstrip("/")
 
 
-def check_clouds(patient: Patient) -> list[Finding]:
+def check_clouds(patient: CheckContext) -> list[Finding]:
     """Whether the credentials of the wanted cloud work; without one, of any."""
     cloud = patient.infra.partition("/")[0] if patient.rented else None
     cloud = {"k8s": "kubernetes"}.get(cloud, cloud) if cloud else None
@@ -194,7 +194,7 @@ def check_clouds(patient: Patient) -> list[Finding]:
     return [Finding(name="clouds", state="warning", words="no cloud is enabled", mend="sky check")]
 
 
-def check_secrets(patient: Patient) -> list[Finding]:
+def check_secrets(patient: CheckContext) -> list[Finding]:
     """Whether the variables whose values the task is given have one here."""
     named = patient.task.get("secrets") or {}
     missing = [name for name, value in named.items() if value is None and not os.environ.get(name)]
@@ -207,7 +207,7 @@ def check_secrets(patient: Patient) -> list[Finding]:
     ]
 
 
-def check_bucket(patient: Patient) -> list[Finding]:
+def check_bucket(patient: CheckContext) -> list[Finding]:
     """Write, read, refuse to overwrite, remove; and what the store's clock says, by the time it gives the object."""
     settings = patient.settings
     if patient.rented and (settings.s3_endpoint == EMBEDDED or settings.bucket.startswith("file:")):
@@ -269,7 +269,7 @@ def _skew(before: float, after: float, stamp: float) -> Finding:
     return Finding(name="clock", state=state, words=words, mend="timedatectl set-ntp true")
 
 
-def check_hub(patient: Patient) -> list[Finding]:
+def check_hub(patient: CheckContext) -> list[Finding]:
     """Whether HF_TOKEN is accepted, and what it may do."""
     from bafogpt.storage.hub import repository
 
@@ -280,7 +280,7 @@ def check_hub(patient: Patient) -> list[Finding]:
         return [Finding(name="hub", state=wanted, words=words, mend=mend)]
     location = repository.HubLocation.parse("hf://token/check")
     try:
-        with repository.translated(location):
+        with repository.map_errors(location):
             told = repository.client().whoami()
     except AuthError:
         return [Finding(name="hub", state="failed", words="the Hub does not accept HF_TOKEN", mend=mend)]
@@ -306,7 +306,7 @@ def _scopes(told: Mapping[str, Any]) -> list[str]:
     return sorted({*(grained.get("global") or []), *(name for names in scoped for name in names)})
 
 
-def check_image(patient: Patient) -> list[Finding]:
+def check_image(patient: CheckContext) -> list[Finding]:
     """Whether every task runs in one image, by its digest."""
     if not patient.rented:
         return [Finding(name="image", state="ok", words="a job on this machine runs in no image")]
@@ -325,16 +325,16 @@ def check_image(patient: Patient) -> list[Finding]:
     return [Finding(name="image", state="ok", words=image.reference)]
 
 
-def check_gpu(patient: Patient) -> list[Finding]:
+def check_gpu(patient: CheckContext) -> list[Finding]:
     """Whether the task's GPU is offered where it is to run, and at what price."""
     asked = tasks.accelerators(patient.task)
     if asked is None or quote.is_own(patient.infra):
         return [Finding(name="gpu", state="ok", words=f"{patient.infra}: nobody sends a bill")]
     gpu, count = asked
     try:
-        found = catalog.at_hand(gpu, count, patient.infra)
+        found = catalog.cached_offers(gpu, count, patient.infra)
     except NotFoundError as error:
-        state: State = "failed" if catalog.knows(patient.infra) else "warning"
+        state: State = "failed" if catalog.has_prices(patient.infra) else "warning"
         return [Finding(name="gpu", state=state, words=error.message, mend=error.hint)]
     kinds = {each.spot: each for each in reversed(found.offers)}
     offers = [f"{'spot' if spot else 'on demand'} {kinds[spot].usd_per_hour:.2f} $/h" for spot in sorted(kinds)]

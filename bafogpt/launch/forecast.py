@@ -15,8 +15,8 @@ from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
 from bafogpt.launch import catalog, quote, throughput
 from bafogpt.launch.catalog import Offer, PriceList
-from bafogpt.launch.quote import Rate
-from bafogpt.launch.throughput import Measured, Projection, Speed
+from bafogpt.launch.quote import ExchangeRate
+from bafogpt.launch.throughput import Measured, Projection, Throughput
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest
@@ -51,9 +51,9 @@ class Forecast:
     """In each machine."""
     nodes: int
     tokens: int
-    speed: Speed | None
+    speed: Throughput | None
     prices: PriceList
-    rate: Rate
+    rate: ExchangeRate
     estimates: tuple[Estimate, ...]
     projection: Projection | None = None
     """What the models of memory and time say, also where ``speed`` is measured or given."""
@@ -110,7 +110,7 @@ def look(
     return forecast(
         job,
         found,
-        Rate.of(settings),
+        ExchangeRate.of(settings),
         nodes=int(task.get("num_nodes") or 1),
         earlier=earlier,
         vocab_size=vocabulary,
@@ -122,7 +122,7 @@ def look(
 def forecast(
     job: Job,
     found: PriceList,
-    rate: Rate,
+    rate: ExchangeRate,
     *,
     nodes: int = 1,
     earlier: Sequence[Measured] = (),
@@ -146,7 +146,7 @@ def forecast(
         speed=speed,
         prices=found,
         rate=rate,
-        estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in catalog.one_a_cloud(found.offers)),
+        estimates=tuple(_estimate(offer, nodes, hours, rate) for offer in catalog.cheapest_per_cloud(found.offers)),
         projection=projection,
         cautions=tuple(_cautions(projection)),
     )
@@ -165,7 +165,7 @@ def _cautions(projection: Projection | None) -> Iterator[str]:
     )
 
 
-def _estimate(offer: Offer, nodes: int, hours: float | None, rate: Rate) -> Estimate:
+def _estimate(offer: Offer, nodes: int, hours: float | None, rate: ExchangeRate) -> Estimate:
     an_hour = offer.usd_per_hour * nodes
     usd = None if hours is None else hours * an_hour
     return Estimate(offer=offer, nodes=nodes, usd_per_hour=an_hour, hours=hours, usd=usd, zar=rate.rand(usd))
@@ -174,9 +174,11 @@ def _estimate(offer: Offer, nodes: int, hours: float | None, rate: Rate) -> Esti
 def _prices(gpu: str, count: int, infra: str | None, spot: bool | None, offline: bool) -> PriceList:
     """What is offered; of one's own machines, one offer at one's own price."""
     if infra is not None and quote.is_own(infra):
-        own = Offer(cloud=infra, region="", machine="", gpu=gpu, gpus=count, spot=False, usd_per_hour=quote.own_price())
+        own = Offer(
+            cloud=infra, region="", machine="", gpu=gpu, gpus=count, spot=False, usd_per_hour=quote.self_hosted_price()
+        )
         return PriceList(offers=(own,), source="your own machines", as_of=_today(), shipped=False)
-    return (catalog.at_hand if offline else catalog.current)(gpu, count, infra, spot)
+    return (catalog.cached_offers if offline else catalog.refreshed_offers)(gpu, count, infra, spot)
 
 
 def _today() -> date:

@@ -16,7 +16,7 @@ from bafogpt.jobs import task as tasks
 from bafogpt.jobs.image_ref import Reference
 from bafogpt.jobs.job import Job
 from bafogpt.launch import code_snapshot, quote
-from bafogpt.launch.quote import Bill
+from bafogpt.launch.quote import Quote
 from bafogpt.runs import store
 
 LOCAL = "local"
@@ -39,7 +39,7 @@ class Plan:
     """Whether SkyPilot's jobs controller recovers it on another machine when one is lost."""
     retry_until_up: bool = False
     """Whether to go on asking while nobody has the machine."""
-    bill: Bill = field(default_factory=lambda: Bill(usd_per_hour=None, source="not asked"))
+    bill: Quote = field(default_factory=lambda: Quote(usd_per_hour=None, source="not asked"))
     """What it costs an hour and in all, and its limits; the job is told them too."""
 
     @property

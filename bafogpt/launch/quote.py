@@ -20,13 +20,13 @@ from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
 from bafogpt.launch import catalog, throughput
 from bafogpt.launch.catalog import Offer
-from bafogpt.launch.throughput import Measured, Speed
+from bafogpt.launch.throughput import Measured, Throughput
 
 PRICE_PER_HOUR = "BAFOGPT_PRICE_PER_HOUR"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
+class ExchangeRate:
     """What a dollar is in rand, and since when that is said."""
 
     zar_per_usd: float
@@ -36,7 +36,7 @@ class Rate:
     """Whether it is the round figure that comes with bafogpt."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Rate:
+    def of(cls, settings: Settings) -> ExchangeRate:
         """The rate of the settings. A rate that somebody set without its date has none."""
         plain = Settings()
         default = settings.zar_per_usd == plain.zar_per_usd
@@ -66,7 +66,7 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bill:
+class Quote:
     """The price of one launch, as it is shown before it is agreed to, and the limits that the job will keep."""
 
     usd_per_hour: float | None
@@ -74,7 +74,7 @@ class Bill:
     source: str
     offer: Offer | None = None
     hours: float | None = None
-    speed: Speed | None = None
+    speed: Throughput | None = None
     max_cost: float | None = None
     """Dollars that the whole run may cost."""
     max_hours: float | None = None
@@ -87,7 +87,7 @@ class Bill:
         most = [self.usd_per_hour * min(self.hours, self.max_hours or math.inf), self.max_cost or math.inf]
         return min(most)
 
-    def words(self, rate: Rate | None = None) -> str:
+    def words(self, rate: ExchangeRate | None = None) -> str:
         """``"4.56 $/h (runpod), some 5.0 h = 22.80 $ (R410.40), projected: MFU 56 %"``: what the launch asks about."""
         if self.usd_per_hour is None:
             return "a price that nobody knows"
@@ -131,7 +131,7 @@ def bill(
     max_cost: float | None = None,
     max_hours: float | None = None,
     earlier: Iterable[Measured] = (),
-) -> Bill:
+) -> Quote:
     """The price of launching ``task`` on ``infra``, by what is known on this machine, and its limits checked.
 
     Raises :class:`UsageError` for limits that make no sense, :class:`NotFoundError` for a GPU that nobody offers.
@@ -141,9 +141,9 @@ def bill(
             raise UsageError(f"{flag} {value:g}: must be above 0", f"{flag} 20")
     asked = tasks.accelerators(task)
     if is_own(infra):
-        made = Bill(usd_per_hour=own_price(), source="your own machines")
+        made = Quote(usd_per_hour=self_hosted_price(), source="your own machines")
     elif asked is None:  # a machine without a GPU: no offer of those is read
-        made = Bill(usd_per_hour=None, source="no GPU is asked for")
+        made = Quote(usd_per_hour=None, source="no GPU is asked for")
     else:
         made = _rented(job, task, asked, infra, earlier)
     made = replace(made, max_cost=max_cost, max_hours=max_hours)
@@ -156,7 +156,7 @@ def is_own(infra: str) -> bool:
     return infra.partition("/")[0].lower() in catalog.OWN_MACHINES
 
 
-def own_price() -> float:
+def self_hosted_price() -> float:
     """Dollars an hour of machines that nobody sends a bill for: what BAFOGPT_PRICE_PER_HOUR says, else 0."""
     text = os.environ.get(PRICE_PER_HOUR, "").strip() or "0"
     try:
@@ -168,19 +168,21 @@ def own_price() -> float:
     return value
 
 
-def _rented(job: Job, task: Mapping[str, Any], asked: tuple[str, int], infra: str, earlier: Iterable[Measured]) -> Bill:
+def _rented(
+    job: Job, task: Mapping[str, Any], asked: tuple[str, int], infra: str, earlier: Iterable[Measured]
+) -> Quote:
     """The cheapest offer of the kind that the task asks for."""
     gpu, count = asked
     nodes = int(task.get("num_nodes") or 1)
     spot = bool((task.get("resources") or {}).get("use_spot"))
     try:
-        found = catalog.at_hand(gpu, count, infra, spot)
+        found = catalog.cached_offers(gpu, count, infra, spot)
     except NotFoundError:
-        if catalog.knows(infra):
+        if catalog.has_prices(infra):
             raise
-        return Bill(usd_per_hour=None, source="not in the prices at hand")  # SkyPilot will fetch its own
+        return Quote(usd_per_hour=None, source="not in the prices at hand")  # SkyPilot will fetch its own
     speed = throughput.expected(job, gpu, count * nodes, nodes=nodes, earlier=earlier)
-    return Bill(
+    return Quote(
         usd_per_hour=found.offers[0].usd_per_hour * nodes,
         source=found.words,
         offer=found.offers[0],
@@ -189,7 +191,7 @@ def _rented(job: Job, task: Mapping[str, Any], asked: tuple[str, int], infra: st
     )
 
 
-def _check_budget(made: Bill, infra: str) -> None:
+def _check_budget(made: Quote, infra: str) -> None:
     """A budget must be countable, and pay for an hour, or for all of ``--max-hours`` where that is less."""
     if made.max_cost is None:
         return

@@ -25,7 +25,7 @@ GOOD = ("ended", "has an autodown again")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forgotten:
+class OrphanCluster:
     """A cluster that should not be there."""
 
     name: str
@@ -46,7 +46,7 @@ def find(
     *,
     older_than_hours: float | None = None,
     now: Callable[[], float] = time.time,
-) -> list[Forgotten]:
+) -> list[OrphanCluster]:
     """Clusters of ours with a reason to end them, the longest-lived first.
 
     ``record_of`` gives a run's record in the bucket, or None. Managed jobs are their controller's to end.
@@ -58,7 +58,7 @@ def find(
         why = next(_reasons(client, cluster, record_of(cluster.name), older_than_hours, now()), None)
         if why is not None:
             found.append(
-                Forgotten(
+                OrphanCluster(
                     name=cluster.name,
                     reason=why[0],
                     keep=why[1],
@@ -70,7 +70,7 @@ def find(
     return sorted(found, key=lambda each: -each.hours)
 
 
-def end(guard: Guard, down: Callable[[str], None], forgotten: Forgotten) -> Forgotten:
+def end(guard: Guard, down: Callable[[str], None], forgotten: OrphanCluster) -> OrphanCluster:
     """See to one: a run at work that only lost its autodown gets it back, anything else goes down.
 
     ``down`` is the engine's, which lets a run save first. What cannot be ended says why, and holds up no other.

@@ -30,7 +30,7 @@ Basis = Literal["given", "measured", "scaled", "projected"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class Throughput:
     """Expected training speed on one kind of machine."""
 
     tokens_per_s: float
@@ -120,7 +120,7 @@ def expected(
     earlier: Iterable[Measured] = (),
     vocab_size: int | None = None,
     tokens_per_s: float | None = None,
-) -> Speed | None:
+) -> Throughput | None:
     """The speed of ``job`` on ``gpus_in_all`` GPUs (over all machines), from the best that is known.
 
     ``tokens_per_s`` is a speed that the user gives. None where neither the model nor a run says anything.
@@ -131,20 +131,22 @@ def expected(
         if card is not None and shape is not None:
             cost = flops.flops_per_token(shape, job.train.data.sequence_length, job.train.adapter)
             mfu = tokens_per_s * cost / (card.bf16 * gpus_in_all)
-        return Speed(tokens_per_s=tokens_per_s, mfu=mfu, basis="given", words="given: --tokens-per-s")
+        return Throughput(tokens_per_s=tokens_per_s, mfu=mfu, basis="given", words="given: --tokens-per-s")
     same_gpu = [each for each in earlier if gpus.same(each.gpu, gpu)]
     for each in same_gpu:
         if each.gpus == gpus_in_all:
-            return Speed(tokens_per_s=each.tokens_per_s, mfu=each.mfu, basis="measured", words=f"measured: {each.run}")
+            return Throughput(
+                tokens_per_s=each.tokens_per_s, mfu=each.mfu, basis="measured", words=f"measured: {each.run}"
+            )
     for each in same_gpu:  # MFU falls with more GPUs, so the words name the run
         speed = each.tokens_per_s / each.gpus * gpus_in_all
         words = f"scaled from {each.run} on {each.gpu}:{each.gpus}"
-        return Speed(tokens_per_s=speed, mfu=each.mfu, basis="scaled", words=words)
+        return Throughput(tokens_per_s=speed, mfu=each.mfu, basis="scaled", words=words)
     found = projected(job, gpu, gpus_in_all, nodes=nodes, vocab_size=vocab_size)
     if found is None:
         return None
     time = found.recipe.time
-    return Speed(
+    return Throughput(
         tokens_per_s=time.tokens_per_s, mfu=time.mfu, basis="projected", words=f"projected: MFU {100 * time.mfu:.0f} %"
     )
 

@@ -2,8 +2,8 @@
 
 litgpt's own adds a boolean mask to the scores when there is a cache, so that a prompt's tokens see those after them;
 it makes the window's mask in a Python loop in every layer, and keeps four tensors of [T, T] a head for the backward
-pass. Here who sees whom is worked out once a forward pass (:class:`View`), and one such tensor is kept. On a GPU
-flex_attention does it without any.
+pass. Here who sees whom is worked out once a forward pass (:class:`AttentionMasks`), and one such tensor is kept. On a
+GPU flex_attention does it without any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERY_CHUNK = 256
 
 
 @dataclass(frozen=True)
-class View:
+class AttentionMasks:
     """Who sees whom in one forward pass, and where everybody stands: made once, used by every layer.
 
     Not a tensor and not a container of them, on purpose: FSDP would cast the angles to bfloat16 with its inputs.
@@ -50,7 +50,7 @@ def make_view(
     tokens: int,
     documents: torch.Tensor | None,
     cache: KVCache | None,
-) -> View:
+) -> AttentionMasks:
     """The view of ``tokens`` tokens that follow those in ``cache``; ``cos`` and ``sin`` are [positions, rotated, …]."""
     before, size = (cache.length if cache else 0), config.sliding_window_size
     device = cos.device
@@ -58,13 +58,13 @@ def make_view(
     if device.type == "cuda" and cache is None:
         flex = flex_mask(tokens, None, documents=documents, device=device)
         if not size or tokens <= size:
-            return View(*angles, flex, flex)
-        return View(*angles, flex, flex_mask(tokens, size, documents=documents, device=device))
+            return AttentionMasks(*angles, flex, flex)
+        return AttentionMasks(*angles, flex, flex_mask(tokens, size, documents=documents, device=device))
     full = hidden_keys(tokens, before, None, documents, device)
     if not size or before + tokens <= size:
-        return View(*angles, full, full, cache)
+        return AttentionMasks(*angles, full, full, cache)
     # a layer with a window has no earlier keys than those that its next token can see
-    return View(*angles, full, hidden_keys(tokens, min(before, size - 1), size, documents, device), cache)
+    return AttentionMasks(*angles, full, hidden_keys(tokens, min(before, size - 1), size, documents, device), cache)
 
 
 def hidden_keys(
@@ -89,7 +89,7 @@ class Attention(CausalSelfAttention):  # type: ignore[misc]
     rope_kind: int | None
     """Which set of angles, where local layers have one and global ones another (Gemma-3)."""
 
-    def forward(self, x: torch.Tensor, cos: None, sin: None, view: View, *_: None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos: None, sin: None, view: AttentionMasks, *_: None) -> torch.Tensor:
         """Attend over ``x`` [B, T, C]. ``cos`` and ``sin`` stand where litgpt's block has them; the view has both."""
         config = self.config
         batch, tokens, _width = x.size()
@@ -111,7 +111,7 @@ class Attention(CausalSelfAttention):  # type: ignore[misc]
         projected: torch.Tensor = self.proj(y)
         return projected
 
-    def _rotated(self, x: torch.Tensor, view: View) -> torch.Tensor:
+    def _rotated(self, x: torch.Tensor, view: AttentionMasks) -> torch.Tensor:
         cos, sin, size = view.cos, view.sin, self.config.rope_n_elem
         if self.rope_kind is not None:
             cos, sin = cos[..., self.rope_kind], sin[..., self.rope_kind]

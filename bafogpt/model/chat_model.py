@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ChatModel:
     """A loaded model. Answers may be made in several threads at once: each has a cache of its own."""
 
     name: str
@@ -48,7 +48,7 @@ class Speaker:
         style: str = "chat",
         device: str = "auto",
         dtype: str | None = None,
-    ) -> Speaker:
+    ) -> ChatModel:
         """Read a model folder. ``device`` is ``cpu``, ``cuda`` or ``auto``; ``tokenizer``, as
         :func:`bafogpt.data.tokenizer.load` takes it, and ``dtype`` are the folder's own by default.
 
@@ -140,7 +140,7 @@ def require_text(text: str) -> None:
 
 
 def ask(
-    speaker: Speaker, history: list[Message], question: str, answer: Callable[[list[int]], Iterator[Piece]]
+    speaker: ChatModel, history: list[Message], question: str, answer: Callable[[list[int]], Iterator[Piece]]
 ) -> Iterator[str]:
     """One turn of a conversation: the texts of the answer; both sides join ``history`` when it is complete.
 

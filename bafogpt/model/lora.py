@@ -29,7 +29,7 @@ BASE, SHAPE = "bafogpt.base", "bafogpt.shape"
 """Keys of an adapter file's metadata: what it was trained on."""
 
 
-class Pair(nn.Module):
+class LoraPair(nn.Module):
     """A [r, in] and B [out, r] of one matrix, float32 until the whole network is made another dtype, on the device of
     ``like``. B begins as zeros (an embedding's A), so nothing changes at first."""
 
@@ -56,7 +56,7 @@ class LoraLinear(nn.Module):
         self.inputs, self.outputs = base.in_features, base.out_features
         self.rows = {name: rows for name, rows in parts.items() if name in config.targets}
         self.lora = nn.ModuleDict(
-            {name: Pair(base.in_features, rows, config.r, base.weight) for name, (_, rows) in self.rows.items()}
+            {name: LoraPair(base.in_features, rows, config.r, base.weight) for name, (_, rows) in self.rows.items()}
         )
         self.train(base.training)  # what is new is in training otherwise, whatever the network around it does
 
@@ -72,7 +72,7 @@ class LoraLinear(nn.Module):
 
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All pairs as one: A [n·r, in] and B [out, n·r], zero where a row has no pair."""
-        pairs = [pair for pair in self.lora.values() if isinstance(pair, Pair)]
+        pairs = [pair for pair in self.lora.values() if isinstance(pair, LoraPair)]
         if len(pairs) == 1 and pairs[0].B.shape[0] == self.outputs:
             return pairs[0].A, pairs[0].B
         columns, blocks, last = 0, [], 0
@@ -106,14 +106,14 @@ class LoraEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.scaling = config.scaling
-        pair = Pair(base.num_embeddings, base.embedding_dim, config.r, base.weight, is_embedding=True)
+        pair = LoraPair(base.num_embeddings, base.embedding_dim, config.r, base.weight, is_embedding=True)
         self.lora = nn.ModuleDict({"embedding": pair})
         self.train(base.training)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[...] int64 → [..., C]."""
         pair = self.lora["embedding"]
-        assert isinstance(pair, Pair)
+        assert isinstance(pair, LoraPair)
         low = functional.embedding(ids, pair.A.T)
         embedded: torch.Tensor = self.base(ids)
         return embedded + (low @ pair.B.T * self.scaling).to(embedded.dtype)
@@ -121,7 +121,7 @@ class LoraEmbedding(nn.Module):
     def delta(self) -> torch.Tensor:
         """What the pair adds to the matrix, [V, C]."""
         pair = self.lora["embedding"]
-        assert isinstance(pair, Pair)
+        assert isinstance(pair, LoraPair)
         return (pair.B @ pair.A).T * self.scaling
 
     @property

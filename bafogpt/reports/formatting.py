@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from bafogpt.reports.history import Commit, Kill
+from bafogpt.reports.history import Commit, Interruption
 from bafogpt.reports.summary import Summary
 
 NONE = "–"
@@ -137,7 +137,7 @@ def _samples(summary: Summary) -> str:
     return f"NOT in order: {summary.problems[0]}{more}"
 
 
-def _survived(kills: Sequence[Kill]) -> str:
+def _survived(kills: Sequence[Interruption]) -> str:
     if len(kills) > SHOWN:
         counts = Counter(each.kind for each in kills)
         return ", ".join(f"{KINDS[kind]} {plural(count, 'time')}" for kind, count in counts.most_common())

@@ -14,7 +14,7 @@ KillKind = Literal["drill", "killed", "died", "lost"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Life:
+class WorkerSpan:
     """The trainers of one attempt, from a start to their end. Times are seconds since the epoch."""
 
     attempt: int
@@ -28,7 +28,7 @@ class Life:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kill:
+class Interruption:
     """A death that the run did not ask for, or that a fire drill did."""
 
     time: float
@@ -69,14 +69,14 @@ def readable_events(events: Iterable[JsonObject]) -> list[JsonObject]:
     return [each for each in events if isinstance(each.get("event"), str) and get_float(each, "time") is not None]
 
 
-def lives(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bool) -> list[Life]:
+def lives(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bool) -> list[WorkerSpan]:
     """Every life of the trainers, oldest first.
 
     One that is followed by another without a word about its end was lost with its machine; it ends where the records
     that it left end. The last one is still ``running`` if the run is.
     """
-    found: list[Life] = []
-    open_life: Life | None = None
+    found: list[WorkerSpan] = []
+    open_life: WorkerSpan | None = None
     drilled = False
     for event in events:
         kind, time = event["event"], _time(event)
@@ -85,7 +85,9 @@ def lives(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bo
                 found.append(_closed_by_silence(open_life, "lost", events, lines, before=time))
             step = get_int(event, "step") or 0
             attempt = get_int(event, "attempt") or 1
-            open_life = Life(attempt=attempt, start=time, end=time, first_step=step, last_step=None, ending="running")
+            open_life = WorkerSpan(
+                attempt=attempt, start=time, end=time, first_step=step, last_step=None, ending="running"
+            )
             drilled = False
         elif kind == "drill_kill":
             drilled = True
@@ -102,7 +104,7 @@ def lives(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bo
     return found
 
 
-def kills(events: Sequence[JsonObject], all_lives: Sequence[Life]) -> list[Kill]:
+def kills(events: Sequence[JsonObject], all_lives: Sequence[WorkerSpan]) -> list[Interruption]:
     """Every life that ended against its will, and what the events say about why."""
     found = []
     for life in all_lives:
@@ -117,7 +119,7 @@ def kills(events: Sequence[JsonObject], all_lives: Sequence[Life]) -> list[Kill]
         if drill is not None and life.ending != "lost":
             kind, why = "drill", f"fire drill: {why}"
         step = life.last_step if life.last_step is not None else get_int(drill or {}, "step")
-        found.append(Kill(time=life.end, attempt=life.attempt, step=step, kind=kind, why=why))
+        found.append(Interruption(time=life.end, attempt=life.attempt, step=step, kind=kind, why=why))
     return found
 
 
@@ -154,7 +156,7 @@ def commits(events: Iterable[JsonObject], in_bucket: Iterable[Commit]) -> list[C
     return [found[step] for step in sorted(found)]
 
 
-def machine_seconds(events: Iterable[JsonObject], all_lives: Iterable[Life]) -> float:
+def machine_seconds(events: Iterable[JsonObject], all_lives: Iterable[WorkerSpan]) -> float:
     """How long machines worked on the run, over all attempts: each from its first word to its last."""
     spans: dict[int, tuple[float, float]] = {}
     words = [(get_int(each, "attempt") or 1, _time(each)) for each in events]
@@ -174,15 +176,15 @@ def _state(event: JsonObject) -> Ending:
     return state if state in ("succeeded", "stopped") else "failed"
 
 
-def _closed(life: Life, end: float, ending: Ending, lines: Sequence[JsonObject]) -> Life:
+def _closed(life: WorkerSpan, end: float, ending: Ending, lines: Sequence[JsonObject]) -> WorkerSpan:
     """``life`` ended at ``end``, with the last step that it had told of by then."""
     steps = [line["step"] for line in lines if "loss" in line and life.start <= (get_float(line, "time") or 0.0) <= end]
     return replace(life, end=max(end, life.start), last_step=steps[-1] if steps else None, ending=ending)
 
 
 def _closed_by_silence(
-    life: Life, ending: Ending, events: Sequence[JsonObject], lines: Sequence[JsonObject], before: float
-) -> Life:
+    life: WorkerSpan, ending: Ending, events: Sequence[JsonObject], lines: Sequence[JsonObject], before: float
+) -> WorkerSpan:
     """``life`` ended with the last record of its attempt before the time ``before``."""
     own = [_time(each) for each in events if each.get("attempt", 1) == life.attempt and _time(each) <= before]
     end = max([_last_word(lines, life.start, before, default=life.start), *own])

@@ -81,7 +81,7 @@ def part(name: str) -> str:
     return re.sub(r"[^\w .-]|^\.+$", "_", name)
 
 
-def in_time(*feeds: Iterable[JsonObject]) -> list[tuple[int, JsonObject]]:
+def merge_by_time(*feeds: Iterable[JsonObject]) -> list[tuple[int, JsonObject]]:
     """The lines of several feeds as they came, each with the number of its feed.
 
     No line comes before the one above it in its own feed: the clock of the next machine may be behind.

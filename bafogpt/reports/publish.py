@@ -26,7 +26,7 @@ from bafogpt.storage.hub import card
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PublishOptions:
     """How it is to be published."""
 
     adapter: bool = False
@@ -52,7 +52,7 @@ class Release:
     run: RunModel | None
     """Where it comes from; None for a folder."""
     folder: ModelFolder | None
-    wish: Wish
+    wish: PublishOptions
     facts: Mapping[str, Any]
     """For the card and the manifest."""
     settings: Settings
@@ -102,7 +102,7 @@ class Release:
         )
 
 
-def of_run(bucket: Bucket, run: RunModel, wish: Wish, settings: Settings) -> Release:
+def of_run(bucket: Bucket, run: RunModel, wish: PublishOptions, settings: Settings) -> Release:
     """A run at one of its checkpoints. Raises :class:`ConfigError` where it has no adapter and one is wished for, or
     where it has one and no base to be merged into."""
     if wish.adapter and run.adapter is None:
@@ -120,7 +120,7 @@ def of_run(bucket: Bucket, run: RunModel, wish: Wish, settings: Settings) -> Rel
     return Release(bucket=bucket, run=run, folder=None, wish=wish, facts=facts, settings=settings)
 
 
-def of_folder(bucket: Bucket, path: Path, wish: Wish, settings: Settings) -> Release:
+def of_folder(bucket: Bucket, path: Path, wish: PublishOptions, settings: Settings) -> Release:
     """A model folder on this machine; of its files what belongs to a model. Nothing is known of its training but what
     its manifest says. Raises what :meth:`ModelFolder.open` raises."""
     if wish.adapter:

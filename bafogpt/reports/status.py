@@ -1,6 +1,6 @@
 """How a run is right now, from the bucket alone: step, loss, speed, what is left, what it has cost, its machines.
 
-A snapshot is as fresh as the supervisor's last sending (``supervisor.ship_every_s``); ``heard`` says when that was.
+A snapshot is as fresh as the supervisor's last sending (``supervisor.flush_s``); ``heard`` says when that was.
 It needs no way to the machine, so it is the same for every engine, and still says how a run was that is gone.
 """
 
@@ -16,7 +16,7 @@ from bafogpt.core.errors import RunNotFoundError
 from bafogpt.reports.formatting import NONE, duration, loss, percent, size
 from bafogpt.runs import usage
 from bafogpt.runs.fields import JsonObject, get_float, get_int
-from bafogpt.runs.log_segments import Follower
+from bafogpt.runs.log_segments import SegmentReader
 from bafogpt.runs.store import SYSTEM_STATS, RunRecord, RunStore
 
 TAIL_BYTES = 64 << 10
@@ -81,8 +81,8 @@ class Watcher:
         self._name = name
         self._wall = wall
         folder = store.folder(name)
-        self._metrics = Follower(folder, "metrics", TAIL_BYTES)
-        self._system_stats = Follower(folder, SYSTEM_STATS, TAIL_BYTES)
+        self._metrics = SegmentReader(folder, "metrics", TAIL_BYTES)
+        self._system_stats = SegmentReader(folder, SYSTEM_STATS, TAIL_BYTES)
         self._lines: list[JsonObject] = []
         self._validation: JsonObject = {}
         self._machines: dict[tuple[int, int], JsonObject] = {}

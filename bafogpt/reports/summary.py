@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from bafogpt.reports import history
-from bafogpt.reports.history import Commit, Kill, Life, Resume
+from bafogpt.reports.history import Commit, Interruption, Resume, WorkerSpan
 from bafogpt.runs import fields
 from bafogpt.runs import store as runs
 from bafogpt.runs.fields import JsonObject, get_float
@@ -64,12 +64,12 @@ class Summary:
         return [(step, loss) for step in sorted(last) if (loss := last[step]) is not None]
 
     @cached_property
-    def lives(self) -> list[Life]:
+    def lives(self) -> list[WorkerSpan]:
         """From each start of the trainers to their end."""
         return history.lives(self.events, self.lines, running=self.record.state == "running")
 
     @cached_property
-    def kills(self) -> list[Kill]:
+    def kills(self) -> list[Interruption]:
         """Deaths of the trainers, fire drills included."""
         return history.kills(self.events, self.lives)
 

@@ -28,7 +28,7 @@ from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
 from bafogpt.reports import metric_tags
 from bafogpt.runs.fields import JsonObject, get_float, get_int
-from bafogpt.runs.log_segments import Follower
+from bafogpt.runs.log_segments import SegmentReader
 from bafogpt.runs.store import SYSTEM_STATS, RunStore
 
 PORT = 6006
@@ -56,8 +56,8 @@ class Export:
         self.folder = folder / name
         for old in self.folder.glob(f"{_EVENTS}*"):
             old.unlink()
-        self._metrics = Follower(store.folder(name), "metrics")
-        self._system_stats = Follower(store.folder(name), SYSTEM_STATS)
+        self._metrics = SegmentReader(store.folder(name), "metrics")
+        self._system_stats = SegmentReader(store.folder(name), SYSTEM_STATS)
         self._step = 0
         self._machine_step: dict[int, int] = {}
         self._writer = EventFileWriter(str(self.folder))
@@ -65,7 +65,7 @@ class Export:
 
     def update(self) -> int:
         """Write what is new in the bucket; returns how many lines that was."""
-        new = metric_tags.in_time(self._metrics.read(), self._system_stats.read())
+        new = metric_tags.merge_by_time(self._metrics.read(), self._system_stats.read())
         for feed, line in new:
             (self._metric, self._machine)[feed](line)
         self._writer.flush()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bafogpt.reports import formatting, plot_style
-from bafogpt.reports.history import Commit, Life
+from bafogpt.reports.history import Commit, WorkerSpan
 from bafogpt.reports.plot_style import LIGHT, PLOT_WIDTH
 from bafogpt.reports.summary import Summary
 
@@ -92,7 +92,7 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (3600.0, "hours") if seconds < 3 * 86400 else (86400.0, "days")
 
 
-def _life(axes: Any, life: Life, row: int, clock: _Clock) -> None:
+def _life(axes: Any, life: WorkerSpan, row: int, clock: _Clock) -> None:
     """A bar, with the steps it did written in it where there is room."""
     begin, end = clock.at(life.start), clock.at(life.end)
     axes.barh(row, end - begin, left=begin, height=0.4, color=LIGHT["train"], edgecolor=LIGHT["paper"], zorder=2)

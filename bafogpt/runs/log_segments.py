@@ -20,7 +20,7 @@ from bafogpt.storage.bucket import Bucket
 PART_BYTES = 1 << 20
 
 
-class Feed:
+class SegmentWriter:
     """Mirrors one growing local file into parts below ``folder`` of ``bucket``.
 
     What an earlier process of the same attempt had sent is found in the bucket, so a feed goes on where the last
@@ -85,7 +85,7 @@ class Feed:
         return f"{self._folder}/{self._stem}-{part:05d}.{self._suffix}"
 
 
-class Whole:
+class FileUploader:
     """Sends the files that appear in one local folder, each once, into ``folder`` of ``bucket``.
 
     A file has its name when it is whole; names that begin with a dot are not sent.
@@ -129,7 +129,7 @@ def read_lines(bucket: Bucket, folder: str, attempt: int | None = None) -> Itera
     yield from _records(read(bucket, folder, attempt).splitlines())
 
 
-class Follower:
+class SegmentReader:
     """Reads a JSON-lines feed as it grows, each byte once; with ``tail_bytes`` only from near its end on."""
 
     def __init__(self, bucket: Bucket, folder: str, tail_bytes: int | None = None) -> None:

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bafogpt.core.errors import BafoError
-from bafogpt.model.chat_model import Piece, Speaker
+from bafogpt.model.chat_model import ChatModel, Piece
 from bafogpt.serve.engine import BusyError, Engine
 from bafogpt.serve.requests import ChatRequest, RequestError
 
@@ -47,7 +47,7 @@ class Limits:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1")
 
 
-def make_app(speaker: Speaker, limits: Limits, api_key: str | None) -> Starlette:
+def make_app(speaker: ChatModel, limits: Limits, api_key: str | None) -> Starlette:
     """The application. With an ``api_key`` every request but ``/health`` must bear it."""
     service = _Service(speaker, limits)
 
@@ -91,7 +91,7 @@ class _Service:
 
     engine: Engine
 
-    def __init__(self, speaker: Speaker, limits: Limits) -> None:
+    def __init__(self, speaker: ChatModel, limits: Limits) -> None:
         self.speaker = speaker
         self.limits = limits
         self.started = int(time.time())

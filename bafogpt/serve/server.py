@@ -10,7 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from bafogpt.core.errors import AuthError, UsageError
-from bafogpt.model.chat_model import Speaker
+from bafogpt.model.chat_model import ChatModel
 from bafogpt.serve.app import Limits, make_app
 
 
@@ -38,7 +38,7 @@ def listen(host: str, port: int, *, guarded: bool) -> socket.socket:
         raise UsageError(f"cannot listen on {host}:{port}: {reason}", "--port 0 takes a free one") from None
 
 
-def serve(speaker: Speaker, listening: socket.socket, limits: Limits, api_key: str | None) -> None:
+def serve(speaker: ChatModel, listening: socket.socket, limits: Limits, api_key: str | None) -> None:
     """Answer until Ctrl-C or SIGTERM."""
     make_server(make_app(speaker, limits, api_key)).run(sockets=[listening])
 

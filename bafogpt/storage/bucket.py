@@ -22,7 +22,7 @@ from bafogpt.core import files
 from bafogpt.core import settings as settings_module
 from bafogpt.core.errors import CorruptError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage.errors import translated
+from bafogpt.storage.errors import map_errors
 from bafogpt.storage.s3_client import Connection, boto3_client, parse
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ class Bucket:
 
     def check(self) -> None:
         """One cheap request, without retries; raises what is wrong now."""
-        with translated(self.url):
+        with map_errors(self.url):
             obstore.list_with_delimiter(self._connection.open(retry=False), self._key("is-it-there"))
 
     def get(self, path: str) -> bytes:
         """The whole object. Raises :class:`NotFoundError` when there is none."""
-        with translated(self.url, path):
+        with map_errors(self.url, path):
             return bytes(obstore.get(self._connection.reading, self._key(path)).bytes())
 
     def get_range(self, path: str, start: int, length: int) -> memoryview:
@@ -95,7 +95,7 @@ class Bucket:
         """
         if length == 0:
             return memoryview(b"")
-        with translated(self.url, path):
+        with map_errors(self.url, path):
             store = self._connection.reading
             data = memoryview(obstore.get_range(store, self._key(path), start=start, length=length))
         if len(data) != length:
@@ -108,7 +108,7 @@ class Bucket:
     def chunks(self, path: str, chunk_bytes: int = 4 * READ_BYTES) -> Iterator[bytes]:
         """The object in pieces, never all of it in memory."""
         total = 0
-        with translated(self.url, path):
+        with map_errors(self.url, path):
             answer = obstore.get(self._connection.reading, self._key(path))
             for chunk in answer.stream(min_chunk_size=chunk_bytes):
                 total += len(chunk)
@@ -119,7 +119,7 @@ class Bucket:
 
     def put(self, path: str, data: bytes, *, create_only: bool = False) -> None:
         """Write an object, whole or not at all. With ``create_only``, :class:`ConflictError` when it exists."""
-        with translated(self.url, path):
+        with map_errors(self.url, path):
             obstore.put(
                 self._connection.store,
                 self._key(path),
@@ -137,7 +137,7 @@ class Bucket:
                 progress(size)
             return
         part = max(PART_BYTES, -(-size // MAX_PARTS))
-        with translated(self.url, path):
+        with map_errors(self.url, path):
             obstore.put(
                 self._connection.store,
                 self._key(path),
@@ -168,7 +168,7 @@ class Bucket:
 
     def list(self, prefix: str = "") -> builtins.list[ObjectInfo]:
         """Every object below the folder ``prefix``, sorted by path."""
-        with translated(self.url, prefix):
+        with map_errors(self.url, prefix):
             key = self._key(prefix.rstrip("/"))
             found = obstore.list(self._connection.store, key or None).collect()
         cut = len(self._prefix) + 1 if self._prefix else 0
@@ -180,14 +180,14 @@ class Bucket:
 
         Some servers (SeaweedFS is one) go on naming a folder whose last object was deleted.
         """
-        with translated(self.url, prefix):
+        with map_errors(self.url, prefix):
             key = self._key(prefix.rstrip("/"))
             found = obstore.list_with_delimiter(self._connection.store, key or None)
         return sorted(each.rpartition("/")[2] for each in found["common_prefixes"])
 
     def info(self, path: str) -> ObjectInfo:
         """Size and time of one object. Raises :class:`NotFoundError` when there is none."""
-        with translated(self.url, path):
+        with map_errors(self.url, path):
             meta = obstore.head(self._connection.store, self._key(path))
         return _info(meta, path)
 
@@ -201,14 +201,14 @@ class Bucket:
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is fine."""
-        with translated(self.url, path), contextlib.suppress(FileNotFoundError):
+        with map_errors(self.url, path), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._connection.store, self._key(path))
 
     def delete_tree(self, prefix: str) -> int:
         """Remove every object below the folder ``prefix``; how many there were."""
         keys = [self._key(info.path) for info in self.list(prefix)]
         if keys:
-            with translated(self.url, prefix), contextlib.suppress(FileNotFoundError):
+            with map_errors(self.url, prefix), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._connection.store, keys)
         return len(keys)
 

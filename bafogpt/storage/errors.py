@@ -46,7 +46,7 @@ _DIGEST_CODES = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "X
 _RANGE = ("416 Range Not Satisfiable", "StartTooLarge", "Requested range was invalid")
 
 
-def believed(read: Callable[[], T]) -> T:
+def retry_on_corruption(read: Callable[[], T]) -> T:
     """What ``read`` gives; its :class:`CorruptError` only after :data:`LOOKS` tries.
 
     A bit may have flipped on its way. What looking again does not mend is damaged at the other end.
@@ -62,14 +62,14 @@ def believed(read: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def translated(bucket: str, path: str = "") -> Iterator[None]:
+def map_errors(bucket: str, path: str = "") -> Iterator[None]:
     """Turn what obstore raises about the object ``path`` of ``bucket`` (a URL) into a :class:`BafoError`."""
     try:
         yield
     except BafoError:
         raise
     except (exceptions.BaseError, FileNotFoundError) as error:
-        raise _meaning(error, bucket, f"{bucket}/{path}" if path else bucket) from error
+        raise _to_error(error, bucket, f"{bucket}/{path}" if path else bucket) from error
 
 
 def creation_failure(error: Exception, name: str) -> BafoError | None:
@@ -116,7 +116,7 @@ def request_failure(error: Exception, where: str) -> BafoError:
     return StorageError(f"{where}: {code}", "bafogpt config show")
 
 
-def _meaning(error: Exception, bucket: str, where: str) -> BafoError:
+def _to_error(error: Exception, bucket: str, where: str) -> BafoError:
     text = str(error)
     found = _S3_CODE.search(text)
     code = found.group(1) if found else ""

@@ -42,12 +42,12 @@ class CheckpointSaver:
     def may_save(self, step: int, must: bool) -> bool:
         """Whether there is place for one more checkpoint on this disk; the supervisor takes them away as it sends them.
 
-        Where there is none, and the checkpoint is not a ``must``, the job's ``when_behind`` says whether to wait.
+        Where there is none, and the checkpoint is not a ``must``, the job's ``on_backlog`` says whether to wait.
         """
         self.finish()
         most = self._config.max_pending
         full = any_process(rank() == 0 and len(self._handoff.pending()) >= most)
-        if full and self._config.when_behind == "skip" and not must:
+        if full and self._config.on_backlog == "skip" and not must:
             if rank() == 0:
                 print(f"no checkpoint at step {step}: {most} wait to be sent")
             return False

@@ -82,12 +82,14 @@ class BatchConfig:
 
     tokens: int = 262_144
     """Tokens a step, over all processes."""
-    micro: int = 4
+    micro_batch_size: int = 4
     """Samples a process pushes through the model at once; the rest of the step is gradient accumulation. 0 is found:
     the most that :mod:`bafogpt.train.estimates.memory` expects to fit, and on a GPU a trial of it."""
 
     def __post_init__(self) -> None:
-        _require(self.micro >= 0, f"micro is {self.micro}; at least 1, or 0 for what fits")
+        _require(
+            self.micro_batch_size >= 0, f"micro_batch_size is {self.micro_batch_size}; at least 1, or 0 for what fits"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ class CheckpointConfig:
     """Whether the one with the lowest validation loss stays as well; only steps that are validated have one."""
     max_pending: int = 2
     """Checkpoints that may wait on local disk for their upload."""
-    when_behind: Literal["wait", "skip"] = "wait"
+    on_backlog: Literal["wait", "skip"] = "wait"
     """What the trainer does at a checkpoint while ``max_pending`` wait: pause, or leave this one out. The one at the
     end and the one on SIGTERM always wait."""
 
@@ -236,11 +238,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.profile >= 0, f"profile is {self.profile}; 0 or more steps")
-        per_micro = self.data.sequence_length * max(1, self.batch.micro)
+        per_micro = self.data.sequence_length * max(1, self.batch.micro_batch_size)
         _require(
             self.batch.tokens % per_micro == 0,
             f"batch.tokens is {self.batch.tokens}, not a multiple of "
-            f"sequence_length {self.data.sequence_length} times batch.micro {max(1, self.batch.micro)} = {per_micro}",
+            f"{per_micro} (data.sequence_length × batch.micro_batch_size)",
         )
         _require(self.steps >= 1, f"tokens is {self.tokens}, less than one batch of {self.batch.tokens}")
         if self.float8 != "none":
@@ -275,7 +277,7 @@ def check_processes(config: TrainConfig, processes: int) -> None:
             f"adamw8bit-paged is for one process, here are {processes}",
             "--set train.optimizer.name=adamw, or supervisor.processes=1",
         )
-    share = max(1, config.batch.micro) * processes
+    share = max(1, config.batch.micro_batch_size) * processes
     if config.batch_samples < processes:
         raise ConfigError(
             f"a step has {config.batch_samples} samples, fewer than the {processes} processes",
@@ -284,6 +286,6 @@ def check_processes(config: TrainConfig, processes: int) -> None:
     if config.batch_samples % share:
         raise ConfigError(
             f"a batch of {config.batch_samples} samples does not divide among {processes} processes "
-            f"with {max(1, config.batch.micro)} a micro-batch",
+            f"with {max(1, config.batch.micro_batch_size)} a micro-batch",
             f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
         )

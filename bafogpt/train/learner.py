@@ -15,7 +15,7 @@ from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import liger_kernel
 from bafogpt.train import finetune, float8, optimizer, parallel
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.optimizer import NewRows
+from bafogpt.train.optimizer import NewTokenLR
 from bafogpt.train.state import TrainState
 
 
@@ -29,7 +29,7 @@ class Learner:
     model: Any
     """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
     trained: list[torch.nn.Parameter]
-    new_rows: NewRows
+    new_rows: NewTokenLR
     state: TrainState
     every_token: bool
     """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
@@ -78,7 +78,7 @@ def build(
     wrapped = fabric.setup_module(gpt)  # more processes than one: sharded first, and then given memory
     gpt.reset_parameters()  # the angles of positions in float32 again: Fabric casts them under bf16-true
     trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
-    new_rows = NewRows(
+    new_rows = NewTokenLR(
         trained,
         vocabulary=shape.padded_vocab_size,
         first=config.optimizer.first_new_row,

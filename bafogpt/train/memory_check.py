@@ -51,11 +51,11 @@ def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Shardin
     micro, sharding = memory.choose(model, config, processes=processes, gpu=gpu, memory=available, tied=tied)
     if micro:
         return micro, sharding
-    wanted = max(1, config.batch.micro)
+    wanted = max(1, config.batch.micro_batch_size)
     need = memory.need(model, config, micro=wanted, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
     hint = "train.activation_checkpointing=full, train.sharding=full, more processes, or a shorter sequence_length"
     if wanted > 1:
-        hint = "--set train.batch.micro=0 finds the largest that fits"
+        hint = "--set train.batch.micro_batch_size=0 finds the largest that fits"
     raise ConfigError(
         f"a micro-batch of {wanted} needs some {need.total / 1e9:.1f} GB a process (state {need.state / 1e9:.1f}, "
         f"activations {need.activations / 1e9:.1f}), and {available / 1e9:.1f} GB are there",
@@ -69,7 +69,7 @@ def check_attention(model: Config, config: TrainConfig) -> None:
     flex.block_sizes(model.head_size or 0, itemsize, flex.shared_memory(parallel.local_rank()))
 
 
-def probed(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding, documents: bool) -> int:
+def probe_micro_batch(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding, documents: bool) -> int:
     """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
 
     The memory model is only a model, so it is tried (:mod:`bafogpt.train.probes.step_probe`): by the machine's first

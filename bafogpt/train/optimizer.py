@@ -49,7 +49,7 @@ def saved(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str
 
 
 @torch.no_grad()
-def prime(optimizer: torch.optim.Optimizer) -> None:
+def init_state(optimizer: torch.optim.Optimizer) -> None:
     """Give every parameter the state that the first step would make, so that there is something to load into.
 
     The fused AdamW counts steps on the parameter's device, the other one on the CPU (pytorch issue 104767).
@@ -74,13 +74,13 @@ def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
             state["step"] = steps
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the step that comes."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-class NewRows:
+class NewTokenLR:
     """The rows that a vocabulary's new pieces have in the embedding and the output head, at a rate of their own.
 
     AdamW divides a gradient by its own size, so scaling gradients would change nothing, and a parameter group cannot

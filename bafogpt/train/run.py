@@ -90,9 +90,9 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         with collective_check.deadline(order.collective_timeout_s, handoff):
             speed = collective_check.all_reduce(fabric.device)
         fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
-    if gpu and not config.batch.micro:
+    if gpu and not config.batch.micro_batch_size:
         documents = train.stream.is_packed or config.data.separate_documents
-        micro = memory_check.probed(shape, config, micro=micro, sharding=sharding, documents=documents)
+        micro = memory_check.probe_micro_batch(shape, config, micro=micro, sharding=sharding, documents=documents)
         micro = parallel.smallest(micro)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
     if train.bos is not None:

@@ -77,7 +77,7 @@ class TrainState:
         """
         meta = read_staged(folder).metadata
         self._require_same(meta.get("fingerprint", {}), folder)
-        optimizer.prime(self.optimizer)
+        optimizer.init_state(self.optimizer)
         _load_tensors(self.tensors(), folder)
         known = {each.name for each in fields(Progress)} - {"validation_loss"}
         self.progress = Progress(**{name: meta[name] for name in known if name in meta})

@@ -10,7 +10,7 @@ import torch
 from bafogpt.train import parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.learner import Learner
-from bafogpt.train.optimizer import set_rate
+from bafogpt.train.optimizer import set_lr
 from bafogpt.train.schedule import learning_rate
 
 
@@ -37,7 +37,7 @@ def train_step(learner: Learner, micros: Sequence[Batch]) -> Measured:
     rate = learning_rate(
         state.progress.step, peak=config.optimizer.learning_rate, steps=config.steps, schedule=config.schedule
     )
-    set_rate(state.optimizer, rate)
+    set_lr(state.optimizer, rate)
     parallel.seed(config.seed, state.progress.step, parallel.rank())
     own = sum(batch.learned for batch in micros)
     targets = config.batch.tokens if learner.every_token else parallel.total(own)

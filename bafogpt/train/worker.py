@@ -25,7 +25,9 @@ ALWAYS_SAME = ("OutOfResources", "FailOnRecompileLimitHit")
 there is (triton), a model that is compiled for too many shapes (torch._dynamo). Named, so that neither is imported."""
 SAME_AT_START = (TypeError, ValueError, AttributeError, NotImplementedError, ImportError)
 """A program that fails like this before its first step does so again."""
-OUT_OF_MEMORY_HINT = "--set train.batch.micro=1, or train.activation_checkpointing=full, or a GPU with more memory"
+OUT_OF_MEMORY_HINT = (
+    "--set train.batch.micro_batch_size=1, or train.activation_checkpointing=full, or a GPU with more memory"
+)
 
 
 def main(folder: Path, stop: StopFlag) -> int:

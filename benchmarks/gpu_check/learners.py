@@ -69,7 +69,7 @@ def random_micros(
     report: Report, config: TrainConfig, ids: int, chance: Any, *, documents: int = 1
 ) -> list[batches.Batch]:
     """One step's micro-batches of this process."""
-    micro = config.batch.micro
+    micro = config.batch.micro_batch_size
     share = config.batch_samples // parallel.world_size()
     rows = random_rows(report, ids, share, chance, documents=documents)
     return [batches.of_rows(rows[start : start + micro], report.device) for start in range(0, share, micro)]

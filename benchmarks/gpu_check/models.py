@@ -44,7 +44,7 @@ def config_of(report: Report, *, micro: int, samples: int, **changes: Any) -> An
         "tokens": 10**12,
         "data": {"path": "random", "sequence_length": tokens},
         "model": {"overrides": TOY if report.tiny else {"n_layer": report.options.layers}},
-        "batch": {"tokens": samples * tokens, "micro": micro},
+        "batch": {"tokens": samples * tokens, "micro_batch_size": micro},
         "precision": "bf16-mixed",
         "compile": "never" if report.tiny else "auto",
     }

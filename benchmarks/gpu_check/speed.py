@@ -87,13 +87,13 @@ def _fitting(report: Report, config: TrainConfig, kind: Kind) -> tuple[TrainConf
     shape = shape_of(config, vocabulary(report))
     gpu = report.device.type == "cuda"
     room = memory.MARGIN * parallel.device_bytes(report.device)
-    alone = memory.need(shape, config, micro=config.batch.micro, processes=1, gpu=gpu, sharding="step")
+    alone = memory.need(shape, config, micro=config.batch.micro_batch_size, processes=1, gpu=gpu, sharding="step")
     if kind == "fsdp":  # gradients wait whole, as among several processes
         alone = replace(alone, accumulated=4 * flops.matrix_weights(shape))
     if alone.total <= room:
         return config, kind, alone.total
     config = replace(config, batch=replace(config.batch, tokens=SHARDS * config.batch.tokens))
-    shard = memory.need(shape, config, micro=config.batch.micro, processes=SHARDS, gpu=gpu, sharding="step")
+    shard = memory.need(shape, config, micro=config.batch.micro_batch_size, processes=SHARDS, gpu=gpu, sharding="step")
     return (config, "shard", shard.total) if kind == "fsdp" and shard.total <= room else None
 
 
@@ -119,7 +119,7 @@ def _note_speed(report: Report, config: TrainConfig, kind: Kind, seconds: float)
         if listed is None:
             break
         projected = step_time(
-            shape, config, listed, processes=processes, micro=config.batch.micro, assumptions=assumptions
+            shape, config, listed, processes=processes, micro=config.batch.micro_batch_size, assumptions=assumptions
         )
         report.note(f"projected_s, {assumptions.name}", projected.computation + projected.optimizer)
     return speed
@@ -216,7 +216,7 @@ def qlora(report: Report, *, optimizer: str) -> None:
     _note_speed(report, config, "autocast", min(spent))
     shape = shape_of(config, vocabulary(report))
     gpu = report.device.type == "cuda"
-    need = memory.need(shape, config, micro=config.batch.micro, processes=1, gpu=gpu, sharding="step")
+    need = memory.need(shape, config, micro=config.batch.micro_batch_size, processes=1, gpu=gpu, sharding="step")
     _note_memory(report, need.total)
 
 
@@ -225,7 +225,7 @@ def _finetune(report: Report, optimizer: str) -> TrainConfig:
     from bafogpt.jobs import job as jobs
 
     config = jobs.load(ROOT / "jobs" / "finetune.yaml").train
-    sized = config_of(report, micro=config.batch.micro, samples=4 * config.batch.micro)
+    sized = config_of(report, micro=config.batch.micro_batch_size, samples=4 * config.batch.micro_batch_size)
     return replace(
         config,
         data=sized.data,

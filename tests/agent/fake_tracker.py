@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bafogpt.agent.tracking import process
-from bafogpt.agent.tracking.services import TRACKERS, Held, Row
+from bafogpt.agent.tracking.services import TRACKERS, Row, SyncedState
 from bafogpt.jobs.tracking import Tracked
 from bafogpt.runs.store import State
 
@@ -20,10 +20,10 @@ class Odd:
     def __init__(self, run: Tracked, folder: Path) -> None:
         self._behaviour = os.environ["FAKE_TRACKER"]
 
-    def begin(self) -> Held:
+    def begin(self) -> SyncedState:
         if self._behaviour == "missing":
             raise ModuleNotFoundError(name="mlflow")
-        return Held()
+        return SyncedState()
 
     def send(self, rows: Sequence[Row]) -> None:
         print(f"planted: {os.environ.get('MLFLOW_TRACKING_PASSWORD')}", flush=True)

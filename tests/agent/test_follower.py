@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bafogpt.runs import log_segments
-from bafogpt.runs.log_segments import Feed, Follower
+from bafogpt.runs.log_segments import Follower, SegmentWriter
 from bafogpt.storage.bucket import Bucket
 
 
@@ -26,7 +26,7 @@ def test_each_line_is_read_once_and_one_that_is_cut_by_a_sending_or_a_part_stays
 ):
     monkeypatch.setattr(log_segments, "PART_BYTES", 100)  # some nine lines: most parts begin within one
     source = tmp_path / "lines.jsonl"
-    writer, follower = Feed(bucket, "metrics", 1, source, "jsonl"), Follower(bucket, "metrics")
+    writer, follower = SegmentWriter(bucket, "metrics", 1, source, "jsonl"), Follower(bucket, "metrics")
     assert numbers(follower) == []
     write(source, 0, 50)
     with source.open("a") as file:
@@ -56,7 +56,7 @@ def test_a_tail_is_the_end_of_the_feed_and_what_comes_after(
 ):
     monkeypatch.setattr(log_segments, "PART_BYTES", 100)
     source = tmp_path / "lines.jsonl"
-    writer = Feed(bucket, "metrics", 1, source, "jsonl")
+    writer = SegmentWriter(bucket, "metrics", 1, source, "jsonl")
     write(source, 10, 99)  # of 10 bytes each
     writer.ship()
     follower = Follower(bucket, "metrics", tail_bytes=145)

@@ -114,7 +114,7 @@ def test_a_limit_in_dollars_where_no_price_is_known_is_refused_before_anything_s
 
 def test_trainers_that_hang_say_where_they_are_and_come_back(run: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FAKE_WORKER", "hang_at=12,step_s=0.02")
-    assert run(make_job(supervisor={"hang_s": 60, "first_step_s": 600}), fast(30)).state == "succeeded"
+    assert run(make_job(supervisor={"hang_timeout_s": 60, "first_step_s": 600}), fast(30)).state == "succeeded"
     store = RunStore(bucket)
     (hung,) = [event for event in store.events("run") if event["event"] == "trainers_hung"]
     assert hung["why"] == "no sign of life for 60 s"

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.agent.multinode.heartbeat import Crew, Nodes, Parts, Status
+from bafogpt.agent.multinode.heartbeat import Heartbeats, Nodes, Parts, Status
 from bafogpt.core import process, schema
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.runs import store as runs
@@ -121,7 +121,7 @@ def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
 
 def crew_job(steps: int = 30, **over: Any) -> Any:
     """Steps of 4 samples, a checkpoint every 5, one trainer a node."""
-    quick = {"beat_s": 0.2, "node_silent_s": 20, "patience_s": 60, "max_restarts": 9}
+    quick = {"heartbeat_s": 0.2, "heartbeat_timeout_s": 20, "storage_timeout_s": 60, "max_restarts": 9}
     return make_job(train={"tokens": steps * 40}, supervisor={**quick, **over})
 
 
@@ -204,7 +204,7 @@ def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(crews: Crews, tmp_pa
 
 @pytest.mark.slow
 def test_a_trainer_that_hangs_on_one_node_is_found_by_the_other_and_says_where(crews: Crews, tmp_path: Path):
-    nodes = crews.both(crew_job(20, hang_s=3), CREW_WORKER="hang")
+    nodes = crews.both(crew_job(20, hang_timeout_s=3), CREW_WORKER="hang")
     for node in nodes:
         node.succeed()
     assert_each_sample_once_in_order(crews, 20, tmp_path)
@@ -225,20 +225,22 @@ def test_a_stop_on_either_node_saves_and_ends_both(crews: Crews, asked: int, tmp
 
 
 def test_a_node_that_never_comes_ends_the_run_clearly(crews: Crews):
-    node = crews.start(0, 2, crew_job(patience_s=3))
+    node = crews.start(0, 2, crew_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
     assert crews.store.load("run").message == "node 1 has not been heard of for 3 s"
 
 
 def test_a_node_whose_node_0_never_comes_ends_clearly(crews: Crews):
-    node = crews.start(1, 2, crew_job(patience_s=3))
+    node = crews.start(1, 2, crew_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
     assert "node 0 has not been heard of for 3 s" in node.output.read_text()
 
 
-def pair(bucket: Bucket, clock: Clock) -> tuple[Crew, Crew]:
+def pair(bucket: Bucket, clock: Clock) -> tuple[Heartbeats, Heartbeats]:
     addresses = ("127.0.0.1", "127.0.0.1")
-    first, second = (Crew(bucket, 1, Nodes(rank, addresses), processes=1, beat_s=1, clock=clock) for rank in range(2))
+    first, second = (
+        Heartbeats(bucket, 1, Nodes(rank, addresses), processes=1, heartbeat_s=1, clock=clock) for rank in range(2)
+    )
     return first, second
 
 

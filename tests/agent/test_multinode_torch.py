@@ -31,7 +31,7 @@ TRAIN: dict[str, Any] = {
             "intermediate_size": 128,
         }
     },
-    "batch": {"tokens": 256, "micro": 2},
+    "batch": {"tokens": 256, "micro_batch_size": 2},
     "schedule": {"warmup_steps": 2},
     "validation": {"every": 0},
     "checkpoint": {"every": 4},
@@ -47,7 +47,13 @@ def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
 
 
 def job(**train: Any) -> Job:
-    supervisor = {"processes": 1, "ship_every_s": 0.3, "beat_s": 0.3, "patience_s": 90, "node_silent_s": 15}
+    supervisor = {
+        "processes": 1,
+        "flush_s": 0.3,
+        "heartbeat_s": 0.3,
+        "storage_timeout_s": 90,
+        "heartbeat_timeout_s": 15,
+    }
     values = {"train": schema.merge(TRAIN, train), "supervisor": supervisor}
     return schema.build(Job, values, where="test")
 

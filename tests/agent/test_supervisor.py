@@ -184,7 +184,7 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         monkeypatch.setenv(name, value)
     bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url, s3_timeout_s=4))
     bucket.create()
-    job = make_job(supervisor={"patience_s": 1.0}, train={"tokens": 4000})
+    job = make_job(supervisor={"storage_timeout_s": 1.0}, train={"tokens": 4000})
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
     try:
         waiting = after_steps(bucket, lambda: server.stop(home))
@@ -200,7 +200,9 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         server.keep(home, port=int(endpoint.url.rsplit(":", 1)[1]))
         bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url))
         monkeypatch.setenv("FAKE_WORKER", "")
-        patient = make_job(supervisor={"patience_s": 60}, train={"tokens": 4000})  # on a busy machine it starts slowly
+        patient = make_job(
+            supervisor={"storage_timeout_s": 60}, train={"tokens": 4000}
+        )  # on a busy machine it starts slowly
         ending = supervise(patient, on=bucket)
         assert ending.state == "succeeded", ending
         (restored,) = events(bucket, "checkpoint_restored")

@@ -49,7 +49,7 @@ def environment(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def patient_job(**over: Any) -> Job:
     """The small job on a machine that is busy with importing the packages of two services."""
-    return make_job(supervisor={"patience_s": 60}, **over)
+    return make_job(supervisor={"storage_timeout_s": 60}, **over)
 
 
 def points(store: Path, tag: str = "train/loss") -> list[tuple[int, float]]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bafogpt.agent.tracking.process import Lines, Rows, Sender
-from bafogpt.agent.tracking.services import Held, Row
+from bafogpt.agent.tracking.services import Row, SyncedState
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import tracking
@@ -151,8 +151,8 @@ class Store:
         self.failures = failures
         self.points: list[tuple[str, int]] = []
 
-    def begin(self) -> Held:
-        return Held(tags={tag: max(n for t, n in self.points if t == tag) for tag, _ in self.points})
+    def begin(self) -> SyncedState:
+        return SyncedState(tags={tag: max(n for t, n in self.points if t == tag) for tag, _ in self.points})
 
     def send(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -182,7 +182,7 @@ def test_a_key_that_an_error_names_is_cut_out_before_the_error_is_cut_short(monk
     said: list[str] = []
 
     class Refuses(Store):
-        def begin(self) -> Held:
+        def begin(self) -> SyncedState:
             raise ValueError("x" * 475 + " planted-token is wrong")
 
     assert not Sender(Refuses(failures=0), said.append).send([])
@@ -227,10 +227,10 @@ def test_mlflow_says_what_it_has_of_each_metric_and_finds_the_run_by_its_tag(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     new = mlflow(tmp_path, uri)
     first, second = new(), new()
-    assert first.begin() == Held()
+    assert first.begin() == SyncedState()
     first.send([Row(1, 1000.0, {"train/loss": 3.0, "machine/cpu": 0.5}), Row(2, 1001.0, {"train/loss": 2.0})])
     first.end("stopped")
-    assert second.begin() == Held(tags={"train/loss": 2, "machine/cpu": 1})
+    assert second.begin() == SyncedState(tags={"train/loss": 2, "machine/cpu": 1})
     second.send([Row(3, 1002.0, {"train/loss": 1.0})])
     from mlflow import MlflowClient
 
@@ -259,9 +259,9 @@ def test_a_metric_that_a_killed_tracker_left_empty_hides_no_others(tmp_path: Pat
     first.send([Row(1, 1000.0, {"train/loss": 3.0, "speed/tokens_per_s": 5.0})])
     (file,) = store.glob("*/*/metrics/speed/tokens_per_s")
     file.write_text("")  # killed between making the file and writing to it
-    assert second.begin() == Held(tags={"train/loss": 1})
+    assert second.begin() == SyncedState(tags={"train/loss": 1})
     second.send([Row(1, 1000.0, {"speed/tokens_per_s": 5.0})])
-    assert new().begin() == Held(tags={"train/loss": 1, "speed/tokens_per_s": 1})
+    assert new().begin() == SyncedState(tags={"train/loss": 1, "speed/tokens_per_s": 1})
 
 
 def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

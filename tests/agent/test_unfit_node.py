@@ -24,7 +24,7 @@ def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_node_without_its_gpus_ends_the_run(crews: Crews, bad: int):
-    job = make_job(supervisor={"beat_s": 0.2, "node_silent_s": 30})
+    job = make_job(supervisor={"heartbeat_s": 0.2, "heartbeat_timeout_s": 30})
     nodes = [
         crews.start(rank, 2, job, SKYPILOT_NUM_GPUS_PER_NODE="4" if rank == bad else "0", PATH="/usr/bin:/bin")
         for rank in (0, 1)

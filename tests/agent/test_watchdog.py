@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent.watchdog import OutOfMemory, Pace, Progress, Pulse
+from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress, StepTimer
 from bafogpt.agent.workers import describe_exit, interface_of
 from bafogpt.runs.step_line import Step, format_step, read_step
 from bafogpt.train.trainer_io import Handoff, checkpoint_name
@@ -36,8 +36,8 @@ def step(handoff: Handoff, number: int, seconds: float = 1.0) -> None:
         file.write(json.dumps(line | {"seconds": seconds}) + "\n")
 
 
-def pulse(handoff: Handoff, clock: Clock, max_pending: int = 2) -> Pulse:
-    return Pulse(handoff, 1, first_s=100, then_s=10, max_pending=max_pending, clock=clock)
+def pulse(handoff: Handoff, clock: Clock, max_pending: int = 2) -> HangDetector:
+    return HangDetector(handoff, 1, first_s=100, then_s=10, max_pending=max_pending, clock=clock)
 
 
 def test_the_first_step_may_take_longer_than_those_after_it(handoff: Handoff):
@@ -146,7 +146,7 @@ def test_other_lines_tell_of_no_step(line: str):
 
 def test_a_step_is_timed_by_lines_that_come_as_they_are_printed():
     clock = Clock()
-    pace = Pace(clock)
+    pace = StepTimer(clock)
     for number in range(1, 50):  # what was printed before: at once
         pace.hear(number)
     clock.now += 0.6

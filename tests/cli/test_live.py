@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bafogpt.agent.watchdog import Pace
+from bafogpt.agent.watchdog import StepTimer
 from bafogpt.cli import cloud
-from bafogpt.cli.console.log_progress import Bar, bar_under
+from bafogpt.cli.console.log_progress import Bar, progress_bar_below
 from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import ExitCode, JobFailedError
 from bafogpt.core.settings import Settings
@@ -208,7 +208,7 @@ def test_a_line_that_the_terminal_cannot_take_is_an_error_that_takes_the_bar_awa
 
     terminal_here(monkeypatch)
     raw = io.BytesIO()
-    with pytest.raises(UnicodeEncodeError), bar_under(Output.of(), Latin(raw, "latin-1"), print) as show:
+    with pytest.raises(UnicodeEncodeError), progress_bar_below(Output.of(), Latin(raw, "latin-1"), print) as show:
         show(step(1))
         show("café")
         show("→")
@@ -220,7 +220,7 @@ def test_a_line_that_the_terminal_cannot_take_is_an_error_that_takes_the_bar_awa
 
 def test_a_warning_in_between_comes_above_the_bar(monkeypatch: pytest.MonkeyPatch):
     screen = terminal_here(monkeypatch)
-    with bar_under(Output.of(), screen, Output.of().say) as show:
+    with progress_bar_below(Output.of(), screen, Output.of().say) as show:
         show(step(1))
         print("somebody warns", file=sys.stderr)
         show("more")
@@ -235,7 +235,7 @@ class Clock:
         return self.now
 
 
-def bar(pace: Pace, width: int, line: str) -> str:
+def bar(pace: StepTimer, width: int, line: str) -> str:
     found = read_step(line)
     assert found is not None
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=True)
@@ -247,7 +247,7 @@ def bar(pace: Pace, width: int, line: str) -> str:
 def test_the_bar_shows_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
     terminal_here(monkeypatch)
     clock = Clock()
-    pace = Pace(clock)
+    pace = StepTimer(clock)
     for number in (10, 12, 14):
         pace.hear(number)
         clock.now += 3

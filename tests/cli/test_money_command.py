@@ -73,7 +73,7 @@ def test_a_plan_says_what_its_projection_rests_on_and_which_values_are_projected
     assert "expected: products at 72% of 181 TFLOP/s, attention 35%, memory at 85% of 864 GB/s" in ran.err
     assert "pessimistic: products at 55%" in ran.err
     assert "careful" not in ran.err
-    assert "recommended: --set train.batch.micro=2 --set train.activation_checkpointing=selective" in ran.err
+    assert "recommended: --set train.batch.micro_batch_size=2 --set train.activation_checkpointing=selective" in ran.err
     given = cli("cloud", "plan", "pretrain", "--offline", "--tokens-per-s", "1543")
     assert "projected, not measured" not in given.err and "recommended" not in given.err
 

@@ -275,7 +275,7 @@ class Lane:
             outcome.problems.append(f"{self.name}: the last checkpoint is of other samples than those consumed")
         for steps, lost in history.redone:
             bound = self.plan.every * (self.plan.max_pending + 1 if lost else 1)
-            if steps > bound and self.plan.when_behind == "wait":
+            if steps > bound and self.plan.on_backlog == "wait":
                 outcome.problems.append(f"{self.name}: {steps} steps were done again, more than {bound}")
 
     def _end_all(self) -> None:

@@ -86,13 +86,13 @@ class Plan:
     length: int = 16
     floats: int = 4096
     max_pending: int = 2
-    when_behind: Literal["wait", "skip"] = "wait"
+    on_backlog: Literal["wait", "skip"] = "wait"
     torch: bool = False
 
     def job(self, layout: Layout) -> dict[str, Any]:
         """The job file."""
         tokens = self.batch * self.length
-        checkpoint = {"every": self.every, "max_pending": self.max_pending, "when_behind": self.when_behind}
+        checkpoint = {"every": self.every, "max_pending": self.max_pending, "on_backlog": self.on_backlog}
         train: dict[str, Any] = {
             "tokens": self.steps * tokens,
             "data": {
@@ -101,7 +101,7 @@ class Plan:
                 "prefetch": layout.prefetch,
                 "cache_gb": 1e-5 if layout.cache else 0,
             },
-            "batch": {"tokens": tokens, "micro": 2},
+            "batch": {"tokens": tokens, "micro_batch_size": 2},
             "checkpoint": checkpoint,
             "model": {"name": "none"},  # of no known size: the checkpoints here are much smaller than a model's
         }
@@ -109,5 +109,5 @@ class Plan:
             size = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16}
             train |= {"model": {"overrides": size | {"intermediate_size": 64}}, "precision": "32-true"}
             train |= {"activation_checkpointing": "none", "validation": {"every": 0}}
-        supervisor = {"processes": layout.processes, "max_restarts": 99, "ship_every_s": 0.3, "patience_s": 60}
+        supervisor = {"processes": layout.processes, "max_restarts": 99, "flush_s": 0.3, "storage_timeout_s": 60}
         return {"train": train, "supervisor": supervisor}

@@ -60,7 +60,7 @@ def test_behind_a_slow_line_the_trainer_waits_and_every_checkpoint_is_sent(place
 
 
 def test_behind_a_slow_line_checkpoints_are_left_out_where_the_job_says_so(place: Place, truth: Truth):
-    plan = Plan(steps=15, every=3, floats=MIB // 8, max_pending=1, when_behind="skip")
+    plan = Plan(steps=15, every=3, floats=MIB // 8, max_pending=1, on_backlog="skip")
     kill = Kill("trainer", "request", "PUT marker", stage="after")
     with Lane("skipping", place, plan, uplink=UPLINK / 2.5) as lane, most_at_once(lane.work) as seen:
         outcome = lane.run([kill], truth)

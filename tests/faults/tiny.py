@@ -61,7 +61,7 @@ def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
         must = state.step == config.steps or stopping
         if must or state.step % config.checkpoint.every == 0:
             full = ranks.gather((None, ranks.rank == 0 and _full(handoff, config.checkpoint)))[0][1]
-            if must or not full or config.checkpoint.when_behind == "wait":
+            if must or not full or config.checkpoint.on_backlog == "wait":
                 while ranks.rank == 0 and _full(handoff, config.checkpoint):
                     time.sleep(0.01)
                 state.save(handoff)

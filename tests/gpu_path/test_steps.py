@@ -26,14 +26,14 @@ def trial(recipe: str, *sets: str, micro: int | None = None, recompute: str | No
     """A shipped job as it is, or with another micro-batch and recomputation."""
     changed = list(sets)
     if micro is not None:
-        changed.append(f"train.batch.micro={micro}")
+        changed.append(f"train.batch.micro_batch_size={micro}")
     if recompute is not None:
         changed.append(f"train.activation_checkpointing={recompute}")
     config = job.load(ROOT / "jobs" / f"{recipe}.yaml", changed).train
     return Trial(
         config=config,
         network=asdict(gpt_config(config.model.network, config.model.overrides, VOCABULARY)),
-        micro=config.batch.micro,
+        micro=config.batch.micro_batch_size,
         sharding="step",
         documents=config.adapter is not None,
     )

@@ -31,12 +31,12 @@ TINY: dict[str, Any] = {
     "train.data.sequence_length": 32,
     "train.model.overrides": MODEL,
     "train.batch.tokens": BATCH,
-    "train.batch.micro": 2,
+    "train.batch.micro_batch_size": 2,
     "train.checkpoint.every": 6,
     "train.validation.every": 6,
     "train.validation.samples": 8,
     "train.schedule.warmup_steps": 2,
-    "supervisor.ship_every_s": 1,
+    "supervisor.flush_s": 1,
     "supervisor.processes": 1,
     "supervisor.max_restarts": 0,
     "supervisor.require_gpus": "false",  # the pods have none
@@ -187,27 +187,27 @@ class Rented:
         """The run's pods at the cloud, whatever SkyPilot knows of them."""
         return [pod for pod in pods.control()["pods"] if pod["name"].startswith(f"{name}-")]
 
-    def until(self, what: Callable[[], Any], patience_s: float = 300.0) -> Any:
+    def until(self, what: Callable[[], Any], storage_timeout_s: float = 300.0) -> Any:
         """What ``what`` returns as soon as that is true."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + storage_timeout_s
         while not (found := what()):
             assert time.monotonic() < deadline, what
             time.sleep(0.5)
         return found
 
-    def until_step(self, name: str, step: int, patience_s: float = 300.0) -> None:
+    def until_step(self, name: str, step: int, storage_timeout_s: float = 300.0) -> None:
         """Until the record in the bucket says that the run is that far."""
 
         def there() -> bool:
             record = self.store.find(name)
             return record is not None and record.step >= step
 
-        self.until(there, patience_s)
+        self.until(there, storage_timeout_s)
 
-    def until_gone(self, name: str, patience_s: float = GONE_S) -> float:
+    def until_gone(self, name: str, storage_timeout_s: float = GONE_S) -> float:
         """Seconds until the run has no pod at the cloud, and SkyPilot no cluster."""
         began = time.monotonic()
-        self.until(lambda: not self.pods(name), patience_s)
+        self.until(lambda: not self.pods(name), storage_timeout_s)
         return time.monotonic() - began
 
     def told(self, name: str) -> tuple[str, int]:

@@ -27,12 +27,12 @@ TINY = {
     "train.data.sequence_length": 32,
     "train.model.overrides": MODEL,
     "train.batch.tokens": 256,
-    "train.batch.micro": 2,
+    "train.batch.micro_batch_size": 2,
     "train.checkpoint.every": 6,
     "train.validation.every": 6,
     "train.validation.samples": 8,
     "train.schedule.warmup_steps": 2,
-    "supervisor.ship_every_s": 1,
+    "supervisor.flush_s": 1,
     "supervisor.processes": 1,
     "supervisor.require_gpus": "false",  # the nodes' GPUs are names
 }

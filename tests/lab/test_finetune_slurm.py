@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 __all__ = ["bafogpt", "name"]  # the fixtures
 
 CONTEXT = 128
-SHAPE = {"train.data.sequence_length": CONTEXT, "train.batch.tokens": 8 * CONTEXT, "train.batch.micro": 4}
+SHAPE = {"train.data.sequence_length": CONTEXT, "train.batch.tokens": 8 * CONTEXT, "train.batch.micro_batch_size": 4}
 
 
 def sets(**over: object) -> list[str]:

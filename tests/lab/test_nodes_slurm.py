@@ -24,7 +24,7 @@ RUN: dict[str, Any] = {
     "train.checkpoint.every": 5,
     "train.validation.every": 100_000,
     "supervisor.max_restarts": 0,
-    "supervisor.patience_s": 120,
+    "supervisor.storage_timeout_s": 120,
 }
 
 __all__ = ["bafogpt"]
@@ -50,8 +50,8 @@ def supervisors(run: str) -> dict[int, int]:
     return found
 
 
-def until(what: Any, patience_s: float = 300.0) -> Any:
-    deadline = time.monotonic() + patience_s
+def until(what: Any, storage_timeout_s: float = 300.0) -> Any:
+    deadline = time.monotonic() + storage_timeout_s
     while not (found := what()):
         assert time.monotonic() < deadline, what
         time.sleep(0.5)

@@ -44,7 +44,7 @@ def offered(found: prices.PriceList) -> list[tuple[str, str, bool, float]]:
 
 
 def test_every_offer_of_a_gpu_cheapest_first_spot_beside_on_demand(catalog):
-    assert offered(prices.at_hand("L40", 4)) == [
+    assert offered(prices.cached_offers("L40", 4)) == [
         ("runpod", "CA", True, 2.4),
         ("runpod", "US", True, 2.8),
         ("primeintellect", "CA", False, 4.0),
@@ -54,7 +54,7 @@ def test_every_offer_of_a_gpu_cheapest_first_spot_beside_on_demand(catalog):
 
 
 def test_one_a_cloud_is_its_cheapest_region(catalog):
-    kept = prices.one_a_cloud(prices.at_hand("L40", 4).offers)
+    kept = prices.cheapest_per_cloud(prices.cached_offers("L40", 4).offers)
 
     assert [(each.cloud, each.spot, each.usd_per_hour) for each in kept] == [
         ("runpod", True, 2.4),
@@ -68,7 +68,7 @@ def test_one_a_cloud_is_its_cheapest_region(catalog):
     [("L40", 4, 2.4), ("L40S", 4, 2.0), ("A10", 1, 1.25), ("A10G", 1, 0.3), ("l40s", 4, 2.0)],
 )
 def test_names_that_begin_alike_are_different_gpus(catalog, gpu, count, cheapest):
-    found = prices.at_hand(gpu, count)
+    found = prices.cached_offers(gpu, count)
 
     assert found.offers[0].usd_per_hour == cheapest
     assert {each.gpu.lower() for each in found.offers} == {gpu.lower()}
@@ -85,14 +85,14 @@ def test_names_that_begin_alike_are_different_gpus(catalog, gpu, count, cheapest
     ],
 )
 def test_place_and_kind_narrow_the_offers(catalog, infra, spot, expected):
-    assert [each.usd_per_hour for each in prices.at_hand("L40", 4, infra, spot).offers] == expected
+    assert [each.usd_per_hour for each in prices.cached_offers("L40", 4, infra, spot).offers] == expected
 
 
 def test_rows_that_are_no_machine_or_no_number_are_left_out(catalog):
-    assert prices.at_hand("A10G", 1).offers[-1].usd_per_hour == 1.0
+    assert prices.cached_offers("A10G", 1).offers[-1].usd_per_hour == 1.0
     for count in (2, 8):
         with pytest.raises(NotFoundError):
-            prices.at_hand("A10G", count)
+            prices.cached_offers("A10G", count)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +108,17 @@ def test_rows_that_are_no_machine_or_no_number_are_left_out(catalog):
 )
 def test_nowhere_offered_names_the_nearest_and_the_hint_is_an_offer(catalog, gpu, count, infra, spot, near):
     with pytest.raises(NotFoundError) as caught:
-        prices.at_hand(gpu, count, infra, spot)
+        prices.cached_offers(gpu, count, infra, spot)
 
     assert caught.value.message.startswith(f"nobody offers {gpu}:{count}")
     assert near in caught.value.message
     words = caught.value.hint.split()
     nearest, _, number = words[words.index("--gpus") + 1].partition(":")
-    assert prices.at_hand(nearest, int(number), words[words.index("--infra") + 1], "--spot" in words).offers
+    assert prices.cached_offers(nearest, int(number), words[words.index("--infra") + 1], "--spot" in words).offers
 
 
 def test_without_a_catalog_the_dated_prices_that_come_along_stand_in(no_catalog):
-    found = prices.at_hand("L40", 4)
+    found = prices.cached_offers("L40", 4)
 
     assert found.shipped
     assert offered(found) == [
@@ -127,8 +127,8 @@ def test_without_a_catalog_the_dated_prices_that_come_along_stand_in(no_catalog)
         ("runpod", "CA", False, 4.56),
     ]
     assert found.words == f"prices that come with bafogpt, {found.as_of.isoformat()}"
-    assert prices.at_hand("A10").offers[0].usd_per_hour == 1.29
-    assert not prices.knows("runpod")  # that a GPU is not among a few dated prices says nothing
+    assert prices.cached_offers("A10").offers[0].usd_per_hour == 1.29
+    assert not prices.has_prices("runpod")  # that a GPU is not among a few dated prices says nothing
 
 
 def test_the_prices_that_come_along_are_those_of_the_public_catalog():
@@ -149,10 +149,10 @@ def test_the_prices_that_come_along_are_those_of_the_public_catalog():
 
 
 def test_what_skypilot_prices_apart_is_not_called_cheap(catalog):
-    assert "gcp" not in {each.cloud for each in prices.at_hand("L40", 4).offers}
-    assert not prices.knows("gcp")
-    assert prices.knows("runpod")
-    assert not prices.knows("azure")
+    assert "gcp" not in {each.cloud for each in prices.cached_offers("L40", 4).offers}
+    assert not prices.has_prices("gcp")
+    assert prices.has_prices("runpod")
+    assert not prices.has_prices("azure")
 
 
 def fetched(catalog: Path, age_s: float) -> float:
@@ -168,20 +168,20 @@ def fetched(catalog: Path, age_s: float) -> float:
 def test_an_old_catalog_is_renewed_by_skypilot_first(catalog, asked):
     now = fetched(catalog, age_s=prices.FRESH_S + 1)
 
-    assert prices.current("L40", 4, "runpod/CA", clock=lambda: now).offers[0].usd_per_hour == 2.4
+    assert prices.refreshed_offers("L40", 4, "runpod/CA", clock=lambda: now).offers[0].usd_per_hour == 2.4
     assert asked == [("catalog", "L40", "runpod")]
 
 
 def test_a_fresh_catalog_and_one_that_a_person_laid_there_are_used_as_they_are(catalog, asked):
-    prices.current("L40", 4, clock=lambda: 4e9)
+    prices.refreshed_offers("L40", 4, clock=lambda: 4e9)
     now = fetched(catalog, age_s=60)
-    prices.current("L40", 4, clock=lambda: now)
+    prices.refreshed_offers("L40", 4, clock=lambda: now)
 
     assert asked == []
 
 
 def test_no_catalog_and_no_answer_still_gives_a_price(no_catalog, asked):
-    assert prices.current("L40", 4).shipped
+    assert prices.refreshed_offers("L40", 4).shipped
     assert asked == [("catalog", "L40")]
 
 
@@ -218,6 +218,6 @@ def test_what_is_read_here_is_what_skypilot_reads(catalog):
         mine = {
             (each.gpu, each.gpus, each.region, each.spot): each.usd_per_hour
             for gpu, count in {key[:2] for key in best}
-            for each in prices.at_hand(gpu, count, cloud).offers
+            for each in prices.cached_offers(gpu, count, cloud).offers
         }
         assert mine == best

@@ -16,7 +16,7 @@ import pytest
 from bafogpt.core.errors import StorageError
 from bafogpt.core.settings import Settings
 from bafogpt.launch import doctor, sky_probe
-from bafogpt.launch.doctor import Check, Finding, Patient
+from bafogpt.launch.doctor import Check, CheckContext, Finding
 from bafogpt.storage.bucket import Bucket
 from tests.conftest import S3
 from tests.launch.prices import lay_catalog
@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 REMOTE = Settings(bucket="s3://somewhere", s3_endpoint="", home="unused")
 
 
-def patient(settings: Settings = REMOTE, infra: str = "runpod", gpus: str = "L40:4", **more: Any) -> Patient:
+def patient(settings: Settings = REMOTE, infra: str = "runpod", gpus: str = "L40:4", **more: Any) -> CheckContext:
     task = {"resources": {"accelerators": gpus}, "secrets": {"AWS_ACCESS_KEY_ID": None, "HF_TOKEN": None}}
-    return Patient(**{"settings": settings, "infra": infra, "task": task, "root": ROOT, **more})
+    return CheckContext(**{"settings": settings, "infra": infra, "task": task, "root": ROOT, **more})
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def states(found: list[Finding]) -> dict[str, str]:
 def test_a_check_that_hangs_is_named_and_holds_nobody_up():
     never = threading.Event()
 
-    def hang(_: Patient) -> list[Finding]:
+    def hang(_: CheckContext) -> list[Finding]:
         never.wait()
         return []
 
@@ -76,7 +76,7 @@ def test_a_check_that_hangs_is_named_and_holds_nobody_up():
         Check("works", lambda _: [Finding(name="works", state="ok", words="")]),
     ]
     begun = time.monotonic()
-    found = list(doctor.examine(patient(), checks))
+    found = list(doctor.run_checks(patient(), checks))
 
     assert time.monotonic() - begun < 30
     assert states(found) == {"hangs": "failed", "hangs too": "failed", "works": "ok"}
@@ -85,13 +85,13 @@ def test_a_check_that_hangs_is_named_and_holds_nobody_up():
 
 
 def test_what_a_check_raises_is_its_finding():
-    def refuse(_: Patient) -> list[Finding]:
+    def refuse(_: CheckContext) -> list[Finding]:
         raise StorageError("no such thing", "type this")
 
-    def break_down(_: Patient) -> list[Finding]:
+    def break_down(_: CheckContext) -> list[Finding]:
         raise KeyError("surprise")
 
-    refused, broken = doctor.examine(patient(), [Check("a", refuse), Check("b", break_down)])
+    refused, broken = doctor.run_checks(patient(), [Check("a", refuse), Check("b", break_down)])
     assert (refused.state, refused.words, refused.mend) == ("failed", "no such thing", "type this")
     assert broken.state == "failed" and "KeyError: 'surprise'" in broken.words
 
@@ -114,7 +114,7 @@ def test_a_store_that_overwrites_is_found_out(bucket: Bucket, s3: S3, monkeypatc
 
 def test_a_bucket_that_is_not_there_and_one_that_a_rented_machine_cannot_see(s3: S3, tmp_path: Path):
     missing = replace(s3.settings, bucket="s3://nobody-made-this")
-    (found,) = doctor.examine(patient(missing, infra="local"), [Check("bucket", doctor.check_bucket)])
+    (found,) = doctor.run_checks(patient(missing, infra="local"), [Check("bucket", doctor.check_bucket)])
     assert found.state == "failed" and "there is no bucket 'nobody-made-this'" in found.words and found.mend
     (found,) = doctor.check_bucket(patient(s3.settings))
     assert found.state == "failed" and "a rented one cannot reach it" in found.words
@@ -219,7 +219,7 @@ def test_the_gpu_and_its_price(tmp_path, monkeypatch):
     lay_catalog(tmp_path / "home", monkeypatch)
     (found,) = doctor.check_gpu(patient())
     assert found.state == "ok" and "on demand 4.40 $/h, spot 2.40 $/h" in found.words
-    (found,) = doctor.examine(patient(gpus="A10:1"), [Check("gpu", doctor.check_gpu)])
+    (found,) = doctor.run_checks(patient(gpus="A10:1"), [Check("gpu", doctor.check_gpu)])
     assert found.state == "failed" and "A10:1 at lambda" in found.words
     (found,) = doctor.check_gpu(patient(infra="azure"))
     assert found.state == "warning"

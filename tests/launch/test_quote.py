@@ -11,7 +11,7 @@ import pytest
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.launch import plan, quote
-from bafogpt.launch.quote import Rate
+from bafogpt.launch.quote import ExchangeRate
 from tests.launch.prices import lay_catalog
 from tests.launch.test_throughput import job
 
@@ -35,8 +35,10 @@ def test_the_cheapest_offer_on_demand_with_hours_and_total():
     assert (bill.usd_per_hour, bill.offer and bill.offer.machine) == (4.4, "4x_L40_SECURE")
     assert bill.hours is not None
     assert bill.usd == pytest.approx(bill.hours * 4.4)
-    assert bill.words(Rate(zar_per_usd=18.0, as_of=None)).startswith("4.40 $/h (runpod; SkyPilot's catalog")
-    assert f"{bill.usd:.2f} $ (R{bill.usd * 18:,.2f}), projected: MFU " in bill.words(Rate(zar_per_usd=18, as_of=None))
+    assert bill.words(ExchangeRate(zar_per_usd=18.0, as_of=None)).startswith("4.40 $/h (runpod; SkyPilot's catalog")
+    assert f"{bill.usd:.2f} $ (R{bill.usd * 18:,.2f}), projected: MFU " in bill.words(
+        ExchangeRate(zar_per_usd=18, as_of=None)
+    )
 
 
 def test_spot_and_nodes_are_in_the_price():
@@ -108,13 +110,16 @@ def test_machines_of_ones_own_cost_what_one_says(monkeypatch):
 
 
 def test_the_rate_says_its_day_and_a_rate_without_one_says_that():
-    assert Rate.of(Settings()).as_of == date.fromisoformat(Settings().zar_per_usd_date)
-    assert "a round figure" in Rate.of(Settings()).words
-    mine = Rate.of(Settings(zar_per_usd=17.31, zar_per_usd_date="2026-12-01"))
+    assert ExchangeRate.of(Settings()).as_of == date.fromisoformat(Settings().zar_per_usd_date)
+    assert "a round figure" in ExchangeRate.of(Settings()).words
+    mine = ExchangeRate.of(Settings(zar_per_usd=17.31, zar_per_usd_date="2026-12-01"))
     assert mine.words == "R17.31 a dollar, rate of 2026-12-01"
-    assert Rate.of(Settings(zar_per_usd=17.31)).words == "R17.31 a dollar, rate without a date: set zar_per_usd_date"
+    assert (
+        ExchangeRate.of(Settings(zar_per_usd=17.31)).words
+        == "R17.31 a dollar, rate without a date: set zar_per_usd_date"
+    )
     with pytest.raises(ConfigError, match="zar_per_usd_date is 'today'"):
-        Rate.of(Settings(zar_per_usd_date="today"))
+        ExchangeRate.of(Settings(zar_per_usd_date="today"))
 
 
 def test_the_plan_of_a_launch_carries_its_price_into_the_task():

@@ -12,12 +12,12 @@ pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)
 from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
 from bafogpt.core.settings import Settings
 from bafogpt.launch import code_snapshot, reap
-from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.registry import LaunchRegistry
 from bafogpt.launch.engines.skypilot import log_filter, task_config
 from bafogpt.launch.engines.skypilot.client import Client
 from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.launch.engines.skypilot.errors import CapacityError, MachineError
-from bafogpt.launch.engines.skypilot.status import Sight
+from bafogpt.launch.engines.skypilot.status import RunStatusReader
 from bafogpt.launch.plan import Plan
 from bafogpt.runs.store import RunRecord
 from sky import exceptions
@@ -235,7 +235,7 @@ def test_a_gpu_that_nobody_offers_names_those_that_are(engine: SkyPilotEngine, s
 
     with pytest.raises(CapacityError, match="runpod has no L40:4; it has L40:1, L40:2, L40:8, L40S:4") as caught:
         engine.launch(plan(), resume=False)
-    assert caught.value.hint == "--gpus L40S:4" and not Notes(engine._settings).holds("r1")
+    assert caught.value.hint == "--gpus L40S:4" and not LaunchRegistry(engine._settings).holds("r1")
 
 
 def test_logs_are_the_runs_own_lines(engine: SkyPilotEngine, sky: FakeSky):
@@ -283,7 +283,7 @@ def test_a_machine_on_its_way_out_is_not_one_that_starts(
     record = RunRecord(
         name="r1", trainer="pretrain", state="succeeded", created="", updated="1970-01-01T00:01:00.000+00:00"
     )
-    monkeypatch.setattr(Sight, "record", lambda _, name: record)
+    monkeypatch.setattr(RunStatusReader, "record", lambda _, name: record)
     for launched, state in ((30.0, "succeeded"), (90.0, "starting")):
         sky.add("r1", Status.INIT, launched=launched)
         assert engine.status("r1").state == state
@@ -313,8 +313,8 @@ def test_a_managed_run_keeps_its_code_for_recoveries_until_the_controller_has_en
 ):
     job: dict[str, Any] = {"job_id": 3, "job_name": "r1", "status": Status.RUNNING, "submitted_at": 1.0}
     sky.managed.append(job)
-    Notes(engine._settings).write("r1", infra="runpod", managed=True)
-    code = Notes(engine._settings).code("r1")
+    LaunchRegistry(engine._settings).write("r1", infra="runpod", managed=True)
+    code = LaunchRegistry(engine._settings).code("r1")
     code.mkdir()
 
     def pass_time(seconds: float) -> None:
@@ -329,7 +329,7 @@ def test_a_managed_run_keeps_its_code_for_recoveries_until_the_controller_has_en
 
     engine.down("r1")
 
-    assert clock.now > 1_000_020 and not code.exists() and not Notes(engine._settings).holds("r1")
+    assert clock.now > 1_000_020 and not code.exists() and not LaunchRegistry(engine._settings).holds("r1")
 
 
 def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyPilotEngine, sky: FakeSky):

@@ -58,7 +58,7 @@ class Terminal(io.StringIO):
 def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
     """RunPod's answers do not come with the exception: SkyPilot 0.14.1 only prints them."""
     shown, said = Terminal(), "Unauthorized request, please check your API key."
-    ear, log = log_filter.Ear(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
+    ear, log = log_filter.LogFilter(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
     for piece in (f"\x1b[2m{log}run_instances ", f"error: {said}\x1b[0m\n", f"{log}Full traceback:\n", log, "File x\n"):
         ear.write(piece)
     ear.write("Trying other\n⠋ Laun")
@@ -73,7 +73,7 @@ def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
 
 def test_a_file_gets_whole_lines_without_colours_and_spinners():
     shown = io.StringIO()
-    ear = log_filter.Ear(shown)
+    ear = log_filter.LogFilter(shown)
     for piece in ("\x1b[2mLaun", "\r⠋ Laun", "\r\x1b[32m✓ Launched\x1b[0m\n", "\x1b[0m⚙︎ Syncing files.\r\n", "⠋ Sub"):
         ear.write(piece)
     assert shown.getvalue() == "✓ Launched\n⚙︎ Syncing files.\n"

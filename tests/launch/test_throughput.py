@@ -77,7 +77,7 @@ def test_without_an_earlier_run_the_speed_is_projected_and_says_so():
 
 
 def test_fine_tuning_is_projected_with_the_trainers_own_memory_and_not_that_of_the_whole_model():
-    tuned = job(model={"name": "Gemma-2-9b"}, adapter={}, precision="bf16-true", batch={"micro": 1})
+    tuned = job(model={"name": "Gemma-2-9b"}, adapter={}, precision="bf16-true", batch={"micro_batch_size": 1})
     projection = throughput.projected(tuned, "L40", 1, vocab_size=296_000)
 
     assert projection is not None and projection.recipe.fits

@@ -21,7 +21,7 @@ from bafogpt.model.gpt import load_gpt
 from bafogpt.model.merge import merge
 from bafogpt.model.resize_embeddings import expand
 from bafogpt.reports import publish
-from bafogpt.reports.publish import Wish
+from bafogpt.reports.publish import PublishOptions
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.uri import locate
@@ -131,7 +131,7 @@ def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
     export.write(export.open_folder(tmp_path / "merged"), tmp_path / "lit", "litgpt")
     assert changes_in(tmp_path / "lit") == [*listed, "weights: converted to litgpt's format"]
 
-    found = publish.of_folder(bucket, tmp_path / "merged", Wish(dtype="float16"), settings)
+    found = publish.of_folder(bucket, tmp_path / "merged", PublishOptions(dtype="float16"), settings)
     assert changes_in(found.build(tmp_path / "release")) == [*listed, "weights: converted to float16"]
     text = card.write("hf://zulu/model", found.facts, 0, 0).decode()
     assert "license: gemma\n" in text

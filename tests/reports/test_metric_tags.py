@@ -56,4 +56,9 @@ def test_a_name_becomes_one_part_of_a_tag(name: str, word: str):
 def test_feeds_are_one_in_time_and_each_keeps_its_order():
     first = [{"time": 5, "n": 1}, {"time": 3, "n": 2}]  # of the second machine, whose clock is behind
     second = [{"time": 4, "n": 3}, {"time": 6, "n": 4}]
-    assert [(feed, line["n"]) for feed, line in metric_tags.in_time(first, second)] == [(1, 3), (0, 1), (0, 2), (1, 4)]
+    assert [(feed, line["n"]) for feed, line in metric_tags.merge_by_time(first, second)] == [
+        (1, 3),
+        (0, 1),
+        (0, 2),
+        (1, 4),
+    ]

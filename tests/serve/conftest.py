@@ -14,7 +14,7 @@ import pytest
 import torch
 import uvicorn
 
-from bafogpt.model.chat_model import Speaker
+from bafogpt.model.chat_model import ChatModel
 from bafogpt.serve import server as run
 from bafogpt.serve.app import Limits, make_app
 from bafogpt.serve.engine import Engine
@@ -55,13 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def speaker(folder: Path) -> Speaker:
+def speaker(folder: Path) -> ChatModel:
     torch.set_num_threads(1)
-    return Speaker.load(folder, device="cpu")
+    return ChatModel.load(folder, device="cpu")
 
 
 @pytest.fixture
-def start(speaker: Speaker) -> Iterator[Callable[..., Server]]:
+def start(speaker: ChatModel) -> Iterator[Callable[..., Server]]:
     """``start(slots=2, queue=9, …)``: a server with these limits, until the test is over."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 

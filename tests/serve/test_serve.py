@@ -16,7 +16,7 @@ import pytest
 
 from bafogpt.data.messages import Message
 from bafogpt.model.cache import KVCache
-from bafogpt.model.chat_model import Piece, Speaker
+from bafogpt.model.chat_model import ChatModel, Piece
 from bafogpt.model.generate import Sampling
 
 from .conftest import KEY, Server
@@ -28,13 +28,13 @@ def client(server: Server, key: str = KEY) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.url, api_key=key, max_retries=0, timeout=120)
 
 
-def expected(speaker: Speaker, max_tokens: int, seed: int) -> str:
+def expected(speaker: ChatModel, max_tokens: int, seed: int) -> str:
     prompt = speaker.prompt([Message("user", "Sawubona!")])
     pieces = speaker.answer(prompt, max_tokens=max_tokens, sampling=Sampling(seed=seed))
     return "".join(piece.text for piece in pieces)
 
 
-def test_openais_client_streams_the_answer_that_the_model_gives(server: Server, speaker: Speaker) -> None:
+def test_openais_client_streams_the_answer_that_the_model_gives(server: Server, speaker: ChatModel) -> None:
     stream = client(server).chat.completions.create(
         model="tiny", messages=HELLO, max_tokens=60, seed=5, stream=True, stream_options={"include_usage": True}
     )
@@ -47,7 +47,7 @@ def test_openais_client_streams_the_answer_that_the_model_gives(server: Server, 
     assert server.idle()
 
 
-def test_without_streaming_the_answer_is_the_same_and_counted(server: Server, speaker: Speaker) -> None:
+def test_without_streaming_the_answer_is_the_same_and_counted(server: Server, speaker: ChatModel) -> None:
     answer = client(server).chat.completions.create(model="tiny", messages=HELLO, max_tokens=60, seed=5)
     assert answer.choices[0].message.content == expected(speaker, 60, seed=5)
     assert answer.choices[0].finish_reason == "length"
@@ -56,7 +56,7 @@ def test_without_streaming_the_answer_is_the_same_and_counted(server: Server, sp
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, 60)
 
 
-def test_a_stop_string_ends_the_answer_before_it(server: Server, speaker: Speaker) -> None:
+def test_a_stop_string_ends_the_answer_before_it(server: Server, speaker: ChatModel) -> None:
     whole = expected(speaker, 60, seed=5)
     stop = next(letter for letter in whole[5:] if letter.isascii() and letter.isprintable())
     answer = client(server).chat.completions.create(model="tiny", messages=HELLO, max_tokens=60, seed=5, stop=stop)
@@ -70,7 +70,7 @@ def test_models_and_health(server: Server) -> None:
     assert health.json() == {"status": "ok", "computing": 0, "waiting": 0}
 
 
-def test_32_clients_at_once_one_of_which_hangs_up_and_nothing_leaks(server: Server, speaker: Speaker) -> None:
+def test_32_clients_at_once_one_of_which_hangs_up_and_nothing_leaks(server: Server, speaker: ChatModel) -> None:
     def ask(number: int) -> str:
         with client(server) as openai_client:
             stream = openai_client.chat.completions.create(
@@ -101,7 +101,7 @@ def test_nothing_more_is_computed_for_a_client_that_hangs_up(
 ) -> None:
     server = start(slots=1)
     made: list[Piece] = []
-    answer = Speaker.answer
+    answer = ChatModel.answer
 
     def counted(*given: Any, **options: Any) -> Iterator[Piece]:
         for piece in answer(*given, **options):
@@ -109,7 +109,7 @@ def test_nothing_more_is_computed_for_a_client_that_hangs_up(
             time.sleep(0.02)
             yield piece
 
-    monkeypatch.setattr(Speaker, "answer", counted)
+    monkeypatch.setattr(ChatModel, "answer", counted)
     request = {"messages": HELLO, "max_tokens": 480, "seed": 1, "stream": streaming}
     headers = {"authorization": f"Bearer {KEY}"}
     url = f"{server.url}/chat/completions"
@@ -125,14 +125,14 @@ def test_a_full_queue_is_429_and_free_again_afterwards(
 ) -> None:
     server = start(slots=1, queue=0)
     release = threading.Event()
-    answer = Speaker.answer
+    answer = ChatModel.answer
 
     def held(*given: Any, **options: Any) -> Iterator[Piece]:
         for piece in answer(*given, **options):
             yield piece
             release.wait(60)
 
-    monkeypatch.setattr(Speaker, "answer", held)
+    monkeypatch.setattr(ChatModel, "answer", held)
     request = {"messages": HELLO, "max_tokens": 9}
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.post, request)

@@ -12,7 +12,7 @@ from obstore.exceptions import PermissionDeniedError
 from bafogpt.core.errors import AuthError, ClockError, NotFoundError, StorageError, UnreachableError
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.errors import translated
+from bafogpt.storage.errors import map_errors
 from bafogpt.storage.transfer import multipart
 
 PART = 5 << 20
@@ -95,7 +95,7 @@ def test_a_server_that_was_not_seen_to_verify_checksums_is_sent_none_and_read_ba
 
 def test_a_clock_that_the_server_refuses_is_not_taken_for_wrong_credentials() -> None:
     answer = "403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code></Error>"
-    with pytest.raises(ClockError, match="this machine's clock is wrong") as caught, translated("s3://b", "x"):
+    with pytest.raises(ClockError, match="this machine's clock is wrong") as caught, map_errors("s3://b", "x"):
         raise PermissionDeniedError(answer)
     assert caught.value.exit_code == 105
 

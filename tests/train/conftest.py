@@ -25,7 +25,7 @@ TINY = {
     "tokens": 12 * 256,
     "data": {"path": "data/starter", "sequence_length": 32},
     "model": {"overrides": {"n_layer": 2, "n_embd": 64, "n_head": 2, "head_size": 32, "intermediate_size": 128}},
-    "batch": {"tokens": 256, "micro": 2},
+    "batch": {"tokens": 256, "micro_batch_size": 2},
     "validation": {"every": 6, "samples": 8},
     "checkpoint": {"every": 6, "max_pending": 99},
 }

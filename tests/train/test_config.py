@@ -13,7 +13,11 @@ from bafogpt.train.schedule import learning_rate
 
 
 def config(**over: object) -> TrainConfig:
-    values = {"tokens": 10_000, "data": {"path": "data/x", "sequence_length": 10}, "batch": {"tokens": 80, "micro": 2}}
+    values = {
+        "tokens": 10_000,
+        "data": {"path": "data/x", "sequence_length": 10},
+        "batch": {"tokens": 80, "micro_batch_size": 2},
+    }
     return schema.build(TrainConfig, schema.merge(values, over), where="job")
 
 

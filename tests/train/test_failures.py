@@ -82,7 +82,7 @@ def test_a_worker_writes_down_whether_a_restart_helps(
     worker.main(tmp_path, StopFlag())
     (result,) = handoff.read_results()
     assert (result.outcome, result.retry) == ("failed", retry)
-    assert "train.batch.micro" in result.hint
+    assert "train.batch.micro_batch_size" in result.hint
 
 
 def test_a_first_collective_that_hangs_ends_each_trainer_at_its_deadline_as_an_unfit_machine(

@@ -52,7 +52,7 @@ def tuned(path: str, steps: int = 12, **over: Any) -> TrainConfig:
         **{
             "tokens": steps * 1024,
             "data": {"path": path, "sequence_length": 128},
-            "batch": {"tokens": 1024, "micro": 4},
+            "batch": {"tokens": 1024, "micro_batch_size": 4},
             "adapter": ADAPTER,
             **over,
         }
@@ -203,7 +203,7 @@ def test_two_hundred_steps_on_the_shared_instructions_lower_the_held_out_loss(tr
         options=InstructionOptions(context=512, too_long="drop"),
     )
     path = "data/shared-instructions"
-    config = longer(path, data={"path": path, "sequence_length": 512}, batch={"tokens": 1024, "micro": 2})
+    config = longer(path, data={"path": path, "sequence_length": 512}, batch={"tokens": 1024, "micro_batch_size": 2})
     held_out = losses(train(config))
     assert held_out[-1] < 0.9 * held_out[0]
 

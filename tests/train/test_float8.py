@@ -137,7 +137,7 @@ def test_500_further_steps_in_fp8_end_within_half_a_percent_of_the_loss_in_bf16(
     config = quiet(
         tokens=1000 * 512,
         data={"sequence_length": 64},
-        batch={"tokens": 512, "micro": 8},
+        batch={"tokens": 512, "micro_batch_size": 8},
         model={"overrides": {"n_embd": 128, "n_head": 4, "n_query_groups": 2, "intermediate_size": 512}},
         optimizer={"learning_rate": 1e-3},
         checkpoint={"every": 500},

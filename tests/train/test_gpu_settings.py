@@ -53,9 +53,9 @@ os._exit(0)
 
 def collectives(sharding: str, *, micro_batches: int) -> dict[str, int]:
     """How often a step of four processes gathers parameters and exchanges gradients, and the groups of parameters."""
-    config = tiny(batch={"tokens": 4 * micro_batches * 32, "micro": 1})
+    config = tiny(batch={"tokens": 4 * micro_batches * 32, "micro_batch_size": 1})
     network = asdict(gpt_config(config.model.network, config.model.overrides, 256))
-    trial = {"config": asdict(config), "network": network, "micro": 1, "sharding": sharding, "device": "cpu"}
+    trial = {"config": asdict(config), "network": network, "micro_batch_size": 1, "sharding": sharding, "device": "cpu"}
     ranks = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "TORCHELASTIC_RUN_ID": "none"}
     done = subprocess.run(

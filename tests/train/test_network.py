@@ -212,7 +212,7 @@ def test_the_trial_step_has_the_network_of_the_folder(
         return step_probe.Peak(fits=True)
 
     monkeypatch.setattr(memory_check, "_probe", probe)
-    memory_check.probed(shape, config, micro=2, sharding="step", documents=False)
+    memory_check.probe_micro_batch(shape, config, micro=2, sharding="step", documents=False)
 
     assert Config(**tried[0].network) == shape
     learner = next(step_probe.steps(replace(tried[0], device="cpu")))

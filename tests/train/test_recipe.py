@@ -13,7 +13,7 @@ from bafogpt.jobs.model_shape import KNOWN
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.train.config import ScheduleConfig, check_processes
 from bafogpt.train.estimates import memory
-from bafogpt.train.optimizer import NewRows
+from bafogpt.train.optimizer import NewTokenLR
 from bafogpt.train.schedule import learning_rate
 from bafogpt.train.validation import Piece, bits_per_byte, plan, results
 
@@ -45,7 +45,7 @@ def test_new_rows_move_as_adamw_moves_them_at_their_own_rate():
         parameter = torch.nn.Parameter(start.clone())
         parameter.grad = gradient.clone()
         optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.1)
-        NewRows([parameter], vocabulary=6, first=4, factor=factor).step(optimizer)
+        NewTokenLR([parameter], vocabulary=6, first=4, factor=factor).step(optimizer)
         return parameter.detach()
 
     slow, fast, mixed = moved(0.01, 1.0), moved(0.05, 1.0), moved(0.01, 5.0)
@@ -59,7 +59,7 @@ def test_gemma_on_four_l40_is_expected_to_fit_and_on_one_it_is_not():
         config = tiny(
             tokens=2**24,
             data={"sequence_length": 2048},
-            batch={"tokens": 262_144, "micro": 0},
+            batch={"tokens": 262_144, "micro_batch_size": 0},
             precision="bf16-mixed",
             activation_checkpointing="full",
         )

@@ -42,9 +42,9 @@ def test_a_dataset_packed_into_samples_of_another_length():
 def test_a_micro_batch_that_cannot_fit_is_said_before_it_dies(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "device_bytes", lambda _: 6_000_000)
     with pytest.raises(ConfigError, match=r"a micro-batch of 8 needs some .* GB a process .*and 0\.0 GB") as caught:
-        memory_check.plan(shape(), tiny(batch={"micro": 8}), gpu=False)
-    assert caught.value.hint == "--set train.batch.micro=0 finds the largest that fits"
-    micro, _ = memory_check.plan(shape(), tiny(batch={"micro": 0}), gpu=False)
+        memory_check.plan(shape(), tiny(batch={"micro_batch_size": 8}), gpu=False)
+    assert caught.value.hint == "--set train.batch.micro_batch_size=0 finds the largest that fits"
+    micro, _ = memory_check.plan(shape(), tiny(batch={"micro_batch_size": 0}), gpu=False)
     assert 1 <= micro < 8  # and it does
 
 
@@ -94,13 +94,16 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     ("over", "message"),
     [
         ({"model": {"overrides": {"block_size": 16}}}, "sequence_length is 32, and Gemma-2-2b knows 16 positions"),
-        ({"batch": {"tokens": 512, "micro": 16}}, r"a micro-batch of 16 needs some .* GB a process"),
+        ({"batch": {"tokens": 512, "micro_batch_size": 16}}, r"a micro-batch of 16 needs some .* GB a process"),
         (
-            {"data": {"sequence_length": 2**16}, "batch": {"tokens": 2**16, "micro": 1}, "tokens": 2**16},
+            {"data": {"sequence_length": 2**16}, "batch": {"tokens": 2**16, "micro_batch_size": 1}, "tokens": 2**16},
             r"holds \d+ tokens for validation, less than one sample of 65536",
         ),
-        ({"batch": {"tokens": 32, "micro": 1}}, "a step has 1 samples, fewer than the 4 processes"),
-        ({"batch": {"tokens": 32 * 6, "micro": 1}}, "a batch of 6 samples does not divide among 4 processes"),
+        ({"batch": {"tokens": 32, "micro_batch_size": 1}}, "a step has 1 samples, fewer than the 4 processes"),
+        (
+            {"batch": {"tokens": 32 * 6, "micro_batch_size": 1}},
+            "a batch of 6 samples does not divide among 4 processes",
+        ),
     ],
 )
 def test_the_trainer_refuses_it_before_there_is_a_model(

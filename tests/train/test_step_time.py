@@ -35,7 +35,9 @@ def shape(config: TrainConfig) -> Any:
 
 
 def time(config: TrainConfig, gpu: Gpu, processes: int, **more: Any) -> StepTime:
-    return step_time(shape(config), config, gpu, processes=processes, **{"micro": config.batch.micro, **more})
+    return step_time(
+        shape(config), config, gpu, processes=processes, **{"micro_batch_size": config.batch.micro_batch_size, **more}
+    )
 
 
 def shipped(config: TrainConfig, gpu: str, processes: int, assumptions: Assumptions = EXPECTED) -> recipes.Recipe:
@@ -104,10 +106,15 @@ def test_the_shipped_fine_tuning_is_projected_to_reach_its_targets():
 def test_a_shipped_recipe_leaves_two_gigabytes_of_its_card(config, gpu, processes):
     found = shipped(config, gpu, processes)
     need = memory.need(
-        shape(config), config, micro=config.batch.micro, processes=processes, gpu=True, sharding=found.sharding
+        shape(config),
+        config,
+        micro=config.batch.micro_batch_size,
+        processes=processes,
+        gpu=True,
+        sharding=found.sharding,
     )
 
-    assert found.fits and found.micro == config.batch.micro
+    assert found.fits and found.micro == config.batch.micro_batch_size
     assert found.need == need.total <= card(gpu).memory - 2e9
 
 
@@ -121,7 +128,9 @@ def test_the_recommended_recipe_fits_with_room_and_is_no_slower_than_any_other_t
     assert best is not None and best.need <= card(gpu).memory - recipes.RESERVE
     for micro in (1, 2, 4, 8):
         for recompute in recipes.RECOMPUTE:
-            other = replace(config, activation_checkpointing=recompute, batch=replace(config.batch, micro=micro))
+            other = replace(
+                config, activation_checkpointing=recompute, batch=replace(config.batch, micro_batch_size=micro)
+            )
             found = recipes.as_written(shape(config), other, card(gpu), processes=processes)
             if found.fits and found.need <= card(gpu).memory - recipes.RESERVE:
                 assert best.time.total <= found.time.total
@@ -244,7 +253,9 @@ def test_what_the_trainer_refuses_does_not_fit_and_is_not_recommended(
 def test_a_micro_batch_that_is_set_is_judged_by_memory_alone():
     """128 samples at once, of a sixteenth of the length: what eight take."""
     short = replace(PRETRAIN.data, sequence_length=128)
-    config = replace(PRETRAIN, data=short, batch=replace(PRETRAIN.batch, micro=128), activation_checkpointing="full")
+    config = replace(
+        PRETRAIN, data=short, batch=replace(PRETRAIN.batch, micro_batch_size=128), activation_checkpointing="full"
+    )
 
     micro, _ = memory.choose(shape(config), config, processes=4, gpu=True, memory=card("L40").memory)
 

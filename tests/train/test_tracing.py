@@ -37,7 +37,7 @@ def test_a_trace_of_the_steps_that_were_asked_for_comes_to_the_bucket_and_nothin
     starter: Bucket, s3: Any, train: Train, tmp_path: Path
 ):
     config = tiny(profile=2, tokens=8 * 256, validation={"every": 0}, checkpoint={"every": 8})
-    job = Job(train=config, supervisor=SupervisorConfig(processes=1, ship_every_s=0.2))
+    job = Job(train=config, supervisor=SupervisorConfig(processes=1, flush_s=0.2))
     assert supervise(job, "traced", starter, tmp_path / "work", Place()).state == "succeeded"
     found = starter.list("runs/traced/profile/")
     paths = [info.path for info in found]

@@ -207,7 +207,7 @@ def test_a_trainer_that_may_not_wait_for_uploads_leaves_a_checkpoint_out_but_nev
                 handoff.drop(handoff.pending()[0])
 
     seen: list[str] = []
-    config = tiny(checkpoint={"every": 3, "max_pending": 1, "when_behind": "skip"})
+    config = tiny(checkpoint={"every": 3, "max_pending": 1, "on_backlog": "skip"})
     ended = train(config, watch=take_one_away)
     assert [result.outcome for result in ended.results] == ["finished"]
     assert seen == ["step-00000003"]

@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bafogpt.agent import machine_check
-from bafogpt.agent.claim import only_one
+from bafogpt.agent.claim import run_lock
 from bafogpt.agent.multinode import heartbeat as crews
-from bafogpt.agent.multinode.heartbeat import Crew, Nodes, Parts, Status
-from bafogpt.agent.outcome import EXIT_CODES, Ending, asked_to_stop
+from bafogpt.agent.multinode.heartbeat import Heartbeats, Nodes, Parts, Status
+from bafogpt.agent.outcome import EXIT_CODES, Ending, stop_on_signals
 from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.uploader import PartUploader
 from bafogpt.agent.watchdog import OutOfMemory
@@ -40,7 +40,7 @@ def follow(job: Job, name: str, bucket: Bucket, folder: Path, nodes: Nodes, work
     """Take part in run ``name`` as node ``nodes.rank`` until it ends. ``folder`` is local disk for this node alone."""
     bucket.check()
     handoff = Handoff(folder)
-    with only_one(folder, name), asked_to_stop() as stop:
+    with run_lock(folder, name), stop_on_signals() as stop:
         handoff.checkpoints.mkdir(parents=True, exist_ok=True)
         search = _Search(job, name, bucket, stop)
         while True:
@@ -76,7 +76,7 @@ class _Search:
 
     def attempt(self) -> int | Ending:
         """Its number; an ending where the run has succeeded, this node is to stop, or nobody is heard for long."""
-        deadline = time.monotonic() + self._config.patience_s
+        deadline = time.monotonic() + self._config.storage_timeout_s
         beats: dict[int, Status] = {}
         while time.monotonic() < deadline:
             try:
@@ -88,9 +88,9 @@ class _Search:
                     return newest
             except StorageError as error:
                 print(f"{self._name}: {error.message}", flush=True)
-            if self._stop.wait(self._config.beat_s):
+            if self._stop.wait(self._config.heartbeat_s):
                 return Ending("stopped", "stopped on request", self._hint, ExitCode.JOB_CANCELLED)
-        message = f"node 0 has not been heard of for {self._config.patience_s:g} s"
+        message = f"node 0 has not been heard of for {self._config.storage_timeout_s:g} s"
         return Ending("failed", message, self._hint, ExitCode.JOB_FAILED)
 
     def _newest(self, beats: dict[int, Status]) -> int | None:
@@ -145,8 +145,8 @@ class _Service:
         self._memory = OutOfMemory()
         self._checkpoints = store.checkpoints(name)
         record = replace(store.load(name), attempts=attempt)
-        self._recorder = Recorder(store, record, handoff, every_s=self._config.ship_every_s, node=nodes.rank)
-        self._crew = Crew(run, attempt, nodes, processes=self._processes(), beat_s=self._config.beat_s)
+        self._recorder = Recorder(store, record, handoff, every_s=self._config.flush_s, node=nodes.rank)
+        self._crew = Heartbeats(run, attempt, nodes, processes=self._processes(), heartbeat_s=self._config.heartbeat_s)
         self._uploader = PartUploader(
             node=nodes.rank,
             committed=lambda: status.committed if (status := self._crew.hear(0)) else -1,
@@ -171,8 +171,10 @@ class _Service:
             leader = self._crew.hear(0)
             if leader is not None and leader.phase == "ended":
                 return _as_node_0(leader)
-            if self._crew.silent(self._config.node_silent_s):
-                self._say(f"node 0 has not been heard of for {self._config.node_silent_s:g} s: the trainers are ended")
+            if self._crew.silent(self._config.heartbeat_timeout_s):
+                self._say(
+                    f"node 0 has not been heard of for {self._config.heartbeat_timeout_s:g} s: the trainers are ended"
+                )
                 return None
             if (problem := self._problem()) is not None:
                 return problem
@@ -299,8 +301,8 @@ class _Service:
     def _problem(self) -> Ending | None:
         """An ending when the bucket has been out of reach for longer than the job's patience."""
         failing = self._uploader.failing
-        error: BafoError | None = self._crew.error if self._crew.deaf_s() > self._config.patience_s else None
-        if failing is not None and time.monotonic() - failing.since > self._config.patience_s:
+        error: BafoError | None = self._crew.error if self._crew.deaf_s() > self._config.storage_timeout_s else None
+        if failing is not None and time.monotonic() - failing.since > self._config.storage_timeout_s:
             error = failing.error
         return Ending("failed", error.message, error.hint, error.exit_code) if error else None
 

@@ -2,8 +2,8 @@
 
 ::
 
-    crew/0001/node-0.json       what node 0 does in attempt 1, rewritten every ``beat_s`` seconds; node-1.json, … too
-    crew/0001/0002.json         generation 2 of attempt 1: who trains from which checkpoint; for people
+    crew/0001/node-0.json       what node 0 does in attempt 1, rewritten every ``heartbeat_s`` seconds; node-1.json, …
+    too crew/0001/0002.json         generation 2 of attempt 1: who trains from which checkpoint; for people
     crew/parts/0001-0002/step-00000040/node-1.json
                                 node 1's files of a checkpoint of that generation (:mod:`bafogpt.agent.uploader`)
 
@@ -101,7 +101,7 @@ class Status:
     exit_code: int = 0
 
 
-class Crew:
+class Heartbeats:
     """One node's place among the nodes of an attempt: a thread that tells its status and hears the others'.
 
     ``clock`` is monotonic. While this node cannot reach the bucket, it holds nobody else for silent.
@@ -114,12 +114,12 @@ class Crew:
         nodes: Nodes,
         *,
         processes: int,
-        beat_s: float,
+        heartbeat_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nodes = nodes
         self._folder = run.child(f"crew/{attempt:04d}")
-        self._beat_s = beat_s
+        self._beat_s = heartbeat_s
         self._clock = clock
         self._status = Status(node=nodes.rank, who=uuid.uuid4().hex[:8], processes=processes)
         self._changed = threading.Event()

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from bafogpt.agent.multinode.heartbeat import Crew, Status
+from bafogpt.agent.multinode.heartbeat import Heartbeats, Status
 from bafogpt.agent.outcome import Ending
 from bafogpt.agent.workers import Layout, free_port
 from bafogpt.core import process
@@ -17,25 +17,25 @@ GOODBYE_S = 10.0
 """How long node 0 waits for the others to have heard that the run has ended."""
 
 
-class Lead:
+class Leader:
     """What node 0 asks of the other nodes. ``halted`` says why the run must end instead of waiting, or None.
 
-    A node may be away for ``patience_s``: started anew it joins the next generation.
+    A node may be away for ``storage_timeout_s``: started anew it joins the next generation.
     """
 
     def __init__(
         self,
-        crew: Crew,
+        crew: Heartbeats,
         *,
         attempt: int,
-        patience_s: float,
+        storage_timeout_s: float,
         silent_s: float,
         halted: Callable[[], Ending | None],
         say: Callable[[str], None],
     ) -> None:
         self._crew = crew
         self._attempt = attempt
-        self._patience_s = patience_s
+        self._patience_s = storage_timeout_s
         self._silent_s = silent_s
         self._halted = halted
         self._say = say

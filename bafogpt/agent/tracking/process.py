@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TextIO
 
 from bafogpt.agent.recorder import system_stats_file
-from bafogpt.agent.tracking.services import TRACKERS, Held, Row, Tracker
-from bafogpt.agent.watchdog import Tail
+from bafogpt.agent.tracking.services import TRACKERS, Row, SyncedState, Tracker
+from bafogpt.agent.watchdog import JsonlTail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.jobs.tracking import Tracked, redact
@@ -94,8 +94,8 @@ class Lines:
 
     def __init__(self, handoff: Handoff, attempt: int, run: Bucket, say: Callable[[str], None]) -> None:
         self._handoff, self._attempt, self._run, self._say = handoff, attempt, run, say
-        self._system_stats = Tail(system_stats_file(handoff, attempt))
-        self._metrics = Tail(handoff.metrics(attempt))
+        self._system_stats = JsonlTail(system_stats_file(handoff, attempt))
+        self._metrics = JsonlTail(handoff.metrics(attempt))
         self._first = True
 
     def read_into(self, rows: Rows) -> None:
@@ -106,7 +106,7 @@ class Lines:
             self._system_stats.read()
         )  # before the metrics: what the machine did belongs to a step that is known
         for metrics, machine in [*looks, (list(self._metrics.read()), told)]:
-            for index, line in metric_tags.in_time(metrics, machine):
+            for index, line in metric_tags.merge_by_time(metrics, machine):
                 (rows.metrics, rows.system_stats)[index](line)
 
     def _earlier(self) -> Iterator[tuple[Sequence[JsonObject], Sequence[JsonObject]]]:
@@ -118,7 +118,7 @@ class Lines:
 
     def _of(self, attempt: int, kind: str, file: Path) -> list[JsonObject]:
         if file.exists():
-            return list(Tail(file).read())
+            return list(JsonlTail(file).read())
         try:
             return list(log_segments.read_lines(self._run, kind, attempt))
         except StorageError as error:
@@ -132,7 +132,7 @@ class Sender:
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._tracker = tracker
         self._say = say
-        self._held: Held | None = None
+        self._held: SyncedState | None = None
         self._trouble = ""
         self.waiting: list[Row] = []
 

@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class SyncedState:
     """What a service has of a run: all up to a step, and more of some tags."""
 
     upto: int = -1
@@ -57,7 +57,7 @@ class Held:
 class Tracker(Protocol):
     """One run at one service. Whatever the service's package raises comes through."""
 
-    def begin(self) -> Held:
+    def begin(self) -> SyncedState:
         """Find the run there, or make it; and again after anything went wrong."""
 
     def send(self, rows: Sequence[Row]) -> None:
@@ -80,12 +80,12 @@ class Wandb:
         self._run: wandb.Run | None = None
         self._held = -1
 
-    def begin(self) -> Held:
+    def begin(self) -> SyncedState:
         if self._run is None:
             shutil.rmtree(self._folder / "wandb", ignore_errors=True)  # an earlier process's: it was sent, or is stale
             self._run = self._init()
             self._held = self._run.step - 1
-        return Held(upto=self._held)
+        return SyncedState(upto=self._held)
 
     def _init(self) -> wandb.Run:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -145,14 +145,14 @@ class Mlflow:
         self._client: MlflowClient | None = None
         self._id = ""
 
-    def begin(self) -> Held:
+    def begin(self) -> SyncedState:
         client = self._client = self._client or self._connect()
         run = self._find(client)
         self._id = run.info.run_id
         if run.info.status != "RUNNING":
             client.update_run(self._id, status="RUNNING")
         self._describe(client, run)
-        return Held(tags={metric.key: metric.step for metric in run.data.to_proto().metrics})
+        return SyncedState(tags={metric.key: metric.step for metric in run.data.to_proto().metrics})
 
     def _connect(self) -> MlflowClient:
         if not (self._config.uri or os.environ.get("MLFLOW_TRACKING_URI")):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
 
-    from bafogpt.agent.watchdog import Pace
+    from bafogpt.agent.watchdog import StepTimer
     from bafogpt.runs.step_line import Step
 
 Show = Callable[[str], None]
@@ -29,7 +29,7 @@ WIDEST, NARROWEST = 40, 10
 
 
 @contextlib.contextmanager
-def bar_under(out: Output, stream: TextIO, plain: Show, wanted: bool = True) -> Iterator[Show]:
+def progress_bar_below(out: Output, stream: TextIO, plain: Show, wanted: bool = True) -> Iterator[Show]:
     """``with bar_under(out, sys.stderr, out.say) as show: show(line)``: ``plain`` puts a line on ``stream``, and
     ``show`` does the same with a bar below wherever that can be and is ``wanted``. The bar goes away at the end."""
     if not wanted or out.json or out.quiet or not stream.isatty():
@@ -51,7 +51,7 @@ def bar_under(out: Output, stream: TextIO, plain: Show, wanted: bool = True) -> 
 class Bar:
     """One line for a terminal: a bar, and as many facts as there is room for. Drawn anew from :attr:`step`."""
 
-    def __init__(self, step: Step, pace: Pace) -> None:
+    def __init__(self, step: Step, pace: StepTimer) -> None:
         self.step = step
         self._pace = pace
 
@@ -90,11 +90,11 @@ class _Display:
     """Lines above, a :class:`Bar` below from the first step on."""
 
     def __init__(self, console: Console, plain: Show, clock: Callable[[], float]) -> None:
-        from bafogpt.agent.watchdog import Pace
+        from bafogpt.agent.watchdog import StepTimer
 
         self._console = console
         self._plain = plain
-        self._pace = Pace(clock)
+        self._pace = StepTimer(clock)
         self._bar: Bar | None = None
         self._live: Live | None = None
 

@@ -28,7 +28,7 @@ NAMED = 20
 """Changed words that a report names at most."""
 
 
-class Cutter(ABC):
+class TokenizerAdapter(ABC):
     """A tokenizer of whatever kind."""
 
     name: str
@@ -116,7 +116,7 @@ def report(
     lines = read_lines(text, language, False, settings)
     others = read_lines(protected, protect_language, True, settings) if protected else []
     rows: list[Row] = []
-    first: Cutter | None = None
+    first: TokenizerAdapter | None = None
     before: list[list[list[str]]] = []
     names = _names(tokenizers)
     for path, name in zip(tokenizers, names, strict=True):
@@ -152,7 +152,7 @@ def read_lines(sources: Sequence[str], language: str, replay: bool, settings: Se
     return lines
 
 
-def _cost(cutter: Cutter, lines: Sequence[str], new: set[int]) -> tuple[Cost, list[list[str]]]:
+def _cost(cutter: TokenizerAdapter, lines: Sequence[str], new: set[int]) -> tuple[Cost, list[list[str]]]:
     """What ``lines`` cost, and the pieces of each."""
     cost = Cost(lines=len(lines))
     seen: set[int] = set()
@@ -190,7 +190,7 @@ def _words(pieces: Iterable[str]) -> Iterator[tuple[str, ...]]:
     yield tuple(word)
 
 
-def _extends(cutter: Cutter, first: Cutter) -> bool:
+def _extends(cutter: TokenizerAdapter, first: TokenizerAdapter) -> bool:
     """Whether the ids of ``first`` mean the same in ``cutter``, but for a few that are spelled otherwise (the tab)."""
     same = sum(one == other for one, other in zip(cutter.pieces, first.pieces, strict=False))
     return same >= 0.99 * len(first.pieces)
@@ -206,7 +206,7 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
-def open_tokenizer(path: str, name: str) -> Cutter:
+def open_tokenizer(path: str, name: str) -> TokenizerAdapter:
     """A ``tokenizer.json``, a folder with one, or a SentencePiece ``.model``.
 
     Raises :class:`NotFoundError`, or :class:`DataError` for what is neither or needs a package that is not there.
@@ -218,7 +218,7 @@ def open_tokenizer(path: str, name: str) -> Cutter:
     return _SentencePiece(file, name) if file.suffix == ".model" else _Json(file, name)
 
 
-class _Json(Cutter):
+class _Json(TokenizerAdapter):
     def __init__(self, file: Path, name: str) -> None:
         from tokenizers import Tokenizer as Engine
 
@@ -246,7 +246,7 @@ class _Json(Cutter):
         return ids
 
 
-class _SentencePiece(Cutter):
+class _SentencePiece(TokenizerAdapter):
     def __init__(self, file: Path, name: str) -> None:
         try:
             import sentencepiece

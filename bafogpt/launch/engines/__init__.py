@@ -34,10 +34,10 @@ def engine_of(name: str, settings: Settings) -> Engine:
     A name that nobody knows goes to the local engine, whose error names the nearest.
     """
     from bafogpt.launch.engines.local import LocalEngine
-    from bafogpt.launch.engines.registry import Notes
+    from bafogpt.launch.engines.registry import LaunchRegistry
 
     local = LocalEngine(settings)
-    noted = Notes(settings).holds(name)
+    noted = LaunchRegistry(settings).holds(name)
     if not noted and (local.holds(name) or not skypilot_is_used()):
         return local
     return engine_for("rented", settings)

@@ -31,7 +31,7 @@ from bafogpt.core.errors import (
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import task as tasks
 from bafogpt.launch.engines.base import ACTIVE, EngineRun, QueuedJob
-from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.registry import LaunchRegistry
 from bafogpt.launch.plan import LOCAL, Plan
 from bafogpt.runs import store
 
@@ -53,7 +53,7 @@ class LocalEngine:
         self._refuse_taken(plan.name, resume)
         environment = self._environment(plan)
         folder.mkdir(parents=True, exist_ok=True)
-        Notes(self._settings).remove(plan.name)  # from now on the name is a run of this machine
+        LaunchRegistry(self._settings).remove(plan.name)  # from now on the name is a run of this machine
         (folder / "state.json").unlink(missing_ok=True)
         files.write_atomic(folder / "task.yaml", tasks.to_yaml(plan.task))
         with (folder / "keeper.log").open("a") as log:

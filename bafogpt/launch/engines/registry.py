@@ -16,7 +16,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.runs.store import check_name, now
 
 
-class Notes:
+class LaunchRegistry:
     """The notes of one home."""
 
     def __init__(self, settings: Settings) -> None:

@@ -27,7 +27,7 @@ from bafogpt.storage.bucket import Bucket, Progress
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.manifest import HINT, Checkpoint, CheckpointFile, flat_files, matches
 from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, Listing, is_sound, is_whole
-from bafogpt.storage.errors import believed
+from bafogpt.storage.errors import retry_on_corruption
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
 
@@ -173,7 +173,7 @@ class CheckpointStore:
 
     def _read(self, name: str) -> Checkpoint:
         where = f"{self._bucket.url}/{name}"
-        checkpoint = believed(lambda: Checkpoint.from_json(self._bucket.get(name), where))
+        checkpoint = retry_on_corruption(lambda: Checkpoint.from_json(self._bucket.get(name), where))
         if f"{checkpoint.name}.json" != name:
             raise CorruptError(f"{where} is the manifest of step {checkpoint.step}", HINT)
         return checkpoint

@@ -149,7 +149,7 @@ def execute(
     )
 
 
-class _Marker:
+class _ManifestWriter:
     """The target's manifest while its files arrive: always of those that are whole."""
 
     def __init__(self, bucket: Bucket, plan: Plan) -> None:
@@ -260,7 +260,7 @@ def _fill(plan: Plan, progress: Progress, bandwidth: Bandwidth | None) -> None:
             _require_no_link(target.local, entry.name)
     elif target.settings.s3_endpoint == EMBEDDED:
         bucket.create()
-    marker = None if plan.listing.foreign else _Marker(bucket, plan)
+    marker = None if plan.listing.foreign else _ManifestWriter(bucket, plan)
 
     def move(entry: Entry, check: Callable[[], None]) -> None:
         check()

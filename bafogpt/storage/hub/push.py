@@ -22,7 +22,7 @@ from bafogpt.storage.folders.listing import Entry, Listing, Source, require_unch
 from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
 from bafogpt.storage.hub import card
 from bafogpt.storage.hub.lfs import Uploads
-from bafogpt.storage.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, token, translated
+from bafogpt.storage.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, map_errors, token
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def push(
 
     A new repository is private unless ``public``. A model card is written unless a person wrote one. Raises
     :class:`UsageError` for a repository that is public and was not asked for as one, :class:`ConflictError` when
-    somebody else commits meanwhile, and what :func:`bafogpt.storage.hub.repository.translated` gives.
+    somebody else commits meanwhile, and what :func:`bafogpt.storage.hub.repository.map_errors` gives.
     """
-    with translated(location, "write"):
+    with map_errors(location, "write"):
         api = client()
         _make(api, location, public)
         before = HubRepo.at(location, settings)
@@ -114,7 +114,7 @@ def require_allowed(location: HubLocation, *, public: bool) -> None:
     for a repository that is public and was not asked for as one. Nothing is made."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with translated(location, "write"):
+    with map_errors(location, "write"):
         if token() is None:
             raise AuthError("HF_TOKEN is not set", TOKEN_HINT.format(what="write"))
         try:

@@ -87,14 +87,14 @@ def client() -> HfApi:
 
 
 @contextlib.contextmanager
-def translated(location: HubLocation, to_do: str = "read") -> Iterator[None]:
+def map_errors(location: HubLocation, to_do: str = "read") -> Iterator[None]:
     """Turn what huggingface_hub raises while it is to ``read`` or ``write`` ``location`` into a :class:`BafoError`."""
     try:
         yield
     except BafoError:
         raise
     except Exception as error:
-        problem = _meaning(error, location, to_do)
+        problem = _to_error(error, location, to_do)
         if problem is None:
             raise
         raise problem from error
@@ -113,7 +113,7 @@ class HubRepo(Bucket):
     @classmethod
     def at(cls, location: HubLocation, settings: Settings) -> HubRepo:
         """The repository as it is now. Raises :class:`NotFoundError` and :class:`AuthError`."""
-        with translated(location):
+        with map_errors(location):
             api = client()
             info = api.model_info(location.repo, revision=location.revision)
             if info.sha is None:  # a repository without a commit
@@ -214,7 +214,7 @@ class _HubConnection(Connection):
         raise UsageError(f"hf://{self.location.store} is made by a push", "bafogpt storage push FOLDER hf://ORG/NAME")
 
 
-def _meaning(error: BaseException, location: HubLocation, to_do: str) -> BafoError | None:
+def _to_error(error: BaseException, location: HubLocation, to_do: str) -> BafoError | None:
     """What an error of huggingface_hub or of its HTTP client means; ``None`` for one that is a defect."""
     from huggingface_hub import errors
 
@@ -228,7 +228,7 @@ def _meaning(error: BaseException, location: HubLocation, to_do: str) -> BafoErr
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
         return UnreachableError(f"{where}: the Hub cannot be reached ({type(error).__name__})", AGAIN_HINT)
     if error.__cause__ is not None:  # the client wraps the failure of one file
-        return _meaning(error.__cause__, location, to_do)
+        return _to_error(error.__cause__, location, to_do)
     if isinstance(error, ValueError):
         return StorageError(f"{where}: {str(error).strip().splitlines()[0]}", f"bafogpt storage ls {where}")
     return None

@@ -14,7 +14,7 @@ from typing import cast
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.errors import believed
+from bafogpt.storage.errors import retry_on_corruption
 from bafogpt.storage.tokens.manifest import HASH_CHARS
 
 log = logging.getLogger(__name__)
@@ -90,13 +90,13 @@ class VerifiedReader:
         """Bytes [start, start + length) of the object ``path``, whose xxh3 is ``expected`` (hex).
 
         Raises :class:`CorruptError` naming object and range when they do not match (see
-        :func:`bafogpt.storage.errors.believed`), and what :class:`Bucket` raises once its retries are over.
+        :func:`bafogpt.storage.errors.retry_on_corruption`), and what :class:`Bucket` raises once its retries are over.
         """
         if self._cache is not None:
             cached = self._cache.get(expected)
             if cached is not None and _hash(cached) == expected:
                 return cached
-        data = believed(lambda: self._fetch(path, start, length, expected))
+        data = retry_on_corruption(lambda: self._fetch(path, start, length, expected))
         if self._cache is not None:
             self._cache.put(expected, data)
         return data

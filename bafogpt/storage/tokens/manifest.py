@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 from bafogpt.core import digest, files
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.errors import believed
+from bafogpt.storage.errors import retry_on_corruption
 
 FORMAT = "bafogpt.tokens/1"
 MANIFEST = "manifest.json"
@@ -186,7 +186,7 @@ def load(bucket: Bucket) -> TokenManifest:
     """The manifest of the dataset in ``bucket``. Raises :class:`NotFoundError` when there is none."""
     where = f"{bucket.url}/{MANIFEST}"
     try:
-        return believed(lambda: from_json(bucket.get(MANIFEST), where))
+        return retry_on_corruption(lambda: from_json(bucket.get(MANIFEST), where))
     except NotFoundError as error:
         if not error.message.startswith(where):  # the bucket itself is missing
             raise

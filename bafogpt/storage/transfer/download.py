@@ -10,7 +10,7 @@ from bafogpt.core import digest as digests
 from bafogpt.core import files
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError
 from bafogpt.storage.bucket import Bucket, Progress
-from bafogpt.storage.errors import believed
+from bafogpt.storage.errors import retry_on_corruption
 from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
@@ -32,9 +32,9 @@ def fetch(
     """Fetch the object ``path`` of ``size`` bytes into ``file``, which appears whole or not at all.
 
     A fetch that was cut off goes on with the ranges that ``file.partial`` lacks. Content that does not match ``digest``
-    raises :class:`CorruptError` (see :func:`bafogpt.storage.errors.believed`); nothing of it stays. Without a digest
-    only the size is verified. Raises :class:`DiskFullError` when it does not fit, and what :class:`Bucket` raises.
-    """
+    raises :class:`CorruptError` (see :func:`bafogpt.storage.errors.retry_on_corruption`); nothing of it stays. Without
+    a digest only the size is verified. Raises :class:`DiskFullError` when it does not fit, and what :class:`Bucket`
+    raises."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if digest is None:
         info = bucket.info(path)
@@ -65,7 +65,7 @@ def fetch(
             count(-sum(moved))  # none of it counts
             raise
 
-    believed(once)
+    retry_on_corruption(once)
 
 
 class _Partial:

@@ -18,7 +18,7 @@ from obstore.exceptions import GenericError
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage.bucket import MAX_PARTS, Bucket, Progress
-from bafogpt.storage.errors import translated
+from bafogpt.storage.errors import map_errors
 from bafogpt.storage.parallel import Call
 from bafogpt.storage.transfer import multipart
 from bafogpt.storage.transfer.bandwidth import Bandwidth
@@ -143,7 +143,7 @@ def _write(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sent:
     """To local disk: below another name first, then renamed."""
     content = digest.hasher("blake3")
     connection, key = bucket.address(path)
-    with translated(bucket.url, path):
+    with map_errors(bucket.url, path):
         try:
             with obstore.open_writer(connection.store, key, max_concurrency=1) as output:
                 for start in range(0, source.size, LOCAL_PIECE_BYTES):

@@ -33,7 +33,7 @@ MARGIN = 0.92
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes that a process needs on its device, by what for."""
 
     state: int
@@ -56,7 +56,7 @@ class Need:
 
 def need(
     shape: Shape, config: TrainConfig, *, micro: int, processes: int, gpu: bool, sharding: Sharding, tied: bool = True
-) -> Need:
+) -> MemoryEstimate:
     """What a process needs with micro-batches of ``micro`` samples."""
     weights, head = matrix_weights(shape) + (0 if tied else head_weights(shape)), head_weights(shape)
     state_bytes = 2 if config.precision == "bf16-true" else 4
@@ -81,7 +81,7 @@ def need(
         learns_head = "head" in config.adapter.targets
     kept, block = _kept(shape, config, computed, gpu=gpu)
     logits = chunk_bytes(shape.padded_vocab_size or 1, tokens, gpu=gpu, itemsize=computed)
-    return Need(
+    return MemoryEstimate(
         state=state,
         gathered=gathered,
         accumulated=accumulated,
@@ -135,7 +135,11 @@ def choose(
     share = config.batch_samples // processes
 
     def largest(sharding: Sharding) -> int:
-        candidates = [config.batch.micro] if config.batch.micro else [2**k for k in range(7) if share % 2**k == 0]
+        candidates = (
+            [config.batch.micro_batch_size]
+            if config.batch.micro_batch_size
+            else [2**k for k in range(7) if share % 2**k == 0]
+        )
         needs = {
             micro: need(shape, config, micro=micro, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
             for micro in candidates

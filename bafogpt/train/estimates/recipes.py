@@ -36,7 +36,11 @@ class Recipe:
     def assignments(self) -> list[str]:
         """What ``--set`` takes to have it."""
         sharding = [f"train.sharding={self.sharding}"] if self.sharding != "step" else []
-        return [f"train.batch.micro={self.micro}", f"train.activation_checkpointing={self.recompute}", *sharding]
+        return [
+            f"train.batch.micro_batch_size={self.micro}",
+            f"train.activation_checkpointing={self.recompute}",
+            *sharding,
+        ]
 
     def words(self, gpu: Gpu) -> str:
         """``"micro-batch 2, recompute selective, 39.1 of 47.7 GB a GPU"``."""
@@ -48,7 +52,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "micro": self.micro,
+            "micro_batch_size": self.micro,
             "recompute": self.recompute,
             "sharding": self.sharding,
             "fits": self.fits,
@@ -69,7 +73,7 @@ def as_written(
         shape,
         config,
         gpu,
-        micro=micro or max(1, config.batch.micro),
+        micro=micro or max(1, config.batch.micro_batch_size),
         sharding=sharding,
         fits=micro > 0 and refusal(config, gpu, processes) is None,
         processes=processes,
@@ -90,7 +94,7 @@ def fastest(
             shape,
             tried,
             gpu,
-            micro=tried.batch.micro,
+            micro=tried.batch.micro_batch_size,
             sharding=sharding,
             fits=True,
             processes=processes,
@@ -124,7 +128,7 @@ def _candidates(config: TrainConfig, processes: int) -> Iterator[tuple[TrainConf
             for sharding in SHARDING if processes > 1 and config.adapter is None else SHARDING[:1]:
                 tried = replace(
                     config,
-                    batch=replace(config.batch, micro=micro),
+                    batch=replace(config.batch, micro_batch_size=micro),
                     activation_checkpointing=recompute,
                     sharding=sharding,
                 )

@@ -23,7 +23,7 @@ def trial() -> Trial:
         "tokens": 10**9,
         "data": {"path": "data", "sequence_length": 128},
         "model": {"overrides": SIZES},
-        "batch": {"tokens": 512, "micro": 2},
+        "batch": {"tokens": 512, "micro_batch_size": 2},
         "compile": "never",
     }
     network = asdict(gpt_config("Gemma-2-2b", SIZES, 512))

@@ -91,7 +91,7 @@ class Client:
 
     def wait(self, request: str, name: str) -> Any:
         """A request's result, its progress shown meanwhile."""
-        ear = log_filter.Ear(self.output or sys.stderr)
+        ear = log_filter.LogFilter(self.output or sys.stderr)
         with self._calling(name, ear.refusals):
             return self.sdk.stream_and_get(request, output_stream=ear)
 

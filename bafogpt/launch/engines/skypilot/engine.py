@@ -15,7 +15,7 @@ from bafogpt.launch.engines.base import EngineRun, QueuedJob
 from bafogpt.launch.engines.skypilot import log_filter, ssh, task_config
 from bafogpt.launch.engines.skypilot.client import Client, iso
 from bafogpt.launch.engines.skypilot.launcher import Launcher
-from bafogpt.launch.engines.skypilot.status import EXIT_CODES, Seen, Sight
+from bafogpt.launch.engines.skypilot.status import EXIT_CODES, ClusterState, RunStatusReader
 from bafogpt.launch.engines.skypilot.teardown import Guard
 from bafogpt.launch.plan import Plan
 from bafogpt.runs.store import RunStore
@@ -40,8 +40,8 @@ class SkyPilotEngine:
         self.client = client or Client()
         self._clock, self._sleep = clock, sleep
         self.guard = Guard(client=self.client, clock=clock, sleep=sleep)
-        self._notes = registry.Notes(settings)
-        self.sight = Sight(settings, self.client, self._notes)
+        self._notes = registry.LaunchRegistry(settings)
+        self.sight = RunStatusReader(settings, self.client, self._notes)
         self._launcher = Launcher(self.client, self.guard, self._notes)
 
     def launch(self, plan: Plan, *, resume: bool) -> EngineRun:
@@ -61,7 +61,7 @@ class SkyPilotEngine:
         """The run that has just been launched. Its cluster's queue is not asked: over ssh that takes seconds."""
         if plan.managed:
             return self.status(plan.name)
-        return self.sight.run(plan.name, Seen(cluster=self.client.cluster(plan.name)))
+        return self.sight.run(plan.name, ClusterState(cluster=self.client.cluster(plan.name)))
 
     def runs(self) -> list[EngineRun]:
         """Our clusters and managed jobs, oldest first."""
@@ -75,7 +75,7 @@ class SkyPilotEngine:
             if name not in known and self._notes.managed(name):
                 job = next(iter(self.client.managed_jobs(name)), None)
                 if job is not None:
-                    found.append(self.sight.run(name, Seen(job=job, managed=True)))
+                    found.append(self.sight.run(name, ClusterState(job=job, managed=True)))
         return sorted(found, key=lambda run: run.started)
 
     def status(self, name: str) -> EngineRun:
@@ -115,7 +115,7 @@ class SkyPilotEngine:
                 return
             self._sleep(POLL_S)
 
-    def _stream(self, name: str, seen: Seen, follow: bool) -> Iterator[str]:
+    def _stream(self, name: str, seen: ClusterState, follow: bool) -> Iterator[str]:
         assert seen.job is not None
         if seen.managed:
             return log_filter.lines(self.client.tail_managed(name, seen.job.id, follow=follow))
@@ -192,7 +192,7 @@ class SkyPilotEngine:
 
     def _await_managed_end(self, name: str) -> None:
         """Until the jobs controller has given back what the run had. Raises :class:`BafoError` when it does not."""
-        deadline = self._clock() + self.guard.patience_s
+        deadline = self._clock() + self.guard.storage_timeout_s
         while any(job.active for job in self.client.managed_jobs(name)):
             if self._clock() > deadline:
                 raise BafoError(f"SkyPilot is still ending {name}", f"bafogpt cloud queue {name}; sky jobs queue")
@@ -222,7 +222,7 @@ class SkyPilotEngine:
         self.client.write_ssh_config(cluster)
         return cluster
 
-    def _ask_to_stop(self, name: str, seen: Seen) -> bool:
+    def _ask_to_stop(self, name: str, seen: ClusterState) -> bool:
         """Whether a supervisor of the run was found and told."""
         try:
             cluster = self._reachable(name)

@@ -57,7 +57,7 @@ def explain(error: BaseException, run: str = "", heard: Sequence[str] = ()) -> B
     """What an exception of SkyPilot means to the user.
 
     ``run`` is the run that the call was about, ``heard`` what SkyPilot's own account of it said that clouds answered
-    (:class:`~bafogpt.launch.engines.skypilot.log_filter.Ear`).
+    (:class:`~bafogpt.launch.engines.skypilot.log_filter.LogFilter`).
     """
     for kind in type(error).__mro__:
         if kind.__name__ in _UNAVAILABLE:

@@ -48,7 +48,7 @@ def main(name: str, idle_minutes: int) -> None:
     from bafogpt.launch.engines.skypilot.client import Client
     from bafogpt.launch.engines.skypilot.teardown import Guard
 
-    Guard(client=Client(), patience_s=3600.0).settle(name, idle_minutes)
+    Guard(client=Client(), storage_timeout_s=3600.0).settle(name, idle_minutes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from bafogpt.core.errors import BafoError
 from bafogpt.jobs import task as task_files
 from bafogpt.launch import code_snapshot
-from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.registry import LaunchRegistry
 from bafogpt.launch.engines.skypilot import launch_watchdog, task_config
 from bafogpt.launch.engines.skypilot.client import Client
 from bafogpt.launch.engines.skypilot.errors import CapacityError, MachineError
@@ -31,7 +31,7 @@ class Launcher:
 
     client: Client
     guard: Guard
-    notes: Notes
+    notes: LaunchRegistry
 
     def launch(self, plan: Plan, secrets: Secrets) -> None:
         """Rent, send the code, start the job. Raises what :func:`~.failures.explain` makes of SkyPilot's errors."""

@@ -16,7 +16,7 @@ _LOG = re.compile(r"[WE] \d\d-\d\d [\d:.]+ PID=\d+ \S+\] ?")
 _REFUSED = re.compile(r"\brun_instances error: (.+)")
 
 
-class Ear:
+class LogFilter:
     """A stream that passes on SkyPilot's account of a launch without tracebacks, and keeps what clouds answered.
 
     Colours and spinners are for a terminal; a file or a pipe gets whole lines without them.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bafogpt.core.errors import BafoError, ConflictError, ExitCode, RunNotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.launch.engines.base import EngineRun, EngineState
-from bafogpt.launch.engines.registry import Notes
+from bafogpt.launch.engines.registry import LaunchRegistry
 from bafogpt.launch.engines.skypilot.client import Client, Cluster, Job, iso
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
@@ -25,7 +25,7 @@ EXIT_CODES: dict[EngineState, int] = {"succeeded": 0, "failed": 100, "stopped": 
 
 
 @dataclass(frozen=True)
-class Seen:
+class ClusterState:
     """What SkyPilot knows about a run: its cluster, and its job there or with the jobs controller."""
 
     cluster: Cluster | None = None
@@ -34,17 +34,17 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Sight:
+class RunStatusReader:
     """Looks at runs, and changes nothing."""
 
     settings: Settings
     client: Client
-    notes: Notes
+    notes: LaunchRegistry
 
-    def look(self, name: str, cluster: Cluster | None = None, *, elsewhere: bool = True) -> Seen:
+    def look(self, name: str, cluster: Cluster | None = None, *, elsewhere: bool = True) -> ClusterState:
         """What SkyPilot knows about the run; ``elsewhere``: it may be a managed job that this account did not note."""
         if self.notes.managed(name):
-            return Seen(job=next(iter(self.client.managed_jobs(name)), None), managed=True)
+            return ClusterState(job=next(iter(self.client.managed_jobs(name)), None), managed=True)
         cluster, job = cluster or self.client.cluster(name), None
         if cluster is not None and cluster.status == "UP":
             try:
@@ -53,10 +53,10 @@ class Sight:
                 cluster = self.client.cluster(name, refresh=True)
         if cluster is None and elsewhere and not self.notes.holds(name):
             managed = next(iter(self.client.managed_jobs(name)), None)
-            return Seen(job=managed, managed=managed is not None)
-        return Seen(cluster=cluster, job=job)
+            return ClusterState(job=managed, managed=managed is not None)
+        return ClusterState(cluster=cluster, job=job)
 
-    def run(self, name: str, seen: Seen, record: RunRecord | None = None) -> EngineRun:
+    def run(self, name: str, seen: ClusterState, record: RunRecord | None = None) -> EngineRun:
         """What was seen, as a run. ``record`` tells one that was stopped, and has saved, from one that failed."""
         cluster, job = seen.cluster, seen.job
         if job is not None:

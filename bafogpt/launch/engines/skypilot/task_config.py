@@ -82,7 +82,7 @@ def secrets(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[tuple[s
     """
     bucket = str((plan.task.get("envs") or {}).get("BAFOGPT_BUCKET", ""))
     needed = dict.fromkeys(S3_KEYS, bucket) if bucket.startswith("s3://") else {}
-    needed |= tracking.needed(plan.job.tracking)
+    needed |= tracking.required_env(plan.job.tracking)
     found = []
     for name in dict.fromkeys([*(plan.task.get("secrets") or {}), *plan.required_secrets]):
         value = environ.get(name)

@@ -24,7 +24,7 @@ class Guard:
     client: Client
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    patience_s: float = 300.0
+    storage_timeout_s: float = 300.0
     """How long ``down`` is called again while the cluster is not gone."""
 
     def secure(self, name: str, idle_minutes: int) -> None:
@@ -45,7 +45,7 @@ class Guard:
 
     def settle(self, name: str, idle_minutes: int) -> None:
         """After a launch that broke off: what is up ends itself, what is half up is gone."""
-        deadline = self.clock() + self.patience_s
+        deadline = self.clock() + self.storage_timeout_s
         while self.client.launching(name) and self.clock() < deadline:
             self.sleep(2.0)
         cluster = self.client.cluster(name)
@@ -59,9 +59,9 @@ class Guard:
     def down(self, name: str) -> None:
         """Terminate the cluster, and again until SkyPilot no longer knows it.
 
-        Raises :class:`AuthError` at once, since no other try can help, and :class:`BafoError` after ``patience_s``.
-        """
-        deadline, pause, last = self.clock() + self.patience_s, 1.0, "it is still there"
+        Raises :class:`AuthError` at once, since no other try can help, and :class:`BafoError` after
+        ``storage_timeout_s``."""
+        deadline, pause, last = self.clock() + self.storage_timeout_s, 1.0, "it is still there"
         while True:
             try:
                 self.client.down(name)
