@@ -104,7 +104,7 @@ def test_words_of_a_launch_cannot_break_out_of_the_run_command(monkeypatch: pyte
 def test_bad_run_names_are_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UsageError):
-        make(name=name) if name else plan.runs.check_name(name)
+        make(name=name) if name else plan.store.check_name(name)
 
 
 def test_a_task_that_does_not_start_the_supervisor_is_refused(tmp_path: Path):

@@ -18,12 +18,12 @@ def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Pa
     """The client dies by SIGKILL inside the watched part; the watchman hears no word and goes to work."""
     settled = tmp_path / "settled"
     (tmp_path / "sitecustomize.py").write_text(
-        "from bafogpt.launch.engines.skypilot import guard\n"
-        f"guard.Guard.settle = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
+        "from bafogpt.launch.engines.skypilot import teardown\n"
+        f"teardown.Guard.settle = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
     )
     script = (
-        "import os, signal, sys; from pathlib import Path; from bafogpt.launch.engines.skypilot import watchman\n"
-        "with watchman.watching('r1', 7, Path(sys.argv[1])) as release:\n"
+        "import os, signal, sys; from pathlib import Path; from bafogpt.launch.engines.skypilot import launch_watchdog\n"
+        "with launch_watchdog.watching('r1', 7, Path(sys.argv[1])) as release:\n"
         "    release() if sys.argv[2] == 'end' else os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin:/bin"}
