@@ -72,6 +72,6 @@ class Publisher:
         from bafogpt.storage.folders.uri import locate
 
         plan = sync.prepare(
-            locate(self._checkpoints.url, self._settings), locate(self._target, self._settings, bare="bucket")
+            locate(self._checkpoints.url, self._settings), locate(self._target, self._settings, base="bucket")
         )
         return sync.execute(plan).commit

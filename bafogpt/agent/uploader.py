@@ -19,7 +19,7 @@ from bafogpt.agent.multinode.heartbeat import PartMissingError, Parts
 from bafogpt.agent.recorder import Failing
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError, UnreachableError
 from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
-from bafogpt.storage.checkpoints.retention import BEST
+from bafogpt.storage.checkpoints.retention import BEST_METRIC
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.trainer_io import CHECKPOINT_META, Handoff, StagedCheckpoint, checkpoint_step, read_staged
@@ -139,7 +139,7 @@ class Uploader:
                 step=staged.step,
                 samples=staged.samples,
                 upload_id=upload_id,
-                metadata={"attempt": self._attempt, BEST: staged.metadata.get(BEST)},
+                metadata={"attempt": self._attempt, BEST_METRIC: staged.metadata.get(BEST_METRIC)},
                 others=lambda: self._others(staged),
             )
         except ConflictError as error:
@@ -160,7 +160,7 @@ class Uploader:
         if "launch" in staged.metadata:
             self._parts.clear(str(staged.metadata["launch"]), staged.step)
         config = self._config
-        removed = self._store.retain(config.keep_last, config.keep_every, BEST if config.keep_best else None)
+        removed = self._store.retain(config.keep_last, config.keep_every, BEST_METRIC if config.keep_best else None)
         if removed:
             self._record("checkpoints_removed", steps=removed)
 

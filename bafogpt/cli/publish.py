@@ -12,8 +12,8 @@ from bafogpt.cli.console.output import Output
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
     from bafogpt.reports.publish import PublishOptions, Release
-    from bafogpt.storage.folders.sync import Report
-    from bafogpt.storage.folders.uri import Place
+    from bafogpt.storage.folders.sync import SyncReport
+    from bafogpt.storage.folders.uri import FolderLocation
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="RUN|FOLDER", help="A run, for its newest checkpoint, or a model folder here.")
@@ -115,7 +115,7 @@ def _facts(found: Release) -> dict[str, Any]:
     return {"run": found.run.name if found.run else None, "step": step, "adapter": found.wish.adapter}
 
 
-def _show(out: Output, found: Release, place: Place, public: bool) -> None:
+def _show(out: Output, found: Release, place: FolderLocation, public: bool) -> None:
     """A dry run: the card, and in one line what would be done."""
     from bafogpt.storage.hub import card
 
@@ -127,7 +127,7 @@ def _show(out: Output, found: Release, place: Place, public: bool) -> None:
     out.say(f"{found.bytes / 1e6:,.1f} MB would be read, and the model sent to {where}")
 
 
-def _say(out: Output, found: Release, report: Report) -> None:
+def _say(out: Output, found: Release, report: SyncReport) -> None:
     from dataclasses import asdict
 
     text = (

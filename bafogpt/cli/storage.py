@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bafogpt.storage.embedded.files import Endpoint
-    from bafogpt.storage.folders.sync import Plan, Report
-    from bafogpt.storage.folders.uri import Bare, Place
+    from bafogpt.storage.folders.sync import SyncPlan, SyncReport
+    from bafogpt.storage.folders.uri import FolderLocation, PathBase
 
 app = typer.Typer(help="Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.")
 
@@ -90,13 +90,13 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
     Model folders, datasets and checkpoints; exit code 1 when anything is wrong.
     """
     from bafogpt.core.errors import CorruptError
-    from bafogpt.storage.folders import gc as upkeep
+    from bafogpt.storage.folders import gc as bucket_gc
 
     out = Output.of(json=json, quiet=quiet)
-    contents = upkeep.survey(_place(url).bucket())
-    total = upkeep.bytes_to_verify(contents)
+    contents = bucket_gc.scan(_place(url).bucket())
+    total = bucket_gc.bytes_to_verify(contents)
     with out.progress("verifying", total, unit="B") as advance:
-        problems = upkeep.verify(contents, advance)
+        problems = bucket_gc.verify(contents, advance)
     for problem in problems:
         out.event({"problem": problem}, problem)
     if problems:
@@ -113,13 +113,13 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
 @app.command()
 def du(url: UrlArgument = "", depth: DepthOption = 1, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """How much each folder below a URL holds."""
-    from bafogpt.storage.folders import gc as upkeep
+    from bafogpt.storage.folders import gc as bucket_gc
 
     out = Output.of(json=json, quiet=quiet)
     bucket = _place(url).bucket()
     rows: list[dict[str, Any]] = [
         {"folder": folder or ".", "objects": count, "bytes": size}
-        for folder, count, size in upkeep.usage(bucket, depth)
+        for folder, count, size in bucket_gc.usage(bucket, depth)
     ]
     if not rows:
         out.say(f"nothing below {bucket.url}")
@@ -147,14 +147,14 @@ def gc(
     import sys
     from datetime import UTC, datetime
 
-    from bafogpt.storage.folders import gc as upkeep
+    from bafogpt.storage.folders import gc as bucket_gc
 
     out = Output.of(json=json, quiet=quiet)
     place = _place(url)
     if place.hub is not None:
         raise UsageError("the Hub looks after its own storage", "bafogpt storage gc s3://NAME")
-    contents = upkeep.survey(place.bucket())
-    found = upkeep.garbage(contents, _age(older_than), datetime.now(UTC))
+    contents = bucket_gc.scan(place.bucket())
+    found = bucket_gc.garbage(contents, _age(older_than), datetime.now(UTC))
     rows = [
         {"path": each.path, "bytes": each.bytes, "modified": each.modified, "reason": each.reason} for each in found
     ]
@@ -166,7 +166,7 @@ def gc(
     elif dry_run or not (yes or (sys.stdin.isatty() and sys.stderr.isatty())):
         out.say(f"{text} would be removed; --yes removes them")
     elif out.confirm(f"remove {text}?", yes):
-        upkeep.remove(contents.bucket, found)
+        bucket_gc.remove(contents.bucket, found)
         out.say(f"removed {text}")
 
 
@@ -213,7 +213,7 @@ def stop(json: JsonOption = False, quiet: QuietOption = False) -> None:
     Output.of(json=json, quiet=quiet).result({"stopped": was_running}, text)
 
 
-def _place(url: str) -> Place:
+def _place(url: str) -> FolderLocation:
     from bafogpt.core import settings
     from bafogpt.storage.folders.uri import locate
 
@@ -223,8 +223,8 @@ def _place(url: str) -> Place:
 def _copy(
     source: str,
     target: str,
-    bare_source: Bare,
-    bare_target: Bare,
+    bare_source: PathBase,
+    bare_target: PathBase,
     public: bool,
     dry_run: bool,
     max_bandwidth: str | None,
@@ -248,10 +248,10 @@ def _copy(
     _say(out, report)
 
 
-def _show(out: Output, plan: Plan) -> None:
+def _show(out: Output, plan: SyncPlan) -> None:
     """A dry run: each file, and whether it would be sent."""
     rows = [
-        {"action": "keep" if entry.name in plan.kept else "send", "bytes": entry.bytes, "name": entry.name}
+        {"action": "keep" if entry.name in plan.unchanged else "send", "bytes": entry.bytes, "name": entry.name}
         for entry in plan.listing.entries
     ]
     out.rows(rows, columns=["action", "bytes", "name"], id="name")
@@ -259,7 +259,7 @@ def _show(out: Output, plan: Plan) -> None:
     out.say(f"{count} of {len(rows)} files, {size / 1e6:,.1f} MB, would go to {plan.target.url}")
 
 
-def _say(out: Output, report: Report) -> None:
+def _say(out: Output, report: SyncReport) -> None:
     from dataclasses import asdict
 
     rate = f" at {report.sent_bytes / report.seconds / 1e6:,.1f} MB/s" if report.sent_bytes and report.seconds else ""
@@ -285,9 +285,9 @@ def _report(out: Output, home: Path, endpoint: Endpoint) -> None:
     """Say where the server is and how to use it; the secret key stays in its file."""
     import sys
 
-    from bafogpt.storage.embedded.files import Folder
+    from bafogpt.storage.embedded.files import ServerFolder
 
-    credentials = Folder(home).credentials
+    credentials = ServerFolder(home).credentials
     record = {"endpoint": endpoint.url, "region": endpoint.region, "credentials": str(credentials)}
     out.result(record, f"S3 server at {endpoint.url}\nuse it:   set -a; . '{credentials}'; set +a", id=endpoint.url)
     sys.stdout.flush()  # whoever reads this through a pipe reads it now

@@ -24,7 +24,7 @@ from bafogpt.data.messages import from_record
 from bafogpt.data.prompts import Example, PromptStyle
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.tokens.manifest import MANIFEST, Packing, Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.manifest import MANIFEST, Packing, TextSource, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def prepare(
                     tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, tokenizer.add_bos
                 ),
                 vocab_size=tokenizer.vocab_size,
-                sources=[Source(file.name, file.digest, file.documents) for file, _ in found],
+                sources=[TextSource(file.name, file.digest, file.documents) for file, _ in found],
                 tokenizer_file=tokenizer.file,
             )
     report.filled = report.tokens / (report.samples["train"] * length)

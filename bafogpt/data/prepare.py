@@ -25,7 +25,7 @@ from bafogpt.data.documents import Document
 from bafogpt.data.token_cache import CachedDoc, Place, Spill
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.tokens.manifest import MANIFEST, Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.manifest import MANIFEST, TextSource, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def prepare(
         report.manifest = writer.finish(
             tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, add_bos),
             vocab_size=tokenizer.vocab_size,
-            sources=[Source(file.name, file.digest, file.documents) for file in files],
+            sources=[TextSource(file.name, file.digest, file.documents) for file in files],
             tokenizer_file=tokenizer.file,
         )
     report.seconds = time.monotonic() - began

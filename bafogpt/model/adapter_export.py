@@ -18,7 +18,7 @@ from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 from bafogpt.model.merge import Agreement, Into
 from bafogpt.model.runs import RunModel
-from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.tokens import manifest as manifests
@@ -32,7 +32,13 @@ def into_of(run: RunModel) -> Into:
 
 
 def adapter(
-    bucket: Bucket, run: RunModel, scratch: Path, out: Path, *, base: str = "", progress: Progress = lambda _: None
+    bucket: Bucket,
+    run: RunModel,
+    scratch: Path,
+    out: Path,
+    *,
+    base: str = "",
+    progress: ProgressCallback = lambda _: None,
 ) -> Path:
     """Write the run's adapter as the new folder ``out``, which ``peft`` loads; a few megabytes.
 
@@ -62,7 +68,7 @@ def require_base(run: RunModel) -> None:
 
 
 def base(
-    bucket: Bucket, run: RunModel, scratch: Path, settings: Settings, *, progress: Progress = lambda _: None
+    bucket: Bucket, run: RunModel, scratch: Path, settings: Settings, *, progress: ProgressCallback = lambda _: None
 ) -> ModelFolder:
     """What the run began with, as a model folder below ``scratch``.
 
@@ -85,7 +91,7 @@ def merged(
     *,
     into: Into | None = None,
     shard_bytes: int = SHARD_BYTES,
-    fetched: Progress = lambda _: None,
+    fetched: ProgressCallback = lambda _: None,
     written: Advance = lambda _: None,
 ) -> Agreement:
     """Write the run's adapter and its base as one model, the new folder ``out``, and hold it against the two apart.

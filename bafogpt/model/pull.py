@@ -13,17 +13,17 @@ from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.model.formats import hf_config, safetensors_io
 from bafogpt.model.formats.folder import BESIDE, ModelFolder
-from bafogpt.storage.bucket import Progress
+from bafogpt.storage.bucket import ProgressCallback
 from bafogpt.storage.folders import sync
-from bafogpt.storage.folders.sync import Plan
-from bafogpt.storage.folders.uri import Place, locate
+from bafogpt.storage.folders.sync import SyncPlan
+from bafogpt.storage.folders.uri import FolderLocation, locate
 
 WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *BESIDE)
 OURS = ("models/", "runs/")
 """How the names of folders in the bucket begin; other names of the form ``ORG/NAME`` are the Hub's."""
 
 
-def source_of(text: str, settings: Settings) -> Place:
+def source_of(text: str, settings: Settings) -> FolderLocation:
     """What a person means by ``google/gemma-2-2b``, ``models/zulu`` (the settings' bucket), or a URL."""
     bare = "://" not in text and not text.startswith((".", "/", "~"))
     if bare and not text.startswith(OURS) and text.count("/") == 1:
@@ -31,9 +31,9 @@ def source_of(text: str, settings: Settings) -> Place:
     return locate(text, settings)
 
 
-def prepare(source: Place, target: Place, *, progress: Progress | None = None) -> Plan:
+def prepare(source: FolderLocation, target: FolderLocation, *, progress: ProgressCallback | None = None) -> SyncPlan:
     """What must be copied. Raises :class:`NotFoundError` where the source has no model as safetensors."""
-    plan = sync.prepare(source, target, progress=progress, wanted=is_wanted)
+    plan = sync.prepare(source, target, progress=progress, include=is_wanted)
     names = [entry.name for entry in plan.listing.entries]
     if hf_config.CONFIG not in names or not fnmatch.filter(names, "*.safetensors"):
         raise NotFoundError(
@@ -43,7 +43,9 @@ def prepare(source: Place, target: Place, *, progress: Progress | None = None) -
     return plan
 
 
-def fetch(source: Place, into: Path, settings: Settings, *, progress: Progress = lambda _: None) -> ModelFolder:
+def fetch(
+    source: FolderLocation, into: Path, settings: Settings, *, progress: ProgressCallback = lambda _: None
+) -> ModelFolder:
     """The model folder at ``source`` as ``into`` on this disk, verified and opened; what is there already stays."""
     plan = prepare(source, locate(str(into.absolute()), settings, "local"))
     sync.execute(plan, progress=progress)

@@ -14,7 +14,7 @@ from bafogpt.data.vocabulary.files import config_of
 from bafogpt.model.export import Export, of_checkpoint
 from bafogpt.model.formats.checkpoint import CheckpointFolder
 from bafogpt.model.formats.folder import BESIDE
-from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.store import Checkpoint, CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
@@ -99,7 +99,7 @@ def _chosen(complete: Sequence[Checkpoint], name: str, step: int | None, best: b
     return lowest
 
 
-def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: Progress = lambda _: None) -> Export:
+def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: ProgressCallback = lambda _: None) -> Export:
     """The run's checkpoint on this disk, every byte verified, ready to be written in another format.
 
     ``into`` holds the whole checkpoint, the optimizer's state too, for as long as the export is read.

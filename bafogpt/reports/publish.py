@@ -18,10 +18,10 @@ from bafogpt.model import adapter_export, export, runs
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.runs import RunModel
 from bafogpt.reports import model_card
-from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.folders import manifest, sync
-from bafogpt.storage.folders.sync import Plan
-from bafogpt.storage.folders.uri import Place, locate
+from bafogpt.storage.folders.sync import SyncPlan
+from bafogpt.storage.folders.uri import FolderLocation, locate
 from bafogpt.storage.hub import card
 
 
@@ -65,7 +65,7 @@ class Release:
         assert self.run is not None
         return sum(file.bytes for file in self.run.checkpoint.files)
 
-    def build(self, scratch: Path, *, progress: Progress = lambda _: None) -> Path:
+    def build(self, scratch: Path, *, progress: ProgressCallback = lambda _: None) -> Path:
         """The folder to be pushed, made below ``scratch``. Raises what fetching, merging and writing raise."""
         out = scratch / "model"
         if self.folder is not None:
@@ -86,7 +86,7 @@ class Release:
                 export.write(found.as_dtype(self.wish.dtype), out, "hf")
         return out
 
-    def plan(self, folder: Path, target: Place, *, progress: Progress | None = None) -> Plan:
+    def plan(self, folder: Path, target: FolderLocation, *, progress: ProgressCallback | None = None) -> SyncPlan:
         """What must be sent of a folder that :meth:`build` has made, its picture and its card with it."""
         facts = dict(self.facts)
         if self.run is not None:
@@ -98,7 +98,7 @@ class Release:
             size = sum(path.stat().st_size for path in names)
             (folder / card.CARD).write_bytes(card.write(target.url, facts, len(names), size))
         return sync.prepare(
-            locate(str(folder.absolute()), self.settings, "local"), target, progress=progress, facts=facts
+            locate(str(folder.absolute()), self.settings, "local"), target, progress=progress, metadata=facts
         )
 
 

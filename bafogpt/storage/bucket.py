@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bucket", "ObjectInfo", "boto3_client"]
 
-Progress = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 """Called with the number of bytes that have been moved since the last call."""
 
 PART_BYTES = 8 << 20
@@ -128,7 +128,7 @@ class Bucket:
                 use_multipart=False,
             )
 
-    def upload(self, path: str, file: Path, progress: Progress | None = None) -> None:
+    def upload(self, path: str, file: Path, progress: ProgressCallback | None = None) -> None:
         """Send a local file, in parts when it is big; some tens of MB of memory whatever its size."""
         size = file.stat().st_size
         if size <= PART_BYTES:
@@ -146,7 +146,7 @@ class Bucket:
                 max_concurrency=PARTS_IN_FLIGHT,
             )
 
-    def download(self, path: str, file: Path, progress: Progress | None = None) -> None:
+    def download(self, path: str, file: Path, progress: ProgressCallback | None = None) -> None:
         """Fetch an object into a local file, which appears whole or not at all; bounded memory."""
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
@@ -233,7 +233,7 @@ def _info(meta: ObjectMeta, path: str) -> ObjectInfo:
     return ObjectInfo(path, meta["size"], meta["last_modified"], (meta["e_tag"] or "").strip('"'))
 
 
-def _pieces(file: Path, progress: Progress | None) -> Iterator[bytes]:
+def _pieces(file: Path, progress: ProgressCallback | None) -> Iterator[bytes]:
     with file.open("rb") as source:
         while piece := source.read(READ_BYTES):
             yield piece

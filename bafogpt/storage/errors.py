@@ -29,11 +29,11 @@ from bafogpt.core.errors import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LOOKS = 3
+READ_ATTEMPTS = 3
 """How often bytes that are not what was written are read before they count as damaged where they are kept."""
 
 CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… with keys that may use this bucket"
-AGAIN_HINT = "check the network and the endpoint (bafogpt config show), then give the same command again"
+RETRY_HINT = "check the network and the endpoint (bafogpt config show), then give the same command again"
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -47,11 +47,11 @@ _RANGE = ("416 Range Not Satisfiable", "StartTooLarge", "Requested range was inv
 
 
 def retry_on_corruption(read: Callable[[], T]) -> T:
-    """What ``read`` gives; its :class:`CorruptError` only after :data:`LOOKS` tries.
+    """What ``read`` gives; its :class:`CorruptError` only after :data:`READ_ATTEMPTS` tries.
 
     A bit may have flipped on its way. What looking again does not mend is damaged at the other end.
     """
-    for left in reversed(range(LOOKS)):
+    for left in reversed(range(READ_ATTEMPTS)):
         try:
             return read()
         except CorruptError as error:
@@ -79,7 +79,7 @@ def creation_failure(error: Exception, name: str) -> BafoError | None:
     if isinstance(error, NoCredentialsError):
         return AuthError("no S3 credentials in the environment, and no AWS profile", CREDENTIALS_HINT)
     if not isinstance(error, ClientError):
-        return UnreachableError(f"bucket '{name}' cannot be made: the server cannot be reached", AGAIN_HINT)
+        return UnreachableError(f"bucket '{name}' cannot be made: the server cannot be reached", RETRY_HINT)
     code = error.response["Error"]["Code"]
     if code == "BucketAlreadyOwnedByYou":
         return None
@@ -97,7 +97,7 @@ def request_failure(error: Exception, where: str) -> BafoError:
     if isinstance(error, NoCredentialsError):
         return AuthError("no S3 credentials in the environment, and no AWS profile", CREDENTIALS_HINT)
     if not isinstance(error, ClientError):
-        return UnreachableError(f"{where}: cannot be reached ({type(error).__name__})", AGAIN_HINT)
+        return UnreachableError(f"{where}: cannot be reached ({type(error).__name__})", RETRY_HINT)
     code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
     if code == _CLOCK_CODE:
         return ClockError(f"{where}: access refused, this machine's clock is wrong ({code})", CLOCK_HINT)
@@ -108,7 +108,7 @@ def request_failure(error: Exception, where: str) -> BafoError:
         or status in (408, 429)
         or code in ("RequestTimeout", "SlowDown", "InternalError")
     ):
-        return UnreachableError(f"{where}: the server answers {status} {code}", AGAIN_HINT)
+        return UnreachableError(f"{where}: the server answers {status} {code}", RETRY_HINT)
     if status == 404:
         return NotFoundError(f"{where} does not exist ({code})", "bafogpt config show")
     if code in _DIGEST_CODES:
@@ -139,7 +139,7 @@ def _to_error(error: Exception, bucket: str, where: str) -> BafoError:
         return CorruptError(f"{where} is shorter than it should be", f"bafogpt storage ls {bucket}")
     if bucket.startswith("file://") or (400 <= status < 500 and status not in (408, 429)):
         return StorageError(f"{where}: {code or _first_line(text)}", f"bafogpt storage ls {bucket}")
-    return UnreachableError(f"{where}: {_why_unreachable(text, code, status)}", AGAIN_HINT)
+    return UnreachableError(f"{where}: {_why_unreachable(text, code, status)}", RETRY_HINT)
 
 
 def _why_unreachable(text: str, code: str, status: int) -> str:

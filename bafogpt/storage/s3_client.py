@@ -36,7 +36,7 @@ _leases_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Location:
+class BucketLocation:
     """A bucket's URL taken apart: the store (bucket name, or folder) and the prefix within it."""
 
     scheme: str
@@ -44,13 +44,13 @@ class Location:
     prefix: str
 
 
-def parse(url: str) -> Location:
+def parse(url: str) -> BucketLocation:
     """``s3://NAME[/PREFIX]`` or ``file:///FOLDER``. Raises :class:`ConfigError` for anything else."""
     parts = urlsplit(url)
     if parts.scheme == "s3" and _BUCKET_NAME.fullmatch(parts.netloc):
-        return Location("s3", parts.netloc, parts.path.strip("/"))
+        return BucketLocation("s3", parts.netloc, parts.path.strip("/"))
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        return Location("file", unquote(parts.path).rstrip("/") or "/", "")
+        return BucketLocation("file", unquote(parts.path).rstrip("/") or "/", "")
     raise ConfigError(f"'{url}' is not a bucket", "write s3://NAME, s3://NAME/PREFIX or file:///FOLDER")
 
 
@@ -105,7 +105,7 @@ def boto3_client(settings: Settings | None = None, *, bulk: bool = False) -> Any
 class Connection:
     """The store behind a bucket and all its children, opened when it is first needed."""
 
-    def __init__(self, location: Location, settings: Settings) -> None:
+    def __init__(self, location: BucketLocation, settings: Settings) -> None:
         self.location = location
         self.settings = settings
         self.verifies_checksums: bool | None = None

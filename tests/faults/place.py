@@ -13,7 +13,7 @@ import numpy as np
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import server
-from bafogpt.storage.tokens.manifest import Source, TokenizerInfo
+from bafogpt.storage.tokens.manifest import TextSource, TokenizerInfo
 from bafogpt.storage.tokens.writer import TokenWriter
 
 DATA = "data/faults"
@@ -56,5 +56,5 @@ def write_dataset(bucket: Bucket, workdir: Path, tokens: int = 1000, vocabulary:
         writer.finish(
             tokenizer=TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None),
             vocab_size=vocabulary,
-            sources=[Source("x", "blake3:11", 1)],
+            sources=[TextSource("x", "blake3:11", 1)],
         )

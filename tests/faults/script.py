@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 
-from bafogpt.storage.errors import LOOKS
+from bafogpt.storage.errors import READ_ATTEMPTS
 
 from .proxy import Direction, Fault, Kind, Request
 
@@ -21,9 +21,9 @@ class Script:
 
     A request is known by what it asks for and how often that was asked before, not by when it comes; so the same
     seed gives the same faults however the threads of a client are scheduled. A request that comes again and again
-    gets through at the ``patience``-th time, and content is damaged less than :data:`LOOKS` times in a row: what
-    looking again does not mend counts as damaged in the bucket, rightly. Bits are flipped in objects, not in what the
-    server says about them (listings, the names of uploads): S3 has nothing that vouches for that but TLS.
+    gets through at the ``patience``-th time, and content is damaged less than :data:`READ_ATTEMPTS` times in a
+    row, since damage that persists counts as damage in the bucket. Bits are flipped in objects, not in what the server
+    says about them (listings, the names of uploads): only TLS protects those.
     """
 
     def __init__(self, seed: int, rate: float = 0.15, patience: int = 4) -> None:
@@ -48,7 +48,7 @@ class Script:
             fault = draw(chance, request)
             if fault.kind in ("flip", "truncate"):
                 self._damaged[name] += 1
-                if self._damaged[name] == LOOKS:
+                if self._damaged[name] == READ_ATTEMPTS:
                     self._hit[name] = self._damaged[name] = 0
                     return None
             if fault.kind == "flip" and request.label.split()[1] in _ABOUT_OBJECTS:

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage.folders.sync import Report, execute, prepare
-from bafogpt.storage.folders.uri import Place, locate
+from bafogpt.storage.folders.sync import SyncReport, execute, prepare
+from bafogpt.storage.folders.uri import FolderLocation, locate
 from bafogpt.storage.hub import push as hub_push
 
 from ..conftest import S3
@@ -72,15 +72,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-Copy = Callable[..., Report]
+Copy = Callable[..., SyncReport]
 
 
 @pytest.fixture
 def copy(settings: Settings) -> Copy:
     """``copy(source, target)``: both as on the command line, or paths."""
 
-    def run(source: str | Path, target: str | Path, **options: bool) -> Report:
-        def place(what: str | Path) -> Place:
+    def run(source: str | Path, target: str | Path, **options: bool) -> SyncReport:
+        def place(what: str | Path) -> FolderLocation:
             return locate(str(what), settings)
 
         return execute(prepare(place(source), place(target)), **options)

@@ -22,7 +22,8 @@ def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Pa
         f"teardown.Guard.settle = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
     )
     script = (
-        "import os, signal, sys; from pathlib import Path; from bafogpt.launch.engines.skypilot import launch_watchdog\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from bafogpt.launch.engines.skypilot import launch_watchdog\n"
         "with launch_watchdog.watching('r1', 7, Path(sys.argv[1])) as release:\n"
         "    release() if sys.argv[2] == 'end' else os.kill(os.getpid(), signal.SIGKILL)\n"
     )

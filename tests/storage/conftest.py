@@ -17,7 +17,7 @@ import pytest
 from bafogpt.core.settings import Settings
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.tokens.manifest import DType, Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.manifest import DType, TextSource, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.writer import TokenWriter
 from bafogpt.storage.transfer import upload
 
@@ -60,7 +60,7 @@ def write(tmp_path: Path) -> Iterator[Callable[..., Written]]:
                 stage = "dictionary" if i < len(documents) // 2 else "news"
                 writer.add("train", stage, f"source-{i % 2}", tokens)
             manifest = writer.finish(
-                tokenizer=TOKENIZER, vocab_size=top, sources=[Source("a.jsonl", "blake3:11", len(documents))]
+                tokenizer=TOKENIZER, vocab_size=top, sources=[TextSource("a.jsonl", "blake3:11", len(documents))]
             )
         return manifest, np.concatenate(documents) if documents else np.array([], dtype=np.int64)
 

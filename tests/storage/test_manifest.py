@@ -14,7 +14,16 @@ from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, DataError, NotFoundError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest as manifests
-from bafogpt.storage.tokens.manifest import Shard, Source, Split, Stage, TokenizerInfo, TokenManifest, from_json, load
+from bafogpt.storage.tokens.manifest import (
+    Shard,
+    Split,
+    Stage,
+    TextSource,
+    TokenizerInfo,
+    TokenManifest,
+    from_json,
+    load,
+)
 from bafogpt.storage.tokens.writer import TokenWriter
 
 TOKENIZER = TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None)
@@ -179,7 +188,7 @@ def test_a_trillion_tokens_are_located_quickly_in_little_memory() -> None:
             "train": Split(total, shards, tuple(one), (Stage("web", 0, total, shards, {"web": total}),)),
             "validation": Split(0, 0, (), ()),
         },
-        sources=(Source("web", "blake3:22", shards),),
+        sources=(TextSource("web", "blake3:22", shards),),
         created="2026-01-01T00:00:00+00:00",
     )
     data = made.to_json()

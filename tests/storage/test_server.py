@@ -19,7 +19,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import files as embedded
 from bafogpt.storage.embedded import server
-from bafogpt.storage.embedded.files import Folder
+from bafogpt.storage.embedded.files import ServerFolder
 
 WAIT_S = 15.0
 HOLDER = """
@@ -44,7 +44,7 @@ def _servers(home: Path) -> list[psutil.Process]:
     found = []
     for each in psutil.process_iter(["cmdline"]):
         line = " ".join(each.info["cmdline"] or [])
-        if str(home) in line and ("embedded.guardian" in line or "weed" in line):
+        if str(home) in line and ("embedded.server_process" in line or "weed" in line):
             found.append(each)
     return found
 
@@ -114,7 +114,7 @@ def test_a_holder_that_is_killed_leaves_no_server_behind(home: Path) -> None:
 
 def test_a_guardian_that_is_killed_takes_its_server_along_and_a_new_one_comes(home: Path) -> None:
     with server.lease(home) as old:
-        state = Folder(home).state()
+        state = ServerFolder(home).state()
         assert state is not None
         os.kill(state.pid, signal.SIGKILL)
         assert _gone(home)
@@ -124,7 +124,7 @@ def test_a_guardian_that_is_killed_takes_its_server_along_and_a_new_one_comes(ho
 
 def test_when_the_server_itself_dies_the_guardian_goes_and_a_new_one_comes(home: Path) -> None:
     with server.lease(home):
-        (weed,) = (each for each in _servers(home) if "guardian" not in " ".join(each.cmdline()))
+        (weed,) = (each for each in _servers(home) if "server_process" not in " ".join(each.cmdline()))
         weed.kill()
         assert _gone(home)
         assert server.status(home) is None
@@ -153,7 +153,7 @@ def test_two_homes_run_side_by_side_on_the_loopback_address_only(home: Path, tmp
         sockets = _listening(_servers(home))
         assert len(sockets) == len(embedded.PORTS)
         assert {address for address, _ in sockets} == {"127.0.0.1"}
-        state = Folder(home).state()
+        state = ServerFolder(home).state()
         assert state is not None
         assert {port for _, port in sockets} == set(state.ports.values())
     assert _gone(other)
@@ -187,7 +187,7 @@ def test_a_port_can_be_chosen_and_must_be_free(home: Path) -> None:
 
 def test_secrets_are_for_the_owner_only_and_never_shown(home: Path) -> None:
     with server.lease(home) as lease:
-        folder = Folder(home)
+        folder = ServerFolder(home)
         for path in (folder.credentials, folder.identities):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert lease.endpoint.secret_key in path.read_text()
@@ -202,8 +202,8 @@ def test_secrets_are_for_the_owner_only_and_never_shown(home: Path) -> None:
 
 
 def test_a_server_that_does_not_start_shows_the_end_of_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Folder(home).prepare()
-    Folder(home).identities.write_text("this is not JSON")
+    ServerFolder(home).prepare()
+    ServerFolder(home).identities.write_text("this is not JSON")
     with pytest.raises(StorageError, match="did not start") as raised:
         server.lease(home)
     assert "weed.log" in raised.value.hint

@@ -26,7 +26,7 @@ from bafogpt.model import eval_samples as texts
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest as manifests
-from bafogpt.storage.tokens.manifest import Source, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.manifest import TextSource, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.stream import Samples, TokenStream
 from bafogpt.storage.tokens.writer import TokenWriter
 from bafogpt.train import batches
@@ -57,7 +57,7 @@ def dataset(folder: Path, lengths: list[int], *, opened: bool) -> tuple[Bucket, 
                 writer.add(split, stage, "s", ids)
         info = TokenizerInfo("bytes", "blake3:00", EOS, BOS, opened)
         made = writer.finish(
-            tokenizer=info, vocab_size=1 << 16, sources=[Source("s", "d", len(lengths))], tokenizer_file=None
+            tokenizer=info, vocab_size=1 << 16, sources=[TextSource("s", "d", len(lengths))], tokenizer_file=None
         )
     return bucket, made
 

@@ -14,7 +14,7 @@ from bafogpt.storage.checkpoints.manifest import Checkpoint
 from bafogpt.storage.transfer import multipart
 
 log = logging.getLogger(__name__)
-BEST = "validation_loss"
+BEST_METRIC = "validation_loss"
 """What the best checkpoint has the lowest of, in the trainer's metadata and in the manifest's."""
 _STEP = re.compile(r"step-(\d+)/")
 
@@ -29,7 +29,7 @@ def kept(complete: Sequence[Checkpoint], last: int, every: int | None, best: str
     return steps
 
 
-def best_of(complete: Sequence[Checkpoint], name: str = BEST) -> Checkpoint | None:
+def best_of(complete: Sequence[Checkpoint], name: str = BEST_METRIC) -> Checkpoint | None:
     """The one whose metadata has the lowest ``name`` (the newest of equals); None where none has it."""
     rated = [(value, -each.step, each) for each in complete if (value := _metric(each, name)) is not None]
     return min(rated)[2] if rated else None

@@ -23,10 +23,10 @@ from typing import Any
 from bafogpt.core import files
 from bafogpt.core.errors import ConflictError, CorruptError, DiskFullError, NotFoundError
 from bafogpt.storage import transfer
-from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.manifest import HINT, Checkpoint, CheckpointFile, flat_files, matches
-from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, Listing, is_sound, is_whole
+from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, ObjectsByPath, is_sound, is_whole
 from bafogpt.storage.errors import retry_on_corruption
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
@@ -54,7 +54,7 @@ class CheckpointStore:
         samples: int,
         upload_id: str,
         metadata: Mapping[str, Any],
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         others: Callable[[], Sequence[CheckpointFile]] = tuple,
     ) -> Checkpoint:
         """Send the files of ``folder`` (flat, complete) side by side, verified, then commit the manifest.
@@ -93,7 +93,7 @@ class CheckpointStore:
         unsound = [file.object for file, is_right in zip(checkpoint.files, whole, strict=True) if not is_right]
         return [f"{self._bucket.url}/{name} is not what the manifest of {checkpoint.name} says" for name in unsound]
 
-    def fetch(self, checkpoint: Checkpoint, into: Path, *, progress: Progress | None = None) -> Path:
+    def fetch(self, checkpoint: Checkpoint, into: Path, *, progress: ProgressCallback | None = None) -> Path:
         """The checkpoint as a folder of local files, ``into/step-…``, all of them verified.
 
         Files there already whose content is right are not fetched, and a fetch that was cut off goes on. The folder
@@ -118,7 +118,7 @@ class CheckpointStore:
         files.sync_folder(into)
         return folder
 
-    def fetch_newest(self, into: Path, *, progress: Progress | None = None) -> tuple[Checkpoint, Path] | None:
+    def fetch_newest(self, into: Path, *, progress: ProgressCallback | None = None) -> tuple[Checkpoint, Path] | None:
         """The newest checkpoint that is whole, fetched; ``None`` when there is none.
 
         One that turns out to be damaged is reported as a warning, and the one before is tried. Other failures, such
@@ -149,10 +149,10 @@ class CheckpointStore:
         retention.clear(self._bucket, retired, [each for each in complete if each.step in stay])
         return [each.step for each in retired]
 
-    def _listing(self) -> Listing:
+    def _listing(self) -> ObjectsByPath:
         return {info.path: info for info in self._bucket.list()}
 
-    def _complete(self, listing: Listing) -> list[Checkpoint]:
+    def _complete(self, listing: ObjectsByPath) -> list[Checkpoint]:
         """Manifests are never written twice, so one that was read stays read while the server calls it the same."""
         steps = {int(match.group(1)): name for name in listing if (match := _MANIFEST.fullmatch(name))}
         keys = [(steps[step], listing[steps[step]].etag) for step in sorted(steps)]
@@ -199,7 +199,7 @@ class CheckpointStore:
         raise CorruptError(f"{self._bucket.url}/{name}: what arrived is not what was sent", "send it again")
 
     def _settle(
-        self, other: Checkpoint, samples: int, digests: Mapping[str, str], folder: Path, listing: Listing
+        self, other: Checkpoint, samples: int, digests: Mapping[str, str], folder: Path, listing: ObjectsByPath
     ) -> bool:
         """What to do about a complete checkpoint of this step. True: it stands, being the same as this one (what is
         damaged of it is sent again). False: it was damaged, other than this one, and is gone now. Raises
@@ -228,7 +228,7 @@ class CheckpointStore:
         return ConflictError(f"{where} exists with other content", f"bafogpt storage ls {self._bucket.url}")
 
     def _fetch_files(
-        self, missing: list[CheckpointFile], folder: Path, partial: Path, progress: Progress | None
+        self, missing: list[CheckpointFile], folder: Path, partial: Path, progress: ProgressCallback | None
     ) -> None:
         there = sum(path.stat().st_blocks * 512 for path in partial.glob(f"*{PARTIAL}"))
         needed = sum(file.bytes for file in missing) - there

@@ -10,17 +10,17 @@ from pathlib import Path, PurePosixPath
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage import transfer
-from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
+from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.checkpoints.manifest import Checkpoint, CheckpointFile
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer import multipart
 
 FILES_AT_ONCE = 4
-Listing = Mapping[str, ObjectInfo]
+ObjectsByPath = Mapping[str, ObjectInfo]
 """Every object below ``checkpoints/`` by its path, as one request told."""
 
 
-def is_sound(bucket: Bucket, file: CheckpointFile, listing: Listing) -> bool:
+def is_sound(bucket: Bucket, file: CheckpointFile, listing: ObjectsByPath) -> bool:
     """Whether the bucket holds the file's content: untouched since it was verified, or every byte read again."""
     info = listing.get(file.object)
     if info is None or info.bytes != file.bytes:
@@ -52,7 +52,7 @@ class FolderUpload:
         prefix: str,
         upload_id: str,
         complete: Iterable[Checkpoint],
-        listing: Listing,
+        listing: ObjectsByPath,
     ) -> None:
         self._bucket = bucket
         self._paths = paths
@@ -76,7 +76,7 @@ class FolderUpload:
         self._digests |= {path.name: each for path, each in zip(wanted, taken, strict=True)}
         return self._digests
 
-    def send(self, progress: Progress | None) -> tuple[CheckpointFile, ...]:
+    def send(self, progress: ProgressCallback | None) -> tuple[CheckpointFile, ...]:
         """Bring every file into the bucket, verified; big ones first."""
         self.digests()
 
@@ -92,7 +92,7 @@ class FolderUpload:
         brought = in_parallel(bring, order, FILES_AT_ONCE)
         return tuple(sorted(brought, key=lambda file: file.name))
 
-    def _bring(self, path: Path, moved: Progress) -> CheckpointFile:
+    def _bring(self, path: Path, moved: ProgressCallback) -> CheckpointFile:
         content, size = self._digests.get(path.name), path.stat().st_size
         earlier = self._known.get((content, size)) if content else None
         if earlier is not None and is_sound(self._bucket, earlier, self._listing):

@@ -61,7 +61,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class State:
+class ServerState:
     """A running server: its guardian, the ports by option name, whether it stays when nobody holds a lease."""
 
     pid: int
@@ -77,7 +77,7 @@ class State:
         return process.is_alive(self.pid, self.started)
 
 
-class Folder:
+class ServerFolder:
     """``HOME/s3``."""
 
     def __init__(self, home: Path) -> None:
@@ -109,15 +109,15 @@ class Folder:
         """A lock file opened, not yet locked. Child processes do not inherit it."""
         return os.open(self.root / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def state(self) -> State | None:
+    def state(self) -> ServerState | None:
         """The running server, or ``None``."""
         try:
-            state = State(**json.loads(self._state.read_bytes()))
+            state = ServerState(**json.loads(self._state.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return state if state.is_alive() else None
 
-    def write_state(self, state: State) -> None:
+    def write_state(self, state: ServerState) -> None:
         """Announce a server that answers."""
         files.write_atomic(self._state, json.dumps(dataclasses.asdict(state)), mode=0o600)
         files.write_atomic(self._ports, json.dumps(state.ports), mode=0o600)
@@ -127,7 +127,7 @@ class Folder:
     def clear_state(self) -> None:
         self._state.unlink(missing_ok=True)
 
-    def endpoint(self, state: State) -> Endpoint:
+    def endpoint(self, state: ServerState) -> Endpoint:
         """The endpoint with its keys."""
         access_key, secret_key = self._keys()
         return Endpoint(state.url, access_key, secret_key)

@@ -26,7 +26,7 @@ import bafogpt
 from bafogpt.core import process
 from bafogpt.core.errors import ConflictError, StorageError
 from bafogpt.storage.embedded import files as embedded
-from bafogpt.storage.embedded.files import Endpoint, Folder, State
+from bafogpt.storage.embedded.files import Endpoint, ServerFolder, ServerState
 
 GUARDIAN = "bafogpt.storage.embedded.server_process"
 """The module that the guardian's process runs."""
@@ -63,7 +63,7 @@ def lease(home: Path, *, port: int = 0) -> Lease:
     ``port`` asks for an S3 port (0: any). Raises :class:`ConflictError` when that is taken or the server runs on
     another one, and :class:`StorageError` with the end of the server's log when it does not start.
     """
-    folder = Folder(home)
+    folder = ServerFolder(home)
     folder.prepare()
     handle = folder.open_lock("lease")
     try:
@@ -80,7 +80,7 @@ def lease(home: Path, *, port: int = 0) -> Lease:
 
 def keep(home: Path, *, port: int = 0) -> Endpoint:
     """Start the server if need be, and let it run without leases until :func:`stop`."""
-    folder = Folder(home)
+    folder = ServerFolder(home)
     with lease(home, port=port) as held:
         state = folder.state()
         if state is not None and not state.kept:
@@ -97,7 +97,7 @@ def keep(home: Path, *, port: int = 0) -> Endpoint:
 
 def stop(home: Path) -> bool:
     """End the server of ``home``, leases or not; whether there was one."""
-    state = Folder(home).state()
+    state = ServerFolder(home).state()
     if state is None:
         return False
     os.kill(state.pid, signal.SIGTERM)
@@ -108,14 +108,14 @@ def stop(home: Path) -> bool:
 
 def status(home: Path) -> Endpoint | None:
     """The server of ``home`` if it runs and answers."""
-    folder = Folder(home)
+    folder = ServerFolder(home)
     state = folder.state()
     if state is None or not embedded.is_healthy(state.ports[embedded.S3_PORT]):
         return None
     return folder.endpoint(state)
 
 
-def _running(folder: Folder) -> State | None:
+def _running(folder: ServerFolder) -> ServerState | None:
     """The server there is. One that does not answer any more is ended first."""
     state = folder.state()
     if state is None:
@@ -127,7 +127,7 @@ def _running(folder: Folder) -> State | None:
     return None
 
 
-def _start(folder: Folder, port: int) -> State:
+def _start(folder: ServerFolder, port: int) -> ServerState:
     """Start a guardian and wait until its server answers."""
     embedded.binary()  # say now that it is missing
     if port and not embedded.is_free(port):

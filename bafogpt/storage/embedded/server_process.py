@@ -22,7 +22,7 @@ import psutil
 from bafogpt.core import process
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.storage.embedded import files as embedded
-from bafogpt.storage.embedded.files import HOST, S3_PORT, Folder, State
+from bafogpt.storage.embedded.files import HOST, S3_PORT, ServerFolder, ServerState
 
 START_TIMEOUT_S = 30.0
 STOP_GRACE_S = 10.0
@@ -33,13 +33,13 @@ class _LeaveError(Exception):
     """SIGTERM, or SeaweedFS has ended."""
 
 
-class Guardian:
+class ServerProcess:
     """One server's life."""
 
-    def __init__(self, folder: Folder, leases: int) -> None:
+    def __init__(self, folder: ServerFolder, leases: int) -> None:
         self._folder = folder
         self._leases = leases
-        self._state: State | None = None
+        self._state: ServerState | None = None
         self._leaving = False
 
     def start(self, port: int, own_lock: int) -> subprocess.Popen[bytes]:
@@ -55,7 +55,7 @@ class Guardian:
                     raise
                 continue  # somebody took a port between our choice and the start
             pid = os.getpid()
-            self._state = State(pid, process.start_time(pid) or 0.0, ports)
+            self._state = ServerState(pid, process.start_time(pid) or 0.0, ports)
             return weed
         raise StorageError("no free ports")
 
@@ -98,11 +98,11 @@ class Guardian:
 
     def _stay(self, number: int, frame: FrameType | None) -> None:
         assert self._state is not None
-        self._state = State(self._state.pid, self._state.started, self._state.ports, kept=True)
+        self._state = ServerState(self._state.pid, self._state.started, self._state.ports, kept=True)
         self._folder.write_state(self._state)
 
 
-def _weed(folder: Folder, ports: dict[str, int], own_lock: int) -> subprocess.Popen[bytes]:
+def _weed(folder: ServerFolder, ports: dict[str, int], own_lock: int) -> subprocess.Popen[bytes]:
     """Start SeaweedFS. Its defaults would listen on every address and report statistics to its makers."""
     options = {
         "dir": str(folder.data),
@@ -150,10 +150,10 @@ def _tell(report: int, message: dict[str, str]) -> None:
 
 def main(home: Path, port: int, report: int) -> None:
     """Hold the server of ``home`` until nobody needs it."""
-    folder = Folder(home)
+    folder = ServerFolder(home)
     with folder.lock("guardian", fcntl.LOCK_EX) as own_lock:  # the server before this one is gone now
         leases = folder.open_lock("lease")
-        guardian = Guardian(folder, leases)
+        guardian = ServerProcess(folder, leases)
         try:
             weed = guardian.start(port, own_lock)
         except BafoError as error:

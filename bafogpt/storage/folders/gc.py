@@ -15,9 +15,9 @@ from typing import Literal
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError, StorageError, UsageError
-from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
+from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.checkpoints.manifest import Checkpoint
-from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders.manifest import MANIFEST
 from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.tokens import manifest as manifests
@@ -27,13 +27,13 @@ from bafogpt.storage.transfer.multipart import MultipartUpload
 
 log = logging.getLogger(__name__)
 LANES = 4
-Kind = Literal["model", "dataset", "checkpoint"]
+FolderKind = Literal["model", "dataset", "checkpoint"]
 _CHECKPOINT = re.compile(r"(?:(?P<folder>.*)/)?step-\d{8,}\.json")
 _UPLOAD = re.compile(r"step-\d{8,}/")
 
 
 @dataclass(frozen=True)
-class Item:
+class TrackedObject:
     """One object that a manifest speaks for, and what its content must hash to, span by span.
 
     ``blocks`` are the digests of consecutive spans of ``block_bytes`` bytes; one block is the whole object.
@@ -47,27 +47,27 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Folder:
+class ManifestFolder:
     """A folder that has manifests: one of its own, or those of its checkpoints."""
 
     path: str
-    kind: Kind
+    kind: FolderKind
     manifests: tuple[str, ...]
-    items: tuple[Item, ...]
+    items: tuple[TrackedObject, ...]
     problems: tuple[str, ...] = ()
     """Manifests that cannot be read; while there are any, nothing below is removed."""
     unfinished: bool = False
 
 
 @dataclass(frozen=True)
-class Contents:
+class BucketContents:
     """A bucket (or a folder of one) and what its manifests say of it."""
 
     bucket: Bucket
     objects: Mapping[str, ObjectInfo]
-    folders: tuple[Folder, ...]
+    folders: tuple[ManifestFolder, ...]
 
-    def folder_of(self, path: str) -> Folder | None:
+    def folder_of(self, path: str) -> ManifestFolder | None:
         """The folder that an object belongs to: the deepest one above it."""
         above = [each for each in self.folders if not each.path or path.startswith(f"{each.path}/")]
         return max(above, key=lambda each: len(each.path), default=None)
@@ -84,10 +84,10 @@ class Garbage:
     upload: MultipartUpload | None = field(default=None, repr=False)
 
 
-def survey(bucket: Bucket) -> Contents:
+def scan(bucket: Bucket) -> BucketContents:
     """Everything below ``bucket``, each folder with what its manifests name."""
     objects = {info.path: info for info in bucket.list()}
-    folders: list[Folder] = []
+    folders: list[ManifestFolder] = []
     steps: dict[str, list[str]] = {}
     for path in objects:
         if path == MANIFEST or path.endswith(f"/{MANIFEST}"):
@@ -97,10 +97,10 @@ def survey(bucket: Bucket) -> Contents:
         elif match := _CHECKPOINT.fullmatch(path):
             steps.setdefault(match["folder"] or "", []).append(path)
     folders += [_checkpoints(bucket, folder, paths) for folder, paths in steps.items()]
-    return Contents(bucket, objects, tuple(sorted(folders, key=lambda each: each.path)))
+    return BucketContents(bucket, objects, tuple(sorted(folders, key=lambda each: each.path)))
 
 
-def verify(contents: Contents, progress: Progress = lambda count: None) -> list[str]:
+def verify(contents: BucketContents, progress: ProgressCallback = lambda count: None) -> list[str]:
     """What is wrong, every byte read: manifests that cannot be read, objects that are missing or not what they were.
 
     Raises :class:`NotFoundError` when no manifest speaks for anything.
@@ -116,7 +116,7 @@ def verify(contents: Contents, progress: Progress = lambda count: None) -> list[
             problems.append(f"{_where(contents, folder.path)} is unfinished: what was copying to it was cut off")
     items = {item.path: item for folder in contents.folders for item in folder.items}
 
-    def check(item: Item, go_on: Callable[[], None]) -> list[str]:
+    def check(item: TrackedObject, go_on: Callable[[], None]) -> list[str]:
         go_on()
         found = contents.objects.get(item.path)
         if found is None:
@@ -133,13 +133,13 @@ def verify(contents: Contents, progress: Progress = lambda count: None) -> list[
     return problems
 
 
-def bytes_to_verify(contents: Contents) -> int:
+def bytes_to_verify(contents: BucketContents) -> int:
     """How many bytes :func:`verify` reads."""
     paths = {item.path for folder in contents.folders for item in folder.items}
     return sum(contents.objects[path].bytes for path in paths if path in contents.objects)
 
 
-def garbage(contents: Contents, older_than: timedelta, now: datetime) -> list[Garbage]:
+def garbage(contents: BucketContents, older_than: timedelta, now: datetime) -> list[Garbage]:
     """What no manifest names in folders that have manifests, and uploads that nobody goes on with.
 
     Only what is older than ``older_than`` by the server's own times. Where a manifest cannot be read nothing is
@@ -186,13 +186,13 @@ def usage(bucket: Bucket, depth: int = 1) -> list[tuple[str, int, int]]:
     return [(key, *sums[key]) for key in sorted(sums)]
 
 
-def _with_manifest(bucket: Bucket, path: str, objects: Mapping[str, ObjectInfo]) -> Folder | None:
+def _with_manifest(bucket: Bucket, path: str, objects: Mapping[str, ObjectInfo]) -> ManifestFolder | None:
     """The folder whose ``manifest.json`` this is; ``None`` for a manifest of somebody else's."""
     folder = path.rpartition("/")[0]
     where = f"{bucket.url}/{path}"
     data = bucket.get(path)
-    form = models.format_of(data)
-    kind: Kind = "dataset" if form.startswith("bafogpt.tokens/") else "model"
+    form = folder_manifest.format_of(data)
+    kind: FolderKind = "dataset" if form.startswith("bafogpt.tokens/") else "model"
     if not form.startswith("bafogpt."):
         return None
     try:
@@ -202,15 +202,15 @@ def _with_manifest(bucket: Bucket, path: str, objects: Mapping[str, ObjectInfo])
             tokenizer = _join(folder, "tokenizer/tokenizer.json")
             if tokenizer in objects:  # one that is known by its name alone has no file
                 items.append(_whole(tokenizer, objects[tokenizer].bytes, tokens.tokenizer.digest))
-            return Folder(folder, kind, (path,), tuple(items))
-        manifest = models.from_json(data, where)
+            return ManifestFolder(folder, kind, (path,), tuple(items))
+        manifest = folder_manifest.from_json(data, where)
     except CorruptError as error:
-        return Folder(folder, kind, (path,), (), (error.message,))
+        return ManifestFolder(folder, kind, (path,), (), (error.message,))
     files = tuple(_whole(_join(folder, each.name), each.bytes, each.digest) for each in manifest.files)
-    return Folder(folder, kind, (path,), files, unfinished=manifest.state != "complete")
+    return ManifestFolder(folder, kind, (path,), files, unfinished=manifest.state != "complete")
 
 
-def _checkpoints(bucket: Bucket, folder: str, paths: list[str]) -> Folder:
+def _checkpoints(bucket: Bucket, folder: str, paths: list[str]) -> ManifestFolder:
     items, problems = [], []
     for path in paths:
         try:
@@ -219,24 +219,24 @@ def _checkpoints(bucket: Bucket, folder: str, paths: list[str]) -> Folder:
             problems.append(error.message)
             continue
         items += [_whole(_join(folder, file.object), file.bytes, file.digest) for file in checkpoint.files]
-    return Folder(folder, "checkpoint", tuple(paths), tuple(items), tuple(problems))
+    return ManifestFolder(folder, "checkpoint", tuple(paths), tuple(items), tuple(problems))
 
 
-def _items_of_tokens(tokens: TokenManifest, folder: str) -> Iterator[Item]:
+def _items_of_tokens(tokens: TokenManifest, folder: str) -> Iterator[TrackedObject]:
     for split in tokens.splits.values():
         for shard in split.shards:
             hashes = tuple(shard.blocks[i : i + HASH_CHARS] for i in range(0, len(shard.blocks), HASH_CHARS))
             size = shard.tokens * ITEM_BYTES[tokens.dtype]
-            yield Item(_join(folder, shard.object), size, "xxh3", hashes, tokens.block_bytes)
+            yield TrackedObject(_join(folder, shard.object), size, "xxh3", hashes, tokens.block_bytes)
             yield _whole(_join(folder, shard.docs_object), 8 * shard.documents, shard.docs_digest)
 
 
-def _whole(path: str, size: int, content: str) -> Item:
+def _whole(path: str, size: int, content: str) -> TrackedObject:
     algorithm, _, value = content.partition(":")
-    return Item(path, size, algorithm, (value,), max(size, 1))
+    return TrackedObject(path, size, algorithm, (value,), max(size, 1))
 
 
-def _wrong_spans(bucket: Bucket, item: Item, progress: Progress) -> list[str]:
+def _wrong_spans(bucket: Bucket, item: TrackedObject, progress: ProgressCallback) -> list[str]:
     """The blocks of an object that do not match, as ``" bytes 0-99"``; of an object of one block just ``""``."""
     wrong: list[str] = []
     state, filled, number = digest.hasher(item.algorithm), 0, 0
@@ -265,7 +265,7 @@ def _wrong_spans(bucket: Bucket, item: Item, progress: Progress) -> list[str]:
     return wrong
 
 
-def _can_be_removed(folder: Folder, path: str) -> bool:
+def _can_be_removed(folder: ManifestFolder, path: str) -> bool:
     """Of a checkpoints' folder only what uploads have left; of the others whatever the manifest does not name."""
     if folder.kind != "checkpoint":
         return True
@@ -288,11 +288,11 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _where(contents: Contents, path: str) -> str:
+def _where(contents: BucketContents, path: str) -> str:
     return f"{contents.bucket.url}/{path}" if path else contents.bucket.url
 
 
-def require_sound(contents: Contents, problems: list[str]) -> None:
+def require_sound(contents: BucketContents, problems: list[str]) -> None:
     """Raise :class:`StorageError` that names the first problem, if there is one."""
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

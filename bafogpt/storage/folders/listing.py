@@ -13,11 +13,11 @@ from typing import Any
 
 from bafogpt.core import digest
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, StorageError, UsageError
-from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
+from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.checkpoints.manifest import Checkpoint
-from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders.manifest import MANIFEST
-from bafogpt.storage.folders.uri import Place
+from bafogpt.storage.folders.uri import FolderLocation
 from bafogpt.storage.hub.repository import HubRepo
 from bafogpt.storage.parallel import in_parallel
 
@@ -27,7 +27,7 @@ _STEP = re.compile(r"(step-\d{8,})(?:\.json)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class FileEntry:
     """One file to copy: the name it has in a folder, and the object that holds its content."""
 
     name: str
@@ -42,13 +42,13 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class FolderListing:
     """A folder's files."""
 
-    place: Place
+    location: FolderLocation
     bucket: Bucket
-    entries: tuple[Entry, ...]
-    proof: str
+    entries: tuple[FileEntry, ...]
+    verified_by: str
     """By what the content can be verified, in words."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     foreign: bool = False
@@ -57,57 +57,59 @@ class Listing:
     @property
     def folder(self) -> Path | None:
         """The folder that a person works in, if it is one."""
-        return self.place.local if self.place.own else None
+        return self.location.local if self.location.is_path else None
 
     @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries)
 
 
-def read(place: Place) -> Listing:
+def read(location: FolderLocation) -> FolderListing:
     """What is at a place: a model folder, a checkpoint (of a folder of them, the newest), or any folder of files.
 
     Raises :class:`NotFoundError` when nothing is there, :class:`StorageError` for a folder whose push was never
     finished, :class:`UsageError` for a symbolic link, :class:`CorruptError` for names that no folder can have.
     """
-    step = None if place.hub or place.own else _STEP.fullmatch(place.url.rpartition("/")[2])
+    step = None if location.hub or location.is_path else _STEP.fullmatch(location.url.rpartition("/")[2])
     if step is not None:
-        return _checkpoint(place, place.parent(), step.group(1))
-    if place.local is not None:
-        regular = _regular_files(place.local)
-        if place.own:
-            return _own(place, place.local, regular)
-    bucket = place.bucket()
+        return _checkpoint(location, location.parent(), step.group(1))
+    if location.local is not None:
+        regular = _regular_files(location.local)
+        if location.is_path:
+            return _own(location, location.local, regular)
+    bucket = location.bucket()
     infos = {info.path: info for info in bucket.list()}
     if not infos:
-        raise NotFoundError(f"nothing below {place.url}", "bafogpt storage ls")
+        raise NotFoundError(f"nothing below {location.url}", "bafogpt storage ls")
     steps = sorted(name for name in infos if _STEP.fullmatch(name) and name.endswith(".json"))
     if steps and MANIFEST not in infos:
-        return _checkpoint(place, bucket, steps[-1].removesuffix(".json"))
-    manifest = models.load(bucket) if MANIFEST in infos else None
+        return _checkpoint(location, bucket, steps[-1].removesuffix(".json"))
+    manifest = folder_manifest.load(bucket) if MANIFEST in infos else None
     if manifest is None:
-        return _plain(place, bucket, infos)
-    _require_complete(manifest, place)
+        return _plain(location, bucket, infos)
+    _require_complete(manifest, location)
     entries = tuple(
-        Entry(name=each.name, object=each.name, bytes=each.bytes, digest=each.digest, sha256=each.sha256)
+        FileEntry(name=each.name, object=each.name, bytes=each.bytes, digest=each.digest, sha256=each.sha256)
         for each in manifest.files
     )
     for entry in entries:
         found = infos.get(entry.object)
         if found is None or found.bytes != entry.bytes:
             there = "missing" if found is None else f"{found.bytes} bytes long"
-            message = f"{place.url}/{entry.name} is {there}, its manifest says {entry.bytes} bytes"
-            raise CorruptError(message, f"bafogpt storage verify {place.url}")
-    return Listing(place=place, bucket=bucket, entries=entries, proof="manifest (blake3)", metadata=manifest.metadata)
+            message = f"{location.url}/{entry.name} is {there}, its manifest says {entry.bytes} bytes"
+            raise CorruptError(message, f"bafogpt storage verify {location.url}")
+    return FolderListing(
+        location=location, bucket=bucket, entries=entries, verified_by="manifest (blake3)", metadata=manifest.metadata
+    )
 
 
-def hashed(listing: Listing, *, sha256: bool = False, progress: Progress | None = None) -> Listing:
+def hashed(listing: FolderListing, *, sha256: bool = False, progress: ProgressCallback | None = None) -> FolderListing:
     """The listing with the blake3 of every file, and with its sha256 where that is asked for.
 
     Reads what it must, several files at a time. Raises :class:`CorruptError` for content that is not what was said.
     """
 
-    def fill(entry: Entry, check: Callable[[], None]) -> Entry:
+    def fill(entry: FileEntry, check: Callable[[], None]) -> FileEntry:
         if entry.digest.startswith("blake3:") and (entry.sha256 or not sha256):
             return entry
         states = [digest.hasher("blake3"), *([digest.hasher("sha256")] if sha256 else [])]
@@ -119,16 +121,18 @@ def hashed(listing: Listing, *, sha256: bool = False, progress: Progress | None 
                 progress(len(chunk))
         found = f"blake3:{states[0].hexdigest()}"
         if entry.digest.startswith("blake3:") and entry.digest != found:
-            raise CorruptError(f"{listing.place.url}/{entry.object}: not what was written", _verify(listing.place))
+            raise CorruptError(
+                f"{listing.location.url}/{entry.object}: not what was written", _verify(listing.location)
+            )
         return replace(entry, digest=found, sha256=states[1].hexdigest() if sha256 else entry.sha256)
 
     return replace(listing, entries=tuple(in_parallel(fill, listing.entries, HASH_LANES)))
 
 
-class Source:
+class FileSource:
     """One file's bytes, read from any position; what a transfer sends."""
 
-    def __init__(self, listing: Listing, entry: Entry) -> None:
+    def __init__(self, listing: FolderListing, entry: FileEntry) -> None:
         self._listing = listing
         self._entry = entry
         self.size = entry.bytes
@@ -146,7 +150,7 @@ class Source:
         return data
 
 
-def require_unchanged(listing: Listing, entry: Entry) -> None:
+def require_unchanged(listing: FolderListing, entry: FileEntry) -> None:
     """Raise :class:`StorageError` when a local file is not the one any more that was listed and hashed."""
     if listing.folder is None:
         return
@@ -156,7 +160,7 @@ def require_unchanged(listing: Listing, entry: Entry) -> None:
         raise StorageError(f"{path} was changed while it was being copied", "give the same command again")
 
 
-def _content(listing: Listing, entry: Entry) -> Iterable[bytes]:
+def _content(listing: FolderListing, entry: FileEntry) -> Iterable[bytes]:
     if listing.folder is None:
         yield from listing.bucket.chunks(entry.object)
         return
@@ -166,24 +170,24 @@ def _content(listing: Listing, entry: Entry) -> Iterable[bytes]:
     require_unchanged(listing, entry)
 
 
-def _own(place: Place, folder: Path, regular: list[Path]) -> Listing:
+def _own(location: FolderLocation, folder: Path, regular: list[Path]) -> FolderListing:
     entries = [_entry(folder, path) for path in regular]
-    bucket = place.bucket()
-    manifest = models.load(bucket) if (folder / MANIFEST).is_file() else None
+    bucket = location.bucket()
+    manifest = folder_manifest.load(bucket) if (folder / MANIFEST).is_file() else None
     foreign = manifest is None and any(entry.name == MANIFEST for entry in entries)
     if manifest is not None:
-        _require_complete(manifest, place)
+        _require_complete(manifest, location)
     if not foreign:
         entries = [entry for entry in entries if entry.name != MANIFEST]
     if not entries:
         raise NotFoundError(f"there is no file in {folder}", f"ls -la {folder}")
-    models.check_names((entry.name for entry in entries if entry.name != MANIFEST), str(folder))
+    folder_manifest.check_names((entry.name for entry in entries if entry.name != MANIFEST), str(folder))
     metadata = manifest.metadata if manifest else _facts_of_a_checkpoint(folder / "checkpoint.json")
-    return Listing(
-        place=place,
+    return FolderListing(
+        location=location,
         bucket=bucket,
         entries=_manifest_last(entries),
-        proof="manifest (blake3)",
+        verified_by="manifest (blake3)",
         metadata=metadata,
         foreign=foreign,
     )
@@ -207,20 +211,20 @@ def _regular_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _entry(folder: Path, path: Path) -> Entry:
+def _entry(folder: Path, path: Path) -> FileEntry:
     name = path.relative_to(folder).as_posix()
     found = path.stat()
     modified = datetime.fromtimestamp(found.st_mtime, UTC)
-    return Entry(name=name, object=name, bytes=found.st_size, modified=modified, changed_ns=found.st_mtime_ns)
+    return FileEntry(name=name, object=name, bytes=found.st_size, modified=modified, changed_ns=found.st_mtime_ns)
 
 
-def _plain(place: Place, bucket: Bucket, infos: Mapping[str, ObjectInfo]) -> Listing:
+def _plain(location: FolderLocation, bucket: Bucket, infos: Mapping[str, ObjectInfo]) -> FolderListing:
     """A folder that no manifest of ours speaks for: a repository of the Hub, a dataset, anybody's files."""
     known = bucket if isinstance(bucket, HubRepo) else None
     names = [name for name in infos if known is None or name != ".gitattributes"]
-    models.check_names((name for name in names if name != MANIFEST), place.url)
+    folder_manifest.check_names((name for name in names if name != MANIFEST), location.url)
     entries = [
-        Entry(
+        FileEntry(
             name=name,
             object=name,
             bytes=infos[name].bytes,
@@ -230,23 +234,31 @@ def _plain(place: Place, bucket: Bucket, infos: Mapping[str, ObjectInfo]) -> Lis
         )
         for name in names
     ]
-    proof = "the Hub's sha256 and git hashes" if known else "sizes only"
-    return Listing(place=place, bucket=bucket, entries=_manifest_last(entries), proof=proof, foreign=MANIFEST in infos)
+    verified_by = "the Hub's sha256 and git hashes" if known else "sizes only"
+    return FolderListing(
+        location=location,
+        bucket=bucket,
+        entries=_manifest_last(entries),
+        verified_by=verified_by,
+        foreign=MANIFEST in infos,
+    )
 
 
-def _manifest_last(entries: list[Entry]) -> tuple[Entry, ...]:
+def _manifest_last(entries: list[FileEntry]) -> tuple[FileEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: (entry.name == MANIFEST, entry.name)))
 
 
-def _checkpoint(place: Place, bucket: Bucket, name: str) -> Listing:
+def _checkpoint(location: FolderLocation, bucket: Bucket, name: str) -> FolderListing:
     where = f"{bucket.url}/{name}.json"
     checkpoint = Checkpoint.from_json(bucket.get(f"{name}.json"), where)
     entries = tuple(
-        Entry(name=file.name, object=file.object, bytes=file.bytes, digest=file.digest) for file in checkpoint.files
+        FileEntry(name=file.name, object=file.object, bytes=file.bytes, digest=file.digest) for file in checkpoint.files
     )
-    models.check_names((entry.name for entry in entries), where)
+    folder_manifest.check_names((entry.name for entry in entries), where)
     facts = {"step": checkpoint.step, "samples": checkpoint.samples, **_facts_of_a_run(bucket)}
-    return Listing(place=place, bucket=bucket, entries=entries, proof="manifest (blake3)", metadata=facts)
+    return FolderListing(
+        location=location, bucket=bucket, entries=entries, verified_by="manifest (blake3)", metadata=facts
+    )
 
 
 def _facts_of_a_run(checkpoints: Bucket) -> dict[str, Any]:
@@ -270,12 +282,12 @@ def _facts_of_a_checkpoint(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _require_complete(manifest: models.ModelManifest, place: Place) -> None:
+def _require_complete(manifest: folder_manifest.ModelManifest, location: FolderLocation) -> None:
     if manifest.state != "complete":
         raise StorageError(
-            f"{place.url} is unfinished: what was copying to it was cut off", "give that command again; it goes on"
+            f"{location.url} is unfinished: what was copying to it was cut off", "give that command again; it goes on"
         )
 
 
-def _verify(place: Place) -> str:
-    return f"bafogpt storage verify {place.url}"
+def _verify(location: FolderLocation) -> str:
+    return f"bafogpt storage verify {location.url}"

@@ -27,7 +27,7 @@ from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
 
 FORMAT = "bafogpt.files/1"
 MANIFEST = "manifest.json"
-State = Literal["unfinished", "complete"]
+ManifestState = Literal["unfinished", "complete"]
 _DIGEST_CHARS = {"blake3": 64, "sha256": 64}
 
 
@@ -49,7 +49,7 @@ class ModelManifest:
     """A model folder."""
 
     files: tuple[ModelFile, ...]
-    state: State = "complete"
+    state: ManifestState = "complete"
     created: str
     """When, as ISO 8601 in UTC."""
     writer: str = ""

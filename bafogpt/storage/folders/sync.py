@@ -19,11 +19,11 @@ from bafogpt.core import digest, files
 from bafogpt.core.errors import ConflictError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import EMBEDDED
 from bafogpt.storage import transfer
-from bafogpt.storage.bucket import Bucket, ObjectInfo, Progress
-from bafogpt.storage.folders import manifest as models
-from bafogpt.storage.folders.listing import Entry, Listing, Source, hashed, read, require_unchanged
+from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
+from bafogpt.storage.folders import manifest as folder_manifest
+from bafogpt.storage.folders.listing import FileEntry, FileSource, FolderListing, hashed, read, require_unchanged
 from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
-from bafogpt.storage.folders.uri import Place
+from bafogpt.storage.folders.uri import FolderLocation
 from bafogpt.storage.hub import push as hub_push
 from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
@@ -35,19 +35,19 @@ SMALL_LANES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SyncPlan:
     """What a copy would do."""
 
-    listing: Listing
-    target: Place
-    kept: Mapping[str, ModelFile]
+    listing: FolderListing
+    target: FolderLocation
+    unchanged: Mapping[str, ModelFile]
     """Files that are at the target already, as they must be."""
     finished: bool
     """Nothing is left to do: files, manifest and all."""
 
     @property
-    def to_send(self) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self.listing.entries if entry.name not in self.kept)
+    def to_send(self) -> tuple[FileEntry, ...]:
+        return tuple(entry for entry in self.listing.entries if entry.name not in self.unchanged)
 
     @property
     def bytes_to_send(self) -> int:
@@ -55,7 +55,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SyncReport:
     """What a copy did."""
 
     source: str
@@ -71,46 +71,59 @@ class Report:
 
 
 def prepare(
-    source: Place,
-    target: Place,
+    source: FolderLocation,
+    target: FolderLocation,
     *,
-    progress: Progress | None = None,
-    wanted: Callable[[str], bool] | None = None,
-    facts: Mapping[str, Any] | None = None,
-) -> Plan:
+    progress: ProgressCallback | None = None,
+    include: Callable[[str], bool] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> SyncPlan:
     """Find out what a copy from ``source`` to ``target`` must send. ``progress`` counts bytes that are hashed here.
 
-    ``wanted`` says of a name whether that file is part of the copy; without it all are. ``facts`` go into the target's
-    manifest, and its card, beside what the source's says. Raises what :func:`bafogpt.storage.folders.listing.read`
-    does.
+    ``include`` says of a name whether that file is part of the copy; without it all are. ``metadata`` go into the
+    target's manifest, and its card, beside what the source's says.
+    Raises what :func:`bafogpt.storage.folders.listing.read` does.
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} is source and target", "name two places")
     listing = read(source)
-    if wanted is not None:
-        entries = tuple(entry for entry in listing.entries if wanted(entry.name))
-        listing = replace(listing, entries=entries, foreign=listing.foreign and wanted(MANIFEST))
-    if facts is not None:
-        listing = replace(listing, metadata={**listing.metadata, **facts})
+    if include is not None:
+        entries = tuple(entry for entry in listing.entries if include(entry.name))
+        listing = replace(listing, entries=entries, foreign=listing.foreign and include(MANIFEST))
+    if metadata is not None:
+        listing = replace(listing, metadata={**listing.metadata, **metadata})
     if target.hub is not None:
         listing = hashed(listing, sha256=True, progress=progress)
-        names = hub_push.kept(listing, target.hub, target.settings)
-        kept = {entry.name: _file(entry) for entry in listing.entries if entry.name in names}
+        names = hub_push.unchanged(listing, target.hub, target.settings)
+        unchanged = {entry.name: _file(entry) for entry in listing.entries if entry.name in names}
         finished = bool(hub_push.is_current(listing, target.hub, target.settings))
-        return Plan(listing=listing, target=target, kept=kept, finished=finished)
+        return SyncPlan(listing=listing, target=target, unchanged=unchanged, finished=finished)
     there, manifest = _there(target)
     if listing.foreign:
-        kept = {entry.name: _file(entry) for entry in listing.entries if _is_not_older(there.get(entry.name), entry)}
-        return Plan(listing=listing, target=target, kept=kept, finished=len(kept) == len(listing.entries))
-    kept = _kept(listing, target, there, manifest, progress)
+        unchanged = {
+            entry.name: _file(entry) for entry in listing.entries if _is_not_older(there.get(entry.name), entry)
+        }
+        return SyncPlan(
+            listing=listing, target=target, unchanged=unchanged, finished=len(unchanged) == len(listing.entries)
+        )
+    unchanged = _kept(listing, target, there, manifest, progress)
     same = manifest is not None and manifest.state == "complete" and manifest.metadata == dict(listing.metadata)
-    finished = same and manifest is not None and {each.name for each in manifest.files} == set(kept)
-    return Plan(listing=listing, target=target, kept=kept, finished=finished and len(kept) == len(listing.entries))
+    finished = same and manifest is not None and {each.name for each in manifest.files} == set(unchanged)
+    return SyncPlan(
+        listing=listing,
+        target=target,
+        unchanged=unchanged,
+        finished=finished and len(unchanged) == len(listing.entries),
+    )
 
 
 def execute(
-    plan: Plan, *, public: bool = False, progress: Progress = lambda count: None, bandwidth: Bandwidth | None = None
-) -> Report:
+    plan: SyncPlan,
+    *,
+    public: bool = False,
+    progress: ProgressCallback = lambda count: None,
+    bandwidth: Bandwidth | None = None,
+) -> SyncReport:
     """Do what a plan says. ``public`` allows a repository of the Hub that everybody sees.
 
     Raises :class:`CorruptError` for content that is not what it should be, :class:`DiskFullError`,
@@ -118,9 +131,9 @@ def execute(
     """
     began = time.monotonic()
     commit = ""
-    proof = f"{plan.listing.proof} of the source"
+    verified_by = f"{plan.listing.verified_by} of the source"
     if plan.target.hub is not None:
-        proof = "the Hub's own hashes of what it holds"
+        verified_by = "the Hub's own hashes of what it holds"
         if plan.finished:
             commit = hub_push.is_current(plan.listing, plan.target.hub, plan.target.settings)
         else:
@@ -135,16 +148,16 @@ def execute(
     elif not plan.finished:
         _fill(plan, progress, bandwidth)
     if plan.listing.folder is not None and plan.target.hub is None:
-        proof = "the hash of what arrived, or reading it back"
-    return Report(
-        source=plan.listing.place.url,
+        verified_by = "the hash of what arrived, or reading it back"
+    return SyncReport(
+        source=plan.listing.location.url,
         target=plan.target.url,
         files=len(plan.listing.entries),
         bytes=plan.listing.bytes,
         sent_files=len(plan.to_send),
         sent_bytes=plan.bytes_to_send,
         seconds=round(time.monotonic() - began, 3),
-        verified_by=proof,
+        verified_by=verified_by,
         commit=commit,
     )
 
@@ -152,11 +165,11 @@ def execute(
 class _ManifestWriter:
     """The target's manifest while its files arrive: always of those that are whole."""
 
-    def __init__(self, bucket: Bucket, plan: Plan) -> None:
+    def __init__(self, bucket: Bucket, plan: SyncPlan) -> None:
         self._bucket = bucket
         self._writer = uuid.uuid4().hex
         self._metadata = dict(plan.listing.metadata)
-        self._files = dict(plan.kept)
+        self._files = dict(plan.unchanged)
         self._lock = threading.Lock()
         self._write("unfinished")
 
@@ -180,14 +193,14 @@ class _ManifestWriter:
         self._write("complete")
 
     def _require_own(self) -> None:
-        found = models.load(self._bucket)
+        found = folder_manifest.load(self._bucket)
         if found is None or found.writer != self._writer:
             raise ConflictError(
                 f"another copy to {self._bucket.url} began after this one",
                 "wait until it ends, then look at what is there",
             )
 
-    def _write(self, state: models.State) -> None:
+    def _write(self, state: folder_manifest.ManifestState) -> None:
         manifest = ModelManifest(
             files=tuple(self._files[name] for name in sorted(self._files)),
             state=state,
@@ -198,7 +211,7 @@ class _ManifestWriter:
         self._bucket.put(MANIFEST, manifest.to_json())
 
 
-def _there(target: Place) -> tuple[dict[str, ObjectInfo], ModelManifest | None]:
+def _there(target: FolderLocation) -> tuple[dict[str, ObjectInfo], ModelManifest | None]:
     """What the target holds now. Raises :class:`ConflictError` when that is a folder of another kind."""
     if target.local is not None and not target.local.is_dir():
         if target.local.exists():
@@ -211,20 +224,20 @@ def _there(target: Place) -> tuple[dict[str, ObjectInfo], ModelManifest | None]:
         if target.settings.s3_endpoint != EMBEDDED:
             raise
         return {}, None  # on this machine a bucket costs nothing; it is made when there is something to put into it
-    return there, models.load(bucket) if MANIFEST in there else None
+    return there, folder_manifest.load(bucket) if MANIFEST in there else None
 
 
 def _kept(
-    listing: Listing,
-    target: Place,
+    listing: FolderListing,
+    target: FolderLocation,
     there: Mapping[str, ObjectInfo],
     manifest: ModelManifest | None,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> dict[str, ModelFile]:
     """The files that need not be sent: the target's manifest says what they hold, nobody has touched them since, and
     the source holds the same. A local file without such a witness is read."""
     known = {each.name: each for each in manifest.files} if manifest else {}
-    kept: dict[str, ModelFile] = {}
+    unchanged: dict[str, ModelFile] = {}
     candidates = []
     for entry in listing.entries:
         file, found = known.get(entry.name), there.get(entry.name)
@@ -234,35 +247,35 @@ def _kept(
             candidates.append((entry, file))
         elif target.local is not None and entry.digest and digest.matches(target.local / entry.name, entry.digest):
             content = entry.digest if entry.digest.startswith("blake3:") else digest.of_file(target.local / entry.name)
-            kept[entry.name] = replace(_file(entry), digest=content, etag=found.etag)
+            unchanged[entry.name] = replace(_file(entry), digest=content, etag=found.etag)
     if listing.folder is not None:  # hashed now, and only these
         only = replace(listing, entries=tuple(entry for entry, _ in candidates))
         candidates = list(zip(hashed(only, progress=progress).entries, (file for _, file in candidates), strict=True))
     for entry, file in candidates:
         sha256 = entry.digest.removeprefix("sha256:") if entry.digest.startswith("sha256:") else ""
         if entry.digest == file.digest or (sha256 and sha256 == file.sha256):
-            kept[entry.name] = file
-    return kept
+            unchanged[entry.name] = file
+    return unchanged
 
 
-def _is_not_older(found: ObjectInfo | None, entry: Entry) -> bool:
+def _is_not_older(found: ObjectInfo | None, entry: FileEntry) -> bool:
     return found is not None and found.bytes == entry.bytes and (not entry.modified or found.modified >= entry.modified)
 
 
-def _fill(plan: Plan, progress: Progress, bandwidth: Bandwidth | None) -> None:
+def _fill(plan: SyncPlan, progress: ProgressCallback, bandwidth: Bandwidth | None) -> None:
     """Bring a folder here or in a bucket to what the plan says."""
     target = plan.target
     bucket = target.bucket()
     if target.local is not None:
         target.local.mkdir(parents=True, exist_ok=True)
-        files.require_space(target.local, plan.bytes_to_send, f"what is at {plan.listing.place.url}")
+        files.require_space(target.local, plan.bytes_to_send, f"what is at {plan.listing.location.url}")
         for entry in plan.to_send:
             _require_no_link(target.local, entry.name)
     elif target.settings.s3_endpoint == EMBEDDED:
         bucket.create()
     marker = None if plan.listing.foreign else _ManifestWriter(bucket, plan)
 
-    def move(entry: Entry, check: Callable[[], None]) -> None:
+    def move(entry: FileEntry, check: Callable[[], None]) -> None:
         check()
         file = _move(plan.listing, entry, target, bucket, progress, bandwidth)
         if marker is not None:
@@ -275,12 +288,17 @@ def _fill(plan: Plan, progress: Progress, bandwidth: Bandwidth | None) -> None:
             move(entry, lambda: None)
     if marker is not None:
         marker.complete()
-    elif MANIFEST not in plan.kept:
+    elif MANIFEST not in plan.unchanged:
         move(plan.listing.entries[-1], lambda: None)
 
 
 def _move(
-    listing: Listing, entry: Entry, target: Place, bucket: Bucket, progress: Progress, bandwidth: Bandwidth | None
+    listing: FolderListing,
+    entry: FileEntry,
+    target: FolderLocation,
+    bucket: Bucket,
+    progress: ProgressCallback,
+    bandwidth: Bandwidth | None,
 ) -> ModelFile:
     """One file, from wherever it is; what it is at the target."""
     if target.local is not None and listing.folder is None:
@@ -296,13 +314,14 @@ def _move(
         )
         content = entry.digest if entry.digest.startswith("blake3:") else digest.of_file(path)
         return replace(_file(entry), digest=content, etag=bucket.info(entry.name).etag)
-    source = _Witness(Source(listing, entry), entry)
+    source = _Witness(FileSource(listing, entry), entry)
     sent = deliver(source, bucket, entry.name, progress=progress, bandwidth=bandwidth)
     require_unchanged(listing, entry)
     if not source.saw(sent.digest):
         bucket.delete(entry.name)
         raise CorruptError(
-            f"{listing.place.url}/{entry.object}: not what was written", f"bafogpt storage verify {listing.place.url}"
+            f"{listing.location.url}/{entry.object}: not what was written",
+            f"bafogpt storage verify {listing.location.url}",
         )
     return replace(_file(entry), digest=sent.digest, etag=sent.etag)
 
@@ -310,7 +329,7 @@ def _move(
 class _Witness:
     """A source whose bytes are hashed as they pass when their sha256 is what is known of them."""
 
-    def __init__(self, source: Source, entry: Entry) -> None:
+    def __init__(self, source: FileSource, entry: FileEntry) -> None:
         self.size = source.size
         self._source = source
         self._wanted = entry.digest
@@ -331,7 +350,7 @@ class _Witness:
         return not self._wanted or self._wanted == blake3
 
 
-def _file(entry: Entry) -> ModelFile:
+def _file(entry: FileEntry) -> ModelFile:
     return ModelFile(name=entry.name, bytes=entry.bytes, digest=entry.digest, sha256=entry.sha256)
 
 

@@ -1,4 +1,4 @@
-"""What a SRC or a DST on the command line names: a folder here, in a bucket, or a repository of the Hub."""
+"""Command-line sources and targets: a local folder, a folder in a bucket, or a repository of the Hub."""
 
 from __future__ import annotations
 
@@ -15,59 +15,55 @@ from bafogpt.storage.hub.repository import HubLocation, HubRepo
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder of files, wherever it is."""
+class FolderLocation:
+    """Where a folder of files is."""
 
     url: str
     settings: Settings
     local: Path | None = None
-    """The folder's path when it is on this machine."""
-    own: bool = False
-    """Named by a path, not by a URL: a folder that a person works in. What it holds now counts, not what its manifest
-    says of it."""
+    """The path of a folder on this machine."""
+    is_path: bool = False
+    """Given as a path, not as a URL: a working folder, whose manifest may be out of date."""
     hub: HubLocation | None = None
 
     def bucket(self) -> Bucket:
-        """The folder as a bucket; a repository of the Hub at its present commit, read only."""
+        """The folder as a bucket; a repository of the Hub at its current commit, read only."""
         if self.hub is not None:
             return HubRepo.at(self.hub, self.settings)
         return Bucket.open(self.url, self.settings)
 
     def parent(self) -> Bucket:
-        """The folder above one in a bucket."""
+        """The folder above this one."""
         return Bucket.open(self.url.rpartition("/")[0], self.settings)
 
 
-Bare = Literal["local", "bucket", "either"]
+PathBase = Literal["local", "bucket", "either"]
+"""What a relative path is relative to: the working directory, the configured bucket, or the one of them that has it."""
 
 
-def locate(text: str, settings: Settings, bare: Bare = "bucket") -> Place:
-    """The place that ``text`` names: ``hf://``, ``s3://`` or ``file://``, or a path.
+def locate(text: str, settings: Settings, base: PathBase = "bucket") -> FolderLocation:
+    """Parse ``hf://``, ``s3://``, ``file://`` or a path.
 
-    Paths that begin with ``/``, ``.`` or ``~`` are of this machine. Other paths are as ``bare`` says: of this machine
-    as well, below the bucket of the settings, or whichever of the two is there. Raises :class:`ConfigError` for what
-    is no place.
+    A path that begins with ``/``, ``.`` or ``~`` is local; any other is relative to ``base``. Raises
+    :class:`ConfigError` for an unknown scheme and for an empty local path.
     """
-    if bare == "either":
-        bare = "local" if os.path.exists(text) else "bucket"
+    if base == "either":
+        base = "local" if os.path.exists(text) else "bucket"
     if text.startswith("hf://"):
-        location = HubLocation.parse(text)
-        return Place(location.url, settings, hub=location)
-    if "://" in text:
-        location_in_bucket = s3_client.parse(text)
-        if location_in_bucket.scheme == "file":
-            return _here(Path(location_in_bucket.store), settings, own=False)
-        return Place(text.rstrip("/"), settings)
-    if not text and bare == "local":
-        raise ConfigError("an empty path names no folder", "write . for the folder you are in")
-    if bare == "local" or text.startswith(("/", ".", "~")):
-        return _here(Path(os.path.expanduser(text)), settings, own=True)
-    base = s3_client.parse(settings.bucket)
-    if base.scheme == "file":
-        return _here(Path(base.store) / text.strip("/"), settings, own=False)
-    return Place("/".join(filter(None, (settings.bucket.rstrip("/"), text.strip("/")))), settings)
+        hub = HubLocation.parse(text)
+        return FolderLocation(hub.url, settings, hub=hub)
+    if "://" not in text:
+        if not text and base == "local":
+            raise ConfigError("an empty path names no folder", "write . for the folder you are in")
+        if base == "local" or text.startswith(("/", ".", "~")):
+            return _local(Path(os.path.expanduser(text)), settings, is_path=True)
+    bucket, name = (text, "") if "://" in text else (settings.bucket, text.strip("/"))
+    parsed = s3_client.parse(bucket)
+    if parsed.scheme == "file":
+        return _local(Path(parsed.store) / name, settings, is_path=False)
+    return FolderLocation("/".join(filter(None, (bucket.rstrip("/"), name))), settings)
 
 
-def _here(path: Path, settings: Settings, own: bool) -> Place:
+def _local(path: Path, settings: Settings, is_path: bool) -> FolderLocation:
     absolute = Path(os.path.abspath(path))
-    return Place(absolute.as_uri(), settings, local=absolute, own=own)
+    return FolderLocation(absolute.as_uri(), settings, local=absolute, is_path=is_path)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core import files
 from bafogpt.core.errors import StorageError
-from bafogpt.storage.bucket import Progress
-from bafogpt.storage.folders.listing import Source
+from bafogpt.storage.bucket import ProgressCallback
+from bafogpt.storage.folders.listing import FileSource
 from bafogpt.storage.hub.repository import HubLocation
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
@@ -48,7 +48,7 @@ class Uploads:
         api: HfApi,
         location: HubLocation,
         folder: Path,
-        progress: Progress = lambda count: None,
+        progress: ProgressCallback = lambda count: None,
         bandwidth: Bandwidth | None = None,
     ) -> None:
         self._api = api
@@ -57,7 +57,7 @@ class Uploads:
         self._progress = progress
         self._bandwidth = bandwidth
 
-    def send(self, sha256: str, source: Source) -> None:
+    def send(self, sha256: str, source: FileSource) -> None:
         """Send a file's content unless the Hub has it."""
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -97,7 +97,7 @@ class Uploads:
         for sha256 in hashes:
             self._path(sha256).unlink(missing_ok=True)
 
-    def _ask(self, sha256: str, source: Source) -> dict[str, Any] | None:
+    def _ask(self, sha256: str, source: FileSource) -> dict[str, Any] | None:
         """Where the content goes; ``None`` when the Hub has it."""
         import httpx
         from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
@@ -121,7 +121,7 @@ class Uploads:
             raise StorageError(f"{self._location.url}: {problems[0]['error']['message']}", "give the command again")
         return actions[0].get("actions")
 
-    def _send_parts(self, sha256: str, source: Source, journal: _Journal) -> None:
+    def _send_parts(self, sha256: str, source: FileSource, journal: _Journal) -> None:
         from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
         done = min(len(journal.etags) * journal.part_bytes, source.size)
@@ -178,7 +178,7 @@ class _Piece(io.RawIOBase):
     """A span of a file as a file of its own, for an HTTP client; it can be rewound to be sent again."""
 
     def __init__(
-        self, source: Source, start: int, length: int, progress: Progress, bandwidth: Bandwidth | None
+        self, source: FileSource, start: int, length: int, progress: ProgressCallback, bandwidth: Bandwidth | None
     ) -> None:
         super().__init__()
         self._source = source

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.storage.bucket import Progress
-from bafogpt.storage.folders import manifest as models
-from bafogpt.storage.folders.listing import Entry, Listing, Source, require_unchanged
+from bafogpt.storage.bucket import ProgressCallback
+from bafogpt.storage.folders import manifest as folder_manifest
+from bafogpt.storage.folders.listing import FileEntry, FileSource, FolderListing, require_unchanged
 from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
 from bafogpt.storage.hub import card
 from bafogpt.storage.hub.lfs import Uploads
@@ -33,12 +33,12 @@ LARGE_BYTES = 10_000_000
 
 
 def push(
-    listing: Listing,
+    listing: FolderListing,
     location: HubLocation,
     settings: Settings,
     *,
     public: bool = False,
-    progress: Progress = lambda count: None,
+    progress: ProgressCallback = lambda count: None,
     bandwidth: Bandwidth | None = None,
 ) -> str:
     """Make the repository hold what ``listing`` (with all its hashes) lists, by one commit; that commit's id.
@@ -62,7 +62,7 @@ def push(
                     api.preupload_lfs_files(location.repo, [operation], revision=location.revision, free_memory=False)
                     progress(entry.bytes)
                 else:
-                    uploads.send(entry.sha256, Source(listing, entry))
+                    uploads.send(entry.sha256, FileSource(listing, entry))
             else:
                 progress(entry.bytes)
             require_unchanged(listing, entry)
@@ -80,7 +80,7 @@ def push(
         return commit
 
 
-def kept(listing: Listing, location: HubLocation, settings: Settings) -> frozenset[str]:
+def unchanged(listing: FolderListing, location: HubLocation, settings: Settings) -> frozenset[str]:
     """Names of the files that the repository has already, with the same content."""
     try:
         repo = HubRepo.at(location, settings)
@@ -90,11 +90,11 @@ def kept(listing: Listing, location: HubLocation, settings: Settings) -> frozens
     return frozenset(entry.name for entry in listing.entries if entry.name in there and _holds(repo, listing, entry))
 
 
-def is_current(listing: Listing, location: HubLocation, settings: Settings) -> str:
+def is_current(listing: FolderListing, location: HubLocation, settings: Settings) -> str:
     """The commit that has all this already, manifest included; empty when there is none."""
     try:
         repo = HubRepo.at(location, settings)
-        manifest = models.load(repo)
+        manifest = folder_manifest.load(repo)
     except (NotFoundError, CorruptError):
         return ""
     same = manifest is not None and manifest.metadata == dict(listing.metadata)
@@ -105,7 +105,7 @@ def is_current(listing: Listing, location: HubLocation, settings: Settings) -> s
     return repo.commit if whole else ""
 
 
-def _digests(listing: Listing) -> dict[str, str]:
+def _digests(listing: FolderListing) -> dict[str, str]:
     return {entry.name: entry.digest for entry in listing.entries}
 
 
@@ -142,12 +142,12 @@ def _make(api: HfApi, location: HubLocation, public: bool) -> None:
         api.create_branch(location.repo, branch=location.revision, exist_ok=True)
 
 
-def _operation(listing: Listing, entry: Entry, with_xet: bool) -> CommitOperationAdd:
+def _operation(listing: FolderListing, entry: FileEntry, with_xet: bool) -> CommitOperationAdd:
     """What the commit says of a file: of a small one its content, of a large one its hash."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.lfs import UploadInfo
 
-    source = Source(listing, entry)
+    source = FileSource(listing, entry)
     if entry.bytes <= LARGE_BYTES:
         return CommitOperationAdd(entry.name, source.read(0, entry.bytes))
     if with_xet and listing.folder is not None:
@@ -158,7 +158,7 @@ def _operation(listing: Listing, entry: Entry, with_xet: bool) -> CommitOperatio
     return operation
 
 
-def _others(listing: Listing, location: HubLocation, before: HubRepo) -> tuple[list[Any], list[Any]]:
+def _others(listing: FolderListing, location: HubLocation, before: HubRepo) -> tuple[list[Any], list[Any]]:
     """What the commit holds besides the files: manifest and card; and what goes, as the manifest before named it."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -178,12 +178,12 @@ def _others(listing: Listing, location: HubLocation, before: HubRepo) -> tuple[l
         metadata=dict(listing.metadata),
     )
     added.append(CommitOperationAdd(MANIFEST, manifest.to_json()))
-    earlier = models.load(before) if MANIFEST in there else None
+    earlier = folder_manifest.load(before) if MANIFEST in there else None
     gone = [each.name for each in earlier.files if each.name not in names and each.name in there] if earlier else []
     return added, [CommitOperationDelete(name, is_folder=False) for name in gone if name != card.CARD]
 
 
-def _verify(listing: Listing, repo: HubRepo, operations: Iterable[CommitOperationAdd]) -> None:
+def _verify(listing: FolderListing, repo: HubRepo, operations: Iterable[CommitOperationAdd]) -> None:
     """Whether the commit holds every file: a ``.gitignore`` in the repository may have kept one out."""
     there = {info.path for info in repo.list()}
     for entry, _ in zip(listing.entries, operations, strict=True):
@@ -193,13 +193,13 @@ def _verify(listing: Listing, repo: HubRepo, operations: Iterable[CommitOperatio
             raise CorruptError(f"{repo.url}/{entry.name}: not what was pushed", "give the same command again")
 
 
-def _holds(repo: HubRepo, listing: Listing, entry: Entry) -> bool:
+def _holds(repo: HubRepo, listing: FolderListing, entry: FileEntry) -> bool:
     large = repo.digest(entry.name)
     if large is not None:
         return large == f"sha256:{entry.sha256}" and repo.info(entry.name).bytes == entry.bytes
     if entry.bytes > LARGE_BYTES:
         return False
-    return repo.git_id(entry.name) == git_id(Source(listing, entry).read(0, entry.bytes))
+    return repo.git_id(entry.name) == git_id(FileSource(listing, entry).read(0, entry.bytes))
 
 
 def _xet_is_there() -> bool:

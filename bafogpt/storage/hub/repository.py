@@ -32,8 +32,8 @@ from bafogpt.core.errors import (
 )
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket, ObjectInfo
-from bafogpt.storage.errors import AGAIN_HINT
-from bafogpt.storage.s3_client import Connection, Location
+from bafogpt.storage.errors import RETRY_HINT
+from bafogpt.storage.s3_client import BucketLocation, Connection
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -199,7 +199,7 @@ class _HubConnection(Connection):
     """Ranged reads from a commit's files. Large ones are redirected to a store that never sees the token."""
 
     def __init__(self, repo: str, commit: str, settings: Settings) -> None:
-        super().__init__(Location("hf", repo, ""), settings)
+        super().__init__(BucketLocation("hf", repo, ""), settings)
         self._base = f"{endpoint()}/{repo}/resolve/{commit}"
 
     def open(self, *, retry: bool, silence_s: float | None = None) -> Any:
@@ -226,7 +226,7 @@ def _to_error(error: BaseException, location: HubLocation, to_do: str) -> BafoEr
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UnreachableError(f"{where}: HF_HUB_OFFLINE forbids to ask the Hub", "unset HF_HUB_OFFLINE")
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
-        return UnreachableError(f"{where}: the Hub cannot be reached ({type(error).__name__})", AGAIN_HINT)
+        return UnreachableError(f"{where}: the Hub cannot be reached ({type(error).__name__})", RETRY_HINT)
     if error.__cause__ is not None:  # the client wraps the failure of one file
         return _to_error(error.__cause__, location, to_do)
     if isinstance(error, ValueError):
@@ -254,6 +254,6 @@ def _refusal(error: Any, location: HubLocation, to_do: str) -> BafoError:
     if status in (409, 412):
         return ConflictError(f"{where} was changed by somebody else meanwhile", "give the same command again")
     if status >= 500 or status in (408, 429):
-        return UnreachableError(f"{where}: the Hub answers {status}", AGAIN_HINT)
+        return UnreachableError(f"{where}: the Hub answers {status}", RETRY_HINT)
     reason = (error.server_message or f"the Hub answers {status}").strip().splitlines()[0]
     return StorageError(f"{where}: {reason}", f"bafogpt storage ls {where}")

@@ -120,7 +120,7 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One text that went in."""
 
     path: str
@@ -148,7 +148,7 @@ class TokenManifest:
     vocab_size: int
     tokenizer: TokenizerInfo
     splits: dict[str, Split]
-    sources: tuple[Source, ...]
+    sources: tuple[TextSource, ...]
     created: str
     """When, as ISO 8601 in UTC."""
     block_bytes: int = BLOCK_BYTES
@@ -228,7 +228,7 @@ def from_json(data: bytes, where: str) -> TokenManifest:
         ),
         splits={name: _split(_Reader(splits[name], f"{where} {name}"), "packing" in raw) for name in SPLITS},
         sources=tuple(
-            Source(each.take("path", str), each.take("digest", str), each.take("documents", int))
+            TextSource(each.take("path", str), each.take("digest", str), each.take("documents", int))
             for each in read.each("sources")
         ),
         created=read.take("created", str),

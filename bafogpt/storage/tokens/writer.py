@@ -29,9 +29,9 @@ from bafogpt.storage.tokens.manifest import (
     DType,
     Packing,
     Shard,
-    Source,
     Split,
     Stage,
+    TextSource,
     TokenizerInfo,
     TokenManifest,
 )
@@ -106,7 +106,7 @@ class TokenWriter:
         *,
         tokenizer: TokenizerInfo,
         vocab_size: int,
-        sources: Sequence[Source],
+        sources: Sequence[TextSource],
         tokenizer_file: Path | None = None,
     ) -> TokenManifest:
         """Send what is left, then ``tokenizer/tokenizer.json``, then the manifest."""

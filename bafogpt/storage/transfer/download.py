@@ -9,7 +9,7 @@ from pathlib import Path
 from bafogpt.core import digest as digests
 from bafogpt.core import files
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError
-from bafogpt.storage.bucket import Bucket, Progress
+from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.errors import retry_on_corruption
 from bafogpt.storage.parallel import in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
@@ -26,7 +26,7 @@ def fetch(
     *,
     size: int,
     digest: str | None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     bandwidth: Bandwidth | None = None,
 ) -> None:
     """Fetch the object ``path`` of ``size`` bytes into ``file``, which appears whole or not at all.
@@ -77,7 +77,9 @@ class _Partial:
         self.path = file.with_name(file.name + PARTIAL)
         self._journal = file.with_name(file.name + JOURNAL)
 
-    def fill(self, bucket: Bucket, path: str, size: int, progress: Progress, bandwidth: Bandwidth | None) -> None:
+    def fill(
+        self, bucket: Bucket, path: str, size: int, progress: ProgressCallback, bandwidth: Bandwidth | None
+    ) -> None:
         """Fetch the ranges that are missing."""
         whole = self._whole()
         missing = [number for number in range(-(-size // RANGE_BYTES)) if number not in whole]

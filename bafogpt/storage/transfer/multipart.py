@@ -18,7 +18,7 @@ from typing import Any
 
 from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageError, UnreachableError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.errors import AGAIN_HINT, request_failure
+from bafogpt.storage.errors import RETRY_HINT, request_failure
 from bafogpt.storage.s3_client import Connection
 from bafogpt.storage.transfer.checksum import crc32
 
@@ -220,7 +220,7 @@ def _ask(connection: Connection, operation: str, where: str, arguments: Callable
         except (BotoCoreError, ClientError) as error:
             problem = request_failure(error, where)
             if isinstance(problem, NotFoundError) and "NoSuchUpload" in problem.message:
-                raise UploadEndedError(f"{where}: somebody ended this upload", AGAIN_HINT) from error
+                raise UploadEndedError(f"{where}: somebody ended this upload", RETRY_HINT) from error
             now = time.monotonic()
             deadline = deadline or now + connection.settings.s3_timeout_s
             if not isinstance(problem, UnreachableError) or now + wait > deadline:

@@ -17,7 +17,7 @@ from obstore.exceptions import GenericError
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
-from bafogpt.storage.bucket import MAX_PARTS, Bucket, Progress
+from bafogpt.storage.bucket import MAX_PARTS, Bucket, ProgressCallback
 from bafogpt.storage.errors import map_errors
 from bafogpt.storage.parallel import Call
 from bafogpt.storage.transfer import multipart
@@ -47,7 +47,7 @@ class Sent:
     the server's own MD5 of it; or every byte was read again."""
 
 
-class Source(Protocol):
+class UploadSource(Protocol):
     """Where the bytes come from."""
 
     size: int
@@ -61,7 +61,7 @@ def send(
     bucket: Bucket,
     path: str,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     bandwidth: Bandwidth | None = None,
     unfinished: Sequence[MultipartUpload] | None = None,
 ) -> Sent:
@@ -84,7 +84,7 @@ def copy(
     target_path: str,
     *,
     size: int,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     bandwidth: Bandwidth | None = None,
 ) -> str:
     """Copy an object of ``size`` bytes from one bucket to another through memory, two parts of it at a time.
@@ -97,11 +97,11 @@ def copy(
 
 
 def deliver(
-    source: Source,
+    source: UploadSource,
     bucket: Bucket,
     path: str,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     bandwidth: Bandwidth | None = None,
     unfinished: Sequence[MultipartUpload] | None = None,
 ) -> Sent:
@@ -129,7 +129,7 @@ def etag_of(file: Path) -> str:
         return _etag([Part(i, len(piece), _md5(piece).hexdigest()) for i, piece in enumerate(pieces)])
 
 
-def _send_whole(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sent:
+def _send_whole(source: UploadSource, bucket: Bucket, path: str, meter: _Meter) -> Sent:
     data = source.read(0, source.size)
     meter.gate(len(data))
     bucket.put(path, data)
@@ -139,7 +139,7 @@ def _send_whole(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sen
     return _checked(bucket, path, Sent(source.size, digest.of_bytes(data), info.etag, 0, "etag"), proved)
 
 
-def _write(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sent:
+def _write(source: UploadSource, bucket: Bucket, path: str, meter: _Meter) -> Sent:
     """To local disk: below another name first, then renamed."""
     content = digest.hasher("blake3")
     connection, key = bucket.address(path)
@@ -159,7 +159,7 @@ def _write(source: Source, bucket: Bucket, path: str, meter: _Meter) -> Sent:
 
 
 def _send_parts(
-    source: Source, bucket: Bucket, path: str, meter: _Meter, unfinished: Sequence[MultipartUpload] | None
+    source: UploadSource, bucket: Bucket, path: str, meter: _Meter, unfinished: Sequence[MultipartUpload] | None
 ) -> Sent:
     content = digest.hasher("blake3")
     parts: list[Part] = []
@@ -261,7 +261,7 @@ def _md5(data: Buffer) -> hashlib._Hash:
 class _Meter:
     """Progress and bandwidth of one transfer."""
 
-    def __init__(self, progress: Progress | None, bandwidth: Bandwidth | None) -> None:
+    def __init__(self, progress: ProgressCallback | None, bandwidth: Bandwidth | None) -> None:
         self._progress = progress
         self._bandwidth = bandwidth
 

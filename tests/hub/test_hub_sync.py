@@ -13,8 +13,8 @@ from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders import gc
-from bafogpt.storage.folders import manifest as models
-from bafogpt.storage.folders.sync import Plan, execute, prepare
+from bafogpt.storage.folders import manifest as folder_manifest
+from bafogpt.storage.folders.sync import SyncPlan, execute, prepare
 from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.hub import card, lfs
 from bafogpt.storage.hub import push as hub_push
@@ -84,10 +84,10 @@ def test_a_push_of_a_changed_model_sends_what_changed_and_removes_what_is_gone(h
 
 def test_a_repository_is_verified_without_a_copy(hub: Hub, copy: Copy, model: Path, settings: Settings):
     copy(model, REPO)
-    assert gc.verify(gc.survey(locate(REPO, settings).bucket())) == []
+    assert gc.verify(gc.scan(locate(REPO, settings).bucket())) == []
     path = hub.object(files_of(hub)["model-1.safetensors"].sha256)
     path.write_bytes(b"\x00" + path.read_bytes()[1:])
-    problems = gc.verify(gc.survey(locate(REPO, settings).bucket()))
+    problems = gc.verify(gc.scan(locate(REPO, settings).bucket()))
     assert problems == [f"{REPO}/model-1.safetensors is not what was written"]
 
 
@@ -102,7 +102,7 @@ def test_a_repository_without_a_manifest_is_verified_by_the_hubs_hashes(
     pulled = content(tmp_path / "pulled")
     assert pulled.pop("README.md")
     assert pulled == content(model)
-    manifest = models.from_json((tmp_path / "pulled" / "manifest.json").read_bytes(), "")
+    manifest = folder_manifest.from_json((tmp_path / "pulled" / "manifest.json").read_bytes(), "")
     assert all(each.digest.startswith("blake3:") for each in manifest.files)
 
 
@@ -143,7 +143,7 @@ def test_from_the_hub_to_a_bucket_and_back_without_a_file_here(
     copy(model, REPO)
     del files_of(hub)["manifest.json"]
     copy(REPO, f"{bucket.url}/from-hub")
-    manifest = models.load(bucket.child("from-hub"))
+    manifest = folder_manifest.load(bucket.child("from-hub"))
     assert manifest is not None
     assert manifest.state == "complete"
     assert all(each.sha256 for each in manifest.files if each.bytes > BIG - 1)
@@ -168,7 +168,7 @@ def test_a_wrong_byte_on_the_way_between_two_remotes_leaves_no_manifest(
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     with pytest.raises(CorruptError, match=r"model-2\.safetensors"):
         copy(REPO, f"{bucket.url}/m")
-    left = models.load(bucket.child("m"))
+    left = folder_manifest.load(bucket.child("m"))
     assert left is not None
     assert left.state == "unfinished"
     assert not bucket.exists("m/model-2.safetensors")
@@ -230,7 +230,7 @@ def test_a_public_repository_is_pushed_to_only_when_that_is_said(hub: Hub, copy:
     assert files_of(hub, "zulu/open")["config.json"].content == b"3"
 
 
-def interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(plan: SyncPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Execute a plan until a file has two parts at the Hub."""
     write = lfs.Uploads._write
 

@@ -14,7 +14,7 @@ from bafogpt.core.errors import BafoError, NotFoundError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders import gc
-from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders.sync import execute, prepare
 from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.transfer import multipart
@@ -48,11 +48,11 @@ def full(anywhere: Bucket, write: Callable[..., Any], tmp_path: Path) -> Bucket:
 
 
 def garbage(bucket: Bucket, older_than: timedelta = DAY, now: datetime = TOMORROW) -> set[str]:
-    return {each.path for each in gc.garbage(gc.survey(bucket), older_than, now)}
+    return {each.path for each in gc.garbage(gc.scan(bucket), older_than, now)}
 
 
 def test_what_is_whole_verifies_and_every_byte_is_read(full: Bucket):
-    contents = gc.survey(full)
+    contents = gc.scan(full)
     read: list[int] = []
 
     assert [(each.path, each.kind) for each in contents.folders] == [
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
     full.delete("models/m/tokenizer/tokenizer.json")
     full.put("runs/r/checkpoints/step-00000020.json", b"{")
 
-    problems = gc.verify(gc.survey(full))
+    problems = gc.verify(gc.scan(full))
     for text in (
         f"{full.url}/{shard} bytes 64-127 is not what was written",
         f"{full.url}/models/m/weights.bin is not what was written",
@@ -87,14 +87,14 @@ def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
 
 def test_one_folder_is_verified_alone(full: Bucket):
     full.put("data/d/manifest.json", b'{"format": "bafogpt.tokens/1"}')
-    assert gc.verify(gc.survey(full.child("models/m"))) == []
-    assert gc.verify(gc.survey(full.child("runs"))) == []
-    assert gc.verify(gc.survey(full.child("data"))) != []
+    assert gc.verify(gc.scan(full.child("models/m"))) == []
+    assert gc.verify(gc.scan(full.child("runs"))) == []
+    assert gc.verify(gc.scan(full.child("data"))) != []
 
 
 def test_without_any_manifest_there_is_nothing_to_verify_by(full: Bucket):
     with pytest.raises(NotFoundError, match="has a manifest"):
-        gc.verify(gc.survey(full.child("plain")))
+        gc.verify(gc.scan(full.child("plain")))
 
 
 def test_nothing_that_is_needed_is_garbage(full: Bucket):
@@ -116,9 +116,9 @@ def test_what_no_manifest_names_is_garbage_once_it_is_old(full: Bucket):
     assert garbage(full) == orphans
     assert garbage(full, now=datetime.now(UTC)) == set()
     assert garbage(full, older_than=timedelta(hours=48)) == set()
-    gc.remove(full, gc.garbage(gc.survey(full), DAY, TOMORROW))
+    gc.remove(full, gc.garbage(gc.scan(full), DAY, TOMORROW))
     assert garbage(full) == set()
-    assert gc.verify(gc.survey(full)) == []
+    assert gc.verify(gc.scan(full)) == []
     assert full.get("plain/notes.txt") == b"mine"
 
 
@@ -137,24 +137,24 @@ def test_a_manifest_of_a_later_version_protects_its_folder(full: Bucket):
     full.put("models/m/orphan", b"x")
     full.put("models/m/manifest.json", full.get("models/m/manifest.json").replace(b"files/1", b"files/2"))
     assert garbage(full) == set()
-    assert "format 'bafogpt.files/2'" in gc.verify(gc.survey(full.child("models")))[0]
+    assert "format 'bafogpt.files/2'" in gc.verify(gc.scan(full.child("models")))[0]
 
 
 def test_an_upload_that_was_never_completed_is_garbage_once_it_is_old(bucket: Bucket):
     upload = multipart.begin(bucket, "models/m/weights.bin", checksum=False)
-    (found,) = gc.garbage(gc.survey(bucket), DAY, TOMORROW)
+    (found,) = gc.garbage(gc.scan(bucket), DAY, TOMORROW)
     assert (found.path, found.reason) == ("models/m/weights.bin", "an unfinished upload")
-    assert gc.garbage(gc.survey(bucket), DAY, datetime.now(UTC)) == []
+    assert gc.garbage(gc.scan(bucket), DAY, datetime.now(UTC)) == []
     gc.remove(bucket, [found])
     assert multipart.unfinished(bucket) == []
     upload.abort()
 
 
 def test_an_unfinished_folder_is_a_problem_and_what_it_has_is_kept(full: Bucket):
-    manifest = models.load(full.child("models/m"))
+    manifest = folder_manifest.load(full.child("models/m"))
     assert manifest is not None
     full.put("models/m/manifest.json", replace(manifest, state="unfinished").to_json())
-    assert "unfinished" in gc.verify(gc.survey(full.child("models")))[0]
+    assert "unfinished" in gc.verify(gc.scan(full.child("models")))[0]
     assert garbage(full) == set()
 
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, DiskFullError, StorageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.folders import manifest as models
+from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders import sync
 from bafogpt.storage.folders.manifest import ModelFile, ModelManifest
-from bafogpt.storage.folders.sync import Plan, Report, execute, prepare
-from bafogpt.storage.folders.uri import Place, locate
+from bafogpt.storage.folders.sync import SyncPlan, SyncReport, execute, prepare
+from bafogpt.storage.folders.uri import FolderLocation, locate
 from bafogpt.storage.transfer.download import PARTIAL
 
 FILES = {"model.safetensors": b"w" * 3_000_000, "config.json": b"{}", "tokenizer/tokenizer.json": b"[]", "empty": b""}
@@ -35,7 +35,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != models.MANIFEST)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != folder_manifest.MANIFEST)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -44,8 +44,8 @@ def model(tmp_path: Path) -> Path:
     return write(tmp_path / "model", FILES)
 
 
-Planner = Callable[..., Plan]
-Copier = Callable[..., Report]
+Planner = Callable[..., SyncPlan]
+Copier = Callable[..., SyncReport]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def plan(anywhere: Bucket) -> Planner:
     """``plan(source, target)`` of paths, URLs and names in the bucket."""
     settings = anywhere.address("")[0].settings
 
-    def place(what: str | Path) -> Place:
+    def place(what: str | Path) -> FolderLocation:
         text = str(what)
         return locate(text if "/" in text else f"{anywhere.url}/{text}", settings)
 
@@ -66,7 +66,7 @@ def copy(plan: Planner) -> Copier:
 
 
 def manifest_of(bucket: Bucket, name: str) -> ModelManifest:
-    found = models.load(bucket.child(name))
+    found = folder_manifest.load(bucket.child(name))
     assert found is not None
     return found
 
@@ -77,7 +77,7 @@ def test_a_manifest_reads_back_and_leaves_out_what_is_not_known():
         created="2026-01-01T00:00:00+00:00",
         metadata={"step": 4},
     )
-    assert models.from_json(manifest.to_json(), "here") == manifest
+    assert folder_manifest.from_json(manifest.to_json(), "here") == manifest
     assert "sha256" not in json.loads(manifest.to_json())["files"][0]
 
 
@@ -98,15 +98,15 @@ def test_a_manifest_reads_back_and_leaves_out_what_is_not_known():
 def test_a_manifest_that_is_not_one_is_refused(change: dict[str, Any]):
     raw = json.loads(ModelManifest(files=(), created="now").to_json()) | change
     del raw["digest"]
-    raw["digest"] = models._digest_of(raw)
+    raw["digest"] = folder_manifest._digest_of(raw)
     with pytest.raises(CorruptError, match="here"):
-        models.from_json(json.dumps(raw).encode(), "here")
+        folder_manifest.from_json(json.dumps(raw).encode(), "here")
 
 
 def test_a_manifest_with_one_bit_flipped_is_refused():
     data = ModelManifest(files=(), created="now", metadata={"step": 44}).to_json()
     with pytest.raises(CorruptError, match="not what was written"):
-        models.from_json(data.replace(b"44", b"45"), "here")
+        folder_manifest.from_json(data.replace(b"44", b"45"), "here")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_manifest_with_one_bit_flipped_is_refused():
 )
 def test_names_that_no_folder_can_have_are_refused(names: list[str], message: str):
     with pytest.raises(CorruptError) as caught:
-        models.check_names(names, "here")
+        folder_manifest.check_names(names, "here")
     assert message in caught.value.message
 
 
@@ -135,7 +135,7 @@ def test_names_that_no_folder_can_have_are_refused(names: list[str], message: st
 def test_names_are_accepted_exactly_when_a_disk_can_hold_them_all(names: list[str]):
     folders = {"/".join(name.split("/")[:end]) for name in names for end in range(1, len(name.split("/")))}
     try:
-        models.check_names(names, "here")
+        folder_manifest.check_names(names, "here")
     except CorruptError:
         assert folders & set(names)
     else:
@@ -216,7 +216,7 @@ def test_of_two_pushes_at_a_time_the_one_that_began_first_fails(
     def another_begins(listing: Any, entry: Any, *rest: Any) -> ModelFile:
         if entry.bytes > sync.SMALL_BYTES:
             monkeypatch.setattr(sync, "_move", original)
-            execute(replace(plan(model, "m"), kept={}))
+            execute(replace(plan(model, "m"), unchanged={}))
         return original(listing, entry, *rest)
 
     monkeypatch.setattr(sync, "_move", another_begins)
@@ -346,7 +346,7 @@ def test_a_place_cannot_be_copied_to_itself(copy: Copier):
 
 
 @pytest.mark.parametrize(
-    ("text", "bare", "url"),
+    ("text", "base", "url"),
     [
         ("models/m", "bucket", "s3://zulu/below/models/m"),
         ("", "bucket", "s3://zulu/below"),
@@ -358,9 +358,9 @@ def test_a_place_cannot_be_copied_to_itself(copy: Copier):
         ("hf://a/b@v1", "local", "hf://a/b@v1"),
     ],
 )
-def test_what_a_path_names(text: str, bare: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_path_names(text: str, base: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    place = locate(text, Settings(bucket="s3://zulu/below"), bare)
+    place = locate(text, Settings(bucket="s3://zulu/below"), base)
     assert place.url == url.format(here=tmp_path)
     assert (place.local is not None) == url.startswith("file:")
 

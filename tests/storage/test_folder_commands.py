@@ -200,7 +200,7 @@ def test_keys_that_may_only_read_can_pull_and_not_push(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     home = tmp_path / "home"
-    folder = embedded.Folder(home)
+    folder = embedded.ServerFolder(home)
     folder.prepare()
     people = [("owner", "OWNER", ["Admin"]), ("reader", "READER", ["Read", "List"])]
     identities = [
