@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from bafogpt.jobs.limits import Limits
+from bafogpt.jobs.limits import LimitReached, Limits
 from bafogpt.runs.usage import Span
 
 FIRST_RESERVE = 0.05
@@ -71,8 +71,8 @@ class Budget:
             left.append((self.limits.max_cost - self.usd) / self._price * 3600)
         return min(left)
 
-    def reached(self, reserve_s: float | None) -> str | None:
-        """Why training must end now, in words, or None.
+    def reached(self, reserve_s: float | None) -> LimitReached | None:
+        """The limit for which training must end now, or None.
 
         ``reserve_s`` is how long the last step, the save and its upload will take: they belong to what is limited. None
         where this attempt has timed none: then it is what the attempt before it kept, or a share of the limit. So an
@@ -87,9 +87,11 @@ class Budget:
             return None
         limits = self.limits
         if limits.max_cost is not None and (limits.max_cost - self.usd) / self._price * 3600 <= left:
-            return f"the limit of ${limits.max_cost:,.2f} is reached: ${self.usd:,.2f} spent"
+            message = f"the limit of ${limits.max_cost:,.2f} is reached: ${self.usd:,.2f} spent"
+            return LimitReached(limit="max_cost", message=message)
         assert limits.max_hours is not None
-        return f"the limit of {limits.max_hours:g} h is reached: {self.hours:.2f} h used"
+        message = f"the limit of {limits.max_hours:g} h is reached: {self.hours:.2f} h used"
+        return LimitReached(limit="max_hours", message=message)
 
     def _whole_s(self) -> float:
         """The smaller limit, in seconds of this machine."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from bafogpt.agent import provenance
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError
+from bafogpt.jobs import env
 from bafogpt.jobs.image_ref import PREFIX, digest_of
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunRecord, RunStore, now
@@ -38,13 +39,13 @@ class Place:
     @classmethod
     def from_environment(cls, labels: Path = IMAGE_LABELS) -> Place:
         """As the launch wrote it into the task's ``envs``, and the image into its file of ``labels``."""
-        price = os.environ.get("BAFOGPT_PRICE_PER_HOUR", "0")
-        launched = os.environ.get("BAFOGPT_INFRA")
-        image = os.environ.get("BAFOGPT_IMAGE", "").removeprefix(PREFIX)
+        price = os.environ.get(env.PRICE_PER_HOUR, "0")
+        launched = os.environ.get(env.INFRA)
+        image = os.environ.get(env.IMAGE, "").removeprefix(PREFIX)
         return cls(
             infra=launched or "local",
             price_per_hour=float(price),
-            git=os.environ.get("BAFOGPT_GIT", ""),
+            git=os.environ.get(env.GIT, ""),
             image=image if image and launched != "local" else None,  # of a local run, the variable is somebody else's
             image_labels=_read_labels(labels),
         )

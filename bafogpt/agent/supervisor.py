@@ -337,9 +337,8 @@ class _Supervisor:
         reached = self._budget.reached(None if save is None else save + self._progress.step_s + POLL_S)
         if reached is None:
             return None
-        option = "--max-cost" if "$" in reached else "--max-hours"
-        message = f"{reached}, at step {self._recorder.record.step} of {self._job.train.steps}"
-        hint = f"bafogpt cloud launch … --name {self._name} --resume {option} MORE"
+        message = f"{reached.message}, at step {self._recorder.record.step} of {self._job.train.steps}"
+        hint = f"bafogpt cloud launch … --name {self._name} --resume {reached.option} MORE"
         return Ending("stopped", message, hint, ExitCode.LIMIT_REACHED)
 
     def _follow_metrics(self, quiet: bool = True) -> None:

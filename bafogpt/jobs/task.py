@@ -16,6 +16,7 @@ import yaml
 
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, UsageError
+from bafogpt.jobs import env
 from bafogpt.jobs.image_ref import PREFIX
 
 NO_IMAGE = "none"
@@ -89,7 +90,7 @@ def overlay(
         merged["resources"].pop("image_id", None)
     final = image_id(merged)
     if final is not None and infra != "local":
-        merged["envs"] = {**merged["envs"], "BAFOGPT_IMAGE": final}
+        merged["envs"] = {**merged["envs"], env.IMAGE: final}
     return merged
 
 

@@ -88,11 +88,11 @@ def make(
         tracking.check_reachable(job.tracking)
     if clean:
         code_snapshot.require_clean(root)
-    envs = {"BAFOGPT_BUCKET": settings.bucket, "BAFOGPT_INFRA": where, "BAFOGPT_GIT": str(code_snapshot.look(root))}
+    envs = {env.BUCKET: settings.bucket, env.INFRA: where, env.GIT: str(code_snapshot.look(root))}
     if settings.s3_region != Settings().s3_region:
-        envs["BAFOGPT_S3_REGION"] = settings.s3_region
+        envs[env.S3_REGION] = settings.s3_region
     if where != LOCAL:
-        envs["BAFOGPT_S3_ENDPOINT"] = settings.s3_endpoint
+        envs[env.S3_ENDPOINT] = settings.s3_endpoint
     task = tasks.overlay(
         tasks.load(root / "sky" / f"{job.task}.yaml"),
         name=run,

@@ -15,14 +15,12 @@ from typing import Any
 
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
-from bafogpt.jobs import limits
+from bafogpt.jobs import env
 from bafogpt.jobs import task as tasks
 from bafogpt.jobs.job import Job
 from bafogpt.launch import catalog, throughput
 from bafogpt.launch.catalog import Offer
 from bafogpt.launch.throughput import Measured, Throughput
-
-PRICE_PER_HOUR = "BAFOGPT_PRICE_PER_HOUR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +105,9 @@ class Quote:
     def envs(self) -> dict[str, str]:
         """What the job is told: its supervisor counts the money and keeps the limits."""
         values = {
-            PRICE_PER_HOUR: self.usd_per_hour,
-            limits.MAX_COST: self.max_cost,
-            limits.MAX_HOURS: self.max_hours,
+            env.PRICE_PER_HOUR: self.usd_per_hour,
+            env.MAX_COST: self.max_cost,
+            env.MAX_HOURS: self.max_hours,
         }
         return {name: f"{value:.10g}" for name, value in values.items() if value}
 
@@ -158,13 +156,13 @@ def is_own(infra: str) -> bool:
 
 def self_hosted_price() -> float:
     """Dollars an hour of machines that nobody sends a bill for: what BAFOGPT_PRICE_PER_HOUR says, else 0."""
-    text = os.environ.get(PRICE_PER_HOUR, "").strip() or "0"
+    text = os.environ.get(env.PRICE_PER_HOUR, "").strip() or "0"
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise UsageError(f"{PRICE_PER_HOUR} is '{text}'; dollars an hour", f"export {PRICE_PER_HOUR}=0.50")
+        raise UsageError(f"{env.PRICE_PER_HOUR} is '{text}'; dollars an hour", f"export {env.PRICE_PER_HOUR}=0.50")
     return value
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import UsageError
-from bafogpt.jobs.limits import Limits
+from bafogpt.jobs.limits import LimitReached, Limits
 from bafogpt.runs import usage
 from bafogpt.runs.usage import Span
 from bafogpt.storage.bucket import Bucket
@@ -48,10 +48,14 @@ def test_the_nearer_limit_counts_and_is_named():
     budget = make(clock, max_cost=4.56, max_hours=0.5)
     clock.now += 1795
     assert budget.reached(reserve_s=4) is None
-    assert budget.reached(reserve_s=6) == "the limit of 0.5 h is reached: 0.50 h used"
+    assert budget.reached(reserve_s=6) == LimitReached(
+        limit="max_hours", message="the limit of 0.5 h is reached: 0.50 h used"
+    )
     budget = make(clock, max_cost=1.14, max_hours=0.5)
     clock.now += 899.5
-    assert budget.reached(reserve_s=1) == "the limit of $1.14 is reached: $1.14 spent"
+    assert budget.reached(reserve_s=1) == LimitReached(
+        limit="max_cost", message="the limit of $1.14 is reached: $1.14 spent"
+    )
 
 
 def test_without_a_limit_nothing_is_reached():
@@ -112,7 +116,7 @@ def test_the_launch_comes_before_the_job_and_must_be_a_number():
 
 
 def test_a_limit_in_dollars_needs_a_price():
-    with pytest.raises(UsageError, match="not known") as caught:
+    with pytest.raises(UsageError, match="unknown") as caught:
         Limits(max_cost=5).check_price(0)
     assert "--max-hours" in caught.value.hint
     Limits(max_cost=5).check_price(1.29)

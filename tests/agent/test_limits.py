@@ -107,7 +107,7 @@ def test_a_limit_in_dollars_where_no_price_is_known_is_refused_before_anything_s
     run: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("BAFOGPT_MAX_COST", "5")
-    with pytest.raises(UsageError, match="what an hour costs here is not known"):
+    with pytest.raises(UsageError, match="the price of an hour here is unknown"):
         run(make_job(), price=0)
     assert RunStore(bucket).names() == []
 

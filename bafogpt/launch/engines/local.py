@@ -29,6 +29,7 @@ from bafogpt.core.errors import (
     did_you_mean,
 )
 from bafogpt.core.settings import Settings
+from bafogpt.jobs import env
 from bafogpt.jobs import task as tasks
 from bafogpt.launch.engines.base import ACTIVE, EngineRun, QueuedJob
 from bafogpt.launch.engines.registry import LaunchRegistry
@@ -196,15 +197,15 @@ class LocalEngine:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **{key: str(value) for key, value in (plan.task.get("envs") or {}).items()},
-            "BAFOGPT_HOME": self._settings.home,
-            "BAFOGPT_S3_ENDPOINT": self._settings.s3_endpoint,
+            env.HOME: self._settings.home,
+            env.S3_ENDPOINT: self._settings.s3_endpoint,
             "SKYPILOT_TASK_ID": f"bafogpt-{plan.name}",
             "SKYPILOT_CLUSTER_INFO": json.dumps({"cluster_name": plan.name, "cloud": "local"}),
             "SKYPILOT_NODE_RANK": "0",
             "SKYPILOT_NUM_NODES": "1",
             "SKYPILOT_NODE_IPS": "127.0.0.1",
             "SKYPILOT_NUM_GPUS_PER_NODE": str(min(nvidia_smi.count(), gpus[1] if gpus else 0)),
-            "BAFOGPT_GRACE_S": str(plan.job.supervisor.grace_s),
+            env.GRACE_S: str(plan.job.supervisor.grace_s),
         }
 
     def _read(self, name: str) -> EngineRun | None:

@@ -18,6 +18,7 @@ from types import FrameType
 
 from bafogpt.core import process, schema, settings
 from bafogpt.core.errors import BafoError, ExitCode
+from bafogpt.jobs import env
 from bafogpt.launch.engines.base import EngineRun, EngineState
 from bafogpt.launch.engines.local import write_state
 from bafogpt.launch.plan import LOCAL
@@ -30,7 +31,7 @@ def keep(folder: Path, workdir: Path) -> int:
     """Run the task in ``folder`` to its end. Returns its exit code."""
     process.adopt_orphans()
     config = settings.load()
-    grace_s = float(os.environ.get("BAFOGPT_GRACE_S", "90"))
+    grace_s = float(os.environ.get(env.GRACE_S, "90"))
     task = schema.load_yaml(folder / "task.yaml")
     with contextlib.ExitStack() as stack:
         environment = dict(os.environ)
@@ -38,7 +39,7 @@ def keep(folder: Path, workdir: Path) -> int:
             from bafogpt.storage.embedded import server
 
             lease = stack.enter_context(server.lease(Path(config.home)))
-            environment |= lease.endpoint.environment() | {"BAFOGPT_S3_ENDPOINT": lease.endpoint.url}
+            environment |= lease.endpoint.environment() | {env.S3_ENDPOINT: lease.endpoint.url}
         output = stack.enter_context((folder / "output.log").open("ab"))
         child = subprocess.Popen(
             ["/bin/bash", "-c", task["run"]],

@@ -6,16 +6,19 @@ modules of its own in place of ``sky.client.sdk`` and ``sky.jobs.client.sdk``.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from bafogpt.core.errors import BafoError, ConflictError, RunNotFoundError
 from bafogpt.launch.engines.skypilot import errors, log_filter
+
+T = TypeVar("T")
 
 LABEL = "bafogpt-run"
 """The label by which a cluster is known as ours, with the run's name."""
@@ -293,3 +296,51 @@ def _price(record: Mapping[str, Any]) -> float | None:
     except Exception:  # a price is a courtesy: whatever is missing in a handle is no reason to fail
         return None
     return dollars or None
+
+
+_WITHOUT_CATALOG = ("kubernetes", "slurm", "ssh", "vsphere")
+PROBE_TIMEOUT_S = 25.0
+"""Time for one cloud to answer; :mod:`bafogpt.launch.sky_probe` waits longer, so other answers are not lost."""
+
+
+def refresh_catalog(gpu: str, cloud: str | None = None) -> dict[str, Any]:
+    """Have SkyPilot look up a GPU, which refreshes its catalog files; ``{"clouds": {CLOUD: "ok" or an error}}``."""
+    from sky.skylet import constants
+
+    from sky import catalog
+
+    def refresh(name: str) -> str:
+        try:
+            pattern = f"^{re.escape(gpu)}$"
+            catalog.list_accelerators(gpus_only=True, name_filter=pattern, clouds=[name], case_sensitive=False)
+        except Exception as error:  # offline, unknown cloud, changed format: other clouds may still answer
+            return type(error).__name__
+        return "ok"
+
+    clouds = [cloud] if cloud else [str(each) for each in constants.ALL_CLOUDS if each not in _WITHOUT_CATALOG]
+    return {"clouds": _in_parallel(clouds, refresh, default="no answer in time")}
+
+
+def check_credentials(cloud: str | None = None) -> dict[str, Any]:
+    """Check credentials as ``sky check`` does; ``{"clouds": {CLOUD: {"enabled": …, "reason": …}}}``."""
+    from sky.clouds import CloudCapability
+    from sky.utils import registry
+
+    def check(name: str) -> dict[str, Any]:
+        try:
+            works, reason = registry.CLOUD_REGISTRY.from_str(name).check_credentials(CloudCapability.COMPUTE)
+        except Exception as error:  # a cloud whose client library is not installed
+            return {"enabled": False, "reason": f"{type(error).__name__}: {error}"}
+        text = " ".join(map(str, reason.values())) if isinstance(reason, dict) else str(reason or "")
+        return {"enabled": bool(works), "reason": errors.strip_ansi(text).strip().partition("\n")[0].strip()}
+
+    names = [cloud] if cloud else sorted(registry.CLOUD_REGISTRY)
+    return {"clouds": _in_parallel(names, check, default={"enabled": False, "reason": "no answer in time"})}
+
+
+def _in_parallel(names: Sequence[str], call: Callable[[str], T], default: T) -> dict[str, T]:
+    """``call(name)`` for every name at once; ``default`` for those without an answer in time."""
+    pool = concurrent.futures.ThreadPoolExecutor(len(names))
+    futures = {name: pool.submit(call, name) for name in names}
+    concurrent.futures.wait(futures.values(), timeout=PROBE_TIMEOUT_S)
+    return {name: future.result() if future.done() else default for name, future in futures.items()}

@@ -32,7 +32,7 @@ class MachineError(BafoError):
     """A machine was rented and came up, and SkyPilot could not make it ready: another may do."""
 
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _AUTH = re.compile(
     r"\b(401|unauthori[sz]ed|invalid api key|api key is invalid|authentication failed|expired token)\b", re.I
 )
@@ -48,9 +48,14 @@ _UNREADY = re.compile(r"failed to (run setup commands|set up skypilot runtime)",
 _NOWHERE = re.compile(r"catalog does not contain any instances|no resource satisfying|not available in any", re.I)
 
 
+def strip_ansi(text: str) -> str:
+    """The text without terminal colours and cursor movements."""
+    return _ANSI.sub("", text)
+
+
 def plain(text: object) -> str:
-    """SkyPilot's words on one line, without colours."""
-    return " ".join(_ANSI.sub("", str(text)).split())
+    """SkyPilot's text on one line, without colours."""
+    return " ".join(strip_ansi(str(text)).split())
 
 
 def explain(error: BaseException, run: str = "", heard: Sequence[str] = ()) -> BafoError:

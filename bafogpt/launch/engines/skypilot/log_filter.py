@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+from bafogpt.launch.engines.skypilot.errors import strip_ansi
+
 _PREFIX = re.compile(r"^\((?:head|worker\d+|[^(),]+)(?:, rank=\d+)?(?:, pid=\d+)?(?:, ip=[^)]*)?\) ?")
 _REMARK = re.compile(
     r"^(Job ID not provided|Start streaming logs for|Streaming logs of|[├└]── |✓ Job finished|✓ Managed job finished"
@@ -32,7 +33,7 @@ class LogFilter:
     def write(self, text: str) -> int:
         for piece in re.findall(r"[^\n]*\n|[^\n]+", text):
             self._line += piece
-            plain, whole = _ANSI.sub("", self._line), piece.endswith("\n")
+            plain, whole = strip_ansi(self._line), piece.endswith("\n")
             if whole or (self._terminal and not _LOG.match(plain)):  # a spinner ends no line, and is to be seen there
                 if self._shown or not self._is_traceback(plain):
                     last = plain.rstrip("\r\n").rpartition("\r")[2] + "\n"
@@ -65,7 +66,7 @@ def lines(pieces: Iterable[str]) -> Iterator[str]:
 
 def _own(raw: Iterable[str]) -> Iterator[str]:
     for each in raw:
-        text = _ANSI.sub("", each).rstrip("\r")
+        text = strip_ansi(each).rstrip("\r")
         stripped = _PREFIX.sub("", text, count=1)
         if stripped != text or not _REMARK.match(text):
             yield stripped

@@ -11,8 +11,8 @@ from typing import Any
 
 from bafogpt.core.errors import AuthError, ConfigError, ExitCode
 from bafogpt.core.settings import EMBEDDED, Settings
+from bafogpt.jobs import env, tracking
 from bafogpt.jobs import task as task_files
-from bafogpt.jobs import tracking
 from bafogpt.launch.engines.skypilot.client import LABEL
 from bafogpt.launch.plan import Plan
 
@@ -80,7 +80,7 @@ def secrets(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[tuple[s
     What ``--env`` names must be there, the keys of an S3 bucket, and what the job's tracking needs; others of the file
     (``HF_TOKEN``) are left out where there is none. Raises :class:`AuthError` naming the first that is missing.
     """
-    bucket = str((plan.task.get("envs") or {}).get("BAFOGPT_BUCKET", ""))
+    bucket = str((plan.task.get("envs") or {}).get(env.BUCKET, ""))
     needed = dict.fromkeys(S3_KEYS, bucket) if bucket.startswith("s3://") else {}
     needed |= tracking.required_env(plan.job.tracking)
     found = []
