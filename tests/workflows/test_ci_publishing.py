@@ -185,7 +185,7 @@ def test_a_base_is_built_once_for_its_pins(publisher: Tree, registry: str) -> No
 
 @pytest.fixture
 def origin(tree: Tree, tmp_path: Path) -> Path:
-    """The repository that the copy was cloned from, so to say."""
+    """A bare repository that is the remote of the copy."""
     tree.commit()
     bare = tmp_path / "origin.git"
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(bare)], check=True)
