@@ -35,7 +35,6 @@ from bafogpt.train.run import Run, set_up
 from bafogpt.train.state import load_weights
 from bafogpt.train.step import train_step
 from bafogpt.train.trainer_io import Handoff, Order, checkpoint_name
-from bafogpt.train.validation import validate
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED", Path(__file__).parents[2] / "shared"))
 LENGTH, BATCH = 64, 16
@@ -141,7 +140,8 @@ def steps(run: Run, order: Sequence[int] | None = None) -> Iterator[int]:
 
 def validated(run: Run, work: Path) -> dict[str, Any]:
     """What a validation says now, as the metrics have it."""
-    validate(run)
+    assert run.validator is not None
+    run.validator.validate()
     line: dict[str, Any] = json.loads(Handoff(work).metrics(1).read_text(encoding="utf-8").splitlines()[-1])
     return line
 

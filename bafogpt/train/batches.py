@@ -10,7 +10,7 @@ import torch
 
 from bafogpt.core.errors import DataError
 from bafogpt.storage.tokens.stream import Samples, prefetch
-from bafogpt.train import shares
+from bafogpt.train.config import rank_samples
 
 IGNORED = -100
 """A target that is not learned from, as in PyTorch's cross-entropy."""
@@ -105,7 +105,8 @@ def steps(
     must be known before the first goes backward. ``depth`` blocks are read ahead; closing ends that.
     """
     share = batch_samples // processes
-    reader = prefetch(samples, shares.all_rank_samples(first, last, batch_samples, rank, processes), depth=depth)
+    indices = rank_samples(first, last, batch_samples, rank, processes)
+    reader = prefetch(samples, indices, depth=depth)
     rows: list[Row] = []
     try:
         for index, tokens in reader:

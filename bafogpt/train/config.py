@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -289,3 +290,14 @@ def check_processes(config: TrainConfig, processes: int) -> None:
             f"with {max(1, config.batch.micro_batch_size)} a micro-batch",
             f"--set train.batch.tokens={-(-config.batch_samples // share) * share * config.data.sequence_length}",
         )
+
+
+def rank_samples(first: int, last: int, batch_samples: int, rank: int, processes: int) -> Iterator[int]:
+    """The samples that one process reads from position ``first`` up to ``last``, in order.
+
+    A step is samples [first, first + batch_samples) whatever the number of processes, and each process reads one
+    contiguous part of them. The position of a run is therefore one integer, and a resume may use any other number.
+    """
+    share = batch_samples // processes
+    for start in range(first, last, batch_samples):
+        yield from range(start + rank * share, start + (rank + 1) * share)

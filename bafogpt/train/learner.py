@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from litgpt.config import Config
 
+from bafogpt.model import lora, nf4
 from bafogpt.model.config import fingerprint
-from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
+from bafogpt.model.gpt import GPT, empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import liger_kernel
-from bafogpt.train import finetune, float8, optimizer, parallel
+from bafogpt.train import float8, optimizer, parallel
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.optimizer import NewTokenLR
 from bafogpt.train.state import TrainState
@@ -66,7 +67,7 @@ def build(
         materialise(gpt, torch.device("cpu"))
         if load_base is not None:
             load_base(gpt)
-        identity |= finetune.adapt(gpt, shape, config)
+        identity |= _add_adapter(gpt, shape, config)
     if gpu:
         liger_kernel()
     float8.convert(gpt, config, gpu=gpu)
@@ -94,3 +95,22 @@ def build(
         state=TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity),
         every_token=every_token,
     )
+
+
+def _add_adapter(model: GPT, shape: Config, config: TrainConfig) -> dict[str, Any]:
+    """Freeze ``model``, which has its first weights, as ``config.adapter`` says, and put pairs on it.
+
+    Returns what a checkpoint of it must agree with: nothing where the job has no adapter.
+    """
+    if config.adapter is None:
+        return {}
+    identity = {"adapter": {**asdict(config.adapter), "targets": list(config.adapter.targets)}}
+    digest = lora.base_digest(model)
+    if config.adapter.base != "as-is" and config.precision == "bf16-true":
+        model.to(torch.bfloat16)  # what is quantised is what will be computed in
+    if config.adapter.base == "nf4":
+        nf4.quantise(model)
+    elif config.adapter.base == "bf16":
+        model.to(torch.bfloat16)
+    lora.add(model, shape, config.adapter, seed=config.seed)
+    return {**identity, "base": digest}

@@ -10,7 +10,6 @@ from bafogpt.train import parallel
 from bafogpt.train.run import set_up
 from bafogpt.train.step import train_step
 from bafogpt.train.trainer_io import Handoff, Order, Result, StopFlag
-from bafogpt.train.validation import validate
 
 
 def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
@@ -29,8 +28,8 @@ def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
             run.log.step(measured)
         if validating or saving:
             run.log.settle()  # no loss is validated or saved before it was looked at
-        if validating:
-            validate(run)
+        if validating and run.validator:
+            run.validator.validate()
         if saving and run.saver.may_save(progress.step, must=last or stopping):
             run.saver.begin(run.state)
             run.log.restart_clock()

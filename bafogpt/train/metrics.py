@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ import torch
 
 from bafogpt.storage.tokens.manifest import Split
 from bafogpt.train.estimates import gpus
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What a step found. Tensors are scalars still on the device: reading them is waiting for it."""
+
+    loss: torch.Tensor
+    """This process's part of the step's mean loss, nats a target; the sum over processes is the step's loss."""
+    norm: torch.Tensor
+    """Of the whole gradient, before clipping."""
+    rate: float
+    targets: int
+    """Tokens learned from, over all processes."""
 
 
 def peak_flops(device: torch.device, precision: str = "32-true") -> float:

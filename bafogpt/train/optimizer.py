@@ -6,6 +6,7 @@ a Python number, which is the run's own and comes back from there.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +16,34 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from bafogpt.train.config import OptimizerConfig
+from bafogpt.train.config import OptimizerConfig, ScheduleConfig
 
 SAVED = ("step", "exp_avg", "exp_avg_sq")
 SAVED_8BIT = ("state1", "state2", "absmax1", "absmax2")
 """What a checkpoint has of each parameter; of a small one in 8 bits the first two alone."""
 
 warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # 8 bits are, and that is known
+
+
+def learning_rate(step: int, *, peak: float, steps: int, schedule: ScheduleConfig) -> float:
+    """The rate for optimizer step ``step`` (0-based) of ``steps``.
+
+    Linear from ``peak / warmup`` to ``peak``, then to ``final_ratio * peak`` at the last step: half a cosine
+    (Loshchilov & Hutter 2017, without restarts), or level and then a straight line (Hu et al. 2024, arXiv:2404.06395).
+    A warm-up longer than the run never reaches the peak. From ``restart_at`` on all of it begins anew.
+    """
+    if step >= schedule.restart_at:
+        step, steps = step - schedule.restart_at, steps - schedule.restart_at
+    warmup = schedule.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.kind == "wsd":
+        decay = max(1, round(steps * schedule.decay_share))
+        left = min(1.0, (steps - 1 - step) / decay)
+    else:
+        progress = (step - warmup) / max(1, steps - 1 - warmup)
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * left)
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:

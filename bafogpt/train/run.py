@@ -33,7 +33,7 @@ from bafogpt.train.profiler import Tracer
 from bafogpt.train.state import load_weights
 from bafogpt.train.step_logger import RunLog
 from bafogpt.train.trainer_io import Handoff, Order, checkpoint_name
-from bafogpt.train.validation import Validation
+from bafogpt.train.validation import Validation, Validator
 from bafogpt.train.validation import plan as plan_validation
 
 
@@ -42,7 +42,7 @@ class Run(Learner):
     """The objects of one run in one process."""
 
     train: Samples
-    validation: Validation | None
+    validator: Validator | None
     micro: int
     """Samples a process pushes through the model at once, set or found."""
     saver: CheckpointSaver
@@ -121,21 +121,22 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         state.load(handoff.resume / checkpoint_name(order.resume_step))
     elif config.adapter is None:
         first_weights(state.model)
+    log = RunLog(
+        config,
+        fabric,
+        state.progress,
+        curriculum=manifest.splits["train"],
+        lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
+        flops_per_token=flops.flops_per_token(shape, config.data.sequence_length, config.adapter),
+        price_per_hour=order.price_per_hour,
+    )
     return Run(
         **vars(learner),
         train=train,
-        validation=validation,
+        validator=Validator(learner, validation, micro, log) if validation else None,
         micro=micro,
         saver=CheckpointSaver(handoff, config.checkpoint),
-        log=RunLog(
-            config,
-            fabric,
-            state.progress,
-            curriculum=manifest.splits["train"],
-            lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
-            flops_per_token=flops.flops_per_token(shape, config.data.sequence_length, config.adapter),
-            price_per_hour=order.price_per_hour,
-        ),
+        log=log,
         tracer=Tracer(
             handoff.profile,
             steps=config.profile if fabric.is_global_zero else 0,

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from bafogpt.train import parallel
 from bafogpt.train.batches import Batch
 from bafogpt.train.learner import Learner
-from bafogpt.train.optimizer import set_lr
-from bafogpt.train.schedule import learning_rate
+from bafogpt.train.metrics import StepMetrics
+from bafogpt.train.optimizer import learning_rate, set_lr
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a step found. Tensors are scalars still on the device: reading them is waiting for it."""
-
-    loss: torch.Tensor
-    """This process's part of the step's mean loss, nats a target; the sum over processes is the step's loss."""
-    norm: torch.Tensor
-    """Of the whole gradient, before clipping."""
-    rate: float
-    targets: int
-    """Tokens learned from, over all processes."""
-
-
-def train_step(learner: Learner, micros: Sequence[Batch]) -> Measured:
+def train_step(learner: Learner, micros: Sequence[Batch]) -> StepMetrics:
     """Forward and backward on each micro-batch, one update. Gradients are exchanged once, with the last of them.
 
     What each target adds to the gradient is one share of the targets of the *whole* step, over all micro-batches and
@@ -51,4 +37,4 @@ def train_step(learner: Learner, micros: Sequence[Batch]) -> Measured:
     learner.new_rows.step(state.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
     state.progress.advance(config.batch_samples, targets)
-    return Measured(total, norm, rate, targets)
+    return StepMetrics(total, norm, rate, targets)

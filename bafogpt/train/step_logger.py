@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -19,10 +19,6 @@ from bafogpt.storage.tokens.manifest import Split
 from bafogpt.train import metrics, parallel
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.state import Progress
-
-if TYPE_CHECKING:
-    from bafogpt.train.step import Measured
-
 
 MEAN_OVER = 50
 """Lines that the running mean of the loss remembers, about."""
@@ -71,7 +67,7 @@ class RunLog:
         self._before = (progress.seconds, progress.usd)
         self._waiting: Waiting | None = None
 
-    def step(self, measured: Measured) -> None:
+    def step(self, measured: metrics.StepMetrics) -> None:
         """Ask for the numbers of the step just given to the device; :meth:`settle` reads them. Waits for nothing."""
         self.settle()
         numbers = parallel.whole_step(measured.loss, measured.norm).to("cpu", non_blocking=True)

@@ -13,16 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.storage.tokens.stream import Samples
 from bafogpt.train import batches, parallel
-
-if TYPE_CHECKING:
-    from bafogpt.train.run import Run
+from bafogpt.train.learner import Learner
+from bafogpt.train.step_logger import RunLog
 
 
 class Piece(NamedTuple):
@@ -73,52 +72,56 @@ def _pieces(samples: Samples, stage: Stage, most: int) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-@torch.no_grad()
-def validate(run: Run) -> None:
-    """Measure, remember the loss with the step, and write it down. All processes share the work."""
-    if run.validation is None:
-        return
-    validation, fabric, progress = run.validation, run.fabric, run.state.progress
-    sums = torch.zeros(2, len(validation.stages), dtype=torch.float64, device=fabric.device)  # nats, targets
-    run.model.eval()
-    for stage, batch in _own(validation, run.micro, fabric.global_rank, fabric.world_size, fabric.device):
-        sums[0, stage] += run.model(batch.ids, batch.targets, documents=batch.documents)
-        sums[1, stage] += (batch.targets != batches.IGNORED).sum()
-    run.model.train()
-    parallel.reshard(run.state.model)
-    nats, targets = parallel.summed(sums).tolist()
-    found = results(validation, nats, targets)
-    progress.validation_loss = found["validation_loss"]
-    run.log.restart_clock()
-    run.log.write(step=progress.step, **found)
+class Validator:
+    """Measures the loss on held-out text; all processes share the work."""
 
+    def __init__(self, learner: Learner, validation: Validation, micro: int, log: RunLog) -> None:
+        self._learner = learner
+        self._validation = validation
+        self._micro = micro
+        self._log = log
 
-def _own(
-    validation: Validation, micro: int, rank: int, processes: int, device: torch.device
-) -> Iterator[tuple[int, batches.Batch]]:
-    """(number of the stage, batch) for this process. Each gets as many, because FSDP's processes go in step.
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Measure the loss, store it with the step, and write a metrics line."""
+        learner, validation = self._learner, self._validation
+        sums = torch.zeros(2, len(validation.stages), dtype=torch.float64, device=learner.fabric.device)
+        learner.model.eval()
+        for stage, batch in self._batches():
+            sums[0, stage] += learner.model(batch.ids, batch.targets, documents=batch.documents)
+            sums[1, stage] += (batch.targets != batches.IGNORED).sum()
+        learner.model.train()
+        parallel.reshard(learner.state.model)
+        nats, targets = parallel.summed(sums).tolist()
+        found = results(validation, nats, targets)
+        learner.state.progress.validation_loss = found["validation_loss"]
+        self._log.restart_clock()
+        self._log.write(step=learner.state.progress.step, **found)
 
-    Every batch has ``micro`` rows: another shape would compile every block again. Rows beyond a stage's last piece
-    repeat it and count for nothing.
-    """
-    work = [
-        (number, pieces[start : start + micro])
-        for number, pieces in enumerate(validation.pieces)
-        for start in range(0, len(pieces), micro)
-    ]
-    for turn in range(0, len(work), processes):
-        spare = turn + rank >= len(work)
-        number, pieces = work[turn if spare else turn + rank]
-        samples = validation.samples
-        rows = [batches.row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
-        batch = batches.of_rows(rows + rows[-1:] * (micro - len(rows)), device)
-        targets = batch.targets.clone()
-        for number_of_row, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
-            low, high = max(0, piece.low - row.first_target), max(0, piece.high - row.first_target)
-            targets[number_of_row, : validation.samples.length if spare else low] = batches.IGNORED
-            targets[number_of_row, high:] = batches.IGNORED
-        targets[len(pieces) :] = batches.IGNORED
-        yield number, batch._replace(targets=targets)
+    def _batches(self) -> Iterator[tuple[int, batches.Batch]]:
+        """(number of the stage, batch) for this process. Each gets as many, because FSDP's processes go in step.
+
+        Every batch has ``micro`` rows: another shape would compile every block again. Rows beyond a stage's last piece
+        repeat it and count for nothing.
+        """
+        fabric, samples, micro = self._learner.fabric, self._validation.samples, self._micro
+        work = [
+            (number, pieces[start : start + micro])
+            for number, pieces in enumerate(self._validation.pieces)
+            for start in range(0, len(pieces), micro)
+        ]
+        for turn in range(0, len(work), fabric.world_size):
+            spare = turn + fabric.global_rank >= len(work)
+            number, pieces = work[turn if spare else turn + fabric.global_rank]
+            rows = [batches.row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
+            batch = batches.of_rows(rows + rows[-1:] * (micro - len(rows)), fabric.device)
+            targets = batch.targets.clone()
+            for place, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
+                low, high = max(0, piece.low - row.first_target), max(0, piece.high - row.first_target)
+                targets[place, : samples.length if spare else low] = batches.IGNORED
+                targets[place, high:] = batches.IGNORED
+            targets[len(pieces) :] = batches.IGNORED
+            yield number, batch._replace(targets=targets)
 
 
 def results(validation: Validation, nats: Sequence[float], targets: Sequence[float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bafogpt.core.errors import BafoError, CorruptError, ExitCode, UnreachableError
-from bafogpt.train.out_of_memory import is_out_of_memory
+from bafogpt.train.estimates.memory import is_out_of_memory
 from bafogpt.train.trainer_io import Handoff, Result, StopFlag
 
 RETRY_HELPS = (UnreachableError, CorruptError)

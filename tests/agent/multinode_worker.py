@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bafogpt.core import files
-from bafogpt.train import shares
+from bafogpt.train.config import rank_samples
 from bafogpt.train.trainer_io import Handoff, Result, StopFlag, checkpoint_name, read_staged
 
 RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
@@ -74,7 +74,8 @@ def main() -> int:
         time.sleep(0.03)
         if os.environ.get("CREW_WORKER") == "hang" and RANK == COUNT - 1 and step == 12 and order.resume_step is None:
             threading.Event().wait()
-        own = list(shares.rank_samples(step * config.batch_samples, config.batch_samples, RANK, COUNT))
+        first = step * config.batch_samples
+        own = list(rank_samples(first, first + config.batch_samples, config.batch_samples, RANK, COUNT))
         said = ranks.gather((own, stop.requested))
         stopping = any(each[1] for each in said)
         consumed += [index for each in said for index in each[0]]

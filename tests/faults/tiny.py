@@ -25,8 +25,7 @@ from bafogpt.core.errors import ConfigError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
-from bafogpt.train import shares
-from bafogpt.train.config import CheckpointConfig
+from bafogpt.train.config import CheckpointConfig, rank_samples
 from bafogpt.train.trainer_io import Handoff, Order, Result, StopFlag, checkpoint_name, read_staged
 
 from . import ledger, points
@@ -82,7 +81,7 @@ def _rows(order: Order, handoff: Handoff, ranks: _Ranks, first: int) -> Iterator
     cache = BlockCache(handoff.folder / "cache", int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
     samples = Samples(TokenStream(data, manifests.load(data), "train", cache=cache), config.data.sequence_length)
     last = config.steps * config.batch_samples
-    indices = shares.all_rank_samples(first, last, config.batch_samples, ranks.rank, ranks.count)
+    indices = rank_samples(first, last, config.batch_samples, ranks.rank, ranks.count)
     if config.data.prefetch > 1:
         yield from prefetch(samples, indices, depth=config.data.prefetch)
     else:

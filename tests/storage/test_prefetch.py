@@ -18,7 +18,7 @@ from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import Shard, Split, Stage, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
-from bafogpt.train.shares import all_rank_samples
+from bafogpt.train.config import rank_samples
 
 Write = Callable[..., Any]
 DEPTHS = [0, 1, 2, 4]
@@ -59,7 +59,7 @@ def test_the_stream_is_the_same_for_any_processes_depth_step_and_place_to_resume
 
     ranks = [Samples(TokenStream(folder, manifest, "train"), length) for _ in range(processes)]
     readers = [
-        prefetch(samples, all_rank_samples(first, steps * batch, batch, rank, processes), depth)
+        prefetch(samples, rank_samples(first, steps * batch, batch, rank, processes), depth)
         for rank, samples in enumerate(ranks)
     ]
     got = []

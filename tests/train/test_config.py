@@ -9,7 +9,7 @@ import pytest
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import ScheduleConfig, TrainConfig
-from bafogpt.train.schedule import learning_rate
+from bafogpt.train.optimizer import learning_rate
 
 
 def config(**over: object) -> TrainConfig:

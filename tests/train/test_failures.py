@@ -15,7 +15,7 @@ from bafogpt.agent.workers import Trainers
 from bafogpt.core.errors import ExitCode
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import worker
-from bafogpt.train.out_of_memory import is_out_of_memory
+from bafogpt.train.estimates.memory import is_out_of_memory
 from bafogpt.train.trainer_io import Handoff, Order, StopFlag
 
 from .conftest import tiny

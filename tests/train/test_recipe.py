@@ -13,8 +13,7 @@ from bafogpt.jobs.model_shape import KNOWN
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.train.config import ScheduleConfig, check_processes
 from bafogpt.train.estimates import memory
-from bafogpt.train.optimizer import NewTokenLR
-from bafogpt.train.schedule import learning_rate
+from bafogpt.train.optimizer import NewTokenLR, learning_rate
 from bafogpt.train.validation import Piece, bits_per_byte, plan, results
 
 from .conftest import tiny

@@ -15,8 +15,8 @@ from bafogpt.model.config import gpt_config
 from bafogpt.storage.tokens.manifest import Packing, Split, Stage
 from bafogpt.train import learner, memory_check, metrics, parallel
 from bafogpt.train import run as runs
+from bafogpt.train.metrics import StepMetrics
 from bafogpt.train.state import Progress, _refuse_difference
-from bafogpt.train.step import Measured
 from bafogpt.train.step_logger import RunLog
 from bafogpt.train.trainer_io import Handoff, Result
 
@@ -76,7 +76,7 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
 
     def step(loss: float) -> None:
         progress.advance(8, 256)
-        log.step(Measured(torch.tensor(loss), torch.tensor(1.0), 0.1, 256))
+        log.step(StepMetrics(torch.tensor(loss), torch.tensor(1.0), 0.1, 256))
         log.settle()
 
     for loss in (2.0, 9.0, 2.0, 2.0, 6.0):  # the second comes before the mean is trusted; the last is a harder stage

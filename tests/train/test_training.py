@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from bafogpt.agent.workers import Trainers
 from bafogpt.core.errors import ConfigError, ExitCode
-from bafogpt.train import shares
-from bafogpt.train.config import check_processes
+from bafogpt.train.config import check_processes, rank_samples
 from bafogpt.train.trainer_io import Handoff, StagedCheckpoint
 
 from .conftest import Trained, tiny
@@ -153,7 +152,7 @@ def test_the_stream_is_the_same_for_every_number_of_processes(
     def stream(processes: int) -> list[int]:
         """Every step's samples, rank after rank."""
         ranks = [
-            list(shares.all_rank_samples(first_step * batch, (first_step + steps) * batch, batch, rank, processes))
+            list(rank_samples(first_step * batch, (first_step + steps) * batch, batch, rank, processes))
             for rank in range(processes)
         ]
         share = batch // processes

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bafogpt.core.errors import BafoError
 from bafogpt.train import loop
 from bafogpt.train.batches import Batch
-from bafogpt.train.metrics import MetricsLog
+from bafogpt.train.metrics import MetricsLog, StepMetrics
 from bafogpt.train.run import Run
-from bafogpt.train.step import Measured, train_step
+from bafogpt.train.step import train_step
 from bafogpt.train.step_logger import RunLog
 from bafogpt.train.trainer_io import Handoff, Result, checkpoint_step
 
@@ -42,7 +42,7 @@ class NothingIsRead(TorchDispatchMode):
 
 
 Train = Callable[..., Result]
-Alter = Callable[[int, Measured], Measured]
+Alter = Callable[[int, StepMetrics], StepMetrics]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def train(train_here: Callable[..., Result], handoff: Handoff, monkeypatch: pyte
     """``train(alter, **config)``: the real loop in this process, with what each step measured changed by ``alter``."""
 
     def run(alter: Alter = lambda step, measured: measured, **over: Any) -> Result:
-        def altered(run: Run, micros: Sequence[Batch]) -> Measured:
+        def altered(run: Run, micros: Sequence[Batch]) -> StepMetrics:
             measured = train_step(run, micros)
             return alter(run.state.progress.step, measured)
 
@@ -75,11 +75,11 @@ def test_a_step_is_given_before_the_numbers_of_the_one_before_are_read(
     told: list[str] = []
     ask, write = RunLog.step, MetricsLog.write
 
-    def given(step: int, measured: Measured) -> Measured:
+    def given(step: int, measured: StepMetrics) -> StepMetrics:
         told.append(f"given {step}")
         return measured
 
-    def asked(log: RunLog, measured: Measured) -> None:
+    def asked(log: RunLog, measured: StepMetrics) -> None:
         with NothingIsRead():
             ask(log, measured)
 
@@ -98,7 +98,7 @@ def test_no_operator_within_a_step_waits_for_a_value(train: Train, monkeypatch: 
     read: list[str] = []
     given: list[int] = []
 
-    def within(run: Run, micros: Sequence[Batch]) -> Measured:
+    def within(run: Run, micros: Sequence[Batch]) -> StepMetrics:
         with monkeypatch.context() as patch, NothingIsRead():
             for name in ("cpu", "numpy", "tolist"):  # ways to the host that no operator shows
                 patch.setattr(torch.Tensor, name, lambda *_, name=name: read.append(name))
@@ -119,7 +119,7 @@ def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_name
 ):
     """A checkpoint is due at step 4, and at step 6, when the numbers of step 5 are still on their way."""
 
-    def spoilt(step: int, measured: Measured) -> Measured:
+    def spoilt(step: int, measured: StepMetrics) -> StepMetrics:
         return replace(measured, loss=measured.loss * float("nan")) if step == bad else measured
 
     with pytest.raises(BafoError, match=rf"loss nan, .* at step {bad} .*samples {8 * bad - 8} to {8 * bad - 1}; the"):
@@ -131,7 +131,7 @@ def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_name
 def test_lines_far_apart_are_read_with_the_next_step_all_the_same(train: Train, handoff: Handoff):
     seen: list[int] = []
 
-    def look(step: int, measured: Measured) -> Measured:
+    def look(step: int, measured: StepMetrics) -> StepMetrics:
         seen.append(len(steps_told(handoff)))
         return measured
 

@@ -31,6 +31,9 @@ NF4_BYTES = 0.516
 MARGIN = 0.92
 """Share of a device's memory that is planned with."""
 
+OUT_OF_MEMORY_TEXTS = ("out of memory", "alloc_failed", "cudaerrormemoryallocation")
+"""In the words of torch, CUDA, Triton, cuBLAS (``CUBLAS_STATUS_ALLOC_FAILED``) and bitsandbytes, in small letters."""
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -152,3 +155,8 @@ def choose(
     if for_step or for_pass:
         return (for_step, "step") if 2 * for_step >= for_pass else (for_pass, "pass")
     return largest("full"), "full"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says so with its own class, or a library in words. Triton's "out of resource" is another thing."""
+    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)

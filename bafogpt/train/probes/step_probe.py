@@ -27,8 +27,8 @@ from litgpt.config import Config
 from bafogpt.core import schema
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import Sharding, TrainConfig
+from bafogpt.train.estimates.memory import is_out_of_memory
 from bafogpt.train.learner import Learner, build
-from bafogpt.train.out_of_memory import is_out_of_memory
 from bafogpt.train.step import train_step
 from bafogpt.train.trainer_io import Order
 
