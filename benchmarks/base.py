@@ -68,7 +68,7 @@ ARMS = {
     "no replay": Arm(replay=0.0),
     "replay 15 %": Arm(replay=0.15),
     "curriculum": Arm(order="curriculum"),
-    "curriculum, then shuffled": Arm(order="half"),
+    "curriculum then shuffled": Arm(order="half"),
     "rate × ¼": Arm(rate=0.25),
     "rate × 4": Arm(rate=4.0),
 }
@@ -345,7 +345,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     base = os.environ.get("BAFOGPT_REAL_BASE")
     made.add_argument("--model", type=Path, default=base and Path(base), required=base is None)
-    made.add_argument("--arms", default="reference,mean rows,not expanded,no <bos>", help=f"of: {', '.join(ARMS)}")
+    made.add_argument(
+        "--arms", default="reference,mean rows,not expanded,no <bos>", help=f"of: {', '.join(ARMS)}".replace("%", "%%")
+    )
     made.add_argument("--seeds", default="1,2,3")
     made.add_argument("--pieces", type=int, default=4032, help="new ones")
     made.add_argument("--text-kb", type=int, default=20, help="of isiZulu, a third as much of English; 0 for all")
