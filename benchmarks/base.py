@@ -35,6 +35,7 @@ from bafogpt.data.curriculum import REPLAY
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.model import resize_embeddings
+from bafogpt.model.loss import IGNORE
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
@@ -254,7 +255,7 @@ class Place:
         """Nats a token of a step's samples by themselves, one after the other, before anything is trained."""
         each = [batches.of_rows([row], run.fabric.device) for row in rows]
         total = sum(float(run.state.model(one.ids, one.targets)) for one in each)
-        return total / sum(one.learned for one in each)
+        return total / sum(int((one.targets != IGNORE).sum()) for one in each)
 
     def _start(self, arm: Arm, name: str) -> Run:
         options, data = self.options, self.data(arm)

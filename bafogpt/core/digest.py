@@ -7,9 +7,10 @@ files by. A digest names its algorithm, so each can be read anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from bafogpt.core.errors import CorruptError
 
@@ -52,6 +53,11 @@ def of_chunks(chunks: Iterable[bytes], algorithm: Algorithm = "blake3") -> str:
 def of_bytes(data: bytes, algorithm: Algorithm = "blake3") -> str:
     """The digest of ``data``."""
     return of_chunks((data,), algorithm)
+
+
+def of_json(content: Mapping[str, Any]) -> str:
+    """The digest of plain values, whatever the order of their keys."""
+    return of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def of_file(path: Path, algorithm: Algorithm = "blake3") -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bafogpt.core import schema
 from bafogpt.reports.summary import Summary, summarise
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore
@@ -52,10 +52,10 @@ def facts(store: RunStore, summary: Summary) -> dict[str, dict[str, Any]]:
     last = dict(record.places[-1]) if record.places else {"host": record.host, "infra": record.infra}
     last.pop("attempt", None)
     return {
-        "job": flatten({"trainer": record.trainer, **record.job}),
-        "data": flatten(record.data),
+        "job": schema.flatten({"trainer": record.trainer, **record.job}),
+        "data": schema.flatten(record.data),
         "code": {"git": record.git},
-        "image": {"image": record.image, "digest": record.image_digest, **flatten(record.image_labels)},
+        "image": {"image": record.image, "digest": record.image_digest, **schema.flatten(record.image_labels)},
         "versions": dict(record.versions),
         "place": {**last, "price_per_hour": record.price_per_hour, "gpus_asked": record.gpus},
         "results": {
@@ -75,14 +75,3 @@ def facts(store: RunStore, summary: Summary) -> dict[str, dict[str, Any]]:
             "restarts": record.restarts,
         },
     }
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; an empty mapping has none."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

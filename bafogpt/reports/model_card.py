@@ -6,11 +6,12 @@ address or path of a machine does, and no place of the registry that an image ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError, NotFoundError
 from bafogpt.reports import cost, report
 from bafogpt.reports.report import Summary
@@ -52,7 +53,7 @@ def facts(
         "adapter": adapter or None,
         "tuned": bool(train.get("adapter")) or None,
         "data": _data(bucket, record, str(data.get("path") or "")),
-        "hyperparameters": dict(_flat({key: train[key] for key in _SHOWN if train.get(key) is not None})),
+        "hyperparameters": _hyperparameters(train),
         "evaluation": evaluation(summary),
         "cost": _cost(store, record),
         "code": _code(record),
@@ -142,6 +143,16 @@ def _data(bucket: Bucket, record: RunRecord, path: str) -> dict[str, Any]:
     return {"digest": manifest.digest, "tokenizer": manifest.tokenizer.digest, "stages": stages}
 
 
+def _hyperparameters(train: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"optimizer.learning_rate": 2e-4}``; what is not set is left out."""
+    flat = schema.flatten({key: train.get(key) for key in _SHOWN})
+    return {
+        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        for key, value in flat.items()
+        if value is not None
+    }
+
+
 def _cost(store: RunStore, record: RunRecord) -> dict[str, Any]:
     """Hours and dollars of all attempts, and the machines that they ran on."""
     spent = cost.of_run(store, record.name)
@@ -160,12 +171,3 @@ def _code(record: RunRecord) -> dict[str, str]:
     found = {"git": record.git, "image": record.image_digest or ""}
     names = ("bafogpt", "python", "torch", "cuda", "litgpt", "bitsandbytes")
     return {key: value for key, value in {**found, **{n: record.versions.get(n, "") for n in names}}.items() if value}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``("optimizer.learning_rate", 2e-4)``; what is not set is left out."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

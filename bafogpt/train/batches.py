@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from bafogpt.core.errors import DataError
+from bafogpt.model.loss import IGNORE
 from bafogpt.storage.tokens.stream import Samples, prefetch
 from bafogpt.train.config import rank_samples
-
-IGNORED = -100
-"""A target that is not learned from, as in PyTorch's cross-entropy."""
 
 
 class Batch(NamedTuple):
@@ -22,11 +20,11 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     """[B, T] int64."""
     targets: torch.Tensor
-    """[B, T] int64: the token after each of ``ids``, or ``IGNORED``."""
+    """[B, T] int64: the token after each of ``ids``, or :data:`IGNORE`."""
     documents: torch.Tensor | None
     """[B, T] int32: the number of the document within its sample, where documents must not see each other."""
-    learned: int
-    """Targets that are learned from."""
+    learned: int | None = None
+    """Targets that are learned from; None where all of them are, as in plain text."""
 
 
 class Row(NamedTuple):
@@ -66,10 +64,10 @@ def row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents:
 def of_rows(rows: Sequence[Row], device: torch.device) -> Batch:
     """Samples as a batch on ``device``; every token but the first is a target, unless a row says otherwise."""
     tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
-    targets, learned = tokens[:, 1:], tokens.shape[0] * (tokens.shape[1] - 1)
+    targets, learned = tokens[:, 1:], None
     if masks := [row.learned for row in rows if row.learned is not None]:
         mask = np.stack(masks)
-        targets, learned = np.where(mask, targets, IGNORED), int(mask.sum())
+        targets, learned = np.where(mask, targets, IGNORE), int(mask.sum())
     numbers = [row.documents for row in rows if row.documents is not None]
     documents = _to(np.stack(numbers), device) if numbers else None
     return Batch(_to(tokens[:, :-1], device), _to(targets, device), documents, learned)

@@ -32,8 +32,6 @@ class Learner:
     trained: list[torch.nn.Parameter]
     new_rows: NewTokenLR
     state: TrainState
-    every_token: bool
-    """Whether every token is a target, as in plain text: the number of a step's targets is known then."""
 
 
 def build(
@@ -45,7 +43,6 @@ def build(
     identity: dict[str, Any],
     weights_follow: bool,
     load_base: Callable[[torch.nn.Module], None] | None = None,
-    every_token: bool = True,
 ) -> Learner:
     """The network of ``config`` with sizes ``shape``, sharded and prepared, with an optimizer that has no state yet.
 
@@ -93,7 +90,6 @@ def build(
         trained=trained,
         new_rows=new_rows,
         state=TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity),
-        every_token=every_token,
     )
 
 

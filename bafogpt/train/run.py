@@ -114,7 +114,6 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         identity=identity,
         weights_follow=config.model.checkpoint is not None or (resumes and config.adapter is None),
         load_base=first_weights,
-        every_token=not train.stream.is_packed,
     )
     state = learner.state
     if order.resume_step is not None:

@@ -25,8 +25,8 @@ def train_step(learner: Learner, micros: Sequence[Batch]) -> StepMetrics:
     )
     set_lr(state.optimizer, rate)
     parallel.seed(config.seed, state.progress.step, parallel.rank())
-    own = sum(batch.learned for batch in micros)
-    targets = config.batch.tokens if learner.every_token else parallel.total(own)
+    learned = [batch.learned for batch in micros if batch.learned is not None]
+    targets = parallel.total(sum(learned)) if learned else config.batch.tokens
     total = torch.zeros((), device=learner.fabric.device)
     for index, batch in enumerate(micros):
         parallel.accumulate(state.model, last=index == len(micros) - 1, sharding=learner.sharding)

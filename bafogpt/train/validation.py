@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bafogpt.model.loss import IGNORE
 from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.storage.tokens.stream import Samples
 from bafogpt.train import batches, parallel
@@ -89,7 +90,7 @@ class Validator:
         learner.model.eval()
         for stage, batch in self._batches():
             sums[0, stage] += learner.model(batch.ids, batch.targets, documents=batch.documents)
-            sums[1, stage] += (batch.targets != batches.IGNORED).sum()
+            sums[1, stage] += (batch.targets != IGNORE).sum()
         learner.model.train()
         parallel.reshard(learner.state.model)
         nats, targets = parallel.summed(sums).tolist()
@@ -118,9 +119,9 @@ class Validator:
             targets = batch.targets.clone()
             for place, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
                 low, high = max(0, piece.low - row.first_target), max(0, piece.high - row.first_target)
-                targets[place, : samples.length if spare else low] = batches.IGNORED
-                targets[place, high:] = batches.IGNORED
-            targets[len(pieces) :] = batches.IGNORED
+                targets[place, : samples.length if spare else low] = IGNORE
+                targets[place, high:] = IGNORE
+            targets[len(pieces) :] = IGNORE
             yield number, batch._replace(targets=targets)
 
 

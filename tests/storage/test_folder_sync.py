@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bafogpt.core import digest
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, DiskFullError, StorageError
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
@@ -98,7 +99,7 @@ def test_a_manifest_reads_back_and_leaves_out_what_is_not_known():
 def test_a_manifest_that_is_not_one_is_refused(change: dict[str, Any]):
     raw = json.loads(ModelManifest(files=(), created="now").to_json()) | change
     del raw["digest"]
-    raw["digest"] = folder_manifest._digest_of(raw)
+    raw["digest"] = digest.of_json(raw)
     with pytest.raises(CorruptError, match="here"):
         folder_manifest.from_json(json.dumps(raw).encode(), "here")
 

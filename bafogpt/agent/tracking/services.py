@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from bafogpt.core import schema
 from bafogpt.core.errors import BafoError
 from bafogpt.jobs.tracking import Service, Tracked
-from bafogpt.reports.diff import flatten
 from bafogpt.runs.store import State
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Mlflow:
         """The job as parameters. They cannot be changed: of a job that was changed, the first ones stay."""
         from mlflow.entities import Param
 
-        values = {key: str(value)[:PARAM_LENGTH] for key, value in flatten(self._tracked.job).items()}
+        values = {key: str(value)[:PARAM_LENGTH] for key, value in schema.flatten(self._tracked.job).items()}
         new = [Param(key, value) for key, value in values.items() if key not in run.data.params]
         for start in range(0, len(new), BATCH_PARAMS):
             client.log_batch(self._id, params=new[start : start + BATCH_PARAMS], synchronous=True)

@@ -22,6 +22,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from bafogpt.cli.console import progress as progress_styles
+from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -133,17 +134,9 @@ def _draw(what: RenderableType) -> None:
 
 def _listing(record: Record) -> str:
     """Keys and values under each other; what is nested is named with dots."""
-    flat = list(_flatten(record))
-    width = max((len(key) for key, _ in flat), default=0)
-    return "\n".join(f"{key:<{width}}  {_cell(value)}" for key, value in flat)
-
-
-def _flatten(record: Record, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in record.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    flat = schema.flatten(record)
+    width = max(map(len, flat), default=0)
+    return "\n".join(f"{key:<{width}}  {_cell(value)}" for key, value in flat.items())
 
 
 def _table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> RenderableType:

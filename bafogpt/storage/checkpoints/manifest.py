@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ class Checkpoint:
     def to_json(self) -> bytes:
         """The manifest, its own digest included."""
         plain = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**plain, "digest": _digest_of(plain)}, indent=1, sort_keys=True).encode()
+        return json.dumps({**plain, "digest": digest.of_json(plain)}, indent=1, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Checkpoint:
@@ -61,7 +60,7 @@ class Checkpoint:
             raw = json.loads(data)
             if raw["format"] != FORMAT:
                 raise CorruptError(f"{where}: not of format {FORMAT!r}", "pip install --upgrade bafogpt")
-            if raw.pop("digest") != _digest_of(raw):
+            if raw.pop("digest") != digest.of_json(raw):
                 raise CorruptError(f"{where}: the manifest is not what was written", HINT)
             del raw["format"]
             listed = tuple(CheckpointFile(**each) for each in raw.pop("files"))
@@ -112,10 +111,6 @@ def _is_plain(name: str) -> bool:
         return len(files.safe_relative(name).parts) == 1 and not name.endswith((PARTIAL, JOURNAL))
     except CorruptError:
         return False
-
-
-def _digest_of(plain: Mapping[str, Any]) -> str:
-    return digest.of_bytes(json.dumps(plain, sort_keys=True).encode())
 
 
 def _is_typed(record: Checkpoint | CheckpointFile) -> bool:

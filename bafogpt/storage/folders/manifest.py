@@ -64,7 +64,7 @@ class ModelManifest:
             for name in ("sha256", "etag"):
                 if not each[name]:
                     del each[name]
-        plain["digest"] = _digest_of(plain)
+        plain["digest"] = digest.of_json(plain)
         return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
@@ -100,7 +100,7 @@ def from_json(data: bytes, where: str) -> ModelManifest:
     if found != FORMAT:
         raise CorruptError(f"{where}: format {found!r}, this version reads {FORMAT!r}", "pip install --upgrade bafogpt")
     raw = json.loads(data)
-    if raw.pop("digest", None) != _digest_of(raw):
+    if raw.pop("digest", None) != digest.of_json(raw):
         raise _wrong(where, "not what was written")
     del raw["format"]
     try:
@@ -143,10 +143,6 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 
 _NAMES_HINT = "rename the files, or do not use what this manifest lists"
-
-
-def _digest_of(plain: Mapping[str, Any]) -> str:
-    return digest.of_bytes(json.dumps(plain, sort_keys=True).encode())
 
 
 def _folded(name: str) -> str:

@@ -23,7 +23,7 @@ def validate(learner: Any, trial: Trial) -> None:
     length = trial.config.data.sequence_length
     ids = torch.zeros(trial.micro, length, dtype=torch.int64, device=learner.fabric.device)
     documents = torch.zeros_like(ids, dtype=torch.int32) if trial.documents else None
-    batch = batches.Batch(ids, ids, documents, ids.numel())
+    batch = batches.Batch(ids, ids, documents)
     learner.model.eval()
     with torch.no_grad():
         learner.model(batch.ids, batch.targets, documents=batch.documents)
