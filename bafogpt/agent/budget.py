@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bafogpt.jobs.limits import LimitReached, Limits
+from bafogpt.runs import usage
 from bafogpt.runs.usage import Span
 
 FIRST_RESERVE = 0.05
@@ -55,12 +56,12 @@ class Budget:
     @property
     def hours(self) -> float:
         """Of all attempts together."""
-        return sum(span.hours for span in (*self._earlier, self.span))
+        return usage.total((*self._earlier, self.span)).hours
 
     @property
     def usd(self) -> float:
         """Dollars, of all attempts together, each at its own price."""
-        return sum(span.usd for span in (*self._earlier, self.span))
+        return usage.total((*self._earlier, self.span)).usd
 
     def left_s(self) -> float:
         """Seconds until the nearest limit at this machine's price; infinite without one, negative beyond it."""

@@ -67,7 +67,7 @@ class Recorder:
         self._system_stats = system_stats.StatsLogger(
             system_stats_file(handoff, attempt),
             attempt=attempt,
-            step=lambda: self.record.step,
+            more=self._progress,
             every_s=system_stats_every_s,
         )
         self._profile = FileUploader(bucket, "profile", handoff.profile)
@@ -126,6 +126,10 @@ class Recorder:
                 except StorageError:
                     self._changed = True
                     raise
+
+    def _progress(self) -> dict[str, Any]:
+        """How far the run is and what it has cost, for the system stats."""
+        return {"step": self.record.step, **({"usd": round(self._budget.usd, 6)} if self._budget else {})}
 
     def _meter(self) -> None:
         """Write down what the attempt has cost, now and then and at its end."""

@@ -281,7 +281,6 @@ class _Supervisor:
             config=self._job.train,
             device=self._device(),
             attempt=self._recorder.attempt,
-            price_per_hour=self._recorder.record.price_per_hour,
             collective_timeout_s=self._config.collective_timeout_s,
             resume_step=step,
         )

@@ -1,10 +1,10 @@
-"""How the machine of a run is: GPUs, CPU, memory, disk, network, one JSON line every few seconds.
+"""The machine of a run: GPUs, CPU, memory, disk, network, one JSON line every few seconds.
 
-The supervisor writes the lines, the recorder carries them to the bucket as the feed ``system_stats``: ``bafogpt cloud
-top`` needs neither the machine nor its engine for them. Fields: ``time`` (s since the epoch), ``attempt``, ``node``,
-``step``, ``cpus``, ``cpu`` (0 to 1, of all of them), ``memory_used`` and ``memory_total`` (bytes; the container's,
-where it has a limit), ``disk_used`` and ``disk_total`` (of the run's folder), ``sent_per_s`` and ``received_per_s``
-(bytes), ``gpus`` (see :func:`bafogpt.core.nvidia_smi.gpus`).
+The supervisor writes the lines, the recorder uploads them to ``system_stats/`` of the run: ``bafogpt cloud top`` needs
+neither the machine nor its engine for them. Fields: ``time`` (s since the epoch), ``attempt``, ``node``, ``step``,
+``usd`` (spent by the run so far; node 0 only), ``cpus``, ``cpu`` (0 to 1, of all of them), ``memory_used`` and
+``memory_total`` (bytes; the container's, where it has a limit), ``disk_used`` and ``disk_total`` (of the run's folder),
+``sent_per_s`` and ``received_per_s`` (bytes), ``gpus`` (see :func:`bafogpt.core.nvidia_smi.gpus`).
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ class StatsLogger:
         path: Path,
         *,
         attempt: int,
-        step: Callable[[], int],
+        more: Callable[[], dict[str, Any]],
         every_s: float,
         measure: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._path = path
         self._about = {"attempt": attempt, "node": int(os.environ.get("SKYPILOT_NODE_RANK") or 0)}
-        self._step = step
+        self._more = more
         self._every_s = every_s
         self._measure = measure
         self._closing = threading.Event()
@@ -148,7 +148,7 @@ class StatsLogger:
                     found = measure()
                     if self._closing.is_set():
                         return
-                    file.write(json.dumps({**found, **self._about, "step": self._step()}) + "\n")
+                    file.write(json.dumps({**found, **self._about, **self._more()}) + "\n")
                 if self._closing.wait(self._every_s):
                     return
 

@@ -37,8 +37,8 @@ def top(
 
     out = Output.of(json=json, quiet=quiet)
     rand = settings.load().zar_per_usd
-    watcher = looking.Watcher(_store(bucket), run)
-    snapshots = looking.follow(watcher.look, every)
+    reader = looking.StatusReader(_store(bucket), run)
+    snapshots = looking.follow(reader.read, every)
     if once:
         first = next(snapshots)
         out.result(first.to_dict(), _screen(first, rand), first.state)
@@ -116,18 +116,18 @@ def _screen(snapshot: Snapshot, zar_per_usd: float) -> RenderableType:
     text.append(snapshot.name, "bold")
     text.append(f"  {snapshot.state}", STYLES.get(snapshot.state, "bold"))
     text.append(f"  {snapshot.message}\n" if snapshot.message else "\n")
-    done = snapshot.step / snapshot.steps if snapshot.steps else 0.0
+    done = snapshot.training.step / snapshot.training.steps if snapshot.training.steps else 0.0
     text.append(f"{bar(done, width=50)} {formatting.percent(done)}\n", "cyan")
     found = looking.facts(snapshot, zar_per_usd)
     for machine in snapshot.machines:
         name = f"node {machine['node']}" if len(snapshot.machines) > 1 else "machine"
-        for index, part in enumerate(looking.machine_words(machine)):
+        for index, part in enumerate(looking.describe_machine(machine)):
             found.append((name if index == 0 else "", part))
     for name, value in found:
         text.append(f"{name:<12}", "dim")
         text.append(f"{value}\n")
-    if snapshot.silence_s is not None:
-        text.append(f"nothing has been heard for {formatting.duration(snapshot.silence_s)}: ", "bold red")
+    if snapshot.silent_s is not None:
+        text.append(f"no record for {formatting.duration(snapshot.silent_s)}: ", "bold red")
         text.append(f"bafogpt cloud status {snapshot.name}\n")
     text.rstrip()
     return text

@@ -7,7 +7,6 @@ from typing import Any
 
 from bafogpt.core import schema
 from bafogpt.reports.summary import Summary, summarise
-from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore
 
 SECTIONS = ("job", "data", "code", "image", "versions", "place", "results")
@@ -34,7 +33,7 @@ class Difference:
 
 def runs(store: RunStore, a: str, b: str) -> list[Difference]:
     """Every difference, section by section. Raises :class:`~bafogpt.core.errors.RunNotFoundError`."""
-    of_a, of_b = (facts(store, summarise(store, name)) for name in (a, b))
+    of_a, of_b = (facts(summarise(store, name)) for name in (a, b))
     return [
         Difference(section=section, key=key, a=of_a[section].get(key), b=of_b[section].get(key))
         for section in SECTIONS
@@ -43,12 +42,10 @@ def runs(store: RunStore, a: str, b: str) -> list[Difference]:
     ]
 
 
-def facts(store: RunStore, summary: Summary) -> dict[str, dict[str, Any]]:
+def facts(summary: Summary) -> dict[str, dict[str, Any]]:
     """All that is compared of a run: section, dotted key, value."""
     record = summary.record
     best = summary.best_validation
-    accounts = usage.spans(store.folder(record.name))
-    hours, usd = usage.total(accounts) if accounts else (summary.machine_seconds / 3600, summary.usd)
     last = dict(record.places[-1]) if record.places else {"host": record.host, "infra": record.infra}
     last.pop("attempt", None)
     return {
@@ -69,8 +66,8 @@ def facts(store: RunStore, summary: Summary) -> dict[str, dict[str, Any]]:
             "tokens_per_s": summary.tokens_per_s,
             "mfu": summary.mfu,
             "training_seconds": summary.training_seconds,
-            "machine_hours": round(hours, 4),
-            "usd": round(usd, 4),
+            "machine_hours": round(summary.usage.hours, 4),
+            "usd": round(summary.usage.usd, 4),
             "attempts": record.attempts,
             "restarts": record.restarts,
         },

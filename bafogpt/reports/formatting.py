@@ -169,11 +169,11 @@ def _checkpoints(commits: Sequence[Commit]) -> str:
 
 
 def _cost(summary: Summary, zar_per_usd: float | None) -> str:
-    if not summary.usd:
+    used = summary.usage
+    if not used.usd:
         return ""
-    rand = f" (R{summary.usd * zar_per_usd:,.2f})" if zar_per_usd else ""
-    hour = f"${summary.record.price_per_hour:,.2f} an hour"
-    return f"${summary.usd:,.2f}{rand}: {duration(summary.machine_seconds)} at {hour}"
+    rand = f" (R{used.usd * zar_per_usd:,.2f})" if zar_per_usd else ""
+    return f"${used.usd:,.2f}{rand} for {duration(3600 * used.hours)}, now ${used.usd_per_hour:,.2f} an hour"
 
 
 def _attempts(summary: Summary) -> str:

@@ -156,17 +156,6 @@ def commits(events: Iterable[JsonObject], in_bucket: Iterable[Commit]) -> list[C
     return [found[step] for step in sorted(found)]
 
 
-def machine_seconds(events: Iterable[JsonObject], all_lives: Iterable[WorkerSpan]) -> float:
-    """How long machines worked on the run, over all attempts: each from its first word to its last."""
-    spans: dict[int, tuple[float, float]] = {}
-    words = [(get_int(each, "attempt") or 1, _time(each)) for each in events]
-    words += [(life.attempt, life.end) for life in all_lives]
-    for attempt, time in words:
-        first, last = spans.get(attempt, (time, time))
-        spans[attempt] = (min(first, time), max(last, time))
-    return sum(last - first for first, last in spans.values())
-
-
 def _time(event: JsonObject) -> float:
     return float(event["time"])
 

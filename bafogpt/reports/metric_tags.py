@@ -5,8 +5,9 @@
 ``train/stage/NAME/loss``          the training loss again, by stage of the curriculum
 ``validation/stage/NAME/…``        ``loss`` and ``bits_per_byte`` of each stage's own text
 ``validation/language/NAME/…``     the same of each language; of texts in two of them, ``eng_zul``
-``speed/…``, ``cost/usd``          of every step
-``machine/…``, ``machine/node1/…`` from the system_stats: CPU, memory, disk, network, each GPU
+``speed/…``                        of every step
+``machine/…``, ``machine/node1/…`` from the system stats: CPU, memory, disk, network, each GPU
+``cost/usd``                       from the system stats: what the run has cost so far
 =================================  ==========================================================================
 
 All of them lie over the optimizer's steps.
@@ -29,7 +30,6 @@ METRICS = {
     "validation_bpb": "validation/bits_per_byte",
     "tokens_per_s": "speed/tokens_per_s",
     "mfu": "speed/mfu",
-    "usd": "cost/usd",
 }
 """Fields of a metrics line, and the tags that they become."""
 PARTS = {"validation_stages": "validation/stage", "validation_languages": "validation/language"}
@@ -70,7 +70,7 @@ def of_system_stats(line: JsonObject) -> dict[str, float]:
     """Tags and numbers of a line of :mod:`bafogpt.agent.system_stats`."""
     node = get_int(line, "node") or 0
     at = f"machine/node{node}" if node else "machine"
-    found = _scaled(line, VITALS, at)
+    found = _scaled(line, VITALS, at) | _scaled(line, {"usd": ("usd", 1.0)}, "cost")
     for index, gpu in enumerate(line.get("gpus") or ()):
         found |= _scaled(gpu, GPU, f"{at}/gpu{index}")
     return found

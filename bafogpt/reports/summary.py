@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from bafogpt.reports import history
 from bafogpt.reports.history import Commit, Interruption, Resume, WorkerSpan
-from bafogpt.runs import fields
+from bafogpt.runs import fields, usage
 from bafogpt.runs import store as runs
 from bafogpt.runs.fields import JsonObject, get_float
 from bafogpt.runs.store import RunRecord, RunStore
+from bafogpt.runs.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Summary:
     """Every event with a kind and a time, attempt after attempt."""
     in_bucket: Sequence[Commit]
     """The complete checkpoints that are in the bucket now."""
+    usage: Usage = field(default_factory=Usage)
+    """Hours and dollars of all attempts."""
 
     @cached_property
     def curve(self) -> list[JsonObject]:
@@ -154,16 +158,6 @@ class Summary:
         last = max(self._times(), default=None)
         return None if last is None or self.started is None else round(last - self.started, 3)
 
-    @cached_property
-    def machine_seconds(self) -> float:
-        """Time that machines worked on the run, over all attempts: what is paid for."""
-        return round(history.machine_seconds(self.events, self.lives), 3)
-
-    @property
-    def usd(self) -> float:
-        """What the machines cost, at the record's price an hour."""
-        return round(self.machine_seconds / 3600 * self.record.price_per_hour, 6)
-
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) along the curve; a value that is missing or not finite is NaN, which breaks a drawn line."""
         return [(point["step"], _or_nan(get_float(point, key))) for point in self.curve]
@@ -196,8 +190,8 @@ class Summary:
             "mfu": self.mfu,
             "training_seconds": self.training_seconds,
             "wall_seconds": self.wall_seconds,
-            "machine_seconds": self.machine_seconds,
-            "usd": self.usd,
+            "hours": round(self.usage.hours, 6),
+            "usd": round(self.usage.usd, 6),
             "redone_steps": self.redone_steps,
             "lives": [asdict(each) for each in self.lives],
             "kills": [asdict(each) for each in self.kills],
@@ -216,7 +210,7 @@ class Summary:
         return statistics.median(values) if values else None
 
 
-def summarise(store: RunStore, name: str) -> Summary:
+def summarise(store: RunStore, name: str, clock: Callable[[], float] = time.time) -> Summary:
     """Everything that the bucket knows about a run.
 
     Raises :class:`~bafogpt.core.errors.RunNotFoundError` and :class:`~bafogpt.core.errors.StorageError`.
@@ -239,6 +233,7 @@ def summarise(store: RunStore, name: str) -> Summary:
         lines=_readable_lines(store.metrics(name)),
         events=history.readable_events(store.events(name)),
         in_bucket=in_bucket,
+        usage=usage.of_run(store.folder(name), record.state, clock()),
     )
 
 

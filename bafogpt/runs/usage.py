@@ -1,20 +1,23 @@
-"""How long each attempt of a run has run and what it has cost: ``runs/<run>/meter/0001.json``.
+"""What a run has used, in hours and dollars: the one sum that every command and report shows.
 
-Node 0 rewrites its attempt's file every :data:`METER_EVERY_S` seconds, so a machine that is lost has paid up to its
-last entry. The time counts from the supervisor's start to its end; boot, image pull and autostop are not seen.
+Each attempt keeps an account, ``runs/<run>/meter/0001.json``, which node 0 rewrites every :data:`METER_EVERY_S`
+seconds; the account of a lost machine ends at its last entry. The time counts from the supervisor's start to its end.
+Boot, image pull and autostop are not included.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from bafogpt.core import schema
 from bafogpt.core.errors import NotFoundError
 from bafogpt.storage.bucket import Bucket
 
 METER_EVERY_S = 30.0
+SILENT_S = 600.0
+"""A running run whose account is older than this counts as lost: its usage stops at the last entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,37 @@ def store(run: Bucket, span: Span) -> None:
     run.put(f"meter/{span.attempt:04d}.json", json.dumps(asdict(span)).encode())
 
 
-def total(accounts: Iterable[Span]) -> tuple[float, float]:
-    """(hours, dollars) of the accounts together."""
-    listed = list(accounts)
-    return sum(each.hours for each in listed), sum(each.usd for each in listed)
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What all attempts of a run have used together."""
+
+    hours: float = 0.0
+    usd: float = 0.0
+    usd_per_hour: float = 0.0
+    """Price of the last attempt, for all its nodes together."""
+    seen: float | None = None
+    """Time of the last entry, in seconds since the epoch; None without an account."""
+
+
+def total(accounts: Sequence[Span]) -> Usage:
+    """The sum of the accounts, each at its own price."""
+    if not accounts:
+        return Usage()
+    return Usage(
+        hours=sum(each.hours for each in accounts),
+        usd=sum(each.usd for each in accounts),
+        usd_per_hour=accounts[-1].price_per_hour,
+        seen=accounts[-1].seen,
+    )
+
+
+def of_run(run: Bucket, state: str, now: float) -> Usage:
+    """What a run in ``state`` has used by ``now`` (seconds since the epoch); ``run`` is the folder ``runs/<run>``.
+
+    The time since the last entry of a running run counts too, at the price of its last attempt.
+    """
+    used = total(spans(run))
+    if state != "running" or used.seen is None or not 0 < now - used.seen <= SILENT_S:
+        return used
+    hours = (now - used.seen) / 3600
+    return replace(used, hours=used.hours + hours, usd=used.usd + hours * used.usd_per_hour)

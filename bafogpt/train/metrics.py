@@ -2,7 +2,7 @@
 
 Fields: ``time`` (s since the epoch), ``step``, ``samples`` ([first, last) of what the line covers), ``tokens`` (seen
 in all), ``stage`` (of the curriculum, at the line's last token), ``loss`` (nats a token, mean over the batch),
-``learning_rate``, ``gradient_norm``, ``tokens_per_s``, ``mfu``, ``seconds`` (training time over all attempts), ``usd``.
+``learning_rate``, ``gradient_norm``, ``tokens_per_s``, ``mfu``, ``seconds`` (training time over all attempts).
 A validation adds ``validation_loss``, ``validation_samples``, ``validation_bpb`` (bits a byte), ``validation_stages``
 and ``validation_languages``: for each its ``loss`` and ``bpb``.
 """

@@ -127,7 +127,6 @@ def set_up(order: Order, handoff: Handoff) -> Run:
         curriculum=manifest.splits["train"],
         lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
         flops_per_token=flops.flops_per_token(shape, config.data.sequence_length, config.adapter),
-        price_per_hour=order.price_per_hour,
     )
     return Run(
         **vars(learner),

@@ -39,8 +39,6 @@ class Progress:
     """Samples consumed; the next one read is this one."""
     seconds: float = 0.0
     """Time spent training, over all attempts."""
-    usd: float = 0.0
-    """What that time cost, each attempt at its own machine's price."""
     targets: int = 0
     """Tokens learned from."""
     loss_mean: float = 0.0

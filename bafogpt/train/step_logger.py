@@ -1,4 +1,4 @@
-"""What a run says about its steps: speed, loss, money; and the stop when the numbers are no numbers any more.
+"""What a run says about its steps: speed, loss; and the stop when the numbers are no numbers any more.
 
 A GPU works behind the host, which has only to keep giving it work. So the numbers of a step are asked for at once and
 read when the next step has been given: by then they are there, or the GPU has something to do while the host waits.
@@ -52,7 +52,6 @@ class RunLog:
         curriculum: Split,
         lines: metrics.MetricsLog | None,
         flops_per_token: float,
-        price_per_hour: float,
     ) -> None:
         self._config = config
         self._fabric = fabric
@@ -61,10 +60,9 @@ class RunLog:
         self._lines = lines
         self._flops_per_token = flops_per_token
         self._peak_flops = metrics.peak_flops(fabric.device, config.precision) * fabric.world_size
-        self._price_per_hour = price_per_hour
         self._first = progress.samples
         self._started = self._window = time.perf_counter()
-        self._before = (progress.seconds, progress.usd)
+        self._seconds_before = progress.seconds
         self._waiting: Waiting | None = None
 
     def step(self, measured: metrics.StepMetrics) -> None:
@@ -95,8 +93,7 @@ class RunLog:
         loss, norm = waiting.numbers.tolist()
         config, progress = self._config, self._progress
         taken = now - self._started
-        progress.seconds = self._before[0] + taken
-        progress.usd = self._before[1] + taken / 3600 * self._price_per_hour
+        progress.seconds = self._seconds_before + taken
         first, end = waiting.samples
         speed = (end - first) * config.data.sequence_length / (now - self._window)
         self._window = now
@@ -113,7 +110,6 @@ class RunLog:
             tokens_per_s=speed,
             mfu=speed * self._flops_per_token / self._peak_flops,
             seconds=progress.seconds,
-            usd=progress.usd,
         )
 
     def _guard(self, loss: float, norm: float, where: str) -> None:

@@ -44,8 +44,6 @@ class Order:
     device: Literal["cpu", "cuda"] = "cpu"
     attempt: int = 1
     """The how-manieth machine, or supervisor, works on this run."""
-    price_per_hour: float = 0.0
-    """Dollars an hour for the whole machine set, for the cost column of the metrics."""
     collective_timeout_s: float = 60.0
     """Seconds that the first all-reduce over all processes may take; 0 has no limit."""
     resume_step: int | None = None

@@ -48,7 +48,7 @@ def main() -> int:
         if step == int(behaviour.get("hang_at", "-1")) and order.resume_step is None:
             wait_for_ever()
         line = {"step": step, "samples": [samples, samples + config.batch_samples], "loss": 5 / step}
-        line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step, "usd": 0}
+        line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step}
         samples += config.batch_samples
         with handoff.metrics(order.attempt).open("a") as file:
             file.write(json.dumps(line) + "\n")

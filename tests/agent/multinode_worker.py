@@ -93,7 +93,7 @@ def main() -> int:
 
 def tell(handoff: Handoff, attempt: int, step: int, consumed: list[int], batch: int) -> None:
     line = {"step": step, "samples": [len(consumed) - batch, len(consumed)], "consumed": consumed[-batch:], "loss": 1.0}
-    line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step, "usd": 0}
+    line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step}
     with handoff.metrics(attempt).open("a") as file:
         file.write(json.dumps(line) + "\n")
 

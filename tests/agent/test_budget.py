@@ -128,5 +128,5 @@ def test_accounts_come_back_from_the_bucket_in_order(bucket: Bucket):
     for account in reversed(accounts):
         usage.store(bucket, account)
     assert usage.spans(bucket) == accounts
-    hours, usd = usage.total(accounts)
-    assert (hours, usd) == (pytest.approx(3), pytest.approx(4.56 + 5.52))
+    used = usage.total(accounts)
+    assert (used.hours, used.usd) == (pytest.approx(3), pytest.approx(4.56 + 5.52))

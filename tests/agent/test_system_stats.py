@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from bafogpt.agent import system_stats
+from bafogpt.agent import supervisor, system_stats
 from bafogpt.core import process
+from bafogpt.reports.status import StatusReader
+from bafogpt.runs.store import RunStore
+from bafogpt.storage.bucket import Bucket
+from tests.small_job import make_job
 
 
 def test_a_measurement_of_this_machine_holds_what_the_machine_says(tmp_path: Path):
@@ -57,10 +63,22 @@ def test_lines_come_until_the_end_with_attempt_node_and_step_and_a_failed_measur
         return {"cpu": 0.5}
 
     path = tmp_path / "system_stats.jsonl"
-    log = system_stats.StatsLogger(path, attempt=3, step=lambda: 7, every_s=0.001, measure=measure)
+    log = system_stats.StatsLogger(path, attempt=3, more=lambda: {"step": 7}, every_s=0.001, measure=measure)
     log.start()
     assert process.wait_until(lambda: count[0] >= 5, timeout_s=10)
     log.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) >= 3
     assert lines[0] == {"cpu": 0.5, "attempt": 3, "node": 1, "step": 7}
+
+
+def test_the_supervisor_measures_its_machine_and_counts_dollars_while_it_works(
+    supervise: Callable[..., supervisor.Ending], bucket: Bucket
+):
+    supervise(make_job(supervisor={"system_stats_every_s": 0.05}))
+    found = StatusReader(RunStore(bucket), "run").read()
+    assert (found.state, found.training.step) == ("succeeded", 20)
+    (machine,) = found.machines
+    assert machine["attempt"] == 1 and machine["memory_total"] > 1e8 and machine["usd"] == 0
+    assert abs(machine["time"] - time.time()) < 60
+    assert len(RunStore(bucket).system_stats("run")) >= 2

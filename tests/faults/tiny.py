@@ -90,7 +90,7 @@ def _rows(order: Order, handoff: Handoff, ranks: _Ranks, first: int) -> Iterator
 
 def _metrics(handoff: Handoff, order: Order, state: _State, batch: int) -> None:
     line = {"step": state.step, "samples": [state.samples - batch, state.samples], "loss": 5 / state.step}
-    line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": state.step, "usd": 0}
+    line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": state.step}
     with handoff.metrics(order.attempt).open("a") as file:
         file.write(json.dumps(line) + "\n")
 

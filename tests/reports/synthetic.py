@@ -11,7 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from bafogpt.reports import report
+from bafogpt.runs import usage
 from bafogpt.runs.store import RunRecord, RunStore
+from bafogpt.runs.usage import Span
 from bafogpt.storage.bucket import Bucket
 
 NAME = "zulu-smoke-3f2a"
@@ -61,7 +63,6 @@ class SyntheticRun:
                 tokens_per_s=2048 / self.step_s * (0.6 if step == first else 1 + 0.04 * math.sin(step * 1.3)),
                 mfu=0.31 * (0.6 if step == first else 1 + 0.04 * math.sin(step * 1.3)),
                 seconds=step * self.step_s,
-                usd=0.0,
             )
             if step % 20 == 0:
                 self.metrics(step=step, validation_loss=3.06 + 2.7 * math.exp(-step / 24), validation_samples=32)
@@ -71,6 +72,13 @@ class SyntheticRun:
     def end(self, state: str, message: str = "") -> None:
         self.clock += 2.0
         self.event("run_ended", state=state, message=message)
+        self.account()
+
+    def account(self, started: float = BEGIN, hours: float | None = None, price: float = 1.2) -> None:
+        """The account of this attempt, until now or of so many hours."""
+        seen = self.clock if hours is None else started + 3600 * hours
+        span = Span(attempt=self.attempt, started=started, seen=seen, price_per_hour=price)
+        usage.store(self.store.folder(NAME), span)
 
     def save(self, **changes: Any) -> None:
         """The run's record."""

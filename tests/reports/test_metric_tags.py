@@ -10,8 +10,8 @@ from bafogpt.reports import metric_tags
 
 
 def test_a_step_has_its_loss_also_under_its_stage():
-    line = {"step": 3, "time": 1.0, "loss": 2.5, "usd": 0, "mfu": None, "stage": "replay & hard", "samples": [0, 4]}
-    assert metric_tags.of_metrics(line) == {"train/loss": 2.5, "cost/usd": 0, "train/stage/replay _ hard/loss": 2.5}
+    line = {"step": 3, "time": 1.0, "loss": 2.5, "mfu": None, "stage": "replay & hard", "samples": [0, 4]}
+    assert metric_tags.of_metrics(line) == {"train/loss": 2.5, "train/stage/replay _ hard/loss": 2.5}
 
 
 def test_a_validation_has_losses_by_stage_and_by_language():

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bafogpt.agent import supervisor
 from bafogpt.cli import main as root
 from bafogpt.core.errors import RunNotFoundError
 from bafogpt.reports import status
-from bafogpt.runs import usage
-from bafogpt.runs.store import RunStore
-from bafogpt.runs.usage import Span
-from bafogpt.storage.bucket import Bucket
 from tests.reports import synthetic
 from tests.reports.synthetic import NAME, SyntheticRun
-from tests.small_job import make_job
 
 GPU = {"name": "NVIDIA L40", "utilization": 0.97, "memory_used": 44e9, "memory_total": 48e9, "power": 288.4}
 JOB = {"train": {"batch": {"tokens": 2048}}}
@@ -47,7 +39,7 @@ def measured(run: SyntheticRun, node: int = 0, **values: Any) -> None:
 
 
 def look(run: SyntheticRun, after_s: float = 5.0) -> status.Snapshot:
-    return status.Watcher(run.store, NAME, wall=lambda: run.clock + after_s).look()
+    return status.StatusReader(run.store, NAME, wall=lambda: run.clock + after_s).read()
 
 
 def test_a_snapshot_says_step_loss_speed_time_left_and_machine(tmp_path: Path):
@@ -55,26 +47,27 @@ def test_a_snapshot_says_step_loss_speed_time_left_and_machine(tmp_path: Path):
     measured(run, cpu=0.1)
     measured(run, cpu=0.9)
     found = look(run)
-    assert (found.state, found.step, found.steps, found.stage) == ("running", 30, 120, "simple")
-    assert found.loss == run.store.metrics(NAME)[-1]["loss"]
-    assert found.validation_loss == pytest.approx(3.06 + 2.7 * 2.718281828 ** (-20 / 24))
-    assert found.tokens_per_s == pytest.approx(2048, rel=0.05)
-    assert found.seconds_left == pytest.approx(90 * 2048 / found.tokens_per_s)
+    training = found.training
+    assert (found.state, training.step, training.steps, training.stage) == ("running", 30, 120, "simple")
+    assert found.training.loss == run.store.metrics(NAME)[-1]["loss"]
+    assert found.training.validation_loss == pytest.approx(3.06 + 2.7 * 2.718281828 ** (-20 / 24))
+    assert found.training.tokens_per_s == pytest.approx(2048, rel=0.05)
+    assert found.training.seconds_left == pytest.approx(90 * 2048 / found.training.tokens_per_s)
     assert [each["cpu"] for each in found.machines] == [0.9]
-    assert found.heard == run.clock
+    assert found.last_seen == run.clock
 
 
 def test_only_what_is_new_is_read_and_a_step_that_is_done_again_counts_as_it_is(tmp_path: Path):
     run = running(tmp_path)
-    watcher = status.Watcher(run.store, NAME, wall=lambda: run.clock)
-    watcher.look()
+    reader = status.StatusReader(run.store, NAME, wall=lambda: run.clock)
+    reader.read()
     run.start(20)
     run.train(21, 24)
-    again = watcher.look()
-    assert again.loss == run.store.metrics(NAME)[-1]["loss"]
-    assert again.step == 28  # the record knows how far it is once it is sent
+    again = reader.read()
+    assert again.training.loss == run.store.metrics(NAME)[-1]["loss"]
+    assert again.training.step == 28  # the record knows how far it is once it is sent
     run.save(state="running", step=24, job=JOB)
-    assert watcher.look().step == 24
+    assert reader.read().training.step == 24
 
 
 def test_each_node_of_the_newest_attempt_is_a_machine(tmp_path: Path):
@@ -86,41 +79,29 @@ def test_each_node_of_the_newest_attempt_is_a_machine(tmp_path: Path):
     assert [(each["node"], each["cpu"]) for each in look(run).machines] == [(0, 0.2), (1, 0.3)]
 
 
-def test_the_cost_is_that_of_the_accounts_and_goes_on_between_their_entries(tmp_path: Path):
-    run = running(tmp_path)
-    assert look(run).usd is None
-    folder = run.store.folder(NAME)
-    usage.store(folder, Span(attempt=1, started=0, seen=3600, price_per_hour=4.0))
-    usage.store(folder, Span(attempt=2, started=run.clock - 1800, seen=run.clock, price_per_hour=2.0))
-    assert look(run, after_s=0).usd == pytest.approx(5.0)
-    assert look(run, after_s=18).usd == pytest.approx(5.0 + 0.01)
-    assert look(run, after_s=3600).usd == pytest.approx(5.0)  # an account that nobody keeps any more stands still
-    run.save(state="stopped")
-    assert look(run, after_s=18).usd == pytest.approx(5.0)
-
-
 def test_a_running_run_of_which_nothing_is_heard_says_so(tmp_path: Path):
     run = running(tmp_path)
-    assert look(run, after_s=10).silence_s is None
-    assert look(run, after_s=180).silence_s == pytest.approx(180)
-    assert "nothing heard for 3 min 00 s" in status.line(look(run, after_s=180))
+    assert look(run, after_s=10).silent_s is None
+    assert look(run, after_s=180).silent_s == pytest.approx(180)
+    assert "no record for 3 min 00 s" in status.line(look(run, after_s=180))
     run.save(state="failed", message="the disk is full")
-    assert look(run, after_s=180).silence_s is None
+    assert look(run, after_s=180).silent_s is None
 
 
 def test_a_run_that_has_only_begun_or_has_a_broken_loss_is_shown_all_the_same(tmp_path: Path):
     run = synthetic.new(tmp_path)
     run.save(state="running", step=0, job={})
     found = look(run)
-    assert (found.loss, found.tokens_per_s, found.seconds_left, found.heard) == (None, None, None, None)
+    training = found.training
+    assert (training.loss, training.tokens_per_s, training.seconds_left, found.last_seen) == (None, None, None, None)
     assert status.line(found).startswith(f"{NAME} running: step 0/120  loss –")
     run.metrics(step=1, loss=float("nan"), tokens_per_s=None)
-    assert look(run).loss is None
+    assert look(run).training.loss is None
 
 
 def test_a_run_without_a_record_is_named_and_the_engine_is_what_to_ask(tmp_path: Path):
     with pytest.raises(RunNotFoundError) as caught:
-        status.Watcher(synthetic.new(tmp_path).store, "first").look()
+        status.StatusReader(synthetic.new(tmp_path).store, "first").read()
     assert "just launched" in caught.value.message
     assert caught.value.hint == "bafogpt cloud status first"
 
@@ -129,7 +110,7 @@ def test_the_gpus_come_first_in_words(tmp_path: Path):
     run = running(tmp_path)
     measured(run)
     (machine,) = look(run).machines
-    assert status.machine_words(machine)[0] == "NVIDIA L40 97.0 % · 44 GB of 48 GB · 288 W"
+    assert status.describe_machine(machine)[0] == "NVIDIA L40 97.0 % · 44 GB of 48 GB · 288 W"
     assert "GPU 97.0 % 44 GB of 48 GB  CPU 50.0 %" in status.line(look(run))
 
 
@@ -142,22 +123,10 @@ def test_following_ends_with_the_run(tmp_path: Path):
         if len(slept) == 3:
             run.save(state="succeeded")
 
-    watcher = status.Watcher(run.store, NAME, wall=lambda: run.clock)
-    states = [snapshot.state for snapshot in status.follow(watcher.look, 2.5, sleep)]
+    reader = status.StatusReader(run.store, NAME, wall=lambda: run.clock)
+    states = [snapshot.state for snapshot in status.follow(reader.read, 2.5, sleep)]
     assert states == ["running"] * 3 + ["succeeded"]
     assert slept == [2.5] * 3
-
-
-def test_the_supervisor_measures_its_machine_while_it_works(
-    supervise: Callable[..., supervisor.Ending], bucket: Bucket
-):
-    supervise(make_job(supervisor={"system_stats_every_s": 0.05}))
-    found = status.Watcher(RunStore(bucket), "run").look()
-    assert (found.state, found.step) == ("succeeded", 20)
-    (machine,) = found.machines
-    assert machine["attempt"] == 1 and machine["memory_total"] > 1e8
-    assert abs(machine["time"] - time.time()) < 60
-    assert len(RunStore(bucket).system_stats("run")) >= 2
 
 
 def test_the_command_shows_a_screen_lines_or_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -167,7 +136,7 @@ def test_the_command_shows_a_screen_lines_or_objects(tmp_path: Path, capsys: pyt
     assert root.main(["cloud", "top", NAME, "--once", *bucket]) == 0
     screen = capsys.readouterr().out
     assert "25.0 %" in screen and "30 of 120 · simple" in screen and "NVIDIA L40 97.0 %" in screen
-    assert "$1.20 an hour" in screen and "nothing has been heard" in screen
+    assert "$1.20 an hour" in screen and "no record for" in screen
     run.save(state="succeeded")
     assert root.main(["cloud", "top", NAME, *bucket]) == 0
     assert capsys.readouterr().out.startswith(f"{NAME} succeeded: step 120/120  loss ")

@@ -72,7 +72,7 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     fabric: Any = SimpleNamespace(device=torch.device("cpu"), world_size=1, all_reduce=lambda value, reduce_op: value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "peak_flops", lambda *_: 1.0)
-        log = RunLog(config, fabric, progress, curriculum=split, lines=None, flops_per_token=1.0, price_per_hour=3600.0)
+        log = RunLog(config, fabric, progress, curriculum=split, lines=None, flops_per_token=1.0)
 
     def step(loss: float) -> None:
         progress.advance(8, 256)
@@ -87,7 +87,6 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     assert progress.loss_mean == mean  # what is wrong is not taken in
     with pytest.raises(BafoError, match=r"loss nan, .* at step 7 \(news\), samples 48 to 55; the last checkpoint is"):
         step(float("nan"))
-    assert progress.usd == pytest.approx(progress.seconds)  # at a dollar a second
 
 
 @pytest.mark.parametrize(
