@@ -1,7 +1,7 @@
 """What a run may cost and how long it may take, over all its attempts; and what it has cost so far.
 
-Each attempt keeps an account of its own, ``runs/<run>/meter/0001.json``, which node 0 writes again every
-:data:`METER_EVERY_S` seconds: a machine that dies without a word has paid up to its last entry. Counted is from the
+Each attempt keeps an account of its own, ``runs/<run>/usage/0001.json``, which node 0 writes again every
+:data:`USAGE_EVERY_S` seconds: a machine that dies without a word has paid up to its last entry. Counted is from the
 supervisor's start to its end; what the machine costs before (boot, image) and after (autostop) it cannot see.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from bafogpt.jobs.limits import LimitReached, Limits
 from bafogpt.runs import usage
-from bafogpt.runs.usage import Span
+from bafogpt.runs.usage import AttemptUsage
 
 FIRST_RESERVE = 0.05
 """Share of a limit that is kept for saving while no save has been timed yet."""
@@ -25,7 +25,7 @@ class Budget:
     def __init__(
         self,
         limits: Limits,
-        earlier: Sequence[Span],
+        earlier: Sequence[AttemptUsage],
         *,
         attempt: int,
         price_per_hour: float,
@@ -42,10 +42,10 @@ class Budget:
         self._started = wall()  # read once: a wall clock that is set meanwhile changes no bill
 
     @property
-    def span(self) -> Span:
+    def span(self) -> AttemptUsage:
         """This attempt's account, as of now."""
         now = self._started + self._clock() - self._begun
-        return Span(
+        return AttemptUsage(
             attempt=self._attempt,
             started=self._started,
             seen=now,

@@ -26,7 +26,7 @@ IMAGE_LABELS = Path("/etc/bafogpt/image.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class LaunchInfo:
     """Where a supervisor is: what the engine told it."""
 
     infra: str = "local"
@@ -37,7 +37,7 @@ class Place:
     image_labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_environment(cls, labels: Path = IMAGE_LABELS) -> Place:
+    def from_environment(cls, labels: Path = IMAGE_LABELS) -> LaunchInfo:
         """As the launch wrote it into the task's ``envs``, and the image into its file of ``labels``."""
         price = os.environ.get(env.PRICE_PER_HOUR, "0")
         launched = os.environ.get(env.INFRA)
@@ -69,7 +69,7 @@ def name_from_environment(job: str) -> str:
 
 
 @contextlib.contextmanager
-def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: Place) -> Iterator[RunRecord]:
+def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: LaunchInfo) -> Iterator[RunRecord]:
     """Hold run ``name`` on this machine, as a new attempt with a record that says "running".
 
     A run that has succeeded already is not claimed again: its record says so. Raises what the bucket raises,
@@ -93,12 +93,12 @@ def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: Place) -> It
             attempt,
             infra=place.infra,
             price_per_hour=place.price_per_hour,
-            earlier=earlier.places if earlier else (),
+            earlier=earlier.machines if earlier else (),
         )
         yield store.save(replace(_record(job, name, place, attempt, earlier), **made_of))
 
 
-def _record(job: Job, name: str, place: Place, attempt: int, earlier: RunRecord | None) -> RunRecord:
+def _record(job: Job, name: str, place: LaunchInfo, attempt: int, earlier: RunRecord | None) -> RunRecord:
     """The run's record at the start of an attempt."""
     return RunRecord(
         name=name,

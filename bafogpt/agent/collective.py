@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bafogpt.agent.workers import Trainers, describe_exit
+from bafogpt.agent.workers import Workers, describe_exit
 
 COMMAND = (sys.executable, "-m", "bafogpt.train.probes.collective_check")
 READY = "ready"
@@ -27,7 +27,7 @@ _RANK = re.compile(r"\[rank (\d+)\] (.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CollectiveResult:
     """How the all-reduce went."""
 
     failure: str = ""
@@ -48,7 +48,7 @@ def run(
     stopped: Callable[[], bool] = lambda: False,
     environment: Mapping[str, str] | None = None,
     command: Sequence[str] = COMMAND,
-) -> Outcome:
+) -> CollectiveResult:
     """One all-reduce over ``processes``, which must end ``timeout_s`` seconds after all have started.
 
     One process alone shows that CUDA works.
@@ -56,7 +56,7 @@ def run(
     The lines of the processes go to ``say`` only where it fails. No process is left when this returns.
     """
     output = _Output(processes)
-    trainers = Trainers(folder, processes, output.add, [*command, device], environment=environment or {})
+    trainers = Workers(folder, processes, output.add, [*command, device], environment=environment or {})
     failure = ""
     started, ready_at = time.monotonic(), None
     try:
@@ -64,7 +64,7 @@ def run(
             time.sleep(POLL_S)
             now = time.monotonic()
             if stopped():
-                return Outcome(stopped=True)
+                return CollectiveResult(stopped=True)
             if ready_at is None and output.all_ready():
                 ready_at = now
             if now > (started + START_S if ready_at is None else ready_at + timeout_s):
@@ -78,11 +78,11 @@ def run(
     if not failure and any(codes):
         failure = f"failed: {describe_exit(codes)} ({output.last_lines()})"
     if not failure:
-        return Outcome(gb_per_s=output.gb_per_s())
+        return CollectiveResult(gb_per_s=output.gb_per_s())
     for line in output.lines:
         say(line)
     what = f"an all-reduce over {processes} processes" if processes > 1 else "a first sum on the GPU"
-    return Outcome(failure=f"{what} {failure}")
+    return CollectiveResult(failure=f"{what} {failure}")
 
 
 class _Output:

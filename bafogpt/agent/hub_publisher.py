@@ -17,7 +17,7 @@ DRAIN_S = 600.0
 """How long a finished run waits for its last publication."""
 
 
-class Publisher:
+class HubPublisher:
     """A thread that pushes the newest complete checkpoint to one repository of the Hub, private, one commit each.
 
     Checkpoints that are committed while a push is under way are not queued: the newest one is pushed next.

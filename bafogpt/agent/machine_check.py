@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bafogpt.agent import preflight
-from bafogpt.agent.outcome import Ending
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.agent.recorder import Recorder
 from bafogpt.core.errors import BafoError, ExitCode
 from bafogpt.jobs import env, model_shape
@@ -23,7 +23,7 @@ from bafogpt.train.estimates.flops import adapter_weights, matrix_weights
 
 def require_fit(
     job: Job, recorder: Recorder, bucket: Bucket, folder: Path, *, stopped: Callable[[], bool]
-) -> preflight.Report:
+) -> preflight.PreflightReport:
     """Check this machine for ``job`` and write the findings into the run's log and events.
 
     ``bucket`` is the one with runs and data, ``folder`` the run's local disk. Raises
@@ -35,14 +35,14 @@ def require_fit(
         vocab_size = manifest.load(bucket.child(job.train.data.path)).vocab_size
     wanted = request(model_shape.described(job, bucket), recorder.record, folder, vocab_size)
     run = RunStore(bucket).folder(recorder.record.name)
-    report = preflight.check(wanted, run, say=recorder.say, stopped=stopped)
+    report = preflight.check(wanted, run, say=recorder.log, stopped=stopped)
     findings = [each.message for each in report.findings]
     recorder.event("machine_checked", fit=not report.fatal, findings=findings, **report.figures)
     for each in report.findings:
         if not each.fatal:
-            recorder.say(f"this machine: {each.message}")
+            recorder.log(f"this machine: {each.message}")
     if (speed := report.figures.get("all_reduce_gb_per_s")) is not None:
-        recorder.say(f"all-reduce among the GPUs of this machine: {speed:.1f} GB/s")
+        recorder.log(f"all-reduce among the GPUs of this machine: {speed:.1f} GB/s")
     report.require_fit()
     return report
 
@@ -53,13 +53,13 @@ def request(
     folder: Path,
     vocab_size: int | None = None,
     environment: Mapping[str, str] = os.environ,
-) -> preflight.Request:
+) -> preflight.MachineRequirements:
     """What ``job`` needs of this machine, by the job itself and by what SkyPilot and the launch say in variables."""
     gpu, _, launched = environment.get(env.GPUS, "").partition(":")
     asked = max(_whole(launched or ("1" if gpu else "")), _whole(environment.get("SKYPILOT_NUM_GPUS_PER_NODE", "")))
-    cloud = record.places[-1].get("cloud") if record.places else ""
+    cloud = record.machines[-1].get("cloud") if record.machines else ""
     config = job.supervisor
-    return preflight.Request(
+    return preflight.MachineRequirements(
         name=record.name,
         processes=config.processes,
         gpu=gpu if config.require_gpus else "",
@@ -89,21 +89,21 @@ def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: b
     return checkpoint * (config.checkpoint.max_pending + 1) + cache + first
 
 
-def recorded(recorder: Recorder, ending: Ending) -> Ending:
+def recorded(recorder: Recorder, ending: ExitOutcome) -> ExitOutcome:
     """Write into the run's record that this attempt's machine was unfit; the last of several in a row fails the run.
 
     An engine that rents another machine after exit code 105 would otherwise do so without end.
     """
     if ending.exit_code != ExitCode.MACHINE_UNFIT:
         return ending
-    places: list[dict[str, Any]] = [dict(each) for each in recorder.record.places]
-    places[-1] |= {"unfit": ending.message, "hint": ending.hint}
-    recorder.update(places=places)
+    machines: list[dict[str, Any]] = [dict(each) for each in recorder.record.machines]
+    machines[-1] |= {"unfit": ending.message, "hint": ending.hint}
+    recorder.update(machines=machines)
     reasons = recorder.record.unfit
     if len(reasons) < MAX_UNFIT:
         return ending
     message = f"{len(reasons)} machines in a row could not run the job: {'; '.join(dict.fromkeys(reasons))}"
-    return Ending("failed", message, ending.hint, ExitCode.JOB_FAILED)
+    return ExitOutcome("failed", message, ending.hint, ExitCode.JOB_FAILED)
 
 
 def _whole(text: str) -> int:

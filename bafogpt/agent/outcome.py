@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bafogpt.core.errors import ExitCode
-from bafogpt.runs.store import State
+from bafogpt.runs.store import RunState
 
-EXIT_CODES: dict[State, ExitCode] = {
+EXIT_CODES: dict[RunState, ExitCode] = {
     "succeeded": ExitCode.OK,
     "stopped": ExitCode.JOB_CANCELLED,
     "failed": ExitCode.JOB_FAILED,
@@ -19,10 +19,10 @@ EXIT_CODES: dict[State, ExitCode] = {
 
 
 @dataclass(frozen=True)
-class Ending:
+class ExitOutcome:
     """How a run ended on this machine."""
 
-    state: State
+    state: RunState
     message: str = ""
     hint: str = ""
     exit_code: ExitCode = ExitCode.OK

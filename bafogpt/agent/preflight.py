@@ -1,7 +1,7 @@
 """Checks of a machine before data or weights are fetched onto it: a bad machine costs a minute, not an hour.
 
-Each check is a function that returns a :class:`Finding`, or None where nothing is wrong or the check does not apply.
-:func:`check` runs them all. On a machine without GPUs, for a job that asked for none, it starts no process.
+Each check is a function that returns a :class:`MachineProblem`, or None where nothing is wrong or the check does not
+apply. :func:`check` runs them all. On a machine without GPUs, for a job that asked for none, it starts no process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CUDA = re.compile(r"^cuda\b[^=]*=\s*'([^']+)'", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class MachineRequirements:
     """What a job needs of this machine."""
 
     name: str
@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineProblem:
     """Something that is wrong with the machine. One that is not ``fatal`` is only reported."""
 
     message: str
@@ -72,10 +72,10 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class PreflightReport:
     """What the checks found."""
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[MachineProblem, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
     """``driver``, ``gpus`` (names), ``disk_free`` and ``disk_needed`` (bytes), ``clock_skew_s`` (positive: this clock
     is ahead of the bucket's), ``all_reduce_gb_per_s`` (bus bandwidth)."""
@@ -88,7 +88,7 @@ class Report:
         return len(self.figures.get("gpus", ()))
 
     @property
-    def fatal(self) -> list[Finding]:
+    def fatal(self) -> list[MachineProblem]:
         return [each for each in self.findings if each.fatal]
 
     def require_fit(self) -> None:
@@ -98,13 +98,13 @@ class Report:
 
 
 def check(
-    request: Request,
+    request: MachineRequirements,
     bucket: Bucket,
     *,
     say: Callable[[str], None],
     stopped: Callable[[], bool] = lambda: False,
     command: Sequence[str] = collective.COMMAND,
-) -> Report:
+) -> PreflightReport:
     """All checks of this machine; some ten seconds, two minutes where an all-reduce hangs.
 
     ``bucket`` is a folder that a small object may be written to; ``command`` is a process of the all-reduce. The
@@ -118,7 +118,7 @@ def check(
     free = disk_free(request.folder)
     skew = clock_skew_s(bucket) if request.rented else None
     found += [disk_full(request, free), clock_off(request, skew)]
-    report = Report(
+    report = PreflightReport(
         findings=tuple(each for each in found if each),
         figures={
             "driver": gpus[0].driver if gpus else "",
@@ -146,26 +146,26 @@ def torch_cuda() -> str:
     return match[1] if match else ""
 
 
-def driver_too_old(request: Request, gpus: Sequence[Gpu], cuda: str) -> Finding | None:
+def driver_too_old(request: MachineRequirements, gpus: Sequence[Gpu], cuda: str) -> MachineProblem | None:
     """``cuda`` is the version that torch was built with; an unknown one, or an unreadable driver's, is let pass."""
     minimum = MIN_DRIVER.get(_version(cuda)[0] if _version(cuda) else 0)
     driver = gpus[0].driver
     if minimum is None or not _version(driver) or _version(driver) >= _version(minimum):
         return None
-    return Finding(
+    return MachineProblem(
         f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {minimum} or newer",
         f"{_again(request)} --infra OTHER, or --image with a torch for CUDA 12",
     )
 
 
-def too_few(request: Request, count: int) -> Finding | None:
+def too_few(request: MachineRequirements, count: int) -> MachineProblem | None:
     """Fewer GPUs than were asked for; with none at all the trainers would go to the CPU.
 
     Raises :class:`ConfigError` for more trainer processes than GPUs, which no other machine of the kind would help.
     """
     if count < request.gpus:
         wanted = f"{request.gpu}:{request.gpus}" if request.gpu else f"{request.gpus}"
-        return Finding(f"{wanted} GPUs were asked for, and {count} are visible", _again(request))
+        return MachineProblem(f"{wanted} GPUs were asked for, and {count} are visible", _again(request))
     if 0 < count < request.processes:
         raise ConfigError(
             f"supervisor.processes is {request.processes}, and {count} GPUs are visible",
@@ -174,12 +174,12 @@ def too_few(request: Request, count: int) -> Finding | None:
     return None
 
 
-def too_small(request: Request, gpus: Sequence[Gpu]) -> Finding | None:
+def too_small(request: MachineRequirements, gpus: Sequence[Gpu]) -> MachineProblem | None:
     """A GPU with less memory than its type has by the maker's data sheet."""
     card = cards.of_accelerator(request.gpu)
     for gpu in gpus:
         if card is not None and gpu.memory_total is not None and gpu.memory_total < SMALLER * card.memory:
-            return Finding(
+            return MachineProblem(
                 f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_total / 1e9:.1f} GB, and a {request.gpu} has "
                 f"{card.memory / 1e9:.1f}",
                 _again(request),
@@ -187,7 +187,7 @@ def too_small(request: Request, gpus: Sequence[Gpu]) -> Finding | None:
     return None
 
 
-def taken(request: Request, gpus: Sequence[Gpu]) -> Finding | None:
+def taken(request: MachineRequirements, gpus: Sequence[Gpu]) -> MachineProblem | None:
     """A GPU that another program uses. On your own machine that may be the desktop, so there it is only reported."""
     try:
         programs = {each.gpu_uuid: each for each in nvidia_smi.compute_processes()}
@@ -197,7 +197,7 @@ def taken(request: Request, gpus: Sequence[Gpu]) -> Finding | None:
         program, used = programs.get(gpu.uuid), gpu.memory_used or 0
         if used > TAKEN_BYTES or program:
             by = f"{program.name}, process {program.pid}" if program else "another program"
-            return Finding(
+            return MachineProblem(
                 f"GPU {gpu.index} is in use by {by}: {used / 1e9:.1f} GB of its memory",
                 _again(request),
                 fatal=request.rented,
@@ -217,12 +217,12 @@ def disk_free(folder: Path) -> int:
     return shutil.disk_usage(folder).free + own
 
 
-def disk_full(request: Request, free: int) -> Finding | None:
+def disk_full(request: MachineRequirements, free: int) -> MachineProblem | None:
     """A disk too small for checkpoints on their way out, first weights and the cache of the data."""
     if request.disk_bytes is None or free >= request.disk_bytes:
         return None
     needed = request.disk_bytes / 1e9
-    return Finding(
+    return MachineProblem(
         f"the job needs {needed:.1f} GB of disk at {request.folder}, and {free / 1e9:.1f} GB are free",
         f"disk_size: {int(needed * 1.3) + 20} under resources: of the task, or --set train.checkpoint.max_pending=1",
         fatal=request.rented,  # your own disk may get room meanwhile, and each checkpoint looks for it
@@ -249,26 +249,28 @@ def clock_skew_s(bucket: Bucket, now: Callable[[], float] = time.time) -> float 
     return max(0.0, before - written - 1.0)
 
 
-def clock_off(request: Request, skew: float | None) -> Finding | None:
+def clock_off(request: MachineRequirements, skew: float | None) -> MachineProblem | None:
     """A clock that differs from the bucket's by more than :data:`SKEW_WARN_S`; fatally from :data:`SKEW_FAIL_S` on."""
     if skew is None or abs(skew) <= SKEW_WARN_S:
         return None
     where = "ahead of" if skew > 0 else "behind"
-    return Finding(
+    return MachineProblem(
         f"this machine's clock is {abs(skew):.0f} s {where} the bucket's", _again(request), abs(skew) > SKEW_FAIL_S
     )
 
 
-def _gpus(request: Request) -> tuple[list[Gpu], list[Finding | None]]:
+def _gpus(request: MachineRequirements) -> tuple[list[Gpu], list[MachineProblem | None]]:
     """The GPUs, and what is wrong with their number. A broken driver matters where a GPU was asked for."""
     try:
         gpus = nvidia_smi.query()
     except NvidiaSmiError as error:
-        return [], [Finding(f"the GPUs do not answer: {error}", _again(request), fatal=request.gpus > 0)]
+        return [], [MachineProblem(f"the GPUs do not answer: {error}", _again(request), fatal=request.gpus > 0)]
     return gpus, [too_few(request, len(gpus))]
 
 
-def _taken_for_long(request: Request, gpus: Sequence[Gpu], stopped: Callable[[], bool]) -> Finding | None:
+def _taken_for_long(
+    request: MachineRequirements, gpus: Sequence[Gpu], stopped: Callable[[], bool]
+) -> MachineProblem | None:
     """As :func:`taken`, but not for what an earlier supervisor's trainers are just giving back."""
     deadline = time.monotonic() + RELEASE_S
     while (found := taken(request, gpus)) is not None and time.monotonic() < deadline and not stopped():
@@ -281,13 +283,13 @@ def _taken_for_long(request: Request, gpus: Sequence[Gpu], stopped: Callable[[],
 
 
 def _with_all_reduce(
-    report: Report,
-    request: Request,
+    report: PreflightReport,
+    request: MachineRequirements,
     processes: int,
     say: Callable[[str], None],
     stopped: Callable[[], bool],
     command: Sequence[str],
-) -> Report:
+) -> PreflightReport:
     """The report with the all-reduce in it, tried once more without P2P where it fails."""
     tries: list[tuple[dict[str, str], float]] = [({}, 1.0)]
     if processes > 1 and not os.environ.get("NCCL_P2P_DISABLE"):
@@ -308,16 +310,18 @@ def _with_all_reduce(
             return report
         if not outcome.failure:
             figures = {**report.figures, "all_reduce_gb_per_s": outcome.gb_per_s}
-            slower = Finding(f"{failure}; with NCCL_P2P_DISABLE=1 it works, and training goes on with it", "", False)
+            slower = MachineProblem(
+                f"{failure}; with NCCL_P2P_DISABLE=1 it works, and training goes on with it", "", False
+            )
             findings = (*report.findings, slower) if environment else report.findings
-            return Report(findings=findings, figures=figures, environment=environment)
+            return PreflightReport(findings=findings, figures=figures, environment=environment)
         failure = failure or outcome.failure
     also = ", also with NCCL_P2P_DISABLE=1" if len(tries) > 1 else ""
     hint = f"{_again(request)}, or export NCCL_DEBUG=INFO and --env NCCL_DEBUG to see why"
-    return replace(report, findings=(*report.findings, Finding(f"{failure}{also}", hint)))
+    return replace(report, findings=(*report.findings, MachineProblem(f"{failure}{also}", hint)))
 
 
-def _again(request: Request) -> str:
+def _again(request: MachineRequirements) -> str:
     """What rents another machine."""
     return f"bafogpt cloud launch … --name {request.name} --resume"
 

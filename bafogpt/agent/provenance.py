@@ -40,19 +40,19 @@ def collect(
 ) -> dict[str, Any]:
     """Fields of a :class:`~bafogpt.runs.store.RunRecord` at the start of an attempt.
 
-    ``data`` is the describe's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
-    :class:`NotFoundError` where there is no describe.
+    ``data`` is the dataset's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
+    :class:`NotFoundError` where there is no dataset.
     """
-    here = place(attempt, infra=infra, price_per_hour=price_per_hour, environment=environment, gpus=gpus())
+    here = machine(attempt, infra=infra, price_per_hour=price_per_hour, environment=environment, gpus=gpus())
     return {
         "gpus": environment.get(GPUS, ""),
         "data": describe(data),
         "versions": versions(),
-        "places": [*map(dict, earlier), here],
+        "machines": [*map(dict, earlier), here],
     }
 
 
-def place(
+def machine(
     attempt: int,
     *,
     infra: str,

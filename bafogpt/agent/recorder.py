@@ -21,7 +21,7 @@ from bafogpt.train.trainer_io import Handoff
 
 
 @dataclass(frozen=True)
-class Failing:
+class Outage:
     """A bucket that does not do what is asked: since when (monotonic seconds), and what it last said."""
 
     since: float
@@ -41,14 +41,14 @@ class Recorder:
         record: RunRecord,
         handoff: Handoff,
         every_s: float,
-        system_stats_every_s: float = 10.0,
+        system_stats_s: float = 10.0,
         *,
         budget: Budget | None = None,
         node: int = 0,
     ) -> None:
         self.record = record
         self.attempt = attempt = record.attempts
-        self.failing: Failing | None = None
+        self.outage: Outage | None = None
         self._store = store
         self._log = _log_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
         self._events = _events_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
@@ -68,7 +68,7 @@ class Recorder:
             system_stats_file(handoff, attempt),
             attempt=attempt,
             more=self._progress,
-            every_s=system_stats_every_s,
+            every_s=system_stats_s,
         )
         self._profile = FileUploader(bucket, "profile", handoff.profile)
         self._every_s = every_s
@@ -85,14 +85,14 @@ class Recorder:
         self._thread.start()
         self._system_stats.start()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line for people: to the terminal and to the run's log."""
         with self._lock:
             print(line, flush=True)
             if not self._log.closed:
                 self._log.write(line + "\n")
 
-    def log(self, lines: Iterable[str]) -> None:
+    def append_log(self, lines: Iterable[str]) -> None:
         """Lines that the terminal has shown already: to the run's log alone."""
         with self._lock:
             self._log.writelines(f"{line}\n" for line in lines)
@@ -111,12 +111,12 @@ class Recorder:
         self.record = replace(self.record, **changes)
         self._changed = True
 
-    def ship(self) -> None:
+    def flush(self) -> None:
         """Send everything now; from any thread. Raises :class:`StorageError`."""
         with self._shipping:
             for feed in self._feeds:
-                feed.ship()
-            for path in self._profile.ship():
+                feed.flush()
+            for path in self._profile.flush():
                 self.event("profile_sent", path=path)
             self._meter()
             if self._changed and self._node == 0:
@@ -134,12 +134,12 @@ class Recorder:
     def _meter(self) -> None:
         """Write down what the attempt has cost, now and then and at its end."""
         now = time.monotonic()
-        if self._budget and (self._closing.is_set() or now - self._metered >= usage.METER_EVERY_S):
-            usage.store(self._store.folder(self.record.name), self._budget.span)
+        if self._budget and (self._closing.is_set() or now - self._metered >= usage.USAGE_EVERY_S):
+            usage.write(self._store.folder(self.record.name), self._budget.span)
             self._metered = now
 
     def close(self) -> None:
-        """Stop the thread and the files: what is said from here on goes to the terminal alone. Call :meth:`ship`
+        """Stop the thread and the files: what is said from here on goes to the terminal alone. Call :meth:`flush`
         after it, for the last lines."""
         self._system_stats.close()
         self._closing.set()
@@ -151,12 +151,12 @@ class Recorder:
     def _run(self) -> None:
         while not self._closing.wait(self._every_s):
             try:
-                self.ship()
-                self.failing = None
+                self.flush()
+                self.outage = None
             except StorageError as error:
-                if self.failing is None:
+                if self.outage is None:
                     print(f"cannot send records: {error.message}", file=sys.stderr, flush=True)
-                self.failing = Failing(self.failing.since if self.failing else time.monotonic(), error)
+                self.outage = Outage(self.outage.since if self.outage else time.monotonic(), error)
 
 
 def _log_file(handoff: Handoff, attempt: int) -> Path:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bafogpt.agent.claim import Place, claim
-from bafogpt.agent.outcome import Ending
+from bafogpt.agent.claim import LaunchInfo, claim
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.agent.recorder import Recorder
 from bafogpt.core.errors import ExitCode
 from bafogpt.jobs.job import Job
@@ -25,7 +25,7 @@ KEPT_LINES = 2000
 """Of what a setup prints, the last: the bucket is no place for the output of a compiler."""
 
 
-def prepare(job: Job, name: str, bucket: Bucket, folder: Path, place: Place, command: Sequence[str]) -> int:
+def prepare(job: Job, name: str, bucket: Bucket, folder: Path, place: LaunchInfo, command: Sequence[str]) -> int:
     """Run ``command`` with its output passed on as it comes; returns its exit code, as a shell tells it.
 
     Where that is not 0, run ``name`` of ``bucket`` has ended with it: a record that says "failed", and the output as
@@ -54,15 +54,15 @@ def _run(command: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def _record_failure(
-    job: Job, name: str, bucket: Bucket, folder: Path, place: Place, code: int, output: Sequence[str]
+    job: Job, name: str, bucket: Bucket, folder: Path, place: LaunchInfo, code: int, output: Sequence[str]
 ) -> None:
     message = f"the task's setup ended with exit code {code}"
-    ending = Ending("failed", message, f"bafogpt runs logs {name}", ExitCode.JOB_FAILED)
+    ending = ExitOutcome("failed", message, f"bafogpt runs logs {name}", ExitCode.JOB_FAILED)
     with claim(job, name, bucket, folder, place) as record:
         if record.state == "succeeded":
             return
         recorder = Recorder(RunStore(bucket), record, Handoff(folder), every_s=job.supervisor.flush_s)
-        recorder.log([*output, f"{name}: {ending.state}: {ending.message}"])
+        recorder.append_log([*output, f"{name}: {ending.state}: {ending.message}"])
         recorder.event("run_ended", state=ending.state, message=ending.message)
         recorder.update(state=ending.state, message=ending.message)
-        recorder.ship()
+        recorder.flush()

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent.multinode.heartbeat import PartMissingError, Parts
-from bafogpt.agent.recorder import Failing
+from bafogpt.agent.multinode.heartbeat import CheckpointParts, PartMissingError
+from bafogpt.agent.recorder import Outage
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError, UnreachableError
 from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
 from bafogpt.storage.checkpoints.retention import BEST_METRIC
@@ -45,22 +45,22 @@ class Uploader:
         config: CheckpointConfig,
         attempt: int,
         record: Callable[..., None],
-        ship: Callable[[], None],
-        parts: Parts,
+        flush: Callable[[], None],
+        parts: CheckpointParts,
     ) -> None:
         self._handoff = handoff
         self._store = store
         self._config = config
         self._attempt = attempt
         self._record = record
-        self._ship = ship
+        self._flush = flush
         self._parts = parts
-        self.launch = ""
+        self.rendezvous_id = ""
         self.took_s: float | None = None
         """What the last save took from its first copy to its manifest, in seconds; None before there was one."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
-        self.failing: Failing | None = None
+        self.outage: Outage | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -89,7 +89,7 @@ class Uploader:
                 pass
         except Exception as error:  # a defect: the run ends with it instead of waiting for ever
             message = f"the uploads failed unexpectedly: {type(error).__name__}: {error}"
-            self.failing = Failing(float("-inf"), BafoError(message, "report it"))
+            self.outage = Outage(float("-inf"), BafoError(message, "report it"))
             log.exception("%s", message)
 
     def _go_on(self) -> bool:
@@ -106,16 +106,16 @@ class Uploader:
             return True
         try:
             self._send(staged)
-            self.failing = None
+            self.outage = None
         except PartMissingError as error:
             self._discard(folder, error)
         except StorageError as error:
-            if self.failing is None:
+            if self.outage is None:
                 self._record("upload_failed", step=step, error=error.message)
-            self.failing = Failing(self.failing.since if self.failing else time.monotonic(), error)
+            self.outage = Outage(self.outage.since if self.outage else time.monotonic(), error)
             self._closing.wait(RETRY_S)
         except BafoError as error:
-            self.failing = Failing(float("-inf"), error)  # no use in trying again
+            self.outage = Outage(float("-inf"), error)  # no use in trying again
             self._record("upload_failed", step=step, error=error.message)
             return False
         return True
@@ -130,7 +130,7 @@ class Uploader:
 
     def _send(self, staged: StagedCheckpoint) -> None:
         """One checkpoint: files, verification, manifest; then what is too old goes, here and there."""
-        self._ship()  # the metrics of its steps: once it is committed nobody does these steps again
+        self._flush()  # the metrics of its steps: once it is committed nobody does these steps again
         start = time.monotonic()
         upload_id = f"a{self._attempt:04d}-{uuid.uuid4().hex[:8]}"
         try:
@@ -157,8 +157,8 @@ class Uploader:
             seconds=round(seconds, 3),
         )
         self._handoff.drop(staged.folder)
-        if "launch" in staged.metadata:
-            self._parts.clear(str(staged.metadata["launch"]), staged.step)
+        if "rendezvous_id" in staged.metadata:
+            self._parts.clear(str(staged.metadata["rendezvous_id"]), staged.step)
         config = self._config
         removed = self._store.retain(config.keep_last, config.keep_every, BEST_METRIC if config.keep_best else None)
         if removed:
@@ -169,9 +169,9 @@ class Uploader:
         nodes = int(staged.metadata.get("nodes", 1))
         if nodes == 1:
             return ()
-        launch = str(staged.metadata["launch"])
+        launch = str(staged.metadata["rendezvous_id"])
         while True:
-            may_come = launch == self.launch  # asked before looking, so that the last word has been said
+            may_come = launch == self.rendezvous_id  # asked before looking, so that the last word has been said
             found = self._parts.get(launch, staged.step, nodes)
             if found is not None:
                 return found
@@ -211,7 +211,7 @@ class PartUploader(Uploader):
         own = [path for path in flat_files(staged.folder) if path.name != CHECKPOINT_META]  # node 0 sends that one
         upload_id = f"a{self._attempt:04d}-n{self._node}-{uuid.uuid4().hex[:8]}"
         sent = self._store.send(own, step=staged.step, upload_id=upload_id)
-        self._parts.put(str(staged.metadata.get("launch", "none")), staged.step, self._node, sent)
+        self._parts.put(str(staged.metadata.get("rendezvous_id", "none")), staged.step, self._node, sent)
         with self._dropping:
             self._sent.add(staged.folder)
         self._record("part_sent", step=staged.step, bytes=sum(each.bytes for each in sent))

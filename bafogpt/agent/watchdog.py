@@ -8,22 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bafogpt.runs.step_line import format_step
+from bafogpt.runs.step_line import PRINT_EVERY_S, format_step
 from bafogpt.train.trainer_io import Handoff
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
-
-PROGRESS_EVERY_S = 1.0
-APART_S = PROGRESS_EVERY_S / 2
-"""Lines that come closer together than this have waited for each other on their way."""
-RECENT = 20
-"""Lines over which whoever reads them takes the time of a step."""
 
 
 class JsonlTail:
@@ -73,7 +66,7 @@ class Progress:
             if self._last and step > self._last[0]:
                 self.step_s = (line["seconds"] - self._last[1]) / (step - self._last[0])
             self._last = (step, line["seconds"])
-            if not quiet or step == self._steps or time.monotonic() - self._shown >= PROGRESS_EVERY_S:
+            if not quiet or step == self._steps or time.monotonic() - self._shown >= PRINT_EVERY_S:
                 self._shown = time.monotonic()
                 self._say(format_step(line, self._steps))
         return step
@@ -170,31 +163,3 @@ def _kills(path: Path) -> int:
             if name == "oom_kill":
                 return int(count)
     return 0
-
-
-class StepTimer:
-    """How long a step takes by the clock of whoever watches, from the lines that come as the run prints them.
-
-    Lines that come all at once, such as what a run has printed before, count as one; and from the first nothing is
-    told, because nobody knows how old it is.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._points: deque[tuple[float, int]] = deque(maxlen=RECENT)
-
-    def hear(self, step: int) -> None:
-        """``step`` is done."""
-        now = self._clock()
-        if self._points and step < self._points[-1][1]:
-            self._points.clear()  # the run went on from an earlier checkpoint
-        if self._points and now - self._points[-1][0] < APART_S:
-            self._points.pop()
-        self._points.append((now, step))
-
-    def seconds(self) -> float | None:
-        """Of one step; None while that is not known."""
-        if len(self._points) < 3:
-            return None
-        (since, first), (until, last) = self._points[1], self._points[-1]
-        return (until - since) / (last - first) if last > first else None

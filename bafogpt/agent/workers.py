@@ -26,7 +26,7 @@ WORKER = (sys.executable, "-m", "bafogpt.train.worker")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class RankLayout:
     """Where this machine's processes stand among those of all nodes; every node has the same number of them."""
 
     node: int = 0
@@ -37,12 +37,12 @@ class Layout:
     """This machine's own address; the network interface that has it is the one that processes talk through."""
     port: int = 0
     """0 is any free one of this machine."""
-    launch: str = ""
+    rendezvous_id: str = ""
     """What this start of all processes is called; checkpoints carry it, so that the nodes' parts of one are told from
     those of another."""
 
 
-class Trainers:
+class Workers:
     """``count`` worker processes with torchrun's variables and ``environment``, their output line by line to ``say``.
 
     Each gets SIGKILL from the kernel when this process ends, whatever ends it.
@@ -54,7 +54,7 @@ class Trainers:
         count: int,
         say: Callable[[str], None],
         command: Sequence[str] = WORKER,
-        layout: Layout = Layout(),
+        layout: RankLayout = RankLayout(),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.first_rank = layout.node * count
@@ -132,7 +132,7 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _environment(count: int, layout: Layout) -> dict[str, str]:
+def _environment(count: int, layout: RankLayout) -> dict[str, str]:
     """What all processes of this machine are told."""
     port = layout.port or free_port()
     interface = interface_of(layout.own) if layout.nodes > 1 else None
@@ -148,7 +148,7 @@ def _environment(count: int, layout: Layout) -> dict[str, str]:
         "GROUP_WORLD_SIZE": str(layout.nodes),
         "MASTER_ADDR": layout.address,
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": layout.launch or str(port),
+        "TORCHELASTIC_RUN_ID": layout.rendezvous_id or str(port),
         "PYTHONUNBUFFERED": "1",
     }
 

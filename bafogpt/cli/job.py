@@ -45,7 +45,7 @@ def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None
         name,
         Bucket.open(config.bucket, config),
         folder.with_name(f"{name}.node-{nodes.rank}") if nodes.rank else folder,  # nodes may share a home
-        claim.Place.from_environment(),
+        claim.LaunchInfo.from_environment(),
         nodes=nodes,
     )
     if ending.state != "succeeded":
@@ -70,7 +70,7 @@ def setup(
     config = settings.load()
     resolved, name, folder = _found(job, run, set_, config)
     code = preparation.prepare(
-        resolved, name, Bucket.open(config.bucket, config), folder, claim.Place.from_environment(), command
+        resolved, name, Bucket.open(config.bucket, config), folder, claim.LaunchInfo.from_environment(), command
     )
     if code:
         raise typer.Exit(code)

@@ -32,13 +32,13 @@ def describe(data: Bucket) -> dict[str, Any]:
 
 
 def check_same_data(recorded: Mapping[str, Any], data: Bucket, run: str) -> None:
-    """Raise :class:`CorruptError` when the describe is no longer the one that ``run`` read."""
+    """Raise :class:`CorruptError` when the dataset is no longer the one that ``run`` read."""
     expected = recorded.get("digest")
     try:
         found = describe(data)["digest"]
     except NotFoundError:
         raise NotFoundError(
-            f"the describe of {run} is not at {data.url} any more",
+            f"the dataset of {run} is not at {data.url} any more",
             f"bafogpt runs rerun {run} --set train.data.path=FOLDER",
         ) from None
     if expected and found != expected:

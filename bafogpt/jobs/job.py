@@ -31,7 +31,7 @@ class SupervisorConfig:
     """Seconds from SIGTERM until trainers that have not saved and left are killed."""
     flush_s: float = 5.0
     """Seconds between sendings of logs, metrics and events to the bucket."""
-    system_stats_every_s: float = 10.0
+    system_stats_s: float = 10.0
     """Seconds between two measurements of the machine: GPUs, CPU, memory, disk, network."""
     storage_timeout_s: float = 300.0
     """How long the bucket may be out of reach before the run ends, to be resumed later."""
@@ -71,7 +71,7 @@ class SupervisorConfig:
             raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
         above_0 = (
             "flush_s",
-            "system_stats_every_s",
+            "system_stats_s",
             "max_cost",
             "max_hours",
             "hang_timeout_s",

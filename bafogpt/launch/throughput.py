@@ -171,7 +171,7 @@ def gpus_of(record: RunRecord) -> tuple[str, int]:
 
     The launch said so; else the driver did, whose name for it is looked up among those that are known.
     """
-    last = record.places[-1] if record.places else {}
+    last = record.machines[-1] if record.machines else {}
     nodes = int(last.get("nodes") or 1)
     if record.gpus:
         gpu, _, count = record.gpus.partition(":")

@@ -46,7 +46,7 @@ def facts(summary: Summary) -> dict[str, dict[str, Any]]:
     """All that is compared of a run: section, dotted key, value."""
     record = summary.record
     best = summary.best_validation
-    last = dict(record.places[-1]) if record.places else {"host": record.host, "infra": record.infra}
+    last = dict(record.machines[-1]) if record.machines else {"host": record.host, "infra": record.infra}
     last.pop("attempt", None)
     return {
         "job": schema.flatten({"trainer": record.trainer, **record.job}),

@@ -157,7 +157,7 @@ def _cost(store: RunStore, record: RunRecord) -> dict[str, Any]:
     """Hours and dollars of all attempts, and the machines that they ran on."""
     spent = cost.of_run(store, record.name)
     machines: dict[str, None] = {}
-    for place in record.places:
+    for place in record.machines:
         count = int(place.get("gpus") or 0)
         machines[
             f"{count} × {place['gpu']}" if count and place.get("gpu") else f"{place.get('cpus') or 1} CPU cores"

@@ -37,7 +37,7 @@ class SegmentWriter:
         self._part_start = 0
         self._sent = 0
 
-    def ship(self) -> int:
+    def flush(self) -> int:
         """Send what has been written since the last call; returns how many bytes that was.
 
         Raises :class:`~bafogpt.core.errors.StorageError`; the next call sends it then.
@@ -97,7 +97,7 @@ class FileUploader:
         self._source = source
         self._sent: set[str] = set()
 
-    def ship(self) -> list[str]:
+    def flush(self) -> list[str]:
         """Send what is new; returns the paths that it has in the bucket now.
 
         Raises :class:`~bafogpt.core.errors.StorageError`; the next call sends it then.

@@ -25,7 +25,7 @@ from bafogpt.runs import log_segments
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 
-State = Literal["running", "succeeded", "stopped", "failed"]
+RunState = Literal["running", "succeeded", "stopped", "failed"]
 SYSTEM_STATS = "system_stats"
 """The log of GPUs, CPU, memory, disk and network."""
 MAX_UNFIT = 3
@@ -49,7 +49,7 @@ class RunRecord:
 
     name: str
     trainer: str
-    state: State
+    state: RunState
     created: str
     """UTC, ISO 8601; so are the other times."""
     updated: str
@@ -69,11 +69,11 @@ class RunRecord:
     git: str = ""
     """Commit of the code, with ``+dirty.DIGEST`` when the tree had changes: the digest is that of the changes."""
     gpus: str = ""
-    """What the launch asked for: ``L40:4``; what came of it stands in ``places``."""
+    """What the launch asked for: ``L40:4``; what came of it stands in ``machines``."""
     data: dict[str, str] = field(default_factory=dict)
     """The dataset's manifest: its ``digest``, when it was ``created``, digest of its ``tokenizer``."""
-    places: list[dict[str, Any]] = field(default_factory=list)
-    """Where each attempt ran: see :func:`bafogpt.agent.provenance.place`."""
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    """Where each attempt ran: see :func:`bafogpt.agent.provenance.machine`."""
     image: str | None = None
     """The container image that the last attempt was launched in; null on ``local``."""
     image_digest: str | None = None
@@ -85,7 +85,7 @@ class RunRecord:
     @property
     def unfit(self) -> list[str]:
         """Why the machines of the last attempts were unfit, oldest first; empty where the last one's was fit."""
-        later_first = itertools.takewhile(lambda place: "unfit" in place, reversed(self.places))
+        later_first = itertools.takewhile(lambda place: "unfit" in place, reversed(self.machines))
         return [str(place["unfit"]) for place in later_first][::-1]
 
     @property

@@ -1,6 +1,6 @@
 """What a run has used, in hours and dollars: the one sum that every command and report shows.
 
-Each attempt keeps an account, ``runs/<run>/meter/0001.json``, which node 0 rewrites every :data:`METER_EVERY_S`
+Each attempt keeps an account, ``runs/<run>/usage/0001.json``, which node 0 rewrites every :data:`USAGE_EVERY_S`
 seconds; the account of a lost machine ends at its last entry. The time counts from the supervisor's start to its end.
 Boot, image pull and autostop are not included.
 """
@@ -15,13 +15,13 @@ from bafogpt.core import schema
 from bafogpt.core.errors import NotFoundError
 from bafogpt.storage.bucket import Bucket
 
-METER_EVERY_S = 30.0
+USAGE_EVERY_S = 30.0
 SILENT_S = 600.0
 """A running run whose account is older than this counts as lost: its usage stops at the last entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
+class AttemptUsage:
     """The account of one attempt."""
 
     attempt: int
@@ -43,21 +43,21 @@ class Span:
         return self.hours * self.price_per_hour
 
 
-def spans(run: Bucket) -> list[Span]:
+def read_all(run: Bucket) -> list[AttemptUsage]:
     """Every attempt's account, in order; ``run`` is the folder ``runs/<run>``."""
     found = []
-    for info in run.list("meter/"):
+    for info in run.list("usage/"):
         try:
             raw = json.loads(run.get(info.path))
         except NotFoundError:
             continue
-        found.append(schema.build(Span, raw, where=f"{run.url}/{info.path}"))
+        found.append(schema.build(AttemptUsage, raw, where=f"{run.url}/{info.path}"))
     return sorted(found, key=lambda span: span.attempt)
 
 
-def store(run: Bucket, span: Span) -> None:
+def write(run: Bucket, span: AttemptUsage) -> None:
     """Write an attempt's account."""
-    run.put(f"meter/{span.attempt:04d}.json", json.dumps(asdict(span)).encode())
+    run.put(f"usage/{span.attempt:04d}.json", json.dumps(asdict(span)).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Usage:
     """Time of the last entry, in seconds since the epoch; None without an account."""
 
 
-def total(accounts: Sequence[Span]) -> Usage:
+def total(accounts: Sequence[AttemptUsage]) -> Usage:
     """The sum of the accounts, each at its own price."""
     if not accounts:
         return Usage()
@@ -89,7 +89,7 @@ def of_run(run: Bucket, state: str, now: float) -> Usage:
 
     The time since the last entry of a running run counts too, at the price of its last attempt.
     """
-    used = total(spans(run))
+    used = total(read_all(run))
     if state != "running" or used.seen is None or not 0 < now - used.seen <= SILENT_S:
         return used
     hours = (now - used.seen) / 3600

@@ -74,7 +74,7 @@ class CheckpointSaver:
             dist.barrier(self._group)
         meta = {**asdict(state.progress), "fingerprint": state.fingerprint, "processes": world_size()}
         if nodes() > 1:
-            meta |= {"nodes": nodes(), "launch": os.environ["TORCHELASTIC_RUN_ID"]}
+            meta |= {"nodes": nodes(), "rendezvous_id": os.environ["TORCHELASTIC_RUN_ID"]}
         writing = dcp.async_save(
             tensors,
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),

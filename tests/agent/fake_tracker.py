@@ -11,7 +11,7 @@ from pathlib import Path
 from bafogpt.agent.tracking import process
 from bafogpt.agent.tracking.services import TRACKERS, Row, SyncedState
 from bafogpt.jobs.tracking import Tracked
-from bafogpt.runs.store import State
+from bafogpt.runs.store import RunState
 
 
 class Odd:
@@ -31,7 +31,7 @@ class Odd:
             os._exit(9)
         threading.Event().wait()
 
-    def end(self, state: State) -> None:
+    def end(self, state: RunState) -> None:
         return None
 
 

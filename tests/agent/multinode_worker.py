@@ -3,7 +3,7 @@
 All ranks meet at MASTER_ADDR:MASTER_PORT and exchange the samples that each consumed, so the end of one is the end of
 all, as with a real process group. The state is a list of the hashes of all samples so far, which each rank keeps whole
 and of which it saves its own slice: a part of a checkpoint that is of another save than the rest is noticed when it is
-read. ``hang`` in CREW_WORKER lets the highest rank do nothing for ever at step 12 of the first start.
+read. ``hang`` in MULTINODE_WORKER lets the highest rank do nothing for ever at step 12 of the first start.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ def main() -> int:
     stopping = False
     while step < config.steps and not stopping:
         time.sleep(0.03)
-        if os.environ.get("CREW_WORKER") == "hang" and RANK == COUNT - 1 and step == 12 and order.resume_step is None:
+        if (
+            os.environ.get("MULTINODE_WORKER") == "hang"
+            and RANK == COUNT - 1
+            and step == 12
+            and order.resume_step is None
+        ):
             threading.Event().wait()
         first = step * config.batch_samples
         own = list(rank_samples(first, first + config.batch_samples, config.batch_samples, RANK, COUNT))
@@ -106,19 +111,19 @@ def save(handoff: Handoff, ranks: Ranks, step: int, consumed: list[int]) -> None
         partial.mkdir(parents=True)
     ranks.gather(None)
     launch = os.environ["TORCHELASTIC_RUN_ID"]
-    part = {"step": step, "launch": launch, "count": COUNT, "slice": consumed[RANK::COUNT]}
+    part = {"step": step, "rendezvous_id": launch, "count": COUNT, "slice": consumed[RANK::COUNT]}
     files.write_atomic(partial / f"state-{RANK:03d}.json", json.dumps(part))
     ranks.gather(None)
     if LOCAL == 0:
         meta = {"step": step, "samples": len(consumed)}
-        handoff.commit(partial, meta | ({"nodes": NODES, "launch": launch} if NODES > 1 else {}))
+        handoff.commit(partial, meta | ({"nodes": NODES, "rendezvous_id": launch} if NODES > 1 else {}))
     ranks.gather(None)
 
 
 def whole(folder: Path) -> list[int]:
     """The samples that a checkpoint says were consumed, from the parts of any number of processes, all of one save."""
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("state-*.json"))]
-    assert len({(part["step"], part["launch"], part["count"]) for part in parts}) == 1, parts
+    assert len({(part["step"], part["rendezvous_id"], part["count"]) for part in parts}) == 1, parts
     assert len(parts) == parts[0]["count"], f"{len(parts)} parts"
     consumed = [0] * sum(len(part["slice"]) for part in parts)
     for rank, part in enumerate(parts):

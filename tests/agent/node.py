@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bafogpt.agent import supervisor
-from bafogpt.agent.claim import Place
+from bafogpt.agent.claim import LaunchInfo
 from bafogpt.agent.multinode.heartbeat import Nodes
 from bafogpt.agent.workers import WORKER
 from bafogpt.core import schema, settings
@@ -25,7 +25,7 @@ def main(job: Path, name: str, folder: Path, worker: list[str]) -> int:
         name,
         Bucket.open(config.bucket, config),
         folder,
-        Place.from_environment(),
+        LaunchInfo.from_environment(),
         (sys.executable, *worker) if worker else WORKER,
         nodes=Nodes.from_environment(),
     )

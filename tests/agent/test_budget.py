@@ -12,7 +12,7 @@ from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import UsageError
 from bafogpt.jobs.limits import LimitReached, Limits
 from bafogpt.runs import usage
-from bafogpt.runs.usage import Span
+from bafogpt.runs.usage import AttemptUsage
 from bafogpt.storage.bucket import Bucket
 
 
@@ -26,12 +26,12 @@ class Clock:
         return self.now
 
 
-def make(clock: Clock, *earlier: Span, price: float = 4.56, **limits: float) -> Budget:
+def make(clock: Clock, *earlier: AttemptUsage, price: float = 4.56, **limits: float) -> Budget:
     return Budget(Limits(**limits), earlier, attempt=9, price_per_hour=price, clock=clock, wall=lambda: 1_800_000_000.0)
 
 
-def span(hours: float, price: float, attempt: int = 1) -> Span:
-    return Span(attempt=attempt, started=1000.0, seen=1000.0 + 3600 * hours, price_per_hour=price)
+def span(hours: float, price: float, attempt: int = 1) -> AttemptUsage:
+    return AttemptUsage(attempt=attempt, started=1000.0, seen=1000.0 + 3600 * hours, price_per_hour=price)
 
 
 def test_hours_and_dollars_are_counted_over_all_attempts_each_at_its_own_price():
@@ -126,7 +126,7 @@ def test_a_limit_in_dollars_needs_a_price():
 def test_accounts_come_back_from_the_bucket_in_order(bucket: Bucket):
     accounts = [span(1, 4.56), span(2, 2.76, attempt=2)]
     for account in reversed(accounts):
-        usage.store(bucket, account)
-    assert usage.spans(bucket) == accounts
+        usage.write(bucket, account)
+    assert usage.read_all(bucket) == accounts
     used = usage.total(accounts)
     assert (used.hours, used.usd) == (pytest.approx(3), pytest.approx(4.56 + 5.52))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bafogpt.agent import collective, preflight
-from bafogpt.agent.preflight import Request
+from bafogpt.agent.preflight import MachineRequirements
 from bafogpt.core import process
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.probes import collective_check
@@ -27,7 +27,7 @@ def _this_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(
     folder: Path, broken: str, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 120.0
-) -> tuple[collective.Outcome, list[str]]:
+) -> tuple[collective.CollectiveResult, list[str]]:
     monkeypatch.setenv("BROKEN", broken)
     said: list[str] = []
     return collective.run(2, "cpu", folder, timeout_s=timeout_s, say=said.append, command=COMMAND), said
@@ -75,9 +75,9 @@ def test_a_run_that_is_to_end_does_not_wait_for_it(tmp_path: Path):
     assert outcome.stopped and time.monotonic() - started < 10
 
 
-def check(bucket: Bucket, folder: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> preflight.Report:
+def check(bucket: Bucket, folder: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> preflight.PreflightReport:
     monkeypatch.setenv("BROKEN", broken)
-    wanted = Request(name="zulu", processes=2, gpu="L40", gpus=2, folder=folder, collective_timeout_s=1.0)
+    wanted = MachineRequirements(name="zulu", processes=2, gpu="L40", gpus=2, folder=folder, collective_timeout_s=1.0)
     return preflight.check(wanted, bucket, say=print, command=COMMAND)
 
 

@@ -10,24 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent import budget as budgets
 from bafogpt.agent import supervisor
-from bafogpt.agent.claim import Place
-from bafogpt.agent.outcome import Ending
-from bafogpt.agent.workers import Trainers
+from bafogpt.agent.claim import LaunchInfo
+from bafogpt.agent.outcome import ExitOutcome
+from bafogpt.agent.workers import Workers
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.jobs.job import Job
 from bafogpt.runs import store as runs
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore
-from bafogpt.runs.usage import Span
+from bafogpt.runs.usage import AttemptUsage
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff, Order
 from tests.small_job import FAKE_WORKER, make_job
 
 PRICE = 4.56
-Run = Callable[..., Ending]
+Run = Callable[..., ExitOutcome]
 
 
 def fast(factor: float) -> Callable[[], float]:
@@ -37,9 +36,9 @@ def fast(factor: float) -> Callable[[], float]:
 
 @pytest.fixture
 def run(bucket: Bucket, tmp_path: Path) -> Run:
-    def supervise(job: Job, clock: Callable[[], float] = time.monotonic, price: float = PRICE) -> Ending:
+    def supervise(job: Job, clock: Callable[[], float] = time.monotonic, price: float = PRICE) -> ExitOutcome:
         bucket.put("data/x/manifest.json", b"{}")
-        place = Place(price_per_hour=price)
+        place = LaunchInfo(price_per_hour=price)
         return supervisor.supervise(job, "run", bucket, tmp_path / "work", place, FAKE_WORKER, clock=clock)
 
     return supervise
@@ -61,7 +60,7 @@ def test_a_run_that_has_cost_what_it_may_saves_and_ends_with_its_own_code_and_ca
     saved = store.checkpoints("run").complete()[-1]
     assert saved.step == record.step < 2000
     assert saved.samples == store.metrics("run")[-1]["samples"][1]  # what was done last is what was saved
-    (account,) = usage.spans(store.folder("run"))
+    (account,) = usage.read_all(store.folder("run"))
     assert 2 < account.usd < 6  # the save and the last look are in it
     assert "the limit of $5.00" in store.logs("run")
 
@@ -73,14 +72,14 @@ def test_a_run_that_has_cost_what_it_may_saves_and_ends_with_its_own_code_and_ca
     more = make_job(train={"tokens": (saved.step + 20) * 40})
     assert run(more).state == "succeeded"
     assert runs.sample_gaps(runs.curve(store.metrics("run"))) == []
-    assert [account.attempt for account in usage.spans(store.folder("run"))] == [1, 2, 3]
+    assert [account.attempt for account in usage.read_all(store.folder("run"))] == [1, 2, 3]
 
 
 def test_what_earlier_attempts_have_cost_counts_those_that_died_without_a_word_too(run: Run, bucket: Bucket):
     for attempt in (1, 2):
         RunStore(bucket).claim_attempt("run", {})
-        dead = Span(attempt=attempt, started=1000.0, seen=1000.0 + 3600, price_per_hour=PRICE)
-        usage.store(bucket.child("runs/run"), dead)
+        dead = AttemptUsage(attempt=attempt, started=1000.0, seen=1000.0 + 3600, price_per_hour=PRICE)
+        usage.write(bucket.child("runs/run"), dead)
     ending = run(make_job(supervisor={"max_hours": 2}))
     assert ending.exit_code == ExitCode.LIMIT_REACHED
     assert ending.message == "the limit of 2 h is reached: 2.00 h used, at step 0 of 20"
@@ -88,16 +87,16 @@ def test_what_earlier_attempts_have_cost_counts_those_that_died_without_a_word_t
 
 def test_the_account_is_written_while_the_run_is_at_work(run: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     """So a machine that dies has paid up to its last entry."""
-    monkeypatch.setattr(budgets, "METER_EVERY_S", 0.0)
+    monkeypatch.setattr(usage, "USAGE_EVERY_S", 0.0)
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
-    seen: list[Span] = []
-    ship = supervisor.Recorder.ship
+    seen: list[AttemptUsage] = []
+    ship = supervisor.Recorder.flush
 
     def watched(recorder: supervisor.Recorder) -> None:
         ship(recorder)
-        seen.extend(usage.spans(bucket.child("runs/run")))
+        seen.extend(usage.read_all(bucket.child("runs/run")))
 
-    monkeypatch.setattr(supervisor.Recorder, "ship", watched)
+    monkeypatch.setattr(supervisor.Recorder, "flush", watched)
     assert run(make_job()).state == "succeeded"
     assert len({span.seen for span in seen}) > 3
     assert sorted(seen, key=lambda span: span.seen) == seen
@@ -130,7 +129,7 @@ def test_a_real_worker_says_where_each_of_its_threads_is(tmp_path: Path):
     Handoff(tmp_path).write_order(Order(job="pretrain", bucket="file:///nowhere", config=make_job().train))
     command = (sys.executable, str(Path(__file__).with_name("hung_worker.py")))
     said: list[str] = []
-    trainers = Trainers(tmp_path, 1, said.append, command)
+    trainers = Workers(tmp_path, 1, said.append, command)
     assert process.wait_until(lambda: "at work" in said, 60)
     trainers.dump()
     trainers.end()

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.agent.multinode.heartbeat import Heartbeats, Nodes, Parts, Status
+from bafogpt.agent.multinode.heartbeat import CheckpointParts, Heartbeats, Nodes, NodeStatus
 from bafogpt.core import process, schema
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.runs import store as runs
@@ -62,7 +62,7 @@ class Node:
         assert code == 0, self.output.read_text()[-3000:]
 
 
-class Crews:
+class Cluster:
     """Starts nodes of one run."""
 
     def __init__(self, bucket: Bucket, environment: dict[str, str], home: Path, worker: tuple[str, ...]) -> None:
@@ -112,25 +112,25 @@ class Crews:
 
 
 @pytest.fixture
-def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
+def cluster(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Cluster]:
     bucket.put("data/x/manifest.json", b"{}")
-    made = Crews(bucket, s3.environment, tmp_path, (str(HERE / "crew_worker.py"),))
+    made = Cluster(bucket, s3.environment, tmp_path, (str(HERE / "multinode_worker.py"),))
     yield made
     made.end()
 
 
-def crew_job(steps: int = 30, **over: Any) -> Any:
+def two_node_job(steps: int = 30, **over: Any) -> Any:
     """Steps of 4 samples, a checkpoint every 5, one trainer a node."""
     quick = {"heartbeat_s": 0.2, "heartbeat_timeout_s": 20, "storage_timeout_s": 60, "max_restarts": 9}
     return make_job(train={"tokens": steps * 40}, supervisor={**quick, **over})
 
 
-def assert_each_sample_once_in_order(crews: Crews, steps: int, tmp_path: Path) -> None:
+def assert_each_sample_once_in_order(cluster: Cluster, steps: int, tmp_path: Path) -> None:
     """By what the trainers said, step by step, and by what the last checkpoint holds; both unsorted."""
-    curve = runs.curve(crews.store.metrics("run"))
+    curve = runs.curve(cluster.store.metrics("run"))
     assert [index for line in curve for index in line["consumed"]] == list(range(4 * steps))
     assert runs.sample_gaps(curve) == []
-    store = crews.store.checkpoints("run")
+    store = cluster.store.checkpoints("run")
     assert [problem for each in store.complete() for problem in store.problems(each)] == []
     found = store.fetch_newest(tmp_path / "last")
     assert found is not None
@@ -138,100 +138,100 @@ def assert_each_sample_once_in_order(crews: Crews, steps: int, tmp_path: Path) -
     assert whole(found[1]) == list(range(4 * steps))
 
 
-def test_two_nodes_train_as_one_and_each_sends_its_part(crews: Crews, tmp_path: Path):
-    nodes = crews.both(crew_job())
+def test_two_nodes_train_as_one_and_each_sends_its_part(cluster: Cluster, tmp_path: Path):
+    nodes = cluster.both(two_node_job())
     for node in nodes:
         node.succeed()
-    assert_each_sample_once_in_order(crews, 30, tmp_path)
-    newest = crews.store.checkpoints("run").complete()[-1]
+    assert_each_sample_once_in_order(cluster, 30, tmp_path)
+    newest = cluster.store.checkpoints("run").complete()[-1]
     objects = {file.name: file.object for file in newest.files}
     assert set(objects) == {"checkpoint.json", "state-000.json", "state-001.json"}
     assert "-n1-" in objects["state-001.json"]
     assert "-n1-" not in objects["state-000.json"]
-    assert [event["step"] for event in crews.events("part_sent")] == [5, 10, 15, 20, 25, 30]
-    assert {event.get("node", 0) for event in crews.events("node_joined")} == {1}
-    logs = crews.store.logs("run")
+    assert [event["step"] for event in cluster.events("part_sent")] == [5, 10, 15, 20, 25, 30]
+    assert {event.get("node", 0) for event in cluster.events("node_joined")} == {1}
+    logs = cluster.store.logs("run")
     assert "attempt 1, 1 process(es) on each of 2 nodes" in logs
     assert "node 1: attempt 1" in logs
     assert not (tmp_path / "disk-0").exists()
     assert not (tmp_path / "disk-1").exists()
-    assert crews.bucket.list("runs/run/crew/parts") == []
-    generation = json.loads(crews.bucket.get("runs/run/crew/0001/0001.json"))
+    assert cluster.bucket.list("runs/run/nodes/parts") == []
+    generation = json.loads(cluster.bucket.get("runs/run/nodes/0001/0001.json"))
     assert (generation["resume_step"], generation["processes"]) == (None, [1, 1])
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_trainer_killed_on_either_node_sends_all_back_to_the_newest_checkpoint(
-    crews: Crews, victim: int, tmp_path: Path
+    cluster: Cluster, victim: int, tmp_path: Path
 ):
-    nodes = crews.both(crew_job(40))
-    crews.wait_for_step(12)
+    nodes = cluster.both(two_node_job(40))
+    cluster.wait_for_step(12)
     (trainer,) = nodes[victim].trainers()
     trainer.kill()
     for node in nodes:
         node.succeed()
-    assert_each_sample_once_in_order(crews, 40, tmp_path)
-    assert crews.store.load("run").restarts == 1
-    (restored,) = crews.events("checkpoint_restored")
+    assert_each_sample_once_in_order(cluster, 40, tmp_path)
+    assert cluster.store.load("run").restarts == 1
+    (restored,) = cluster.events("checkpoint_restored")
     assert restored["step"] >= 5
-    assert [event["step"] for event in crews.events("checkpoint_fetched")] == [None, restored["step"]]
+    assert [event["step"] for event in cluster.events("checkpoint_fetched")] == [None, restored["step"]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_node_that_goes_and_is_started_anew_joins_again(crews: Crews, victim: int, tmp_path: Path):
-    job = crew_job(40)
-    nodes = list(crews.both(job))
-    crews.wait_for_step(12)
+def test_a_node_that_goes_and_is_started_anew_joins_again(cluster: Cluster, victim: int, tmp_path: Path):
+    job = two_node_job(40)
+    nodes = list(cluster.both(job))
+    cluster.wait_for_step(12)
     nodes[victim].kill()
-    nodes[victim] = crews.start(victim, 2, job)
+    nodes[victim] = cluster.start(victim, 2, job)
     for node in nodes:
         node.succeed()
-    assert_each_sample_once_in_order(crews, 40, tmp_path)
-    assert crews.store.load("run").attempts == (2 if victim == 0 else 1)
+    assert_each_sample_once_in_order(cluster, 40, tmp_path)
+    assert cluster.store.load("run").attempts == (2 if victim == 0 else 1)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(crews: Crews, tmp_path: Path):
-    nodes = crews.both(crew_job(40))
-    crews.wait_for_step(17)
+def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(cluster: Cluster, tmp_path: Path):
+    nodes = cluster.both(two_node_job(40))
+    cluster.wait_for_step(17)
     for node in nodes:
         node.kill()
-    assert crews.start(0, 1, crew_job(40)).wait() == 0
-    assert_each_sample_once_in_order(crews, 40, tmp_path)
-    assert crews.store.load("run").attempts == 2
+    assert cluster.start(0, 1, two_node_job(40)).wait() == 0
+    assert_each_sample_once_in_order(cluster, 40, tmp_path)
+    assert cluster.store.load("run").attempts == 2
 
 
 @pytest.mark.slow
-def test_a_trainer_that_hangs_on_one_node_is_found_by_the_other_and_says_where(crews: Crews, tmp_path: Path):
-    nodes = crews.both(crew_job(20, hang_timeout_s=3), CREW_WORKER="hang")
+def test_a_trainer_that_hangs_on_one_node_is_found_by_the_other_and_says_where(cluster: Cluster, tmp_path: Path):
+    nodes = cluster.both(two_node_job(20, hang_timeout_s=3), MULTINODE_WORKER="hang")
     for node in nodes:
         node.succeed()
-    assert_each_sample_once_in_order(crews, 20, tmp_path)
-    assert len(crews.events("trainers_hung")) == 1
+    assert_each_sample_once_in_order(cluster, 20, tmp_path)
+    assert len(cluster.events("trainers_hung")) == 1
     assert "threading.py" in nodes[1].output.read_text()  # where node 1's trainer waited
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
-def test_a_stop_on_either_node_saves_and_ends_both(crews: Crews, asked: int, tmp_path: Path):
-    nodes = crews.both(crew_job(400))
-    crews.wait_for_step(7)
+def test_a_stop_on_either_node_saves_and_ends_both(cluster: Cluster, asked: int, tmp_path: Path):
+    nodes = cluster.both(two_node_job(400))
+    cluster.wait_for_step(7)
     nodes[asked].process.send_signal(signal.SIGTERM)
     assert [node.wait() for node in nodes] == [ExitCode.JOB_CANCELLED, ExitCode.JOB_CANCELLED]
-    saved = crews.store.checkpoints("run").complete()[-1]
-    assert saved.samples == crews.store.metrics("run")[-1]["samples"][1]
-    assert crews.store.load("run").state == "stopped"
+    saved = cluster.store.checkpoints("run").complete()[-1]
+    assert saved.samples == cluster.store.metrics("run")[-1]["samples"][1]
+    assert cluster.store.load("run").state == "stopped"
 
 
-def test_a_node_that_never_comes_ends_the_run_clearly(crews: Crews):
-    node = crews.start(0, 2, crew_job(storage_timeout_s=3))
+def test_a_node_that_never_comes_ends_the_run_clearly(cluster: Cluster):
+    node = cluster.start(0, 2, two_node_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
-    assert crews.store.load("run").message == "node 1 has not been heard of for 3 s"
+    assert cluster.store.load("run").message == "node 1 has not been heard of for 3 s"
 
 
-def test_a_node_whose_node_0_never_comes_ends_clearly(crews: Crews):
-    node = crews.start(1, 2, crew_job(storage_timeout_s=3))
+def test_a_node_whose_node_0_never_comes_ends_clearly(cluster: Cluster):
+    node = cluster.start(1, 2, two_node_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
     assert "node 0 has not been heard of for 3 s" in node.output.read_text()
 
@@ -250,30 +250,30 @@ def test_a_node_is_silent_when_others_could_have_heard_it(bucket: Bucket):
     second.exchange()
     first.exchange()
     clock.now += 100  # the first node could not reach the bucket: it knows of nobody's silence
-    assert first.silent(5) == []
-    assert first.deaf_s() == 100
+    assert first.overdue(5) == []
+    assert first.last_read_s() == 100
     first.exchange()
-    assert first.silent(5) == [1]
+    assert first.overdue(5) == [1]
     second.exchange()
     first.exchange()
-    assert first.silent(5) == []
+    assert first.overdue(5) == []
 
 
 def test_what_a_node_tells_is_heard_once_and_whole(bucket: Bucket):
     first, second = pair(bucket, Clock())
-    first.tell(phase="preparing", generation=3, resume_step=40)
+    first.publish(phase="restoring", generation=3, resume_step=40)
     first.exchange()
     second.exchange()
-    heard = second.hear(0)
-    assert isinstance(heard, Status)
-    assert (heard.phase, heard.generation, heard.resume_step) == ("preparing", 3, 40)
-    bucket.put("crew/0001/node-0.json", b"{half")
+    heard = second.status_of(0)
+    assert isinstance(heard, NodeStatus)
+    assert (heard.phase, heard.generation, heard.resume_step) == ("restoring", 3, 40)
+    bucket.put("nodes/0001/node-0.json", b"{half")
     second.exchange()
-    assert second.hear(0) == heard
+    assert second.status_of(0) == heard
 
 
 def test_a_checkpoint_s_parts_are_there_when_all_nodes_lists_are(bucket: Bucket):
-    parts = Parts(bucket)
+    parts = CheckpointParts(bucket)
     files = [CheckpointFile(f"rank-{rank}", 1, "d", f"step-00000005/x/rank-{rank}", "e") for rank in range(4)]
     parts.put("0001-0001", 5, 1, tuple(files[1:2]))
     assert parts.get("0001-0001", 5, 3) is None

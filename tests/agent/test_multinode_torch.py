@@ -13,7 +13,7 @@ from bafogpt.data import prepare, tokenizer
 from bafogpt.jobs.job import Job
 from bafogpt.runs import store
 from bafogpt.storage.bucket import Bucket
-from tests.agent.test_multinode import Crews
+from tests.agent.test_multinode import Cluster
 
 STEPS = 24
 TRAIN: dict[str, Any] = {
@@ -39,9 +39,9 @@ TRAIN: dict[str, Any] = {
 
 
 @pytest.fixture
-def crews(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Crews]:
+def cluster(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Cluster]:
     prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
-    made = Crews(bucket, s3.environment, tmp_path, ())
+    made = Cluster(bucket, s3.environment, tmp_path, ())
     yield made
     made.end()
 
@@ -60,26 +60,26 @@ def job(**train: Any) -> Job:
 
 @pytest.mark.slow
 def test_two_nodes_killed_once_go_on_with_one_and_the_stream_is_that_of_a_run_never_stopped(
-    crews: Crews, tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ):
-    nodes = crews.both(job())
-    crews.wait_for_step(6)
+    nodes = cluster.both(job())
+    cluster.wait_for_step(6)
     (trainer,) = nodes[1].trainers()
     trainer.kill()
-    crews.wait_until(lambda: bool(crews.events("checkpoint_restored")), "second start of the trainers")
-    crews.wait_for_step(14)
+    cluster.wait_until(lambda: bool(cluster.events("checkpoint_restored")), "second start of the trainers")
+    cluster.wait_for_step(14)
     for node in nodes:
         node.kill()
-    saved = crews.store.checkpoints("run").complete()[-1]
+    saved = cluster.store.checkpoints("run").complete()[-1]
     assert saved.step >= 4
     shards = [file.object for file in saved.files if file.name.endswith(".safetensors")]
     assert sorted("-n1-" in name for name in shards) == [False, True]  # a shard of each node
-    assert crews.start(0, 1, job()).wait() == 0
-    curve = store.curve(crews.store.metrics("run"))
+    assert cluster.start(0, 1, job()).wait() == 0
+    curve = store.curve(cluster.store.metrics("run"))
     assert [line["samples"] for line in curve] == [[8 * step, 8 * step + 8] for step in range(STEPS)]
 
     (tmp_path / "peace").mkdir()
-    whole_run = Crews(crews.bucket.child("peace"), crews.environment, tmp_path / "peace", ())
+    whole_run = Cluster(cluster.bucket.child("peace"), cluster.environment, tmp_path / "peace", ())
     prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=whole_run.bucket.child("data/starter"))
     try:
         assert whole_run.start(0, 1, job()).wait() == 0

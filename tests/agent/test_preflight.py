@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bafogpt.agent import preflight
-from bafogpt.agent.preflight import Report, Request
+from bafogpt.agent.preflight import MachineRequirements, PreflightReport
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import ConfigError, UnfitMachineError, UnreachableError
 from bafogpt.storage.bucket import Bucket
@@ -22,21 +22,23 @@ SKEW = preflight.clock_skew_s
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> Request:
+def request_(tmp_path: Path) -> MachineRequirements:
     """All checks but the all-reduce."""
-    machine = Request(name="zulu", processes=1, gpu="L40", gpus=4, rented=True, folder=tmp_path, disk_bytes=1)
+    machine = MachineRequirements(
+        name="zulu", processes=1, gpu="L40", gpus=4, rented=True, folder=tmp_path, disk_bytes=1
+    )
     return replace(machine, collective_timeout_s=0.0)
 
 
-def check(request: Request, bucket: Bucket) -> Report:
+def check(request: MachineRequirements, bucket: Bucket) -> PreflightReport:
     return preflight.check(request, bucket, say=print)
 
 
-def messages(report: Report) -> list[str]:
+def messages(report: PreflightReport) -> list[str]:
     return [each.message for each in report.findings]
 
 
-def test_a_good_machine_passes_with_its_figures(smi: FakeSmi, request_: Request, bucket: Bucket):
+def test_a_good_machine_passes_with_its_figures(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     report = check(request_, bucket)
     report.require_fit()
     assert report.findings == ()
@@ -58,7 +60,7 @@ def test_a_good_machine_passes_with_its_figures(smi: FakeSmi, request_: Request,
 )
 def test_a_driver_too_old_for_torch_is_named_with_what_it_must_be(
     smi: FakeSmi,
-    request_: Request,
+    request_: MachineRequirements,
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     cuda: str,
@@ -78,7 +80,7 @@ def test_a_driver_too_old_for_torch_is_named_with_what_it_must_be(
     ("cuda", "driver"), [("13.0", "580.65.06"), ("12.8", "525.105.17"), ("", "1.0"), ("11.8", "1.0"), ("13.0", "[N/A]")]
 )
 def test_a_driver_that_is_new_enough_or_that_cannot_be_judged_passes(
-    smi: FakeSmi, request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, cuda: str, driver: str
+    smi: FakeSmi, request_: MachineRequirements, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, cuda: str, driver: str
 ):
     monkeypatch.setattr(preflight, "torch_cuda", lambda: cuda)
     smi.gpus(*["NVIDIA L40"] * 4, driver=driver)
@@ -86,7 +88,7 @@ def test_a_driver_that_is_new_enough_or_that_cannot_be_judged_passes(
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_fewer_gpus_than_were_asked_for(smi: FakeSmi, request_: Request, bucket: Bucket, count: int):
+def test_fewer_gpus_than_were_asked_for(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket, count: int):
     smi.gpus(*["NVIDIA L40"] * count)
     report = check(request_, bucket)
     assert messages(report) == [f"L40:4 GPUs were asked for, and {count} are visible"]
@@ -94,13 +96,13 @@ def test_fewer_gpus_than_were_asked_for(smi: FakeSmi, request_: Request, bucket:
 
 
 def test_no_nvidia_smi_where_gpus_were_asked_for_does_not_train_on_the_cpu(
-    request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request_: MachineRequirements, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert messages(check(request_, bucket)) == ["L40:4 GPUs were asked for, and 0 are visible"]
 
 
-def test_more_trainers_than_gpus_is_a_mistake_of_the_job(smi: FakeSmi, request_: Request, bucket: Bucket):
+def test_more_trainers_than_gpus_is_a_mistake_of_the_job(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     with pytest.raises(ConfigError, match=r"supervisor\.processes is 6, and 4 GPUs are visible"):
         check(replace(request_, processes=6), bucket)
 
@@ -114,7 +116,7 @@ def test_more_trainers_than_gpus_is_a_mistake_of_the_job(smi: FakeSmi, request_:
     ],
 )
 def test_a_driver_that_fails_hangs_or_babbles_is_fatal_where_gpus_were_asked_for(
-    smi: FakeSmi, request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+    smi: FakeSmi, request_: MachineRequirements, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ):
     smi.script(script)
     monkeypatch.setattr(nvidia_smi, "TIMEOUT_S", 0.5 if "sleep" in script else 20.0)
@@ -124,7 +126,7 @@ def test_a_driver_that_fails_hangs_or_babbles_is_fatal_where_gpus_were_asked_for
     assert own.findings and own.fatal == []  # an old driver on a machine that is to use its CPU
 
 
-def test_a_gpu_that_another_program_uses(smi: FakeSmi, request_: Request, bucket: Bucket):
+def test_a_gpu_that_another_program_uses(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     smi.gpus(*["NVIDIA L40"] * 4, used=20480)
     assert messages(check(request_, bucket)) == ["GPU 0 is in use by another program: 21.5 GB of its memory"]
     smi.gpus(*["NVIDIA L40"] * 4, used=600, programs="GPU-2, 4711, /usr/bin/miner, 590\n")
@@ -137,7 +139,7 @@ def test_a_gpu_that_another_program_uses(smi: FakeSmi, request_: Request, bucket
 
 
 def test_a_gpu_whose_memory_is_just_being_freed_is_waited_for(
-    smi: FakeSmi, request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    smi: FakeSmi, request_: MachineRequirements, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
     smi.gpus(*["NVIDIA L40"] * 4, used=20480)
     monkeypatch.setattr(preflight, "RELEASE_S", 30.0)
@@ -152,7 +154,7 @@ def test_a_gpu_whose_memory_is_just_being_freed_is_waited_for(
     assert slept.count(1.0) == 1  # subprocess sleeps, too, for a millisecond
 
 
-def test_a_gpu_that_is_smaller_than_its_type(smi: FakeSmi, request_: Request, bucket: Bucket):
+def test_a_gpu_that_is_smaller_than_its_type(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     smi.gpus(*["NVIDIA A10"] * 4, total=23028)
     assert messages(check(request_, bucket)) == ["GPU 0 (NVIDIA A10) has 24.1 GB, and a L40 has 47.7"]
     assert check(replace(request_, gpu="A10"), bucket).findings == ()
@@ -160,7 +162,7 @@ def test_a_gpu_that_is_smaller_than_its_type(smi: FakeSmi, request_: Request, bu
 
 
 def test_a_disk_too_small_says_what_is_needed_and_what_the_run_has_there_counts_as_free(
-    smi: FakeSmi, request_: Request, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smi: FakeSmi, request_: MachineRequirements, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=30_000_000_000))
     report = check(replace(request_, disk_bytes=107_000_000_000), bucket)
@@ -185,7 +187,13 @@ def test_a_disk_too_small_says_what_is_needed_and_what_the_run_has_there_counts_
     ],
 )
 def test_a_clock_that_differs_from_the_buckets(
-    smi: FakeSmi, request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, off: int, said: str, fatal: bool
+    smi: FakeSmi,
+    request_: MachineRequirements,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    off: int,
+    said: str,
+    fatal: bool,
 ):
     now = time.time
     monkeypatch.setattr(preflight, "clock_skew_s", lambda bucket: SKEW(bucket, lambda: now() + off))
@@ -215,7 +223,7 @@ def test_a_slow_bucket_is_no_wrong_clock_and_one_that_does_not_answer_is_not_jud
     assert SKEW(SimpleNamespace(put=refuse)) is None  # type: ignore[arg-type]
 
 
-def test_all_that_is_wrong_is_said_at_once(smi: FakeSmi, request_: Request, bucket: Bucket):
+def test_all_that_is_wrong_is_said_at_once(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     smi.gpus(*["NVIDIA L40"] * 3, driver="550.54.15", used=20480)
     with pytest.raises(UnfitMachineError) as caught:
         check(request_, bucket).require_fit()
@@ -225,7 +233,7 @@ def test_all_that_is_wrong_is_said_at_once(smi: FakeSmi, request_: Request, buck
 
 
 def test_without_gpus_asked_for_or_there_nothing_is_started(
-    request_: Request, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request_: MachineRequirements, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a process was started")
@@ -246,7 +254,9 @@ def test_without_gpus_asked_for_or_there_nothing_is_started(
         ("print('ready'); print('{\"gb_per_s\": 0.0}')", None),
     ],
 )
-def test_one_gpu_alone_is_tried_too(smi: FakeSmi, request_: Request, bucket: Bucket, program: str, found: str | None):
+def test_one_gpu_alone_is_tried_too(
+    smi: FakeSmi, request_: MachineRequirements, bucket: Bucket, program: str, found: str | None
+):
     smi.gpus("NVIDIA L40")
     alone = replace(request_, gpus=1, processes=0, collective_timeout_s=30.0)
 
@@ -255,7 +265,9 @@ def test_one_gpu_alone_is_tried_too(smi: FakeSmi, request_: Request, bucket: Buc
     assert [each.message.startswith(found or "?") for each in report.fatal] == ([True] if found else [])
 
 
-def test_a_disk_too_small_is_only_reported_on_ones_own_machine(smi: FakeSmi, request_: Request, bucket: Bucket):
+def test_a_disk_too_small_is_only_reported_on_ones_own_machine(
+    smi: FakeSmi, request_: MachineRequirements, bucket: Bucket
+):
     smi.gpus(*["NVIDIA L40"] * 4)
     report = check(replace(request_, rented=False, disk_bytes=10**18), bucket)
     assert not report.fatal and "GB of disk" in report.findings[0].message

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bafogpt.agent import provenance
-from bafogpt.agent.claim import Place, claim
+from bafogpt.agent.claim import LaunchInfo, claim
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, RunNotFoundError
 from bafogpt.core.settings import Settings
@@ -38,10 +38,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return config
 
 
-def ran(settings: Settings, tmp_path: Path, name: str = "first", place: Place | None = None) -> RunRecord:
+def ran(settings: Settings, tmp_path: Path, name: str = "first", place: LaunchInfo | None = None) -> RunRecord:
     """The record of a run that has been claimed."""
     bucket = Bucket.open(settings.bucket, settings)
-    with claim(make_job(), name, bucket, tmp_path / "work", place or Place()):
+    with claim(make_job(), name, bucket, tmp_path / "work", place or LaunchInfo()):
         pass
     return RunStore(bucket).load(name)
 
@@ -52,11 +52,11 @@ def test_the_record_of_a_new_run_names_data_versions_and_place(
     cluster = {"cluster_name": "c", "cloud": "runpod", "region": "CA", "zone": "CA-MTL-1"}
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(cluster))
     monkeypatch.setenv("BAFOGPT_GPUS", "L40:4")
-    record = ran(settings, tmp_path, place=Place(infra="runpod", price_per_hour=4.56, git="abc+dirty.0123"))
+    record = ran(settings, tmp_path, place=LaunchInfo(infra="runpod", price_per_hour=4.56, git="abc+dirty.0123"))
     assert record.data == {"digest": "blake3:aa", "created": "2026-01-01", "tokenizer": "blake3:bb"}
     assert record.versions["obstore"] == importlib.metadata.version("obstore")
     assert record.gpus == "L40:4"
-    (place,) = record.places
+    (place,) = record.machines
     assert {"attempt": 1, "cloud": "runpod", "region": "CA", "zone": "CA-MTL-1", "price_per_hour": 4.56}.items() <= (
         place.items()
     )
@@ -64,20 +64,20 @@ def test_the_record_of_a_new_run_names_data_versions_and_place(
 
 
 def test_each_attempt_adds_its_own_place_and_keeps_the_earlier_ones(settings: Settings, tmp_path: Path):
-    ran(settings, tmp_path, place=Place(infra="runpod", price_per_hour=4.56))
-    record = ran(settings, tmp_path, place=Place(infra="lambda", price_per_hour=1.29))
-    told = [(each["attempt"], each["infra"], each["price_per_hour"]) for each in record.places]
+    ran(settings, tmp_path, place=LaunchInfo(infra="runpod", price_per_hour=4.56))
+    record = ran(settings, tmp_path, place=LaunchInfo(infra="lambda", price_per_hour=1.29))
+    told = [(each["attempt"], each["infra"], each["price_per_hour"]) for each in record.machines]
     assert told == [(1, "runpod", 4.56), (2, "lambda", 1.29)]
 
 
 def test_the_gpus_of_a_place_are_those_that_the_machine_shows():
-    place = provenance.place(1, infra="runpod", price_per_hour=0, environment={}, gpus=[GPU] * 4)
+    place = provenance.machine(1, infra="runpod", price_per_hour=0, environment={}, gpus=[GPU] * 4)
     assert (place["gpu"], place["gpus"], place["driver"]) == ("NVIDIA L40", 4, "550.54.15")
 
 
 @pytest.mark.parametrize("words", ["{broken", "[1]", ""])
 def test_what_skypilot_says_of_the_cluster_may_be_anything(words: str):
-    place = provenance.place(1, infra="x", price_per_hour=0, environment={"SKYPILOT_CLUSTER_INFO": words}, gpus=[])
+    place = provenance.machine(1, infra="x", price_per_hour=0, environment={"SKYPILOT_CLUSTER_INFO": words}, gpus=[])
     assert (place["cloud"], place["region"]) == ("", "")
 
 

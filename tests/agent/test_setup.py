@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bafogpt.agent import setup
-from bafogpt.agent.claim import Place
+from bafogpt.agent.claim import LaunchInfo
 from bafogpt.jobs import task
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
@@ -29,7 +29,7 @@ def on(bucket: Bucket) -> Bucket:
 
 
 def prepare(on: Bucket, folder: Path, command: tuple[str, ...]) -> int:
-    return setup.prepare(make_job(), "run", on, folder / "run", Place(infra="runpod"), command)
+    return setup.prepare(make_job(), "run", on, folder / "run", LaunchInfo(infra="runpod"), command)
 
 
 def test_a_failure_is_the_end_of_the_run_with_its_output_as_the_log(

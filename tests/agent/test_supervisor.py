@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bafogpt.agent.claim import name_from_environment
-from bafogpt.agent.supervisor import Ending
+from bafogpt.agent.supervisor import ExitOutcome
 from bafogpt.core.errors import ExitCode, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.runs import store as runs
@@ -22,7 +22,7 @@ from bafogpt.storage.embedded import server
 from bafogpt.train.trainer_io import Handoff, checkpoint_step
 from tests.small_job import make_job
 
-Supervise = Callable[..., Ending]
+Supervise = Callable[..., ExitOutcome]
 
 
 def events(bucket: Bucket, kind: str, name: str = "run") -> list[dict[str, object]]:
@@ -32,7 +32,7 @@ def events(bucket: Bucket, kind: str, name: str = "run") -> list[dict[str, objec
 def test_a_run_ends_with_everything_in_the_bucket_and_nothing_on_the_disk(
     supervise: Supervise, bucket: Bucket, tmp_path: Path
 ):
-    assert supervise(make_job()) == Ending("succeeded")
+    assert supervise(make_job()) == ExitOutcome("succeeded")
     store = RunStore(bucket)
     record = store.load("run")
     assert (record.state, record.step, record.steps, record.attempts, record.restarts) == ("succeeded", 20, 20, 1, 0)

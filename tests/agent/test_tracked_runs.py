@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.agent.supervisor import Ending
+from bafogpt.agent.supervisor import ExitOutcome
 from bafogpt.agent.tracking import sidecar
 from bafogpt.core import process, schema
 from bafogpt.jobs import tracking
@@ -32,7 +32,7 @@ from tests.small_job import FAKE_WORKER, make_job
 pytest.importorskip("mlflow", reason="needs bafogpt[tracking]")
 pytest.importorskip("wandb", reason="needs bafogpt[tracking]")
 
-Supervise = Callable[..., Ending]
+Supervise = Callable[..., ExitOutcome]
 HERE = Path(__file__).parent
 KEY, PASSWORD = "planted-key-of-wandb-0123456789abcdef0123", "planted-password"
 
@@ -141,7 +141,7 @@ def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(
     assert restored["step"] < done and twice, "some steps were done twice"
     assert all_of(store, 100), said()
 
-    run = tracking.identity("run", record.created)
+    run = tracking.tracker_run_id("run", record.created)
     (tmp_path / "offline.wandb").write_bytes(bucket.get(f"runs/run/wandb/run-{run}.wandb"))
     rows = [row for row in history(tmp_path / "offline.wandb") if "train/loss" in row]
     assert [row["_step"] for row in rows] == list(range(1, 101)), said()
@@ -197,7 +197,7 @@ def test_a_tracker_that_hangs_or_crashes_takes_nothing_from_the_run(
     monkeypatch.setenv("FAKE_TRACKER", behaviour)
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
     job = patient_job(tracking={"mlflow": {"experiment": "zulu", "uri": "https://nowhere.invalid"}, "drain_s": 1})
-    assert supervise(job) == Ending("succeeded")
+    assert supervise(job) == ExitOutcome("succeeded")
     store = RunStore(bucket)
     times = {each["event"]: float(each["time"]) for each in store.events("run")}
     assert times["run_ended"] - times["checkpoint_committed"] < 15  # drain_s, and what a slow machine takes
@@ -212,7 +212,9 @@ def test_a_server_that_is_not_there_is_said_and_the_run_is_as_ever(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:9")
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.01")
-    assert supervise(patient_job(tracking={"mlflow": {"experiment": "zulu"}, "drain_s": 30})) == Ending("succeeded")
+    assert supervise(patient_job(tracking={"mlflow": {"experiment": "zulu"}, "drain_s": 30})) == ExitOutcome(
+        "succeeded"
+    )
     said = RunStore(bucket).logs("run")
     assert "[mlflow] cannot send: MlflowException: API request to $MLFLOW_TRACKING_URI" in said
     assert re.search(r"\[mlflow\] 2[01] steps were not sent", said)  # the machine may have had a number before step 1

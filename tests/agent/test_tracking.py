@@ -21,7 +21,7 @@ from bafogpt.jobs import tracking
 from bafogpt.jobs.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from bafogpt.launch import plan
 from bafogpt.launch.engines.skypilot import task_config
-from bafogpt.runs.store import RunStore, State
+from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff
 from tests.small_job import make_job
@@ -33,7 +33,7 @@ ASKED = ["tracking.wandb.project=zulu", "tracking.mlflow.experiment=zulu"]
 
 def test_it_is_off_unless_it_is_asked_for():
     config = make_job().tracking
-    assert (config.services, tracking.variables(config), tracking.needed(config)) == ((), [], {})
+    assert (config.services, tracking.variables(config), tracking.required_env(config)) == ((), [], {})
     assert make_job(tracking=BOTH).tracking.services == ("wandb", "mlflow")
 
 
@@ -102,7 +102,7 @@ def test_values_of_keys_are_not_in_what_is_said(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_name_that_is_used_again_is_another_run_for_a_service():
-    first, again = (tracking.identity("zulu", f"2026-02-02T0{hour}:00:00.000+00:00") for hour in (1, 2))
+    first, again = (tracking.tracker_run_id("zulu", f"2026-02-02T0{hour}:00:00.000+00:00") for hour in (1, 2))
     assert first != again
     assert first.startswith("zulu-") and len(first) == len("zulu-") + 8
 
@@ -162,7 +162,7 @@ class Store:
                     self.failures -= 1
                     raise TimeoutError("no answer, although it arrived")
 
-    def end(self, state: State) -> None:
+    def end(self, state: RunState) -> None:
         return None
 
 

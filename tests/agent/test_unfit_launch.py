@@ -47,7 +47,7 @@ class Account:
             name="zulu", trainer="pretrain", state="running", created="", updated=""
         )
         place = {} if number in self._fit else {"unfit": REASON, "hint": "--infra OTHER"}
-        record = replace(old, places=[*old.places, place], state="failed" if place else "succeeded", message=REASON)
+        record = replace(old, machines=[*old.machines, place], state="failed" if place else "succeeded", message=REASON)
         self._store.save(record)
         self.sky.output = [f"(zulu, pid=7) error: {REASON}\n"]
 

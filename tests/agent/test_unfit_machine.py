@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bafogpt.agent import collective, machine_check, preflight
-from bafogpt.agent.outcome import Ending
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.core import nvidia_smi, schema
 from bafogpt.core.errors import ExitCode
 from bafogpt.jobs.job import Job
@@ -25,7 +25,7 @@ from bafogpt.train.trainer_io import Handoff
 from tests.small_job import make_job
 from tests.smi import FakeSmi
 
-Supervise = Callable[[Job], Ending]
+Supervise = Callable[[Job], ExitOutcome]
 
 
 def events(bucket: Bucket, kind: str) -> list[dict[str, Any]]:
@@ -55,7 +55,9 @@ def hanging(smi: FakeSmi, patch: pytest.MonkeyPatch) -> None:
 
 def broken_all_reduce(smi: FakeSmi, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        collective, "run", lambda *_, **__: collective.Outcome(failure="an all-reduce over 4 processes did not end")
+        collective,
+        "run",
+        lambda *_, **__: collective.CollectiveResult(failure="an all-reduce over 4 processes did not end"),
     )
 
 
@@ -100,7 +102,7 @@ def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpo
     assert said in ending.message and ending.hint
     record = RunStore(bucket).load("run")
     assert (record.state, record.message, record.wants_another_machine) == ("failed", ending.message, True)
-    assert record.places[-1]["unfit"] == ending.message and record.places[-1]["hint"] == ending.hint
+    assert record.machines[-1]["unfit"] == ending.message and record.machines[-1]["hint"] == ending.hint
     (checked,) = events(bucket, "machine_checked")
     assert not checked["fit"] and said in " ".join(checked["findings"])
     assert events(bucket, "trainers_started") == []
@@ -111,7 +113,7 @@ def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpo
 def test_a_good_machine_trains_and_its_figures_are_an_event(
     smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(collective, "run", lambda *_, **__: collective.Outcome(gb_per_s=11.8))
+    monkeypatch.setattr(collective, "run", lambda *_, **__: collective.CollectiveResult(gb_per_s=11.8))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-value")
     assert supervise_rented(make_job()).state == "succeeded"
     (checked,) = events(bucket, "machine_checked")
@@ -135,9 +137,9 @@ def test_gpus_that_did_not_answer_when_the_supervisor_started_are_used_all_the_s
 def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
     smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    def run(*_: Any, environment: dict[str, str], **__: Any) -> collective.Outcome:
+    def run(*_: Any, environment: dict[str, str], **__: Any) -> collective.CollectiveResult:
         works = environment.get("NCCL_P2P_DISABLE") == "1"
-        return collective.Outcome(gb_per_s=3.0) if works else collective.Outcome(failure="it hung")
+        return collective.CollectiveResult(gb_per_s=3.0) if works else collective.CollectiveResult(failure="it hung")
 
     monkeypatch.setattr(collective, "run", run)
     monkeypatch.setenv("FAKE_WORKER", "print=NCCL_P2P_DISABLE")
@@ -165,8 +167,8 @@ def test_after_three_unfit_machines_in_a_row_the_run_has_failed_and_lists_their_
 
 
 def test_a_machine_that_works_ends_the_row(smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket):
-    places = [{"unfit": "a"}, {"unfit": "b"}, {}, {"unfit": "c"}]
-    record = RunRecord(name="r", trainer="pretrain", state="failed", created="", updated="", places=places)
+    machines = [{"unfit": "a"}, {"unfit": "b"}, {}, {"unfit": "c"}]
+    record = RunRecord(name="r", trainer="pretrain", state="failed", created="", updated="", machines=machines)
     assert record.unfit == ["c"] and record.wants_another_machine
     assert store.MAX_UNFIT == 3
 
@@ -188,7 +190,7 @@ def test_how_many_gpus_were_asked_for(tmp_path: Path, launched: str, skypilot: s
     found = machine_check.request(make_job(), record, tmp_path, None, environment)
     assert (found.gpus, found.gpu) == (asked, launched.partition(":")[0])
     assert not found.rented
-    rented = schema.build(RunRecord, {**schema.to_dict(record), "places": [{"cloud": "runpod"}]}, where="test")
+    rented = schema.build(RunRecord, {**schema.to_dict(record), "machines": [{"cloud": "runpod"}]}, where="test")
     assert machine_check.request(make_job(), rented, tmp_path, None, environment).rented  # by plain sky launch
 
 
@@ -217,11 +219,11 @@ def test_the_disk_that_a_job_needs_by_hand():
 def test_a_stop_while_the_machine_is_checked_is_a_stop(
     smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
-    def run(*_: Any, stopped: Callable[[], bool], **__: Any) -> collective.Outcome:
+    def run(*_: Any, stopped: Callable[[], bool], **__: Any) -> collective.CollectiveResult:
         os.kill(os.getpid(), signal.SIGTERM)
         while not stopped():
             time.sleep(0.01)
-        return collective.Outcome(stopped=True)
+        return collective.CollectiveResult(stopped=True)
 
     monkeypatch.setattr(collective, "run", run)
     ending = supervise_rented(make_job(supervisor={"processes": 2}))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bafogpt.agent.multinode.heartbeat import Parts
+from bafogpt.agent.multinode.heartbeat import CheckpointParts
 from bafogpt.agent.uploader import PartUploader, Uploader
 from bafogpt.core import process
 from bafogpt.runs.store import RunStore
@@ -23,7 +23,7 @@ def saved(handoff: Handoff, step: int) -> Path:
     partial = handoff.partial(step)
     partial.mkdir(parents=True)
     (partial / "state-001.json").write_text("{}")
-    return handoff.commit(partial, {"step": step, "samples": 4 * step, "nodes": 2, "launch": "0001-0001"})
+    return handoff.commit(partial, {"step": step, "samples": 4 * step, "nodes": 2, "rendezvous_id": "0001-0001"})
 
 
 def options(bucket: Bucket, handoff: Handoff) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def options(bucket: Bucket, handoff: Handoff) -> dict[str, Any]:
         "config": CheckpointConfig(),
         "attempt": 1,
         "record": lambda *_, **__: None,
-        "ship": lambda: None,
-        "parts": Parts(store.folder("run")),
+        "flush": lambda: None,
+        "parts": CheckpointParts(store.folder("run")),
     }
 
 
@@ -82,6 +82,6 @@ def test_a_defect_ends_the_run_instead_of_the_thread_alone(
     monkeypatch.setattr(handoff, "drop", refuse)
     uploader = Uploader(**options(bucket, handoff))
     uploader.start()
-    assert process.wait_until(lambda: uploader.failing is not None, 30)
-    assert uploader.failing is not None and uploader.failing.since == float("-inf")
-    assert "unexpectedly" in uploader.failing.error.message
+    assert process.wait_until(lambda: uploader.outage is not None, 30)
+    assert uploader.outage is not None and uploader.outage.since == float("-inf")
+    assert "unexpectedly" in uploader.outage.error.message

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress, StepTimer
+from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress
 from bafogpt.agent.workers import describe_exit, interface_of
-from bafogpt.runs.step_line import Step, format_step, read_step
+from bafogpt.runs.step_line import Step, StepTimer, format_step, read_step
 from bafogpt.train.trainer_io import Handoff, checkpoint_name
 from tests.agent.test_budget import Clock
 
@@ -148,18 +148,18 @@ def test_a_step_is_timed_by_lines_that_come_as_they_are_printed():
     clock = Clock()
     pace = StepTimer(clock)
     for number in range(1, 50):  # what was printed before: at once
-        pace.hear(number)
+        pace.record(number)
     clock.now += 0.6
-    pace.hear(50)
+    pace.record(50)
     assert pace.seconds() is None
     clock.now += 2
-    pace.hear(51)
+    pace.record(51)
     assert pace.seconds() == 2
     clock.now += 1
-    pace.hear(54)  # together with 55
-    pace.hear(55)
+    pace.record(54)  # together with 55
+    pace.record(55)
     assert pace.seconds() == 3 / 5
-    pace.hear(40)  # a trainer was killed
+    pace.record(40)  # a trainer was killed
     assert pace.seconds() is None
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bafogpt.agent.watchdog import StepTimer
 from bafogpt.cli import cloud
 from bafogpt.cli.console.log_progress import Bar, progress_bar_below
 from bafogpt.cli.console.output import Output
@@ -25,7 +24,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.launch.engines.base import EngineRun
 from bafogpt.launch.engines.local import LocalEngine
 from bafogpt.launch.plan import Plan
-from bafogpt.runs.step_line import format_step, read_step
+from bafogpt.runs.step_line import StepTimer, format_step, read_step
 from tests import terminal
 from tests.small_job import make_job
 from tests.terminal import Screen
@@ -249,7 +248,7 @@ def test_the_bar_shows_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
     pace = StepTimer(clock)
     for number in (10, 12, 14):
-        pace.hear(number)
+        pace.record(number)
         clock.now += 3
 
     assert bar(pace, 200, step(15)) == (

@@ -143,7 +143,9 @@ def test_what_runs_have_cost(cli, tmp_path, monkeypatch):
     store = RunStore(Bucket.open(f"file://{tmp_path}/bucket"))
     for name, hours in (("short", 1), ("long", 3)):
         store.save(RunRecord(name=name, trainer="pretrain", state="succeeded", created="", updated="", gpus="L40:4"))
-        usage.store(store.folder(name), usage.Span(attempt=1, started=0, seen=3600 * hours, price_per_hour=4.56))
+        usage.write(
+            store.folder(name), usage.AttemptUsage(attempt=1, started=0, seen=3600 * hours, price_per_hour=4.56)
+        )
 
     ran = cli("cloud", "cost")
     assert [line.split()[0] for line in ran.out.splitlines()] == ["NAME", "long", "short"]

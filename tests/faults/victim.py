@@ -35,7 +35,7 @@ def main(job: Path, name: str, folder: Path, loop: list[str]) -> int:
         name,
         buckets.Bucket.open(config.bucket, config),
         folder,
-        claim.Place(),
+        claim.LaunchInfo(),
         worker,
     )
     print(f"ended: {ending}", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bafogpt.agent.hub_publisher import Publisher
+from bafogpt.agent.hub_publisher import HubPublisher
 from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
@@ -26,7 +26,9 @@ def test_the_newest_checkpoint_is_published_and_a_failure_is_an_event(
     checkpoints = bucket.child("runs/r/checkpoints")
     store = CheckpointStore(checkpoints)
     events: list[dict[str, Any]] = []
-    publisher = Publisher(checkpoints, REPO, settings, lambda kind, **values: events.append({"event": kind, **values}))
+    publisher = HubPublisher(
+        checkpoints, REPO, settings, lambda kind, **values: events.append({"event": kind, **values})
+    )
     for step in (20, 40):
         commit(store, tmp_path / "saved", step)
         publisher.offer(step)  # both before it starts: the first is not worth a push any more
@@ -38,7 +40,7 @@ def test_the_newest_checkpoint_is_published_and_a_failure_is_an_event(
     assert content(tmp_path / "pulled")["weights.safetensors"] == b"40" * 1000
 
     monkeypatch.setenv("HF_TOKEN", "of-nobody")
-    refused = Publisher(checkpoints, REPO, settings, lambda kind, **values: events.append({"event": kind, **values}))
+    refused = HubPublisher(checkpoints, REPO, settings, lambda kind, **values: events.append({"event": kind, **values}))
     refused.start()
     refused.offer(60)
     assert refused.close(60)

@@ -140,7 +140,7 @@ def test_max_hours_ends_it_in_time(rented: Rented, name: str) -> None:
     shown = rented.launch(name, "--max-hours", "0.01", code=None, **LONG)
 
     assert shown.returncode in (100, 103, 104), shown.stderr
-    (span,) = usage.spans(rented.store.folder(name))
+    (span,) = usage.read_all(rented.store.folder(name))
     assert span.hours * 3600 <= 0.01 * 3600 + POLL_S
     rented.until_gone(name)
     record = rented.record(name)
@@ -154,13 +154,13 @@ def test_max_hours_ends_it_in_time(rented: Rented, name: str) -> None:
 def test_max_cost_ends_it_in_time_over_all_attempts(rented: Rented, name: str) -> None:
     """An attempt before this one has spent an hour less a minute and a half: what is left pays for that."""
     folder = rented.store.folder(name)
-    spent = usage.Span(attempt=1, started=0.0, seen=3600.0 - 90.0, price_per_hour=PRICE)
-    usage.store(folder, spent)
+    spent = usage.AttemptUsage(attempt=1, started=0.0, seen=3600.0 - 90.0, price_per_hour=PRICE)
+    usage.write(folder, spent)
     folder.put("attempts/0001.json", b"{}")
 
     rented.launch(name, "--max-cost", "4.56", code=None, **LONG)
 
-    spans = usage.spans(folder)
+    spans = usage.read_all(folder)
     usd = sum(span.usd for span in spans)
     rented.until_gone(name)
     last, lines = rented.told(name)

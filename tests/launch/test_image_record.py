@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent.claim import Place, claim
+from bafogpt.agent.claim import LaunchInfo, claim
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
@@ -33,7 +33,7 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def record_of(bucket: Bucket, tmp_path: Path, place: Place) -> dict[str, object]:
+def record_of(bucket: Bucket, tmp_path: Path, place: LaunchInfo) -> dict[str, object]:
     """What run.json says once a run has been claimed in that place."""
     bucket.put("data/x/manifest.json", b"{}")
     with claim(make_job(), "run", bucket, tmp_path / "work", place):
@@ -58,7 +58,7 @@ def test_the_image_of_the_launch_is_in_run_json_and_its_digest_when_it_was_named
         monkeypatch.setenv(name, value)
     labels = tmp_path / "image.json"
     labels.write_text(json.dumps(LABELS))
-    record = record_of(bucket, tmp_path, Place.from_environment(labels))
+    record = record_of(bucket, tmp_path, LaunchInfo.from_environment(labels))
     assert (record["image"], record["image_digest"], record["image_labels"]) == (image, digest, LABELS)
     assert RunStore(bucket).load("run").image == image
 
@@ -77,7 +77,7 @@ def test_a_local_run_has_no_image_whatever_the_variable_says(
     monkeypatch.setenv("BAFOGPT_IMAGE", f"docker:ghcr.io/own/train@{DIGEST}")
     for name, value in made.task["envs"].items():
         monkeypatch.setenv(name, value)
-    record = record_of(bucket, tmp_path, Place.from_environment(tmp_path / "none.json"))
+    record = record_of(bucket, tmp_path, LaunchInfo.from_environment(tmp_path / "none.json"))
     assert (record["image"], record["image_digest"], record["image_labels"]) == (None, None, {})
     with pytest.raises(UsageError, match="runs in no image"):
         make("local", image="ghcr.io/own/train:2")
@@ -87,7 +87,7 @@ def test_a_local_run_has_no_image_whatever_the_variable_says(
 def test_labels_that_cannot_be_read_are_no_reason_not_to_train(tmp_path: Path, text: str):
     labels = tmp_path / "image.json"
     labels.write_text(text, errors="surrogateescape")
-    assert Place.from_environment(labels).image_labels == {}
+    assert LaunchInfo.from_environment(labels).image_labels == {}
 
 
 def test_a_record_from_before_images_were_recorded_is_still_read():

@@ -185,7 +185,7 @@ def test_an_earlier_run_of_this_model_on_this_gpu_is_found_in_the_bucket(trained
 
 
 def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trained, bucket):
-    trained.save(places=[{"gpu": "NVIDIA L40", "gpus": 4, "nodes": 2}], job=recorded())
+    trained.save(machines=[{"gpu": "NVIDIA L40", "gpus": 4, "nodes": 2}], job=recorded())
 
     assert [each.gpus for each in throughput.measured(RunStore(bucket), job(), "L40")] == [8]
     assert throughput.measured(RunStore(bucket), job(), "L40S") == []

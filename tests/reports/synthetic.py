@@ -13,7 +13,7 @@ from rich.console import Console
 from bafogpt.reports import report
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunRecord, RunStore
-from bafogpt.runs.usage import Span
+from bafogpt.runs.usage import AttemptUsage
 from bafogpt.storage.bucket import Bucket
 
 NAME = "zulu-smoke-3f2a"
@@ -77,8 +77,8 @@ class SyntheticRun:
     def account(self, started: float = BEGIN, hours: float | None = None, price: float = 1.2) -> None:
         """The account of this attempt, until now or of so many hours."""
         seen = self.clock if hours is None else started + 3600 * hours
-        span = Span(attempt=self.attempt, started=started, seen=seen, price_per_hour=price)
-        usage.store(self.store.folder(NAME), span)
+        span = AttemptUsage(attempt=self.attempt, started=started, seen=seen, price_per_hour=price)
+        usage.write(self.store.folder(NAME), span)
 
     def save(self, **changes: Any) -> None:
         """The run's record."""

@@ -16,7 +16,7 @@ from bafogpt.reports import cost, diff, html, metric_tags, status, terminal
 from bafogpt.reports.summary import summarise
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore
-from bafogpt.runs.usage import Span
+from bafogpt.runs.usage import AttemptUsage
 from bafogpt.storage.bucket import Bucket
 from tests.reports import synthetic
 from tests.reports.synthetic import BEGIN, NAME, SyntheticRun
@@ -51,7 +51,7 @@ def test_every_command_and_report_shows_the_same_dollars(
     two_attempts(run, now - 360, price)  # the running one is an entry of six minutes ago, at a price that hardly moves
     run.save(state=state, attempts=2, price_per_hour=price, job=JOB)
     summary = summarise(run.store, NAME)
-    accounts = usage.spans(run.store.folder(NAME))
+    accounts = usage.read_all(run.store.folder(NAME))
     worked = hours - accounts[0].hours
     clock = iter([0.0, *[3600 * worked] * 9])
     budget = Budget(Limits(), accounts[:1], attempt=2, price_per_hour=price, clock=lambda: next(clock))
@@ -111,7 +111,7 @@ def test_a_silent_run_is_counted_up_to_its_last_entry(run: SyntheticRun):
 def test_all_runs_and_their_total_most_expensive_first(run: SyntheticRun):
     run.account(hours=1, price=2.0)
     run.save()
-    usage.store(run.store.folder("dear"), Span(attempt=1, started=0, seen=7200, price_per_hour=5.0))
+    usage.write(run.store.folder("dear"), AttemptUsage(attempt=1, started=0, seen=7200, price_per_hour=5.0))
     run.store.folder("dear").put("run.json", run.store.folder(NAME).get("run.json").replace(NAME.encode(), b"dear"))
     found = cost.of_all(run.store, clock=lambda: at(100))
 

@@ -21,8 +21,8 @@ PLACE = {"attempt": 1, "host": "a", "infra": "runpod", "region": "CA", "gpu": "N
 def planted(folder: Path, **changes: object) -> RunStore:
     """Run ``a`` of one record, and run ``b`` of the same with ``changes``."""
     run = synthetic.drilled(folder)
-    run.save(name="a", job=JOB, places=[PLACE], data={"digest": "blake3:aa"})
-    run.save(**{"name": "b", "job": JOB, "places": [PLACE], "data": {"digest": "blake3:aa"}, **changes})
+    run.save(name="a", job=JOB, machines=[PLACE], data={"digest": "blake3:aa"})
+    run.save(**{"name": "b", "job": JOB, "machines": [PLACE], "data": {"digest": "blake3:aa"}, **changes})
     return run.store
 
 
@@ -43,7 +43,7 @@ def test_every_section_is_told_with_both_values(tmp_path: Path):
         git="f" * 40,
         image="ghcr.io/own/train:2",
         versions={"bafogpt": "0.1.0", "python": "3.12.1", "torch": "2.13.0"},
-        places=[PLACE, {**PLACE, "attempt": 2, "region": "US"}],
+        machines=[PLACE, {**PLACE, "attempt": 2, "region": "US"}],
         state="stopped",
         step=60,
     )

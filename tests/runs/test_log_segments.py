@@ -22,7 +22,7 @@ def test_what_is_appended_arrives_in_order_and_full_parts_are_not_written_again(
 ):
     source = tmp_path / "log"
     mirror = SegmentWriter(bucket, "logs", 1, source, "log")
-    assert mirror.ship() == 0
+    assert mirror.flush() == 0
     written: list[str] = []
     put = Bucket.put
     monkeypatch.setattr(Bucket, "put", lambda self, path, data, **o: (written.append(path), put(self, path, data, **o)))
@@ -31,7 +31,7 @@ def test_what_is_appended_arrives_in_order_and_full_parts_are_not_written_again(
         text += piece
         with source.open("ab") as file:
             file.write(piece)
-        assert mirror.ship() == len(piece)
+        assert mirror.flush() == len(piece)
         assert log_segments.read(bucket, "logs") == text
     assert written == [f"logs/0001-0000{n}.log" for n in (0, 0, 1, 1, 2, 3, 4)]
 
@@ -41,7 +41,7 @@ def test_a_feed_goes_on_where_its_earlier_process_stopped(bucket: Bucket, tmp_pa
     for piece in (b"12345", b"6789012345678901234567890", b"x" * 5, b"y" * 10):
         with source.open("ab") as file:
             file.write(piece)
-        SegmentWriter(bucket, "logs", 1, source, "log").ship()
+        SegmentWriter(bucket, "logs", 1, source, "log").flush()
     assert log_segments.read(bucket, "logs") == source.read_bytes()
 
 
@@ -49,14 +49,14 @@ def test_attempts_never_write_into_each_other(bucket: Bucket, tmp_path: Path):
     for attempt, text in ((1, "first\n"), (2, "second\n")):
         source = tmp_path / str(attempt)
         source.write_text(text)
-        SegmentWriter(bucket, "logs", attempt, source, "log").ship()
+        SegmentWriter(bucket, "logs", attempt, source, "log").flush()
     assert log_segments.read(bucket, "logs") == b"first\nsecond\n"
 
 
 def test_a_line_cut_off_by_a_kill_is_skipped(bucket: Bucket, tmp_path: Path):
     source = tmp_path / "metrics"
     source.write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo\n' + json.dumps({"step": 3}) + "\n")
-    SegmentWriter(bucket, "metrics", 1, source, "jsonl").ship()
+    SegmentWriter(bucket, "metrics", 1, source, "jsonl").flush()
     assert [line["step"] for line in log_segments.read_lines(bucket, "metrics")] == [1, 3]
 
 
@@ -70,5 +70,5 @@ def test_nodes_of_one_attempt_write_parts_of_their_own(bucket: Bucket, tmp_path:
     sources[1].write_bytes(b"one." * 4)
     for _ in range(2):  # the second time as another process, which finds its own place
         for node, source in enumerate(sources):
-            SegmentWriter(bucket, "logs", 1, source, "log", node).ship()
+            SegmentWriter(bucket, "logs", 1, source, "log", node).flush()
     assert log_segments.read(bucket, "logs") == b"zero" * 5 + b"one." * 4

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bafogpt.agent.workers import Trainers
+from bafogpt.agent.workers import Workers
 from bafogpt.core import schema
 from bafogpt.jobs import job as jobs
 from bafogpt.storage.bucket import Bucket
@@ -62,7 +62,7 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config: TrainConfig,
         processes: int = 1,
         resume: Path | None = None,
-        watch: Callable[[Trainers, Handoff], None] = lambda *_: None,
+        watch: Callable[[Workers, Handoff], None] = lambda *_: None,
         folder: Path | None = None,
     ) -> Trained:
         handoff = Handoff(folder or tmp_path / f"trainer-{next(count)}")
@@ -72,7 +72,7 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             shutil.copytree(resume, handoff.resume / checkpoint_name(step))
         handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config, resume_step=step))
         output: list[str] = []
-        trainers = Trainers(handoff.folder, processes, output.append)
+        trainers = Workers(handoff.folder, processes, output.append)
         while trainers.running():
             watch(trainers, handoff)
             time.sleep(0.01)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bafogpt.agent.workers import Trainers
+from bafogpt.agent.workers import Workers
 from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
 from bafogpt.data import tokenizer as tokenizers
@@ -134,7 +134,7 @@ def weights(made: Trained) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_with_bos_that_is_killed_goes_on_to_the_same_bits(train: Train, whole: Trained) -> None:
-    def kill_after_step_8(trainers: Trainers, handoff: Handoff) -> None:
+    def kill_after_step_8(trainers: Workers, handoff: Handoff) -> None:
         path = handoff.metrics(1)
         if path.exists() and '"step": 8' in path.read_text():
             trainers.signal(signal.SIGKILL)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bafogpt.agent.claim import Place
+from bafogpt.agent.claim import LaunchInfo
 from bafogpt.agent.supervisor import supervise
 from bafogpt.jobs import job as jobs
 from bafogpt.runs.store import RunStore
@@ -27,7 +27,7 @@ def test_the_demo_killed_and_resumed_has_the_very_same_weights_as_one_left_in_pe
     weights = {}
     for name, kill_at, restarts in (("demo-in-peace", "null", 0), ("demo-killed", "50", 1)):
         job = jobs.load(ROOT / "jobs" / "demo.yaml", [f"supervisor.drill_kill_at_step={kill_at}"])
-        assert supervise(job, name, starter, tmp_path / name, Place()).state == "succeeded"
+        assert supervise(job, name, starter, tmp_path / name, LaunchInfo()).state == "succeeded"
         assert store.load(name).restarts == restarts
         found = store.checkpoints(name).fetch_newest(tmp_path / "fetched" / name)
         assert found is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from bafogpt.agent.workers import Trainers
+from bafogpt.agent.workers import Workers
 from bafogpt.core.errors import ExitCode
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import worker
@@ -93,7 +93,7 @@ def test_a_first_collective_that_hangs_ends_each_trainer_at_its_deadline_as_an_u
     handoff = Handoff(tmp_path)
     handoff.write_order(order(starter.url, collective_timeout_s=1.0))
     output: list[str] = []
-    trainers = Trainers(tmp_path, 2, output.append, (sys.executable, str(HERE / "late_worker.py")))
+    trainers = Workers(tmp_path, 2, output.append, (sys.executable, str(HERE / "late_worker.py")))
     try:
         deadline = time.monotonic() + 120
         while trainers.running() and time.monotonic() < deadline:

@@ -114,14 +114,14 @@ def test_trainers_allocate_in_segments_that_grow_unless_the_environment_says_oth
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    assert workers._environment(1, workers.Layout())["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert workers._environment(1, workers.RankLayout())["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
-    assert workers._environment(1, workers.Layout())["PYTORCH_ALLOC_CONF"] == "backend:native"
+    assert workers._environment(1, workers.RankLayout())["PYTORCH_ALLOC_CONF"] == "backend:native"
 
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
-    assert "PYTORCH_ALLOC_CONF" not in workers._environment(1, workers.Layout())
+    assert "PYTORCH_ALLOC_CONF" not in workers._environment(1, workers.RankLayout())
 
 
 def test_no_weights_are_drawn_that_a_checkpoint_replaces(

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bafogpt.agent.claim import Place
+from bafogpt.agent.claim import LaunchInfo
 from bafogpt.agent.supervisor import supervise
-from bafogpt.agent.workers import Trainers
+from bafogpt.agent.workers import Workers
 from bafogpt.jobs.job import Job, SupervisorConfig
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
@@ -38,7 +38,7 @@ def test_a_trace_of_the_steps_that_were_asked_for_comes_to_the_bucket_and_nothin
 ):
     config = tiny(profile=2, tokens=8 * 256, validation={"every": 0}, checkpoint={"every": 8})
     job = Job(train=config, supervisor=SupervisorConfig(processes=1, flush_s=0.2))
-    assert supervise(job, "traced", starter, tmp_path / "work", Place()).state == "succeeded"
+    assert supervise(job, "traced", starter, tmp_path / "work", LaunchInfo()).state == "succeeded"
     found = starter.list("runs/traced/profile/")
     paths = [info.path for info in found]
     assert [path.rpartition("/")[2] for path in paths] == ["0001-step-00000004.json.gz", "0001-step-00000004.txt"]
@@ -52,7 +52,7 @@ def test_a_trace_of_the_steps_that_were_asked_for_comes_to_the_bucket_and_nothin
 
 
 def test_a_run_killed_while_it_is_traced_leaves_a_checkpoint_and_no_half_of_a_trace(train: Train, tmp_path: Path):
-    def kill_after_step_7(trainers: Trainers, handoff: Handoff) -> None:
+    def kill_after_step_7(trainers: Workers, handoff: Handoff) -> None:
         path = handoff.metrics(1)
         if path.exists() and '"step": 7,' in path.read_text():
             trainers.signal(signal.SIGKILL)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bafogpt.agent.workers import Trainers
+from bafogpt.agent.workers import Workers
 from bafogpt.core.errors import ConfigError, ExitCode
 from bafogpt.train.config import check_processes, rank_samples
 from bafogpt.train.trainer_io import Handoff, StagedCheckpoint
@@ -60,7 +60,7 @@ def test_a_run_learns_and_says_what_it_read(whole: Trained):
 
 
 def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, whole: Trained):
-    def kill_after_step_8(trainers: Trainers, handoff: Handoff) -> None:
+    def kill_after_step_8(trainers: Workers, handoff: Handoff) -> None:
         path = handoff.metrics(1)
         if path.exists() and '"step": 8' in path.read_text():
             trainers.signal(signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, who
 def test_sigterm_saves_the_step_it_is_in_and_leaves(train: Train, whole: Trained):
     sent: list[int] = []
 
-    def ask_after_step_2(trainers: Trainers, handoff: Handoff) -> None:
+    def ask_after_step_2(trainers: Workers, handoff: Handoff) -> None:
         path = handoff.metrics(1)
         if not sent and path.exists() and '"step": 2' in path.read_text():
             sent.append(1)
@@ -117,8 +117,8 @@ def test_two_processes_have_the_loss_curve_of_one_over_fifty_steps(train: Train)
 
 
 def test_killed_on_two_one_and_two_processes_every_sample_is_read_once_in_order(train: Train):
-    def kill_at(step: int) -> Callable[[Trainers, Handoff], None]:
-        def watch(trainers: Trainers, handoff: Handoff) -> None:
+    def kill_at(step: int) -> Callable[[Workers, Handoff], None]:
+        def watch(trainers: Workers, handoff: Handoff) -> None:
             path = handoff.metrics(1)
             if path.exists() and f'"step": {step},' in path.read_text():
                 trainers.signal(signal.SIGKILL)
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(train: Train):
 
 
 def test_a_trainer_that_may_not_wait_for_uploads_leaves_a_checkpoint_out_but_never_the_last(train: Train):
-    def take_one_away(trainers: Trainers, handoff: Handoff) -> None:
+    def take_one_away(trainers: Workers, handoff: Handoff) -> None:
         if (handoff.folder / "metrics-0001.jsonl").exists() and len(seen) < 1 and len(handoff.pending()) == 1:
             text = handoff.metrics(1).read_text()
             if '"step": 12' in text:  # at the end it waits, whatever the setting

@@ -18,17 +18,17 @@ from pathlib import Path
 
 from bafogpt.agent import machine_check
 from bafogpt.agent.claim import run_lock
-from bafogpt.agent.multinode import heartbeat as crews
-from bafogpt.agent.multinode.heartbeat import Heartbeats, Nodes, Parts, Status
-from bafogpt.agent.outcome import EXIT_CODES, Ending, stop_on_signals
+from bafogpt.agent.multinode import heartbeat
+from bafogpt.agent.multinode.heartbeat import CheckpointParts, Heartbeats, Nodes, NodeStatus
+from bafogpt.agent.outcome import EXIT_CODES, ExitOutcome, stop_on_signals
 from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.uploader import PartUploader
 from bafogpt.agent.watchdog import OutOfMemory
-from bafogpt.agent.workers import Layout, Trainers, describe_exit
+from bafogpt.agent.workers import RankLayout, Workers, describe_exit
 from bafogpt.core import nvidia_smi
 from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
 from bafogpt.jobs.job import Job
-from bafogpt.runs.store import RunStore, State
+from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff, Order
 
@@ -36,7 +36,7 @@ POLL_S = 0.05
 RETRY_S = 2.0
 
 
-def follow(job: Job, name: str, bucket: Bucket, folder: Path, nodes: Nodes, worker: Sequence[str]) -> Ending:
+def follow(job: Job, name: str, bucket: Bucket, folder: Path, nodes: Nodes, worker: Sequence[str]) -> ExitOutcome:
     """Take part in run ``name`` as node ``nodes.rank`` until it ends. ``folder`` is local disk for this node alone."""
     bucket.check()
     handoff = Handoff(folder)
@@ -45,14 +45,14 @@ def follow(job: Job, name: str, bucket: Bucket, folder: Path, nodes: Nodes, work
         search = _Search(job, name, bucket, stop)
         while True:
             found = search.attempt()
-            if isinstance(found, Ending):
+            if isinstance(found, ExitOutcome):
                 ending = found
                 break
             service = _Service(job, name, bucket, handoff, nodes, worker, found, stop)
             try:
                 served = service.run()
             except BafoError as error:
-                served = Ending("failed", error.message, error.hint, error.exit_code)
+                served = ExitOutcome("failed", error.message, error.hint, error.exit_code)
             finally:
                 service.close()
             if served is not None:
@@ -74,35 +74,35 @@ class _Search:
         self._stop = stop
         self._known: list[int] | None = None
 
-    def attempt(self) -> int | Ending:
+    def attempt(self) -> int | ExitOutcome:
         """Its number; an ending where the run has succeeded, this node is to stop, or nobody is heard for long."""
         deadline = time.monotonic() + self._config.storage_timeout_s
-        beats: dict[int, Status] = {}
+        beats: dict[int, NodeStatus] = {}
         while time.monotonic() < deadline:
             try:
                 record = self._store.find(self._name)
                 if record is not None and record.state == "succeeded":
-                    return Ending("succeeded")
+                    return ExitOutcome("succeeded")
                 newest = self._newest(beats)
                 if newest is not None:
                     return newest
             except StorageError as error:
                 print(f"{self._name}: {error.message}", flush=True)
             if self._stop.wait(self._config.heartbeat_s):
-                return Ending("stopped", "stopped on request", self._hint, ExitCode.JOB_CANCELLED)
+                return ExitOutcome("stopped", "stopped on request", self._hint, ExitCode.JOB_CANCELLED)
         message = f"node 0 has not been heard of for {self._config.storage_timeout_s:g} s"
-        return Ending("failed", message, self._hint, ExitCode.JOB_FAILED)
+        return ExitOutcome("failed", message, self._hint, ExitCode.JOB_FAILED)
 
-    def _newest(self, beats: dict[int, Status]) -> int | None:
+    def _newest(self, beats: dict[int, NodeStatus]) -> int | None:
         run = self._store.folder(self._name)
-        attempts = crews.attempts(run)
+        attempts = heartbeat.attempts(run)
         known, self._known = self._known, attempts
         if not attempts:
             return None
         newest = attempts[-1]
         if known is not None and newest not in known:
             return newest
-        status = crews.read(run.child(f"crew/{newest:04d}"), 0)
+        status = heartbeat.read(run.child(f"nodes/{newest:04d}"), 0)
         if status is None or status.phase == "ended":
             return None
         heard = newest in beats and beats[newest] != status
@@ -141,37 +141,39 @@ class _Service:
         self._stopped_at: float | None = None
         self._gpus = nvidia_smi.count()
         self._environment: Mapping[str, str] = {}
-        self._trainers: Trainers | None = None
+        self._trainers: Workers | None = None
         self._memory = OutOfMemory()
         self._checkpoints = store.checkpoints(name)
         record = replace(store.load(name), attempts=attempt)
         self._recorder = Recorder(store, record, handoff, every_s=self._config.flush_s, node=nodes.rank)
-        self._crew = Heartbeats(run, attempt, nodes, processes=self._processes(), heartbeat_s=self._config.heartbeat_s)
+        self._heartbeats = Heartbeats(
+            run, attempt, nodes, processes=self._processes(), heartbeat_s=self._config.heartbeat_s
+        )
         self._uploader = PartUploader(
             node=nodes.rank,
-            committed=lambda: status.committed if (status := self._crew.hear(0)) else -1,
+            committed=lambda: status.committed if (status := self._heartbeats.status_of(0)) else -1,
             handoff=handoff,
             store=self._checkpoints,
             config=job.train.checkpoint,
             attempt=attempt,
             record=self._recorder.event,
-            ship=self._recorder.ship,
-            parts=Parts(run),
+            flush=self._recorder.flush,
+            parts=CheckpointParts(run),
         )
 
-    def run(self) -> Ending | None:
+    def run(self) -> ExitOutcome | None:
         """Until the run ends, or (None) node 0 has been silent for too long."""
-        for each in (self._recorder, self._crew, self._uploader):
+        for each in (self._recorder, self._heartbeats, self._uploader):
             each.start()
         self._recorder.event("node_joined", host=platform.node(), processes=self._processes())
         self._say(f"node {self._nodes.rank}: attempt {self._attempt}")
         fit = self._check_machine()
         while True:
             time.sleep(POLL_S)
-            leader = self._crew.hear(0)
+            leader = self._heartbeats.status_of(0)
             if leader is not None and leader.phase == "ended":
                 return _as_node_0(leader)
-            if self._crew.silent(self._config.heartbeat_timeout_s):
+            if self._heartbeats.overdue(self._config.heartbeat_timeout_s):
                 self._say(
                     f"node 0 has not been heard of for {self._config.heartbeat_timeout_s:g} s: the trainers are ended"
                 )
@@ -179,7 +181,7 @@ class _Service:
             if (problem := self._problem()) is not None:
                 return problem
             if self._stop.is_set() and self._heed_stop():
-                return Ending("stopped", "stopped on request", "", ExitCode.JOB_CANCELLED)
+                return ExitOutcome("stopped", "stopped on request", "", ExitCode.JOB_CANCELLED)
             self._look_after_trainers()
             self._uploader.tidy()
             if leader is not None and fit and not self._stop.is_set():
@@ -193,10 +195,10 @@ class _Service:
             )
         except BafoError as error:
             self._say(f"this machine: {error.message}")
-            self._crew.tell(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
+            self._heartbeats.publish(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
             return False
         self._environment, self._gpus = fit.environment, fit.gpus
-        self._crew.tell(processes=self._processes())
+        self._heartbeats.publish(processes=self._processes())
         return True
 
     def close(self) -> None:
@@ -205,24 +207,24 @@ class _Service:
         self._uploader.drain(0)
         self._recorder.close()
         try:
-            self._recorder.ship()
+            self._recorder.flush()
         except StorageError as error:
             self._say(f"the last lines could not be sent: {error.message}")
-        self._crew.close(phase="ended")
+        self._heartbeats.close(phase="ended")
 
-    def _follow(self, leader: Status) -> None:
+    def _follow(self, leader: NodeStatus) -> None:
         """Do what node 0 says, unless it is done."""
-        mine, at = self._crew.status, leader.generation
-        if leader.phase == "gathering" and (mine.phase, mine.generation) != ("settled", at):
+        mine, at = self._heartbeats.status, leader.generation
+        if leader.phase == "draining" and (mine.phase, mine.generation) != ("drained", at):
             self._end_trainers(dump=leader.hung)
             if self._uploader.settled():
-                self._crew.tell(phase="settled", generation=at)
-        elif leader.phase == "preparing" and (mine.phase, mine.generation) == ("settled", at):
+                self._heartbeats.publish(phase="drained", generation=at)
+        elif leader.phase == "restoring" and (mine.phase, mine.generation) == ("drained", at):
             if self._prepare(leader.resume_step):
-                self._crew.tell(phase="ready", generation=at)
+                self._heartbeats.publish(phase="ready", generation=at)
         elif leader.phase == "running" and (mine.phase, mine.generation) == ("ready", at):
             self._start(leader)
-            self._crew.tell(phase="running", generation=at)
+            self._heartbeats.publish(phase="running", generation=at)
 
     def _prepare(self, step: int | None) -> bool:
         """Have the checkpoint of ``step`` on this disk, and no other; whether it worked."""
@@ -240,7 +242,7 @@ class _Service:
             self._stop.wait(RETRY_S)
             return False
         except BafoError as error:  # a full disk: no use in trying again
-            self._crew.tell(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
+            self._heartbeats.publish(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
             raise
         for older in self._handoff.resume.glob("*"):
             if older != fetched:
@@ -248,7 +250,7 @@ class _Service:
         self._recorder.event("checkpoint_fetched", step=step)
         return True
 
-    def _start(self, leader: Status) -> None:
+    def _start(self, leader: NodeStatus) -> None:
         order = Order(
             job=self._job.trainer,
             bucket=self._bucket.url,
@@ -259,16 +261,16 @@ class _Service:
             resume_step=leader.resume_step,
         )
         self._handoff.write_order(order)
-        layout = Layout(
+        layout = RankLayout(
             node=self._nodes.rank,
             nodes=self._nodes.count,
             address=self._nodes.addresses[0],
             own=self._nodes.addresses[self._nodes.rank],
             port=leader.port,
-            launch=f"{self._attempt:04d}-{leader.generation:04d}",
+            rendezvous_id=f"{self._attempt:04d}-{leader.generation:04d}",
         )
         self._memory = OutOfMemory()
-        self._trainers = Trainers(
+        self._trainers = Workers(
             self._handoff.folder, self._processes(), self._say, self._worker, layout, self._environment
         )
 
@@ -286,25 +288,27 @@ class _Service:
         fatal = failed.exit_code if failed and not failed.retry else 0
         self._recorder.event("node_trainers_died", exit_codes=codes, why=why)
         self._say(f"trainers died: {why}")
-        self._crew.tell(phase="died", why=why, hint=failed.hint if failed else "", fatal=fatal)
+        self._heartbeats.publish(phase="died", why=why, hint=failed.hint if failed else "", fatal=fatal)
 
     def _heed_stop(self) -> bool:
         """Pass the wish on to node 0 and to the trainers; whether there is nobody to wait for any more."""
         if self._stopped_at is None:
             self._stopped_at = time.monotonic()
             self._say("stopping: the trainers save and leave, on all nodes")
-            self._crew.tell(stopping=True)
+            self._heartbeats.publish(stopping=True)
             if self._trainers:
                 self._trainers.signal(signal.SIGTERM)
         return time.monotonic() - self._stopped_at > 2 * self._config.grace_s
 
-    def _problem(self) -> Ending | None:
+    def _problem(self) -> ExitOutcome | None:
         """An ending when the bucket has been out of reach for longer than the job's patience."""
-        failing = self._uploader.failing
-        error: BafoError | None = self._crew.error if self._crew.deaf_s() > self._config.storage_timeout_s else None
-        if failing is not None and time.monotonic() - failing.since > self._config.storage_timeout_s:
-            error = failing.error
-        return Ending("failed", error.message, error.hint, error.exit_code) if error else None
+        outage = self._uploader.outage
+        error: BafoError | None = (
+            self._heartbeats.error if self._heartbeats.last_read_s() > self._config.storage_timeout_s else None
+        )
+        if outage is not None and time.monotonic() - outage.since > self._config.storage_timeout_s:
+            error = outage.error
+        return ExitOutcome("failed", error.message, error.hint, error.exit_code) if error else None
 
     def _end_trainers(self, dump: bool = False) -> None:
         if self._trainers is not None:
@@ -314,14 +318,14 @@ class _Service:
             self._trainers = None
 
     def _say(self, line: str) -> None:
-        self._recorder.say(line)
+        self._recorder.log(line)
 
     def _processes(self) -> int:
         return self._config.processes or self._gpus or 1
 
 
-def _as_node_0(leader: Status) -> Ending:
-    states: dict[str, State] = {state: state for state in EXIT_CODES}
+def _as_node_0(leader: NodeStatus) -> ExitOutcome:
+    states: dict[str, RunState] = {state: state for state in EXIT_CODES}
     state = states.get(leader.state, "failed")
     code = ExitCode(leader.exit_code) if state != "succeeded" else ExitCode.OK
-    return Ending(state, leader.message, leader.hint, code)
+    return ExitOutcome(state, leader.message, leader.hint, code)

@@ -2,9 +2,9 @@
 
 ::
 
-    crew/0001/node-0.json       what node 0 does in attempt 1, rewritten every ``heartbeat_s`` seconds; node-1.json, …
-    too crew/0001/0002.json         generation 2 of attempt 1: who trains from which checkpoint; for people
-    crew/parts/0001-0002/step-00000040/node-1.json
+    nodes/0001/node-0.json       what node 0 does in attempt 1, rewritten every ``heartbeat_s`` seconds; node-1.json, …
+        nodes/0001/0002.json         generation 2 of attempt 1: who trains from which checkpoint; for people
+    nodes/parts/0001-0002/step-00000040/node-1.json
                                 node 1's files of a checkpoint of that generation (:mod:`bafogpt.agent.uploader`)
 
 Node 0 decides, the others follow (:mod:`bafogpt.agent.multinode.follower`). A generation is one start of all trainers.
@@ -30,7 +30,7 @@ from bafogpt.core.errors import BafoError, CorruptError, NotFoundError, StorageE
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.manifest import CheckpointFile
 
-Phase = Literal["joining", "gathering", "settled", "preparing", "ready", "running", "died", "ended"]
+Phase = Literal["joining", "draining", "drained", "restoring", "ready", "running", "died", "ended"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ ALONE = Nodes()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class NodeStatus:
     """What a node tells the others."""
 
     node: int
-    who: str
+    incarnation: str
     """A supervisor process; one that is started again is another."""
     beat: int = 0
     phase: Phase = "joining"
@@ -118,64 +118,64 @@ class Heartbeats:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nodes = nodes
-        self._folder = run.child(f"crew/{attempt:04d}")
+        self._folder = run.child(f"nodes/{attempt:04d}")
         self._beat_s = heartbeat_s
         self._clock = clock
-        self._status = Status(node=nodes.rank, who=uuid.uuid4().hex[:8], processes=processes)
+        self._status = NodeStatus(node=nodes.rank, incarnation=uuid.uuid4().hex[:8], processes=processes)
         self._changed = threading.Event()
         self._closing = False
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._told_at = -float("inf")
         self._others = list(range(1, nodes.count)) if nodes.rank == 0 else [0]
-        self._heard: dict[int, Status] = {}
+        self._heard: dict[int, NodeStatus] = {}
         self._heard_at = dict.fromkeys(self._others, clock())
         self._listened_at = clock()
-        self._thread = threading.Thread(target=self._run, name="crew", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
         self.error: StorageError | None = None
 
     def start(self) -> None:
         self._thread.start()
 
     @property
-    def status(self) -> Status:
+    def status(self) -> NodeStatus:
         """This node's, as it was told or is about to be."""
         return self._status
 
-    def tell(self, **changes: object) -> None:
+    def publish(self, **changes: object) -> None:
         """Change this node's status; it is sent at once, by the thread."""
         with self._lock:
             self._status = replace(self._status, **changes)  # type: ignore[arg-type]
         self._changed.set()
 
-    def hear(self, node: int) -> Status | None:
+    def status_of(self, node: int) -> NodeStatus | None:
         """What a node said last; None before it has said anything."""
         return self._heard.get(node)
 
-    def others(self) -> list[Status]:
+    def peers(self) -> list[NodeStatus]:
         """What all those listened to have said last."""
         return [self._heard[node] for node in self._others if node in self._heard]
 
-    def silent_s(self, node: int) -> float:
+    def last_seen_s(self, node: int) -> float:
         """For how long a node has given no sign of life, as far as this node can know."""
         return max(0.0, self._listened_at - self._heard_at[node])
 
-    def silent(self, longer_than_s: float) -> list[int]:
+    def overdue(self, longer_than_s: float) -> list[int]:
         """The nodes that have given no sign of life for so long."""
-        return [node for node in self._others if self.silent_s(node) > longer_than_s]
+        return [node for node in self._others if self.last_seen_s(node) > longer_than_s]
 
-    def deaf_s(self) -> float:
+    def last_read_s(self) -> float:
         """For how long this node has not been able to hear anybody."""
         return self._clock() - self._listened_at
 
-    def record(self, generation: int, **values: object) -> None:
+    def write_generation(self, generation: int, **values: object) -> None:
         """Write down a generation. For people: nobody follows it."""
         body = {"generation": generation, "addresses": list(self.nodes.addresses), **values}
         self._folder.put(f"{generation:04d}.json", json.dumps(body, indent=1).encode())
 
     def close(self, **last: object) -> None:
         """Tell one last thing and stop."""
-        self.tell(**last)
+        self.publish(**last)
         self._closing = True
         self._changed.set()
         if self._thread.is_alive():
@@ -221,10 +221,10 @@ class Heartbeats:
                 self._changed.wait(self._beat_s / 2)
 
 
-def read(folder: Bucket, node: int) -> Status | None:
+def read(folder: Bucket, node: int) -> NodeStatus | None:
     """A node's status as the bucket has it; None where there is none that can be read."""
     try:
-        return schema.build(Status, json.loads(folder.get(f"node-{node}.json")), where=folder.url)
+        return schema.build(NodeStatus, json.loads(folder.get(f"node-{node}.json")), where=folder.url)
     except (NotFoundError, ValueError):
         return None
     except BafoError as error:
@@ -235,18 +235,18 @@ def read(folder: Bucket, node: int) -> Status | None:
 
 def attempts(run: Bucket) -> list[int]:
     """The attempts at a run that have had more nodes than one, oldest first."""
-    return sorted(int(name) for name in run.folders("crew/") if name.isdecimal())
+    return sorted(int(name) for name in run.folders("nodes/") if name.isdecimal())
 
 
 class PartMissingError(CorruptError):
     """A node lost what it had saved of a checkpoint, which can never be complete now."""
 
 
-class Parts:
+class CheckpointParts:
     """The lists of files that each node has sent of a checkpoint, until node 0 names them all in its manifest."""
 
     def __init__(self, run: Bucket) -> None:
-        self._bucket = run.child("crew/parts")
+        self._bucket = run.child("nodes/parts")
 
     def put(self, launch: str, step: int, node: int, sent: tuple[CheckpointFile, ...]) -> None:
         body = json.dumps([asdict(each) for each in sent]).encode()

@@ -30,7 +30,7 @@ from bafogpt.jobs.tracking import Tracked, redact
 from bafogpt.reports import metric_tags
 from bafogpt.runs import log_segments
 from bafogpt.runs.fields import JsonObject, get_float, get_int
-from bafogpt.runs.store import SYSTEM_STATS, RunStore, State
+from bafogpt.runs.store import SYSTEM_STATS, RunState, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import Handoff
 
@@ -162,7 +162,7 @@ class Sender:
         """Whether the service has all that it was sent."""
         return self._held is not None and not self.waiting
 
-    def end(self, state: State) -> Path | None:
+    def end(self, state: RunState) -> Path | None:
         """Say how the run ended; None too where the service does not hear it."""
         try:
             return self._tracker.end(state)
@@ -178,11 +178,11 @@ class Sender:
         self._trouble = words
 
 
-class Ending:
+class RunEnd:
     """How the run ended, once the supervisor has said so. Its own end, without a word, ends this process."""
 
     def __init__(self, words: TextIO) -> None:
-        self.state: State | None = None
+        self.state: RunState | None = None
         self._told = threading.Event()
         self._words = words
         threading.Thread(target=self._listen, name="ending", daemon=True).start()
@@ -198,7 +198,7 @@ class Ending:
         self._told.set()
 
 
-def track(lines: Lines, sender: Sender, ending: Ending) -> State:
+def track(lines: Lines, sender: Sender, ending: RunEnd) -> RunState:
     """Follow the run to its end. Returns how that was; whether all was sent, ``sender`` knows."""
     rows = Rows()
     pause = EVERY_S
@@ -218,7 +218,7 @@ def main(folder: Path, words: TextIO) -> int:
         signal.signal(each, signal.SIG_IGN)
     os.nice(NICENESS)
     run = schema.build(Tracked, json.loads(words.readline()), where="the supervisor's word")
-    ending = Ending(words)
+    ending = RunEnd(words)
     handoff = Handoff(folder)
     bucket = RunStore(Bucket.open(run.bucket, settings.load())).folder(run.name)
     sender = Sender(TRACKERS[run.service](run, folder / "tracking"), say)

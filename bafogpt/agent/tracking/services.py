@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError
 from bafogpt.jobs.tracking import Service, Tracked
-from bafogpt.runs.store import State
+from bafogpt.runs.store import RunState
 
 if TYPE_CHECKING:
     import wandb
@@ -63,7 +63,7 @@ class Tracker(Protocol):
     def send(self, rows: Sequence[Row]) -> None:
         """Give it rows that it lacks, in the order of their steps."""
 
-    def end(self, state: State) -> Path | None:
+    def end(self, state: RunState) -> Path | None:
         """Say how the run ended. Returns a file that belongs into the run's bucket, if there is one."""
 
 
@@ -124,7 +124,7 @@ class Wandb:
             self._run.log({**row.values, "_timestamp": row.time}, step=row.step)
             self._held = row.step
 
-    def end(self, state: State) -> Path | None:
+    def end(self, state: RunState) -> Path | None:
         assert self._run
         import wandb
 
@@ -137,7 +137,7 @@ class Wandb:
 class Mlflow:
     """A run of MLflow, found by its tag. The store says of each metric which step it has last."""
 
-    STATUS: Mapping[State, str] = {"succeeded": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+    STATUS: Mapping[RunState, str] = {"succeeded": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
     def __init__(self, run: Tracked, folder: Path) -> None:
         assert run.config.mlflow
@@ -206,7 +206,7 @@ class Mlflow:
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(self._id, metrics=metrics[start : start + BATCH_METRICS], synchronous=True)
 
-    def end(self, state: State) -> Path | None:
+    def end(self, state: RunState) -> Path | None:
         assert self._client
         self._client.set_terminated(self._id, self.STATUS[state])
         return None

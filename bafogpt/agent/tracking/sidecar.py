@@ -21,7 +21,7 @@ import psutil
 from bafogpt.agent.tracking.process import EXIT_UNSENT
 from bafogpt.core import process
 from bafogpt.jobs.tracking import Tracked, redact
-from bafogpt.runs.store import State
+from bafogpt.runs.store import RunState
 
 COMMAND = (sys.executable, "-m", "bafogpt.agent.tracking.process")
 MARK = "BAFOGPT_TRACKER"
@@ -39,7 +39,7 @@ class Sidecar:
         self._say = say
         self._event = event
         self._mark = f"{run.service}/{run.id}"
-        self._state: State | None = None
+        self._state: RunState | None = None
         self._told = threading.Event()
         self._given_up = False
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Sidecar:
     def start(self) -> None:
         self._thread.start()
 
-    def tell(self, state: State) -> None:
+    def tell(self, state: RunState) -> None:
         """The run has ended: the tracker sends what is left, and goes."""
         with self._lock:
             self._state = state

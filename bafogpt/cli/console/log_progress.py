@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
 
-    from bafogpt.agent.watchdog import StepTimer
-    from bafogpt.runs.step_line import Step
+    from bafogpt.runs.step_line import Step, StepTimer
 
 Show = Callable[[str], None]
 
@@ -90,7 +89,7 @@ class _Display:
     """Lines above, a :class:`Bar` below from the first step on."""
 
     def __init__(self, console: Console, plain: Show, clock: Callable[[], float]) -> None:
-        from bafogpt.agent.watchdog import StepTimer
+        from bafogpt.runs.step_line import StepTimer
 
         self._console = console
         self._plain = plain
@@ -105,7 +104,7 @@ class _Display:
 
         step = read_step(line)
         if step is not None:
-            self._pace.hear(step.number)
+            self._pace.record(step.number)
             if self._bar is not None:
                 self._bar.step = step
         if self._live is not None:
