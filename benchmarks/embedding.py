@@ -77,7 +77,7 @@ def experiment(folder: Path, seed: int, only: int, looks: int) -> list[dict[str,
     """One seed: English, then each arm from there. ``only`` bounds the steps, for a trial; 0 is whole datasets."""
     base, results = folder / f"model-{seed}", []
     checkpoint = CheckpointFolder.open(english(folder, seed, only))
-    export.write(export.of_checkpoint(checkpoint, [folder / "base" / "tokenizer.json"]), base, "hf")
+    export.write(export.from_checkpoint(checkpoint, [folder / "base" / "tokenizer.json"]), base, "hf")
     for arm in ARMS:
         name, began = f"models/{arm.replace(' ', '-')}-{seed}", time.monotonic()
         place = folder / "bucket" / name

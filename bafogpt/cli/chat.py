@@ -55,16 +55,16 @@ def chat_command(
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     sink = Output.of()
-    speaker = ChatModel.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
-    sink.say(f"{speaker.name}, {speaker.context:,} tokens of memory; an empty line ends it")
+    chat_model = ChatModel.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
+    sink.say(f"{chat_model.name}, {chat_model.context:,} tokens of memory; an empty line ends it")
     history = [] if system is None else [Message("system", system)]
 
     def answer(prompt: list[int]) -> object:
-        length = min(max_tokens or 1024, speaker.room(prompt))
-        return speaker.answer(prompt, max_tokens=length, sampling=sampling, stop=stop or [])
+        length = min(max_tokens or 1024, chat_model.room(prompt))
+        return chat_model.answer(prompt, max_tokens=length, sampling=sampling, stop=stop or [])
 
     while question := _read():
-        for text in ask(speaker, history, question, answer):  # type: ignore[arg-type]
+        for text in ask(chat_model, history, question, answer):  # type: ignore[arg-type]
             print(text, end="", flush=True)
         print()
 

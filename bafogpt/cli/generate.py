@@ -49,11 +49,11 @@ def generate_command(
     from bafogpt.model.generate import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    speaker = ChatModel.load(model, tokenizer=tokenizer, style="plain", device=device, dtype=dtype)
-    ids = speaker.text(read_stdin(sys.stdin.read) if prompt == "-" else prompt)
-    length = min(256, speaker.room(ids)) if max_tokens is None else max_tokens
+    chat_model = ChatModel.load(model, tokenizer=tokenizer, style="plain", device=device, dtype=dtype)
+    ids = chat_model.text(read_stdin(sys.stdin.read) if prompt == "-" else prompt)
+    length = min(256, chat_model.room(ids)) if max_tokens is None else max_tokens
     pieces = []
-    for piece in speaker.answer(ids, max_tokens=length, sampling=sampling, stop=stop or []):
+    for piece in chat_model.answer(ids, max_tokens=length, sampling=sampling, stop=stop or []):
         pieces.append(piece)
         if not json:
             print(piece.text, end="", flush=True)

@@ -15,7 +15,7 @@ from bafogpt.core.errors import UsageError
 if TYPE_CHECKING:
     from bafogpt.model.export import Export
     from bafogpt.model.formats.folder import ModelFolder
-    from bafogpt.model.merge import Into
+    from bafogpt.model.merge import MergeTarget
 
 app = typer.Typer(
     no_args_is_help=True, help="Models in and out: pull, publish, export, merge, expand for a tokenizer, show."
@@ -195,7 +195,7 @@ def expand(
     sink = Output.of(json=json, quiet=quiet)
     if init not in expanding.INITS:
         raise UsageError(f"--init {init} is not known", f"one of {', '.join(expanding.INITS)}")
-    held_out = eval_samples.first_text(text or ["starter"], settings.load()) if loss else ""
+    held_out = eval_samples.sample_text(text or ["starter"], settings.load()) if loss else ""
     with sink.progress("writing", ModelFolder.open(folder).bytes, unit="B") as advance:
         report = expanding.expand(folder, tokenizer, out, init=init, progress=advance)
     record = asdict(report)
@@ -244,10 +244,10 @@ def merge(
     from bafogpt.model.formats.folder import ModelFolder
 
     sink = Output.of(json=json, quiet=quiet)
-    if into is not None and into not in merging.INTO:
-        raise UsageError(f"--into {into} is not known", f"one of {', '.join(merging.INTO)}")
+    if into is not None and into not in merging.MERGE_TARGETS:
+        raise UsageError(f"--into {into} is not known", f"one of {', '.join(merging.MERGE_TARGETS)}")
     opened = ModelFolder.open(folder)
-    held_out = eval_samples.of_text(opened, text or ["starter"], settings.load())
+    held_out = eval_samples.text_samples(opened, text or ["starter"], settings.load())
     with files.scratch_folder(out.parent) as scratch:
         pairs, trained_on = _pairs(adapter, scratch)
         into = into or trained_on
@@ -262,7 +262,7 @@ def merge(
     sink.result({"out": str(out), "into": into, **asdict(found)}, described, id=str(out))
 
 
-def _pairs(adapter: str, scratch: Path) -> tuple[Path, Into]:
+def _pairs(adapter: str, scratch: Path) -> tuple[Path, MergeTarget]:
     """The folder of an adapter, fetched below ``scratch`` where a run is named; and which base it was trained on."""
     from bafogpt.core import settings
     from bafogpt.model import adapter_export, runs
@@ -274,7 +274,7 @@ def _pairs(adapter: str, scratch: Path) -> tuple[Path, Into]:
     config = settings.load()
     bucket = Bucket.open(config.bucket, config)
     run = runs.find(bucket, name)
-    return adapter_export.adapter(bucket, run, scratch / "run", scratch / "adapter"), adapter_export.into_of(run)
+    return adapter_export.adapter(bucket, run, scratch / "run", scratch / "adapter"), adapter_export.merge_target(run)
 
 
 def _adapter(sink: Output, folder: Path) -> None:
@@ -291,7 +291,7 @@ def _export(sink: Output, found: Export, out: Path, form: str, dtype: str | None
     wanted = found.as_dtype(dtype)
     with sink.progress("writing", wanted.bytes, unit="B") as advance:
         exporting.write(wanted, out, cast(exporting.Format, form), shard_bytes=int(shard_gb * 1e9), progress=advance)
-    names = [path.name for path in wanted.small]
+    names = [path.name for path in wanted.companions]
     record = {"out": str(out), "format": form, "bytes": wanted.bytes, "tied": wanted.tied, "files": names}
     text = f"{out}: {wanted.bytes / 1e6:,.1f} MB of weights" + ("" if names else ", no tokenizer (its data is bytes)")
     sink.result(record, text, id=str(out))
@@ -313,7 +313,7 @@ def _record(folder: ModelFolder) -> dict[str, object]:
         "positions": config.block_size,
         "window": config.sliding_window_size,
         "tied": folder.tied,
-        "beside": [path.name for path in folder.beside()],
+        "companion_files": [path.name for path in folder.companions()],
     }
 
 

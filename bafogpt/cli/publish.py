@@ -106,7 +106,7 @@ def _found(source: str, step: int | None, best: bool, wish: PublishOptions, conf
     if Path(source).is_dir():
         if step is not None or best:
             raise UsageError(f"{source} is a folder: it has no checkpoints", "leave --step and --best out")
-        return release.of_folder(bucket, Path(source), wish, config)
+        return release.from_folder(bucket, Path(source), wish, config)
     return release.of_run(bucket, runs.find(bucket, source.removeprefix("runs/"), step, best=best), wish, config)
 
 

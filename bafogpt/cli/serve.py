@@ -50,6 +50,6 @@ def serve_command(
     listening = server.listen(host, port, guarded=key is not None)
     from bafogpt.model.chat_model import ChatModel
 
-    speaker = ChatModel.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
-    Output.of().event({}, f"{speaker.name} at {server.address(listening)}/v1")
-    server.serve(speaker, listening, limits, key)
+    chat_model = ChatModel.load(model, tokenizer=tokenizer, style=style, device=device, dtype=dtype)
+    Output.of().event({}, f"{chat_model.name} at {server.address(listening)}/v1")
+    server.serve(chat_model, listening, limits, key)

@@ -12,7 +12,7 @@ from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.data.vocabulary.extend import ExtendReport
-    from bafogpt.data.vocabulary.report import Row
+    from bafogpt.data.vocabulary.report import TokenizerStats
 
 app = typer.Typer(no_args_is_help=True, help="Continue a tokenizer for another language, make one, compare them.")
 
@@ -159,7 +159,7 @@ def report_command(
         sink.say(f"wrote {picture}")
 
 
-def _shown(row: Row, first: Row, language: str, protect_language: str) -> dict[str, Any]:
+def _shown(row: TokenizerStats, first: TokenizerStats, language: str, protect_language: str) -> dict[str, Any]:
     """A row of the table."""
     shown = {
         "tokenizer": row.name,

@@ -53,7 +53,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SettingOrigin:
     """Where one setting's value comes from."""
 
     name: str
@@ -67,7 +67,7 @@ def load(flags: Mapping[str, Any] | None = None, cwd: Path | None = None) -> Set
     return schema.build(Settings, values, where="settings")
 
 
-def origins(flags: Mapping[str, Any] | None = None, cwd: Path | None = None) -> list[Origin]:
+def origins(flags: Mapping[str, Any] | None = None, cwd: Path | None = None) -> list[SettingOrigin]:
     """Every setting with its value and who said so."""
     layers = list(_layers(flags or {}, cwd or Path.cwd()))
     default = Settings()
@@ -76,25 +76,25 @@ def origins(flags: Mapping[str, Any] | None = None, cwd: Path | None = None) -> 
         name = each.name
         said = next(((source, values[name]) for source, values in layers if values.get(name) is not None), None)
         if said is None:
-            found.append(Origin(name, getattr(default, name), "default"))
+            found.append(SettingOrigin(name, getattr(default, name), "default"))
         else:
-            found.append(Origin(name, said[1], said[0]))
+            found.append(SettingOrigin(name, said[1], said[0]))
     return _without_embedded(found)
 
 
-def _without_embedded(found: list[Origin]) -> list[Origin]:
+def _without_embedded(found: list[SettingOrigin]) -> list[SettingOrigin]:
     """The embedded server is the default only while nobody has named a bucket or an endpoint of their own."""
     by_name = {origin.name: origin for origin in found}
     if by_name["s3_endpoint"].source != "default":
         return found
     for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if os.environ.get(variable):
-            endpoint = Origin("s3_endpoint", os.environ[variable], f"environment {variable}")
+            endpoint = SettingOrigin("s3_endpoint", os.environ[variable], f"environment {variable}")
             break
     else:
         if by_name["bucket"].source == "default":
             return found
-        endpoint = Origin("s3_endpoint", "", "default (a bucket is named)")
+        endpoint = SettingOrigin("s3_endpoint", "", "default (a bucket is named)")
     return [endpoint if origin.name == "s3_endpoint" else origin for origin in found]
 
 

@@ -36,7 +36,7 @@ def require_stage(name: str, where: str) -> None:
         raise DataError(f"{where}: unknown stage '{name}'{guess}", f"use one of {', '.join(KNOWN)}")
 
 
-def key(text: str) -> bytes:
+def document_key(text: str) -> bytes:
     """What makes two documents the same: 16 bytes of the hash of their text, white space around it left out."""
     hasher = digest.hasher("blake3")
     hasher.update(text.strip().encode())
@@ -48,14 +48,14 @@ def held_out(document: bytes, fraction: float) -> bool:
     return int.from_bytes(document[:8], "big") < fraction * 2.0**64
 
 
-def rank(document: bytes, seed: int) -> int:
+def shuffle_rank(document: bytes, seed: int) -> int:
     """Where among 2^64 places the document with that key comes when all are shuffled by ``seed``."""
     hasher = digest.hasher("blake3")
     hasher.update(seed.to_bytes(8, "big") + document)
     return int(hasher.hexdigest()[:16], 16)
 
 
-def order(
+def training_order(
     stages: Iterable[tuple[str, Iterable[T]]], replay: Iterable[T], ratio: float, size: Callable[[T], int]
 ) -> Iterator[tuple[str, T, bool]]:
     """The training stream: (stage it is met in, document, whether it is replay).

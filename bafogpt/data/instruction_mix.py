@@ -20,13 +20,13 @@ MIXES: dict[str, tuple[tuple[str, str], ...]] = {"all": (), "bilingual": (("zul"
 """(language of the question, of the answer) of each mix; ``all`` takes records as they are written. ``bilingual`` is
 that of the isiZulu instruction model: asked in isiZulu, answered in English."""
 
-WORDS_THAT_TELL = 4
+MIN_IDENTIFYING_WORDS = 4
 """A question, an input or an answer of this many words makes two records the same one; shorter ones (``yes``, the
 name of an intent) are shared by records that have nothing in common."""
 
 
 @dataclass(frozen=True)
-class Record:
+class InstructionRecord:
     """One line of an instruction file."""
 
     messages: tuple[Message, ...]
@@ -42,10 +42,12 @@ class Record:
     @property
     def key(self) -> bytes:
         """16 bytes of the hash of the whole conversation."""
-        return curriculum.key("\0".join(f"{each.role}\0{each.content}\0{each.input}" for each in self.messages))
+        return curriculum.document_key(
+            "\0".join(f"{each.role}\0{each.content}\0{each.input}" for each in self.messages)
+        )
 
 
-def mixed(records: Sequence[Record], mix: str) -> list[Record]:
+def apply_mix(records: Sequence[InstructionRecord], mix: str) -> list[InstructionRecord]:
     """The records of a mix, in the order of the files; crossed ones stand where the question stands.
 
     Raises :class:`UsageError` for an unknown mix and :class:`DataError` when nothing is left.
@@ -70,7 +72,7 @@ def mixed(records: Sequence[Record], mix: str) -> list[Record]:
     return found
 
 
-def held_out(records: Sequence[Record], share: float) -> list[bool]:
+def held_out(records: Sequence[InstructionRecord], share: float) -> list[bool]:
     """For each record whether it is for validation: some ``share`` of them, chosen by what they say.
 
     Records of one group are on one side: those of one ``pair``, those that ask the same (whatever its case,
@@ -90,12 +92,12 @@ def held_out(records: Sequence[Record], share: float) -> list[bool]:
     return [group in chosen for group in groups]
 
 
-def normal(text: str) -> str:
+def normalized(text: str) -> str:
     """Letters and digits, lower case, one space between words: what makes two questions the same."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def _groups(records: Sequence[Record]) -> list[int]:
+def _groups(records: Sequence[InstructionRecord]) -> list[int]:
     """The number of each record's group."""
     parents = list(range(len(records)))
 
@@ -112,18 +114,18 @@ def _groups(records: Sequence[Record]) -> list[int]:
     return [root(index) for index in range(len(records))]
 
 
-def _marks(record: Record) -> Iterable[str]:
+def _marks(record: InstructionRecord) -> Iterable[str]:
     """What a record shares with those of its group."""
     if record.pair:
         yield f"pair {record.pair}"
     asked = [message for message in record.messages if message.role == "user"]
-    yield "asked " + normal(" ".join(f"{each.content} {each.input}" for each in asked))
+    yield "asked " + normalized(" ".join(f"{each.content} {each.input}" for each in asked))
     for text in (asked[0].input, asked[0].content, record.messages[-1].content):
-        words = normal(text)
-        if words.count(" ") + 1 >= WORDS_THAT_TELL and not (text is asked[0].content and asked[0].input):
+        words = normalized(text)
+        if words.count(" ") + 1 >= MIN_IDENTIFYING_WORDS and not (text is asked[0].content and asked[0].input):
             yield f"text {words}"
 
 
-def _is_whole(record: Record) -> bool:
+def _is_whole(record: InstructionRecord) -> bool:
     """Whether it asks and answers once, in one language."""
     return bool(record.lang_in) and record.lang_in == record.lang_out and len(record.messages) == 2

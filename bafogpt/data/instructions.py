@@ -19,9 +19,9 @@ from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.data import curriculum, instruction_mix, packing, sources, starter
 from bafogpt.data.documents import TextFile, kind_of, stem_of
-from bafogpt.data.instruction_mix import Record
+from bafogpt.data.instruction_mix import InstructionRecord
 from bafogpt.data.messages import from_record
-from bafogpt.data.prompts import Example, PromptStyle
+from bafogpt.data.prompts import PromptStyle, TokenizedExample
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import MANIFEST, Packing, TextSource, TokenizerInfo, TokenManifest
@@ -114,7 +114,7 @@ def prepare(
         raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
     found = [pair for each in files for pair in _find(each, settings)]
     report = InstructionReport(url=out.url, files=len(found))
-    records = instruction_mix.mixed(_distinct(_read(found, progress), report), options.mix)
+    records = instruction_mix.apply_mix(_distinct(_read(found, progress), report), options.mix)
     is_held_out = instruction_mix.held_out(records, options.validation)
     length, packed = options.context, Packing(options.context, style.name, style.template)
     with tempfile.TemporaryDirectory(prefix="bafogpt-instructions-") as folder:
@@ -158,7 +158,9 @@ def _find(spec: str, settings: Settings | None) -> list[tuple[TextFile, float]]:
     return [(file, weight) for file in usable]
 
 
-def _read(files: Sequence[tuple[TextFile, float]], progress: Callable[[int], None] | None) -> Iterator[Record]:
+def _read(
+    files: Sequence[tuple[TextFile, float]], progress: Callable[[int], None] | None
+) -> Iterator[InstructionRecord]:
     """The records of all files in their order."""
     for file, weight in files:
         for where, raw in file.records():
@@ -167,7 +169,7 @@ def _read(files: Sequence[tuple[TextFile, float]], progress: Callable[[int], Non
             except ValueError as error:
                 raise DataError(f"{where}: {error}", f"edit {file.path}") from None
             lang = str(raw.get("lang") or "")
-            yield Record(
+            yield InstructionRecord(
                 messages=messages,
                 where=where,
                 source=str(raw.get("source") or stem_of(file.name)),
@@ -180,7 +182,7 @@ def _read(files: Sequence[tuple[TextFile, float]], progress: Callable[[int], Non
                 progress(1)
 
 
-def _distinct(records: Iterator[Record], report: InstructionReport) -> list[Record]:
+def _distinct(records: Iterator[InstructionRecord], report: InstructionReport) -> list[InstructionRecord]:
     """The records without those that say the very same as one before."""
     seen: set[bytes] = set()
     kept = []
@@ -196,20 +198,20 @@ def _distinct(records: Iterator[Record], report: InstructionReport) -> list[Reco
     return kept
 
 
-def _order(records: Sequence[Record], seed: int) -> list[Record]:
+def _order(records: Sequence[InstructionRecord], seed: int) -> list[InstructionRecord]:
     """Each record as often as its weight says, in an order that depends on seed and content alone."""
     copies = []
     for record in records:
         whole = int(record.weight)
-        lot = curriculum.key(f"{seed} part {record.key.hex()}")
+        lot = curriculum.document_key(f"{seed} part {record.key.hex()}")
         again = whole + curriculum.held_out(lot, record.weight - whole)
-        copies += [(curriculum.key(f"{seed} {copy} {record.key.hex()}"), record) for copy in range(again)]
+        copies += [(curriculum.document_key(f"{seed} {copy} {record.key.hex()}"), record) for copy in range(again)]
     return [record for _, record in sorted(copies, key=lambda each: each[0])]
 
 
 def _fitting(
-    records: Sequence[Record], style: PromptStyle, options: InstructionOptions, report: InstructionReport
-) -> Iterator[tuple[tuple[Record, Example], int]]:
+    records: Sequence[InstructionRecord], style: PromptStyle, options: InstructionOptions, report: InstructionReport
+) -> Iterator[tuple[tuple[InstructionRecord, TokenizedExample], int]]:
     """Tokenised conversations of at most ``context`` tokens, with their length."""
     for start in range(0, len(records), BATCH):
         batch = records[start : start + BATCH]
@@ -220,11 +222,13 @@ def _fitting(
                 continue
             report.cut += fitted is not example
             if options.learn == "all":
-                fitted = Example(fitted.ids, ((1, len(fitted.ids)),))
+                fitted = TokenizedExample(fitted.ids, ((1, len(fitted.ids)),))
             yield (record, fitted), len(fitted.ids)
 
 
-def _fitted(record: Record, example: Example, options: InstructionOptions) -> Example | None:
+def _fitted(
+    record: InstructionRecord, example: TokenizedExample, options: InstructionOptions
+) -> TokenizedExample | None:
     """The example, or its beginning, or None where it is to be dropped."""
     room, size = options.context, len(example.ids)
     if size <= room:
@@ -238,13 +242,13 @@ def _fitted(record: Record, example: Example, options: InstructionOptions) -> Ex
             f"{record.where}: the prompt alone has {asked} tokens, more than a context of {room}",
             f"--context {1 << (asked + 1).bit_length()}, or --too-long drop",
         )
-    return Example(example.ids[:room], answers)
+    return TokenizedExample(example.ids[:room], answers)
 
 
 def _write(
     writer: TokenWriter,
     split: str,
-    sample: packing.Bin[tuple[Record, Example]],
+    sample: packing.Bin[tuple[InstructionRecord, TokenizedExample]],
     tokenizer: Tokenizer,
     report: InstructionReport,
 ) -> None:

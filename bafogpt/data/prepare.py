@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.data import curriculum
-from bafogpt.data import sources as reading
+from bafogpt.data import sources as text_sources
 from bafogpt.data.curriculum import REPLAY, STAGES
 from bafogpt.data.documents import Document
-from bafogpt.data.token_cache import CachedDoc, Place, Spill
+from bafogpt.data.token_cache import CachedDoc, CachedLocation, TokenCache
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import MANIFEST, TextSource, TokenizerInfo, TokenManifest
@@ -145,11 +145,11 @@ def prepare(
     if options.bos and tokenizer.bos_id is None:
         raise UsageError(f"tokenizer {tokenizer.name} has no token for the begin of a text", "leave out --bos")
     add_bos = tokenizer.add_bos if options.bos is None else options.bos
-    files = [file for source in sources for file in reading.find(source, settings)]
+    files = [file for source in sources for file in text_sources.find(source, settings)]
     report = PrepareReport(url=out.url, files=len(files))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bafogpt-prepare-")))
-        spill = stack.enter_context(contextlib.closing(Spill(folder, tokenizer.dtype, options.validation)))
+        spill = stack.enter_context(contextlib.closing(TokenCache(folder, tokenizer.dtype, options.validation)))
         documents = (document for file in files for document in file.read(options.stage))
         _spill(documents, tokenizer, add_bos, spill, report, progress)
         report.empty = sum(file.empty for file in files)
@@ -172,7 +172,7 @@ def _spill(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     bos: bool,
-    spill: Spill,
+    spill: TokenCache,
     report: PrepareReport,
     progress: Callable[[int], None] | None,
 ) -> None:
@@ -182,7 +182,7 @@ def _spill(
         encoded = tokenizer.encode_batch([document.text for document in batch])
         for document, ids in zip(batch, encoded, strict=True):
             tokens = _framed(ids, tokenizer, bos)
-            key, size = curriculum.key(document.text), len(document.text.encode())
+            key, size = curriculum.document_key(document.text), len(document.text.encode())
             spill.add(document.stage, CachedDoc(key, document.source, tokens, size, document.lang))
             stages.setdefault(document.stage, Count()).add(document.text, len(tokens))
             report.sources.setdefault(document.source, Count()).add(document.text, len(tokens))
@@ -192,11 +192,11 @@ def _spill(
     report.stages = {stage: stages[stage] for stage in curriculum.KNOWN if stage in stages}
 
 
-def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: PrepareReport) -> None:
+def _write(spill: TokenCache, writer: TokenWriter, options: PrepareOptions, report: PrepareReport) -> None:
     """Second pass: validation stage by stage, then training in its order with replay mixed in."""
     exceptions = spill.exceptions()
 
-    def is_held_out(document: Place | CachedDoc) -> bool:
+    def is_held_out(document: CachedLocation | CachedDoc) -> bool:
         return document.key in exceptions or curriculum.held_out(document.key, options.validation)
 
     seen: set[bytes] = set()
@@ -210,24 +210,24 @@ def _write(spill: Spill, writer: TokenWriter, options: PrepareOptions, report: P
             writer.add("validation", stage, source, tokens, size=document.bytes, language=document.language)
             report.validation_tokens += document.size
 
-    def train(stage: str) -> Iterator[Place]:
+    def train(stage: str) -> Iterator[CachedLocation]:
         return (place for place in spill.places(stage) if not is_held_out(place))
 
     available = {stage: tally.train_tokens for stage, tally in spill.tallies.items()}
     replay_tokens = available.pop(REPLAY, 0)
     ratio = curriculum.replay_ratio(options.replay_share, sum(available.values()), replay_tokens)
     stages = ((stage, train(stage)) for stage in STAGES)
-    ordered = curriculum.order(stages, train(REPLAY), ratio, lambda each: each.size)
+    ordered = curriculum.training_order(stages, train(REPLAY), ratio, lambda each: each.size)
     plan = _in_order(ordered) if options.order == "curriculum" else _shuffled(ordered, options.seed)
     _write_training(plan, spill, writer, report)
 
 
-def _in_order(ordered: Iterable[tuple[str, Place, bool]]) -> Iterator[_Planned]:
+def _in_order(ordered: Iterable[tuple[str, CachedLocation, bool]]) -> Iterator[_Planned]:
     """As the curriculum has it."""
     return ((stage, place.stage, place.start, is_replay) for stage, place, is_replay in ordered)
 
 
-def _shuffled(ordered: Iterable[tuple[str, Place, bool]], seed: int) -> Iterator[_Planned]:
+def _shuffled(ordered: Iterable[tuple[str, CachedLocation, bool]], seed: int) -> Iterator[_Planned]:
     """The same documents by their ranks. 18 bytes of memory each."""
     import numpy as np
 
@@ -236,12 +236,12 @@ def _shuffled(ordered: Iterable[tuple[str, Place, bool]], seed: int) -> Iterator
         stages.append(curriculum.KNOWN.index(place.stage))
         replays.append(is_replay)
         starts.append(place.start)
-        ranks.append(curriculum.rank(place.key, seed))
+        ranks.append(curriculum.shuffle_rank(place.key, seed))
     for index in np.argsort(np.frombuffer(ranks, np.uint64), kind="stable"):
         yield curriculum.SHUFFLED, curriculum.KNOWN[stages[index]], starts[index], bool(replays[index])
 
 
-def _write_training(plan: Iterable[_Planned], spill: Spill, writer: TokenWriter, report: PrepareReport) -> None:
+def _write_training(plan: Iterable[_Planned], spill: TokenCache, writer: TokenWriter, report: PrepareReport) -> None:
     replayed = written = 0
     with spill.reader() as at:
         for stage, origin, start, is_replay in plan:

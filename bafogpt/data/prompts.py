@@ -71,7 +71,7 @@ _MARKED = re.compile(f"({OPEN}[^{CLOSE}]*{CLOSE})")
 
 
 @dataclass(frozen=True)
-class Part:
+class RenderedPart:
     """A piece of a rendered conversation."""
 
     text: str
@@ -82,7 +82,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Example:
+class TokenizedExample:
     """A tokenised conversation."""
 
     ids: NDArray[np.unsignedinteger[Any]]
@@ -124,12 +124,12 @@ class PromptStyle:
         first = {self._tokenizer.controls[found[0]]} if found else set()
         return frozenset({self._tokenizer.eos_id} | first)
 
-    def render(self, messages: Sequence[Message]) -> list[Part]:
+    def render(self, messages: Sequence[Message]) -> list[RenderedPart]:
         """A whole conversation with its answers marked.
 
         Raises :class:`DataError` where the template refuses it or does not write turns one after another.
         """
-        parts: list[Part] = []
+        parts: list[RenderedPart] = []
         done = ""
         for index, message in enumerate(messages):
             if message.role != "assistant":
@@ -143,11 +143,11 @@ class PromptStyle:
                 done = text
         return parts
 
-    def example(self, messages: Sequence[Message]) -> Example:
+    def example(self, messages: Sequence[Message]) -> TokenizedExample:
         """A conversation for training. Raises what :meth:`render` raises."""
         return self.examples([messages])[0]
 
-    def examples(self, conversations: Sequence[Sequence[Message]]) -> list[Example]:
+    def examples(self, conversations: Sequence[Sequence[Message]]) -> list[TokenizedExample]:
         """Many of them, tokenised together: faster than one by one."""
         return self._encode([self.render(each) for each in conversations])
 
@@ -156,7 +156,7 @@ class PromptStyle:
         (encoded,) = self._encode([list(_parts(self._apply(messages, True), is_answer=False))], ended=False)
         return [int(each) for each in encoded.ids]
 
-    def _encode(self, conversations: Sequence[Sequence[Part]], *, ended: bool = True) -> list[Example]:
+    def _encode(self, conversations: Sequence[Sequence[RenderedPart]], *, ended: bool = True) -> list[TokenizedExample]:
         """Ids of rendered conversations; all their texts go through the tokenizer at once."""
         import numpy as np
 
@@ -180,10 +180,10 @@ class PromptStyle:
                 arrays.append(np.array([tokenizer.eos_id], tokenizer.dtype))
                 _mark(answers, position, position + 1, bool(each) and each[-1][2])
             joined = np.concatenate(arrays) if arrays else np.empty(0, tokenizer.dtype)
-            examples.append(Example(joined, tuple(answers)))
+            examples.append(TokenizedExample(joined, tuple(answers)))
         return examples
 
-    def _pieces(self, parts: Sequence[Part]) -> Iterator[tuple[str, int | None, bool]]:
+    def _pieces(self, parts: Sequence[RenderedPart]) -> Iterator[tuple[str, int | None, bool]]:
         """(text, its id if it is a control token, whether it is answer); text between two of them in one piece."""
         run = ""
         is_answer = False
@@ -242,12 +242,12 @@ def _marked(text: str) -> str:
     return f"{before}{OPEN}{core}{CLOSE}{after}" if core else text
 
 
-def _parts(rendered: str, is_answer: bool) -> Iterator[Part]:
+def _parts(rendered: str, is_answer: bool) -> Iterator[RenderedPart]:
     """Rendered text cut at the marks."""
     for text in _MARKED.split(rendered):
         if text:
             marked = text.startswith(OPEN)
-            yield Part(text[1:-1] if marked else text, not marked, is_answer)
+            yield RenderedPart(text[1:-1] if marked else text, not marked, is_answer)
 
 
 @functools.lru_cache(maxsize=8)

@@ -41,7 +41,7 @@ class CachedDoc:
 
 
 @dataclass(frozen=True)
-class Place:
+class CachedLocation:
     """Where a document lies, and what its place in the stream depends on."""
 
     stage: str
@@ -63,7 +63,7 @@ class StageTally:
     """The smallest key: the one document to hold out when the fraction picks none."""
 
 
-class Spill:
+class TokenCache:
     """Files of documents in ``folder``, which the caller removes. Raises :class:`DiskFullError` when it is full."""
 
     def __init__(self, folder: Path, dtype: str, validation: float) -> None:
@@ -104,7 +104,7 @@ class Spill:
             for place in self.places(stage):
                 yield at(place.stage, place.start)
 
-    def places(self, stage: str) -> Iterator[Place]:
+    def places(self, stage: str) -> Iterator[CachedLocation]:
         """Where its documents lie, in that order."""
         if stage not in self.tallies:
             return
@@ -112,7 +112,7 @@ class Spill:
         with (self.folder / f"{stage}.spill").open("rb") as file:
             while header := file.read(HEADER.size):
                 key, _, _, _, count = HEADER.unpack(header)
-                yield Place(stage, file.tell() - HEADER.size, key, count)
+                yield CachedLocation(stage, file.tell() - HEADER.size, key, count)
                 file.seek(count * width, 1)
 
     @contextlib.contextmanager

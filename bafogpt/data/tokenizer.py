@@ -18,7 +18,7 @@ from bafogpt.core.errors import DataError, NotFoundError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
 BYTES = "bytes"
 END_NAMES = ("<eos>", "</s>", "<|endoftext|>")
@@ -163,11 +163,11 @@ class JsonTokenizer(Tokenizer):
         return next((found for each in wanted if (found := self._engine.token_to_id(each)) is not None), None)
 
 
-def _read(file: Path) -> Engine:
-    from tokenizers import Tokenizer as Engine
+def _read(file: Path) -> FastTokenizer:
+    from tokenizers import Tokenizer as FastTokenizer
 
     try:
-        engine = Engine.from_file(str(file))
+        engine = FastTokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{file}: not a tokenizer.json ({error})", f"head -c 200 {file}") from error
     engine.no_truncation()

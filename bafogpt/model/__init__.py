@@ -5,7 +5,7 @@
 - ``attention``    causal attention with soft-cap, sliding window, documents and a cache; who sees whom
 - ``cache``        the keys and values of the tokens that went before, for generation
 - ``loss``         output head, soft-cap and cross-entropy in one, without all logits at once
-- ``generate``     tokens after a prompt, and the text they make; ``speaker``: a model folder that talks
+- ``generate``     tokens after a prompt, and the text they make; ``chat_model``: a model folder that talks
 - ``weights``      a tensor that is read by rows, when and as far as it is wanted
 - ``tensorfiles``  safetensors files: read in place, written one block of rows at a time
 - ``names``        Hugging Face's parameter names and litgpt's, and the shapes that a configuration asks for

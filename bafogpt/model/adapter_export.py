@@ -16,7 +16,7 @@ from bafogpt.model import merge as merging
 from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
-from bafogpt.model.merge import Agreement, Into
+from bafogpt.model.merge import MergeComparison, MergeTarget
 from bafogpt.model.runs import RunModel
 from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.checkpoints.store import CheckpointStore
@@ -26,7 +26,7 @@ from bafogpt.storage.tokens import manifest as manifests
 TEMPLATE = "chat_template.jinja"
 
 
-def into_of(run: RunModel) -> Into:
+def merge_target(run: RunModel) -> MergeTarget:
     """The base that the adapter was trained on: as 4 bits made it, or as it is on disk."""
     return "dequantised" if run.adapter and run.adapter.get("base") == "nf4" else "original"
 
@@ -45,22 +45,22 @@ def adapter(
     Terms of the base's licence go with it.
     ``base`` is the name of the model that it is for, the one in the bucket by default. Raises :class:`ConfigError`
     where the run has trained a whole model, :class:`ConflictError` where ``out`` is there already, and what
-    :func:`bafogpt.model.lora.of_checkpoint` raises.
+    :func:`bafogpt.model.lora.from_checkpoint` raises.
     """
     files.require_new(out)
     store = CheckpointStore(bucket.child(f"runs/{run.name}/checkpoints"))
     folder = store.fetch(run.checkpoint, scratch, progress=progress)
-    content, config, gpt, digest = lora.of_checkpoint(folder)
-    lora.save(out, content, config, gpt, base=base or run.began, base_digest=digest)
-    began = runs.origin(bucket, run)
-    folders.copy_files(runs.fetch_terms(bucket, began, scratch / "terms"), out)
-    terms.add_notice(out, began.model, began.changes or ())
+    content, config, gpt, digest = lora.from_checkpoint(folder)
+    lora.save(out, content, config, gpt, base=base or run.base_folder, base_digest=digest)
+    origin = runs.origin(bucket, run)
+    folders.copy_files(runs.fetch_terms(bucket, origin, scratch / "terms"), out)
+    terms.add_notice(out, origin.model, origin.changes or ())
     return out
 
 
 def require_base(run: RunModel) -> None:
     """Raise :class:`ConfigError` where the run began with random weights, which are nowhere."""
-    if not run.began:
+    if not run.base_folder:
         raise ConfigError(
             f"run {run.name} put its adapter on random weights, which are in no bucket",
             "take the adapter alone: --adapter to publish it, bafogpt model export without --merge",
@@ -75,9 +75,11 @@ def base(
     Raises what :func:`require_base` raises.
     """
     require_base(run)
-    if bucket.exists(f"{run.began}/config.json"):
-        return pull.fetch(locate(f"{bucket.url}/{run.began}", settings), scratch / "base", settings, progress=progress)
-    found = runs.find(bucket, run.began.removeprefix("runs/"))
+    if bucket.exists(f"{run.base_folder}/config.json"):
+        return pull.fetch(
+            locate(f"{bucket.url}/{run.base_folder}", settings), scratch / "base", settings, progress=progress
+        )
+    found = runs.find(bucket, run.base_folder.removeprefix("runs/"))
     export.write(runs.fetch(bucket, found, scratch / "run", progress=progress), scratch / "base", "hf")
     return ModelFolder.open(scratch / "base")
 
@@ -89,11 +91,11 @@ def merged(
     out: Path,
     settings: Settings,
     *,
-    into: Into | None = None,
+    into: MergeTarget | None = None,
     shard_bytes: int = SHARD_BYTES,
     fetched: ProgressCallback = lambda _: None,
     written: Advance = lambda _: None,
-) -> Agreement:
+) -> MergeComparison:
     """Write the run's adapter and its base as one model, the new folder ``out``, and hold it against the two apart.
 
     It talks in the style that it was trained in: the chat template goes with it. Raises what :func:`adapter`,
@@ -106,8 +108,8 @@ def merged(
         below.path,
         pairs,
         out,
-        eval_samples.of_text(below, ["starter"], settings),
-        into=into or into_of(run),
+        eval_samples.text_samples(below, ["starter"], settings),
+        into=into or merge_target(run),
         changes=runs.origin(bucket, run).changes,
         shard_bytes=shard_bytes,
         progress=written,

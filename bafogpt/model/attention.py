@@ -43,7 +43,7 @@ class AttentionMasks:
     cache: KVCache | None = None
 
 
-def make_view(
+def make_masks(
     config: Config,
     cos: torch.Tensor,
     sin: torch.Tensor,

@@ -21,7 +21,7 @@ from bafogpt.model.gpt import GPT, load_gpt
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerChunk:
     """A token's worth of an answer."""
 
     text: str
@@ -104,7 +104,7 @@ class ChatModel:
 
     def answer(
         self, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
-    ) -> Iterator[Piece]:
+    ) -> Iterator[AnswerChunk]:
         """The answer, a piece a token; the last one says why it is. Raises what :func:`generate` raises, at once."""
         stops = self.style.stops
         tokens = generate(
@@ -118,18 +118,18 @@ class ChatModel:
         return _pieces(tokens, stops, TextStream(self.tokenizer.decode, stop))
 
 
-def _pieces(tokens: Iterator[int], stops: frozenset[int], stream: TextStream) -> Iterator[Piece]:
+def _pieces(tokens: Iterator[int], stops: frozenset[int], stream: TextStream) -> Iterator[AnswerChunk]:
     for token in tokens:
         if token in stops:
-            yield Piece(stream.finish(), "stop")
+            yield AnswerChunk(stream.finish(), "stop")
             return
         text = stream.push(token)
         if stream.stopped:
-            yield Piece(text, "stop")
+            yield AnswerChunk(text, "stop")
             return
-        yield Piece(text)
+        yield AnswerChunk(text)
     rest = stream.finish()
-    yield Piece(rest, "stop" if stream.stopped else "length")
+    yield AnswerChunk(rest, "stop" if stream.stopped else "length")
 
 
 def require_text(text: str) -> None:
@@ -140,7 +140,7 @@ def require_text(text: str) -> None:
 
 
 def ask(
-    speaker: ChatModel, history: list[Message], question: str, answer: Callable[[list[int]], Iterator[Piece]]
+    chat_model: ChatModel, history: list[Message], question: str, answer: Callable[[list[int]], Iterator[AnswerChunk]]
 ) -> Iterator[str]:
     """One turn of a conversation: the texts of the answer; both sides join ``history`` when it is complete.
 
@@ -150,10 +150,10 @@ def ask(
     if not question.strip():
         raise DataError("the question is empty", "say something")
     turns = [*history, Message("user", question)]
-    prompt = speaker.prompt(turns)
-    while len(prompt) > speaker.context // 2 and len(turns) > 2:
+    prompt = chat_model.prompt(turns)
+    while len(prompt) > chat_model.context // 2 and len(turns) > 2:
         turns = [*(turn for turn in turns if turn.role == "system"), *_without_oldest(turns)]
-        prompt = speaker.prompt(turns)
+        prompt = chat_model.prompt(turns)
     said = []
     for piece in answer(prompt):
         said.append(piece.text)

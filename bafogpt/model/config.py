@@ -17,12 +17,12 @@ MAX_PADDING = 512
 """Rows that a published model may have beyond its tokenizer's ids; Qwen-3 has 267."""
 
 
-def padded(vocab_size: int) -> int:
+def padded_vocab(vocab_size: int) -> int:
     """The vocabulary's size with padding."""
     return -(-vocab_size // PADDING_MULTIPLE) * PADDING_MULTIPLE
 
 
-def rows_fit(rows: int, ids: int, *, same_tokenizer: bool) -> bool:
+def vocab_fits(rows: int, ids: int, *, same_tokenizer: bool) -> bool:
     """Whether a model with so many rows can be the one of a tokenizer with so many ids.
 
     Where ``same_tokenizer`` says that it is, published models may be padded further, and the tokenizer may have special
@@ -44,7 +44,7 @@ def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Conf
         hint = "see the names in litgpt.config.configs"
         raise ConfigError(f"model.name: no litgpt configuration '{name}'{did_you_mean(name, NAMES)}", hint)
     require_fields(overrides)
-    fields: dict[str, Any] = {**overrides, "vocab_size": vocab_size, "padded_vocab_size": padded(vocab_size)}
+    fields: dict[str, Any] = {**overrides, "vocab_size": vocab_size, "padded_vocab_size": padded_vocab(vocab_size)}
     family = family_of(configuration(name))
     if family is not None:
         fields.setdefault("norm_eps", family.defaults["rms_norm_eps"])

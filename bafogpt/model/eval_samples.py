@@ -21,7 +21,7 @@ ANY_STAGE = curriculum.STAGES[0]
 """For text that does not name its own, which plays no part here."""
 
 
-def of_text(
+def text_samples(
     model: ModelFolder, names: Sequence[str], settings: Settings, *, count: int = SAMPLES, tokens: int = TOKENS
 ) -> list[torch.Tensor]:
     """The first ``count`` samples of the sources' documents put one after the other: [T] int64 each, T at most
@@ -49,7 +49,7 @@ def of_text(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class TextLoss:
     """What a model makes of text that it has to predict."""
 
     tokens: int
@@ -66,7 +66,7 @@ class Loss:
     """Nats of each of the others."""
 
 
-def first_text(names: Sequence[str], settings: Settings, *, language: str = "zul", size: int = TEXT_BYTES) -> str:
+def sample_text(names: Sequence[str], settings: Settings, *, language: str = "zul", size: int = TEXT_BYTES) -> str:
     """The first ``size`` bytes of what the sources hold in a language. Raises :class:`DataError` where that is none."""
     found, length = [], 0
     for name in names:
@@ -83,7 +83,7 @@ def first_text(names: Sequence[str], settings: Settings, *, language: str = "zul
 
 
 @torch.no_grad()
-def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> Loss:
+def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> TextLoss:
     """The loss of a model on ``text``, in pieces of at most 256 tokens; takes the whole model in memory.
 
     Each piece begins with ``<bos>`` where the tokenizer adds it, else with the last token of the one before. Ids from
@@ -101,7 +101,7 @@ def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> L
         nats.append(torch.nn.functional.cross_entropy(logits, sample[1:], reduction="none"))
         targets.append(sample[1:])
     each, new = torch.cat(nats).double(), torch.cat(targets) >= (first_new or model.config.padded_vocab_size)
-    return Loss(
+    return TextLoss(
         tokens=len(each),
         loss=float(each.mean()),
         bits_per_byte=float(each.sum()) / math.log(2) / len(text.encode()),

@@ -22,7 +22,7 @@ from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import hf_config, param_names
 from bafogpt.model.formats.checkpoint import META, CheckpointFolder
 from bafogpt.model.formats.folder import DTYPES, ModelFolder
-from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.lazy_tensor import LazyTensor
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
 Format = Literal["hf", "litgpt"]
@@ -35,11 +35,11 @@ class Export:
 
     config: Config
     tied: bool
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, LazyTensor]
     """By Hugging Face's names."""
     content: Mapping[str, Any]
     """The ``config.json`` it has, or will have."""
-    small: tuple[Path, ...] = ()
+    companions: tuple[Path, ...] = ()
     """Files that go with it: the tokenizer, and the licence's terms."""
     changes: tuple[str, ...] | None = ()
     """Since the base, as for :func:`folder.write`."""
@@ -60,27 +60,31 @@ class Export:
         return sum(weight.bytes for weight in self.weights.values())
 
 
-def of_folder(folder: ModelFolder) -> Export:
+def from_folder(folder: ModelFolder) -> Export:
     """A model folder as it is."""
-    small = tuple(folder.beside())
-    return Export(config=folder.config, tied=folder.tied, weights=folder.weights, content=folder.content, small=small)
+    companions = tuple(folder.companions())
+    return Export(
+        config=folder.config, tied=folder.tied, weights=folder.weights, content=folder.content, companions=companions
+    )
 
 
-def of_checkpoint(
-    checkpoint: CheckpointFolder, small: Iterable[Path] = (), changes: tuple[str, ...] | None = ("weights: trained",)
+def from_checkpoint(
+    checkpoint: CheckpointFolder,
+    companions: Iterable[Path] = (),
+    changes: tuple[str, ...] | None = ("weights: trained",),
 ) -> Export:
     """A checkpoint's model, with the files of the tokenizer that its data was made with."""
-    small = tuple(small)
+    companions = tuple(companions)
     dtype = folders.dtype_name(checkpoint.weights[param_names.HF_EMBEDDING].dtype)
     content = hf_config.from_litgpt(
-        checkpoint.config, tie_embeddings=checkpoint.tied, dtype=dtype, special=_special(small)
+        checkpoint.config, tie_embeddings=checkpoint.tied, dtype=dtype, special=_special(companions)
     )
     return Export(
         config=checkpoint.config,
         tied=checkpoint.tied,
         weights=checkpoint.weights,
         content=content,
-        small=small,
+        companions=companions,
         changes=changes,
     )
 
@@ -88,9 +92,9 @@ def of_checkpoint(
 def open_folder(path: Path) -> Export:
     """A folder on this disk, whichever of the two it is. Raises :class:`NotFoundError` where it is neither."""
     if (path / META).is_file():
-        return of_checkpoint(CheckpointFolder.open(path), folders.beside(path))
+        return from_checkpoint(CheckpointFolder.open(path), folders.companions(path))
     if (path / hf_config.CONFIG).is_file():
-        return of_folder(ModelFolder.open(path))
+        return from_folder(ModelFolder.open(path))
     raise NotFoundError(f"{path} has no {hf_config.CONFIG} and no {META}", f"ls {path}")
 
 
@@ -106,7 +110,7 @@ def write(
             out,
             export.content,
             export.weights.values(),
-            small=export.small,
+            companions=export.companions,
             changes=export.changes,
             shard_bytes=shard_bytes,
             progress=progress,
@@ -115,9 +119,9 @@ def write(
         _write_litgpt(export, out, progress)
 
 
-def _special(small: tuple[Path, ...]) -> dict[str, int | None]:
+def _special(companions: tuple[Path, ...]) -> dict[str, int | None]:
     """The ids of begin and end that the tokenizer has; Gemma's where there is none."""
-    file = next((path for path in small if path.name == "tokenizer.json"), None)
+    file = next((path for path in companions if path.name == "tokenizer.json"), None)
     if file is None:
         return {}
     read = JsonTokenizer(file)
@@ -136,7 +140,7 @@ def _write_litgpt(export: Export, out: Path, progress: Advance) -> None:
                 state[param_names.HEAD] = state[param_names.EMBEDDING]
             saver.save(state)
         save_config(export.config, partial)
-        folders.copy_files(export.small, partial)
+        folders.copy_files(export.companions, partial)
         if export.changes is not None:
             changes = (*export.changes, "weights: converted to litgpt's format")
             terms.add_notice(partial, str(export.content.get("model_type")), changes)
@@ -144,7 +148,7 @@ def _write_litgpt(export: Export, out: Path, progress: Advance) -> None:
         files.sync_file(partial / "lit_model.pth")
 
 
-def _stored(saver: Any, weights: Iterable[Weight], progress: Advance) -> Iterator[tuple[str, torch.Tensor]]:
+def _stored(saver: Any, weights: Iterable[LazyTensor], progress: Advance) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor written, and what stands for it in the file's index; one is in memory at a time."""
     for weight in weights:
         yield weight.name, saver.store_early(weight.tensor())

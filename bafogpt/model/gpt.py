@@ -7,7 +7,7 @@ import torch
 from litgpt.config import Config
 
 from bafogpt.core.errors import DataError, UsageError
-from bafogpt.model.attention import Attention, make_view
+from bafogpt.model.attention import Attention, make_masks
 from bafogpt.model.cache import KVCache
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.loss import IGNORE, linear_cross_entropy
@@ -70,7 +70,7 @@ class GPT(litgpt.model.GPT):  # type: ignore[misc]
                 f"{tokens} tokens are more than the model's {self.max_seq_length} positions",
                 "shorten the samples, or raise the model's block_size",
             )
-        view = make_view(self.config, self.cos, self.sin, tokens, documents, cache)
+        view = make_masks(self.config, self.cos, self.sin, tokens, documents, cache)
         x = self.transformer.wte(ids)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)

@@ -254,7 +254,7 @@ def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> Adapt
     return config
 
 
-def of_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig, Config, str]:
+def from_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig, Config, str]:
     """An adapter in a training checkpoint: its tensors by our names, settings, the base's configuration and digest.
 
     Raises :class:`CorruptError` for what is not a whole checkpoint, and :class:`ConfigError` for one without adapter.

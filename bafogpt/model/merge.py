@@ -23,17 +23,17 @@ from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import param_names, safetensors_io
 from bafogpt.model.formats.folder import ModelFolder
-from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.lazy_tensor import LazyTensor
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 from bafogpt.model.gpt import GPT, load_gpt
 
-Into = Literal["dequantised", "original"]
-INTO: tuple[Into, ...] = ("dequantised", "original")
+MergeTarget = Literal["dequantised", "original"]
+MERGE_TARGETS: tuple[MergeTarget, ...] = ("dequantised", "original")
 MERGED = "weights: a LoRA adapter merged into them"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class MergeComparison:
     """A merged model against what was trained, on the same samples."""
 
     samples: int
@@ -54,11 +54,11 @@ def merge(
     out: Path,
     samples: Iterable[torch.Tensor],
     *,
-    into: Into = "dequantised",
+    into: MergeTarget = "dequantised",
     changes: Sequence[str] | None = (),
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
-) -> Agreement:
+) -> MergeComparison:
     """Write ``base`` with ``adapter`` in it as the new folder ``out``, and hold it against the two apart.
 
     ``samples`` are [T] int64 that neither has seen; ``changes`` are what
@@ -91,7 +91,7 @@ def merge(
         out,
         model.content,
         weights,
-        small=model.beside(),
+        companions=model.companions(),
         changes=None if changes is None else (*changes, MERGED),
         shard_bytes=shard_bytes,
         progress=progress,
@@ -100,7 +100,7 @@ def merge(
     return _compare(reference, [_logits(network, sample) for sample in held_out], held_out)
 
 
-def merged(model: ModelFolder, adapter: Path, config: AdapterConfig, into: Into) -> Iterator[Weight]:
+def merged(model: ModelFolder, adapter: Path, config: AdapterConfig, into: MergeTarget) -> Iterator[LazyTensor]:
     """The base's tensors with what the adapter adds, by Hugging Face's names, in their own dtypes."""
     pairs = {name: weight.tensor() for name, weight in safetensors_io.read_file(adapter / adapters.WEIGHTS).items()}
     ours = param_names.to_litgpt(model.weights, model.config)
@@ -115,7 +115,7 @@ def _is_frozen_in_4_bits(name: str) -> bool:
     return name.startswith("transformer.h.") and "norm" not in name
 
 
-def _quantised(weight: Weight) -> Weight:
+def _quantised(weight: LazyTensor) -> LazyTensor:
     """A matrix as NF4 gives it back. All of it is read at once: the scales of the scales are the whole matrix's."""
     kept: list[torch.Tensor] = []
 
@@ -129,10 +129,10 @@ def _quantised(weight: Weight) -> Weight:
             kept.clear()  # the last rows: the next matrix needs the room
         return rows
 
-    return Weight(weight.name, weight.shape, weight.dtype, read)
+    return LazyTensor(weight.name, weight.shape, weight.dtype, read)
 
 
-def _with_pair(weight: Weight, pairs: Mapping[str, torch.Tensor], scaling: float) -> Weight:
+def _with_pair(weight: LazyTensor, pairs: Mapping[str, torch.Tensor], scaling: float) -> LazyTensor:
     module = f"base_model.model.{weight.name.removesuffix('.weight')}"
     if f"{module}.lora_A.weight" in pairs:
         a, b = pairs[f"{module}.lora_A.weight"].float(), pairs[f"{module}.lora_B.weight"].float()
@@ -145,7 +145,7 @@ def _with_pair(weight: Weight, pairs: Mapping[str, torch.Tensor], scaling: float
         rows = weight.read(start, stop)
         return (rows.float() + b[start:stop] @ a * scaling).to(rows.dtype)
 
-    return Weight(weight.name, weight.shape, weight.dtype, read)
+    return LazyTensor(weight.name, weight.shape, weight.dtype, read)
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def _logits(network: GPT, sample: torch.Tensor) -> torch.Tensor:
     return logits[0].float()
 
 
-def _compare(ours: list[torch.Tensor], theirs: list[torch.Tensor], samples: list[torch.Tensor]) -> Agreement:
+def _compare(ours: list[torch.Tensor], theirs: list[torch.Tensor], samples: list[torch.Tensor]) -> MergeComparison:
     losses, same, count, largest = [0.0, 0.0], 0, 0, 0.0
     for a, b, sample in zip(ours, theirs, samples, strict=True):
         targets = sample[0, 1:]
@@ -164,7 +164,7 @@ def _compare(ours: list[torch.Tensor], theirs: list[torch.Tensor], samples: list
         same += int((a[:-1].argmax(-1) == b[:-1].argmax(-1)).sum())
         largest = max(largest, (a - b).abs().max().item())
         count += len(targets)
-    return Agreement(
+    return MergeComparison(
         samples=len(samples),
         tokens=count,
         trained_loss=losses[0] / count,

@@ -12,13 +12,13 @@ from bafogpt.core import terms
 from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.model.formats import hf_config, safetensors_io
-from bafogpt.model.formats.folder import BESIDE, ModelFolder
+from bafogpt.model.formats.folder import COMPANION_FILES, ModelFolder
 from bafogpt.storage.bucket import ProgressCallback
 from bafogpt.storage.folders import sync
 from bafogpt.storage.folders.sync import SyncPlan
 from bafogpt.storage.folders.uri import FolderLocation, locate
 
-WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *BESIDE)
+WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *COMPANION_FILES)
 OURS = ("models/", "runs/")
 """How the names of folders in the bucket begin; other names of the form ``ORG/NAME`` are the Hub's."""
 

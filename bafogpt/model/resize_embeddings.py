@@ -22,11 +22,11 @@ import torch
 from bafogpt.core import digest, terms
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.files import LINEAGE, LINEAGE_SCHEMA, PADDING, TOKENIZER
-from bafogpt.model.config import padded, rows_fit
+from bafogpt.model.config import padded_vocab, vocab_fits
 from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import param_names
 from bafogpt.model.formats.folder import ModelFolder
-from bafogpt.model.formats.lazy_tensor import Weight, joined
+from bafogpt.model.formats.lazy_tensor import LazyTensor, joined
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
 Init = Literal["mean", "subtokens"]
@@ -132,17 +132,19 @@ def expand(
     """
     model, lineage = ModelFolder.open(path), Lineage.read(tokenizer)
     _require_base(model, lineage)
-    rows = padded(lineage.size)
+    rows = padded_vocab(lineage.size)
     weights = dict(model.weights)
     for name in (param_names.HF_EMBEDDING, param_names.HF_HEAD):
         if name in weights:
             weights[name] = _expanded(weights[name], lineage, rows, init)
-    small = [each for each in model.beside() if each.name == "generation_config.json" or terms.is_terms(each.name)]
+    companions = [
+        each for each in model.companions() if each.name == "generation_config.json" or terms.is_terms(each.name)
+    ]
     folders.write(
         out,
         {**model.content, "vocab_size": rows},
         weights.values(),
-        small=[*folders.beside(tokenizer), *small],
+        companions=[*folders.companions(tokenizer), *companions],
         changes=(f"tokenizer, config.json, weights: {lineage.new:,} new tokens and their rows (expand, {init})",),
         shard_bytes=shard_bytes,
         progress=progress,
@@ -172,7 +174,7 @@ def _require_base(model: ModelFolder, lineage: Lineage) -> None:
             "make the tokenizer again: bafogpt tokenizer extend",
         )
     rows = model.config.padded_vocab_size
-    if not rows_fit(rows, lineage.base_size, same_tokenizer=own.is_file()):
+    if not vocab_fits(rows, lineage.base_size, same_tokenizer=own.is_file()):
         raise ConfigError(
             f"{lineage.folder} continues a tokenizer of {lineage.base_size:,}, {model.path} has {rows:,} rows",
             f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
@@ -185,24 +187,28 @@ def _require_base(model: ModelFolder, lineage: Lineage) -> None:
         )
 
 
-def _expanded(base: Weight, lineage: Lineage, rows: int, init: Init) -> Weight:
+def _expanded(base: LazyTensor, lineage: Lineage, rows: int, init: Init) -> LazyTensor:
     """The base's rows, then the new ones, then padding; the mean row for each of its ids that has none."""
     kept = base.part(base.name, 0, min(lineage.base_size, base.rows))
     mean, sums = _one_pass(kept, lineage if init == "subtokens" and lineage.pieces.size else None)
     row = mean.to(base.dtype)
 
-    def repeated(count: int) -> list[Weight]:
+    def repeated(count: int) -> list[LazyTensor]:
         shape = (count, len(row))
-        return [Weight(base.name, shape, base.dtype, lambda start, stop: row.expand(stop - start, -1))] if count else []
+        return (
+            [LazyTensor(base.name, shape, base.dtype, lambda start, stop: row.expand(stop - start, -1))]
+            if count
+            else []
+        )
 
     parts = [kept, *repeated(lineage.base_size - kept.rows)]
     if sums is not None:
         counts = torch.from_numpy(np.bincount(lineage.pieces))
-        parts.append(Weight.of(base.name, sums.div_(counts[:, None]).to(base.dtype)))
+        parts.append(LazyTensor.of(base.name, sums.div_(counts[:, None]).to(base.dtype)))
     return joined(base.name, [*parts, *repeated(rows - sum(part.rows for part in parts))])
 
 
-def _one_pass(base: Weight, lineage: Lineage | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _one_pass(base: LazyTensor, lineage: Lineage | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The mean row [d], and with a lineage the sum of each new piece's constituents [pieces, d]; float32."""
     width = base.shape[1]
     total = torch.zeros(width, dtype=torch.float64)

@@ -11,9 +11,9 @@ from typing import Any
 from bafogpt.core import digest, files, terms
 from bafogpt.core.errors import CorruptError, NotFoundError, RunNotFoundError, did_you_mean
 from bafogpt.data.vocabulary.files import config_of
-from bafogpt.model.export import Export, of_checkpoint
+from bafogpt.model.export import Export, from_checkpoint
 from bafogpt.model.formats.checkpoint import CheckpointFolder
-from bafogpt.model.formats.folder import BESIDE
+from bafogpt.model.formats.folder import COMPANION_FILES
 from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.store import Checkpoint, CheckpointStore
@@ -45,13 +45,13 @@ class RunModel:
         return dict(found) if found else None
 
     @property
-    def began(self) -> str:
+    def base_folder(self) -> str:
         """What it began with, a folder of the bucket (``models/NAME``, ``runs/NAME``); empty for random weights."""
         return str((self.train.get("model") or {}).get("checkpoint") or "")
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsOrigin:
     """What the weights of a run were trained from."""
 
     folder: str
@@ -106,36 +106,36 @@ def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: ProgressCallba
     """
     store = CheckpointStore(bucket.child(f"runs/{run.name}/checkpoints"))
     folder = store.fetch(run.checkpoint, into, progress=progress)
-    began = origin(bucket, run)
-    small = [*_tokenizer(bucket, run, into / "tokenizer"), *fetch_terms(bucket, began, into / "terms")]
-    return of_checkpoint(CheckpointFolder.open(folder), small, began.changes)
+    weights = origin(bucket, run)
+    companions = [*_tokenizer(bucket, run, into / "tokenizer"), *fetch_terms(bucket, weights, into / "terms")]
+    return from_checkpoint(CheckpointFolder.open(folder), companions, weights.changes)
 
 
-def origin(bucket: Bucket, run: RunModel) -> Origin:
+def origin(bucket: Bucket, run: RunModel) -> WeightsOrigin:
     """Follow a run, and the runs that it continued, back to a model folder or to random weights."""
-    names, began, train = [run.name], run.began, run.train
-    while began.startswith("runs/") and len(names) < CHAIN:
-        names.append(began.removeprefix("runs/"))
+    names, base_folder, train = [run.name], run.base_folder, run.train
+    while base_folder.startswith("runs/") and len(names) < CHAIN:
+        names.append(base_folder.removeprefix("runs/"))
         try:
-            record = json.loads(bucket.get(f"{began}/run.json"))
+            record = json.loads(bucket.get(f"{base_folder}/run.json"))
         except (NotFoundError, ValueError):
             break
         train = dict(record.get("job", {}).get("train") or {})
-        began = str((train.get("model") or {}).get("checkpoint") or "")
-    if not began:
-        return Origin("", "", None)
+        base_folder = str((train.get("model") or {}).get("checkpoint") or "")
+    if not base_folder:
+        return WeightsOrigin("", "", None)
     try:
-        model = str(json.loads(bucket.get(f"{began}/config.json")).get("model_type"))
+        model = str(json.loads(bucket.get(f"{base_folder}/config.json")).get("model_type"))
     except (NotFoundError, ValueError, AttributeError):
-        began, model = "", str((train.get("model") or {}).get("name") or "")
-    return Origin(began, model, tuple(f"weights: trained by run {name}" for name in reversed(names)))
+        base_folder, model = "", str((train.get("model") or {}).get("name") or "")
+    return WeightsOrigin(base_folder, model, tuple(f"weights: trained by run {name}" for name in reversed(names)))
 
 
-def fetch_terms(bucket: Bucket, began: Origin, into: Path) -> list[Path]:
+def fetch_terms(bucket: Bucket, weights: WeightsOrigin, into: Path) -> list[Path]:
     """The licence files of the folder that a run's weights come from."""
-    if not began.folder:
+    if not weights.folder:
         return []
-    source = bucket.child(began.folder)
+    source = bucket.child(weights.folder)
     names = [info.path for info in source.list() if terms.is_terms(info.path)]
     for name in names:
         source.download(name, into / name)
@@ -151,7 +151,7 @@ def _tokenizer(bucket: Bucket, run: RunModel, into: Path) -> list[Path]:
         wanted = manifests.load(dataset).tokenizer.digest
     except NotFoundError:
         return []
-    for place in filter(None, (run.began, f"{path}/tokenizer")):
+    for place in filter(None, (run.base_folder, f"{path}/tokenizer")):
         found = _fetch_tokenizer(bucket.child(place), wanted, into)
         if found:
             return found
@@ -167,10 +167,10 @@ def _fetch_tokenizer(source: Bucket, wanted: str, into: Path) -> list[Path]:
         return []
     files.write_atomic(into / TOKENIZER, raw)
     for info in source.list():
-        if info.path in BESIDE and info.path != TOKENIZER:
+        if info.path in COMPANION_FILES and info.path != TOKENIZER:
             source.download(info.path, into / info.path)
     if not (into / "tokenizer_config.json").exists():  # transformers wants one
-        from tokenizers import Tokenizer as Engine
+        from tokenizers import Tokenizer as FastTokenizer
 
-        files.write_atomic(into / "tokenizer_config.json", config_of(Engine.from_file(str(into / TOKENIZER))))
+        files.write_atomic(into / "tokenizer_config.json", config_of(FastTokenizer.from_file(str(into / TOKENIZER))))
     return sorted(into.iterdir())

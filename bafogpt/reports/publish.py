@@ -1,8 +1,8 @@
 """A run's model, or a model folder, made ready for others: what is published, with its card and its picture.
 
-:func:`of_run` and :func:`of_folder` find out what there is and raise what is wrong with it; :meth:`Release.build` makes
-the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute` sends it.
-"""
+:func:`of_run` and :func:`from_folder` find out what there is and raise what is wrong with it; :meth:`Release.build`
+makes the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute`
+sends it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Release:
         """The folder to be pushed, made below ``scratch``. Raises what fetching, merging and writing raise."""
         out = scratch / "model"
         if self.folder is not None:
-            export.write(export.of_folder(self.folder).as_dtype(self.wish.dtype), out, "hf", progress=progress)
+            export.write(export.from_folder(self.folder).as_dtype(self.wish.dtype), out, "hf", progress=progress)
             return out
         assert self.run is not None
         if self.wish.adapter:
@@ -120,7 +120,7 @@ def of_run(bucket: Bucket, run: RunModel, wish: PublishOptions, settings: Settin
     return Release(bucket=bucket, run=run, folder=None, wish=wish, facts=facts, settings=settings)
 
 
-def of_folder(bucket: Bucket, path: Path, wish: PublishOptions, settings: Settings) -> Release:
+def from_folder(bucket: Bucket, path: Path, wish: PublishOptions, settings: Settings) -> Release:
     """A model folder on this machine; of its files what belongs to a model. Nothing is known of its training but what
     its manifest says. Raises what :meth:`ModelFolder.open` raises."""
     if wish.adapter:

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bafogpt.core.errors import BafoError
-from bafogpt.model.chat_model import ChatModel, Piece
+from bafogpt.model.chat_model import AnswerChunk, ChatModel
 from bafogpt.serve.engine import BusyError, Engine
 from bafogpt.serve.requests import ChatRequest, RequestError
 
@@ -47,9 +47,9 @@ class Limits:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1")
 
 
-def make_app(speaker: ChatModel, limits: Limits, api_key: str | None) -> Starlette:
+def make_app(chat_model: ChatModel, limits: Limits, api_key: str | None) -> Starlette:
     """The application. With an ``api_key`` every request but ``/health`` must bear it."""
-    service = _Service(speaker, limits)
+    service = _Service(chat_model, limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -91,8 +91,8 @@ class _Service:
 
     engine: Engine
 
-    def __init__(self, speaker: ChatModel, limits: Limits) -> None:
-        self.speaker = speaker
+    def __init__(self, chat_model: ChatModel, limits: Limits) -> None:
+        self.chat_model = chat_model
         self.limits = limits
         self.started = int(time.time())
 
@@ -100,22 +100,22 @@ class _Service:
         return JSONResponse({"status": "ok", "computing": self.engine.computing, "waiting": self.engine.waiting})
 
     async def models(self, request: Request) -> Response:
-        model = {"id": self.speaker.name, "object": "model", "created": self.started, "owned_by": "bafogpt"}
+        model = {"id": self.chat_model.name, "object": "model", "created": self.started, "owned_by": "bafogpt"}
         return JSONResponse({"object": "list", "data": [model]})
 
     async def chat(self, request: Request) -> Response:
         asked = ChatRequest.parse(await _body(request, self.limits.body_bytes))
-        if asked.model not in (None, self.speaker.name):
-            message = f"no model '{asked.model}'; this server has '{self.speaker.name}'"
+        if asked.model not in (None, self.chat_model.name):
+            message = f"no model '{asked.model}'; this server has '{self.chat_model.name}'"
             raise RequestError(404, message, "model", "model_not_found")
         # templates and tokenizers take a while for a long prompt, and others are being answered
-        prompt = await asyncio.to_thread(self.speaker.prompt, asked.messages)
+        prompt = await asyncio.to_thread(self.chat_model.prompt, asked.messages)
         max_tokens = self._max_tokens(asked, prompt)
 
         def answer() -> Any:
-            return self.speaker.answer(prompt, max_tokens=max_tokens, sampling=asked.sampling, stop=asked.stop)
+            return self.chat_model.answer(prompt, max_tokens=max_tokens, sampling=asked.sampling, stop=asked.stop)
 
-        reply = _Reply(self.speaker.name, len(prompt))
+        reply = _Reply(self.chat_model.name, len(prompt))
         pieces = self.engine.pieces(answer)
         try:
             if not asked.stream:
@@ -129,9 +129,9 @@ class _Service:
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     def _max_tokens(self, asked: ChatRequest, prompt: list[int]) -> int:
-        room = self.speaker.context - len(prompt)
+        room = self.chat_model.context - len(prompt)
         if room < 1:
-            message = f"the prompt has {len(prompt):,} tokens, the model {self.speaker.context:,} positions"
+            message = f"the prompt has {len(prompt):,} tokens, the model {self.chat_model.context:,} positions"
             raise RequestError(400, message, "messages", "context_length_exceeded")
         most = min(room, self.limits.max_tokens or room)
         if asked.max_tokens is None:
@@ -152,7 +152,7 @@ class _Reply:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    async def whole(self, pieces: AsyncIterator[Piece]) -> Response:
+    async def whole(self, pieces: AsyncIterator[AnswerChunk]) -> Response:
         texts, finish = [], None
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
@@ -163,11 +163,13 @@ class _Reply:
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
         return JSONResponse(self._object("chat.completion", [choice], usage=self._usage()))
 
-    async def events(self, first: Piece, pieces: AsyncIterator[Piece], include_usage: bool) -> AsyncIterator[str]:
+    async def events(
+        self, first: AnswerChunk, pieces: AsyncIterator[AnswerChunk], include_usage: bool
+    ) -> AsyncIterator[str]:
         """Server-sent events: the role, the pieces that have text, the end, ``[DONE]``."""
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             yield self._event({"role": "assistant", "content": ""}, None)
-            piece: Piece | None = first
+            piece: AnswerChunk | None = first
             while piece is not None:
                 self._count(piece)
                 if piece.text:
@@ -184,7 +186,7 @@ class _Reply:
                 yield _sse(self._object("chat.completion.chunk", [], usage=self._usage()))
             yield "data: [DONE]\n\n"
 
-    def _count(self, piece: Piece) -> None:
+    def _count(self, piece: AnswerChunk) -> None:
         self.tokens += piece.finish != "length"  # which comes after the last token, without one
 
     def _event(self, delta: dict[str, Any], finish: str | None) -> str:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from bafogpt.model.chat_model import Piece
+from bafogpt.model.chat_model import AnswerChunk
 
 
 class BusyError(Exception):
@@ -34,7 +34,7 @@ class Engine:
         """End the threads; no answer may be under way."""
         self._threads.shutdown()
 
-    async def pieces(self, answer: Callable[[], Iterator[Piece]]) -> AsyncIterator[Piece]:
+    async def pieces(self, answer: Callable[[], Iterator[AnswerChunk]]) -> AsyncIterator[AnswerChunk]:
         """The pieces of an answer, as a thread makes them. Raises :class:`BusyError` where the queue is full."""
         if self.computing >= self.slots and self.waiting >= self.queue:
             raise BusyError
@@ -45,7 +45,7 @@ class Engine:
             self.waiting -= 1
         self.computing += 1
         loop = asyncio.get_running_loop()
-        made: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+        made: asyncio.Queue[AnswerChunk | BaseException | None] = asyncio.Queue()
         gone = threading.Event()
         work = loop.run_in_executor(
             self._threads, _work, answer, gone, lambda x: loop.call_soon_threadsafe(made.put_nowait, x)
@@ -65,7 +65,9 @@ class Engine:
 
 
 def _work(
-    answer: Callable[[], Iterator[Piece]], gone: threading.Event, give: Callable[[Piece | BaseException | None], object]
+    answer: Callable[[], Iterator[AnswerChunk]],
+    gone: threading.Event,
+    give: Callable[[AnswerChunk | BaseException | None], object],
 ) -> None:
     """In a thread: every piece to the event loop, then what ended it."""
     end: BaseException | None = None

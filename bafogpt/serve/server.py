@@ -38,9 +38,9 @@ def listen(host: str, port: int, *, guarded: bool) -> socket.socket:
         raise UsageError(f"cannot listen on {host}:{port}: {reason}", "--port 0 takes a free one") from None
 
 
-def serve(speaker: ChatModel, listening: socket.socket, limits: Limits, api_key: str | None) -> None:
+def serve(chat_model: ChatModel, listening: socket.socket, limits: Limits, api_key: str | None) -> None:
     """Answer until Ctrl-C or SIGTERM."""
-    make_server(make_app(speaker, limits, api_key)).run(sockets=[listening])
+    make_server(make_app(chat_model, limits, api_key)).run(sockets=[listening])
 
 
 def make_server(app: Starlette) -> uvicorn.Server:

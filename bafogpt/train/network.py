@@ -15,7 +15,7 @@ from litgpt.config import Config
 
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.data.vocabulary.files import LINEAGE, TOKENIZER
-from bafogpt.model.config import gpt_config, require_fields, rows_fit
+from bafogpt.model.config import gpt_config, require_fields, vocab_fits
 from bafogpt.model.formats import hf_config
 from bafogpt.model.formats.checkpoint import META, config_of
 from bafogpt.model.formats.families import family_of
@@ -117,7 +117,7 @@ def _require_rows(rows: int, ids: int, bucket: Bucket, path: str) -> None:
     Where the folder has a tokenizer, loading the weights refuses another than the dataset's. A run's data had it.
     """
     known = bucket.exists(f"{path}/{TOKENIZER}") or not bucket.exists(f"{path}/{hf_config.CONFIG}")
-    if not rows_fit(rows, ids, same_tokenizer=known):
+    if not vocab_fits(rows, ids, same_tokenizer=known):
         raise ConfigError(
             f"{path} has {rows:,} rows in its vocabulary, the dataset's tokenizer {ids:,} ids",
             "prepare the data with the model's own tokenizer, or expand the model: bafogpt model expand",

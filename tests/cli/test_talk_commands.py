@@ -72,14 +72,14 @@ def test_generate_and_chat_talk_with_the_tokenizer_that_is_named(cli, wordless, 
 def test_serve_answers_with_the_tokenizer_that_is_named(cli, wordless, monkeypatch):
     served = []
     monkeypatch.setattr(
-        "bafogpt.serve.server.serve", lambda speaker, listening, *_: served.append((speaker, listening))
+        "bafogpt.serve.server.serve", lambda chat_model, listening, *_: served.append((chat_model, listening))
     )
 
     ran = cli("serve", wordless, "-t", "bytes", "--port", "0")
-    ((speaker, listening),) = served
+    ((chat_model, listening),) = served
     listening.close()
 
-    assert (ran.code, speaker.tokenizer.name) == (0, "bytes")
+    assert (ran.code, chat_model.tokenizer.name) == (0, "bytes")
 
 
 @pytest.mark.parametrize("locale", ["strict", "surrogateescape"])

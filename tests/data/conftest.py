@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from bafogpt.core.settings import Settings
@@ -44,7 +44,7 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     """A byte-level BPE ``tokenizer.json`` with ``<pad>``, ``<eos>`` and ``<bos>``."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate(["<pad>", "<eos>", "<bos>", *alphabet])}
-    engine = Engine(models.BPE(vocab=vocab, merges=[]))
+    engine = FastTokenizer(models.BPE(vocab=vocab, merges=[]))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
     engine.add_special_tokens(["<pad>", "<eos>", "<bos>"])

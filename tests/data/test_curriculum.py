@@ -17,7 +17,7 @@ def size(item: Item) -> int:
 
 
 def ordered(stages: list[tuple[str, list[Item]]], replay: list[Item], ratio: float) -> list[tuple[str, Item, bool]]:
-    return list(curriculum.order(stages, replay, ratio, size))
+    return list(curriculum.training_order(stages, replay, ratio, size))
 
 
 def items(prefix: str, sizes: list[int]) -> list[Item]:
@@ -81,11 +81,13 @@ def test_without_other_text_there_is_no_ratio() -> None:
 @given(st.text(max_size=50), st.floats(0, 0.5), st.floats(0, 0.5))
 def test_a_larger_fraction_holds_out_the_same_documents_and_more(text: str, one: float, other: float) -> None:
     less, more = sorted((one, other))
-    assert curriculum.held_out(curriculum.key(text), less) <= curriculum.held_out(curriculum.key(text), more)
+    assert curriculum.held_out(curriculum.document_key(text), less) <= curriculum.held_out(
+        curriculum.document_key(text), more
+    )
 
 
 def test_the_fraction_held_out_is_the_one_asked_for() -> None:
-    held = sum(curriculum.held_out(curriculum.key(f"umbhalo {number}"), 0.1) for number in range(10_000))
+    held = sum(curriculum.held_out(curriculum.document_key(f"umbhalo {number}"), 0.1) for number in range(10_000))
     assert 900 < held < 1100  # over 3 standard deviations
 
 
@@ -95,8 +97,12 @@ def test_nothing_and_not_everything_is_held_out_at_the_ends() -> None:
 
 
 def test_documents_are_the_same_whatever_white_space_surrounds_them() -> None:
-    assert curriculum.key(" Sawubona\n") == curriculum.key("Sawubona") != curriculum.key("sawubona")
-    assert len(curriculum.key("")) == curriculum.KEY_BYTES
+    assert (
+        curriculum.document_key(" Sawubona\n")
+        == curriculum.document_key("Sawubona")
+        != curriculum.document_key("sawubona")
+    )
+    assert len(curriculum.document_key("")) == curriculum.KEY_BYTES
 
 
 def test_the_stages_are_in_the_order_of_training() -> None:

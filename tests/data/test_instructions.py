@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bafogpt.core.errors import BafoError, ConflictError, DataError, UsageError
 from bafogpt.data import instruction_mix, instructions, packing, prompts, tokenizer
-from bafogpt.data.instruction_mix import Record
+from bafogpt.data.instruction_mix import InstructionRecord
 from bafogpt.data.instructions import InstructionOptions, InstructionReport
 from bafogpt.data.messages import Message
 from bafogpt.storage.bucket import Bucket
@@ -164,8 +164,10 @@ def test_a_repeated_record_is_taken_once(local: Bucket, corpus: Corpus) -> None:
     assert (report.records, report.duplicates, report.conversations["train"]) == (2, 1, 1)
 
 
-def record(question: str, answer: str, **more: Any) -> Record:
-    return Record((Message("user", question, more.pop("input", "")), Message("assistant", answer)), "f:1", "s", **more)
+def record(question: str, answer: str, **more: Any) -> InstructionRecord:
+    return InstructionRecord(
+        (Message("user", question, more.pop("input", "")), Message("assistant", answer)), "f:1", "s", **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def record(question: str, answer: str, **more: Any) -> Record:
         (record("Zingaki?", "Zimbili.", pair="7"), record("How many?", "Two.", pair="7")),
     ],
 )  # fmt: skip
-def test_what_asks_the_same_is_never_on_both_sides(one: Record, other: Record) -> None:
+def test_what_asks_the_same_is_never_on_both_sides(one: InstructionRecord, other: InstructionRecord) -> None:
     rest = [record(f"Umbuzo {n}?", f"Impendulo {n}") for n in range(400)]
     sides = []
     for share in np.linspace(0.05, 0.5, 10):
@@ -204,14 +206,14 @@ def test_the_bilingual_mix_asks_in_isizulu_and_answers_in_english() -> None:
         record("Lisho ukuthini?", "dog", lang_in="zul", lang_out="eng"),
         record("Alone?", "Yes.", lang_in="eng", lang_out="eng"),
     ]
-    turns = [[message.content for message in each.messages] for each in instruction_mix.mixed(records, "bilingual")]
+    turns = [[message.content for message in each.messages] for each in instruction_mix.apply_mix(records, "bilingual")]
     assert turns == [["Zingaki?", "Two."], ["Lisho ukuthini?", "dog"]]
-    assert instruction_mix.mixed(records, "zulu") == records[:1]
-    assert instruction_mix.mixed(records, "all") == records
+    assert instruction_mix.apply_mix(records, "zulu") == records[:1]
+    assert instruction_mix.apply_mix(records, "all") == records
     with pytest.raises(UsageError, match="did you mean 'bilingual'"):
-        instruction_mix.mixed(records, "bilingal")
+        instruction_mix.apply_mix(records, "bilingal")
     with pytest.raises(DataError, match="no record is asked in zul and answered in zul"):
-        instruction_mix.mixed(records[3:], "zulu")
+        instruction_mix.apply_mix(records[3:], "zulu")
 
 
 @given(st.lists(st.integers(1, 50), max_size=300))
@@ -240,7 +242,7 @@ def test_the_shared_instructions_are_split_without_leaks(local: Bucket) -> None:
     assert 200 < len(held) < 800
 
     def questions(texts: list[str]) -> set[str]:
-        return {instruction_mix.normal(text.split("### Response:")[0]) for text in texts}
+        return {instruction_mix.normalized(text.split("### Response:")[0]) for text in texts}
 
     assert not questions(held) & questions(trained)
     sources = [line for line in map(json.loads, _lines(path)) if line["task"].startswith("translate")]

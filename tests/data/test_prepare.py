@@ -220,7 +220,7 @@ def test_an_empty_corpus_is_refused(corpus: Any, local: Bucket, lines: list[Any]
 
 
 def test_a_corpus_that_is_all_held_out_is_refused(corpus: Any, local: Bucket) -> None:
-    number = next(n for n in range(99) if curriculum.held_out(curriculum.key(f"{n}"), 0.5))
+    number = next(n for n in range(99) if curriculum.held_out(curriculum.document_key(f"{n}"), 0.5))
     with pytest.raises(DataError, match="none is left to train on"):
         run(corpus("web.jsonl", {"text": f"{number}"}), local, validation=0.5)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as FastTokenizer
 
 from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.data import prompts, tokenizer
@@ -95,7 +95,7 @@ def test_many_examples_are_those_that_each_would_be() -> None:
 @pytest.fixture
 def gemma_like(tokenizer_folder: Path) -> Path:
     """The small tokenizer with Gemma's control tokens, whose spelling a message could try to forge."""
-    engine = Engine.from_file(str(tokenizer_folder / "tokenizer.json"))
+    engine = FastTokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     engine.add_special_tokens(["<start_of_turn>", "<end_of_turn>"])
     engine.save(str(tokenizer_folder / "tokenizer.json"))
     return tokenizer_folder

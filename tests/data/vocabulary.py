@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as FastTokenizer
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED") or Path(__file__).parents[3] / "shared") / "data"
 GEMMA = SHARED / "gemma_tokenizer"
@@ -33,14 +33,14 @@ def content_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def engine_of(folder: Path) -> Engine:
+def engine_of(folder: Path) -> FastTokenizer:
     """The ``tokenizers`` library's own reading of a folder, special tokens in text being text."""
-    engine = Engine.from_file(str(folder / "tokenizer.json"))
+    engine = FastTokenizer.from_file(str(folder / "tokenizer.json"))
     engine.encode_special_tokens = True
     return engine
 
 
-def ids(engine: Engine, text: str) -> list[int]:
+def ids(engine: FastTokenizer, text: str) -> list[int]:
     """The ids of ``text`` with nothing added."""
     found: list[int] = engine.encode(text, add_special_tokens=False).ids
     return found

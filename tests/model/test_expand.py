@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as FastTokenizer
 
 from bafogpt.cli import main as command_line
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
@@ -81,7 +81,7 @@ def base(saved: SaveGemma, tokenizers: Tokenizers) -> Any:
 
 
 def ids_of(tokenizer: Path, text: str) -> torch.Tensor:
-    engine = Engine.from_file(str(tokenizer / "tokenizer.json"))
+    engine = FastTokenizer.from_file(str(tokenizer / "tokenizer.json"))
     return torch.tensor([engine.encode(text, add_special_tokens=False).ids])
 
 

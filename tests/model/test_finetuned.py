@@ -74,7 +74,7 @@ def tuned(local: Bucket, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def merge(local: Bucket, tmp_path: Path) -> adapter_export.Agreement:
+def merge(local: Bucket, tmp_path: Path) -> adapter_export.MergeComparison:
     settings = Settings(bucket=local.url, home=str(tmp_path / "home"))
     run = runs.find(local, "tuned")
     return adapter_export.merged(local, run, tmp_path / "scratch", tmp_path / "out", settings)
@@ -88,7 +88,7 @@ def test_a_run_is_merged_into_what_it_was_trained_on_and_talks_as_it_was_taught(
     found = merge(local, tmp_path)
 
     assert abs(found.trained_loss - found.merged_loss) <= 0.005 and found.argmax >= 0.98
-    assert adapter_export.into_of(runs.find(local, "tuned")) == "dequantised"
+    assert adapter_export.merge_target(runs.find(local, "tuned")) == "dequantised"
     style = prompts.load("chat", tokenizer.load(str(tmp_path / "out")))
     assert style.template == prompts.load("alpaca", tokenizer.load("bytes")).template
     base = ModelFolder.open(tmp_path / "bucket" / "models" / "base")
@@ -129,10 +129,10 @@ def test_half_a_checkpoint_is_no_adapter(tuned: Callable[..., Path]):
     tensors = load_file(whole)
     save_file(dict(list(tensors.items())[1:]), whole)
     with pytest.raises(CorruptError, match="half an adapter: it has no transformer"):
-        lora.of_checkpoint(saved)
+        lora.from_checkpoint(saved)
     whole.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(CorruptError, match="is not a checkpoint"):
-        lora.of_checkpoint(saved)
+        lora.from_checkpoint(saved)
     whole.unlink()
     with pytest.raises(CorruptError, match="half an adapter"):
-        lora.of_checkpoint(saved)
+        lora.from_checkpoint(saved)

@@ -15,7 +15,7 @@ from bafogpt.model import lora
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import GPT, tie
-from bafogpt.model.merge import Into, merge
+from bafogpt.model.merge import MergeTarget, merge
 
 from .conftest import SaveGemma, logits_of, some_ids
 
@@ -79,7 +79,9 @@ def test_the_merged_model_has_the_logits_of_peft_in_transformers(
 
 
 @pytest.mark.parametrize("into", ["dequantised", "original"])
-def test_an_adapter_of_another_base_is_refused_and_nothing_is_written(saved: SaveGemma, tmp_path: Path, into: Into):
+def test_an_adapter_of_another_base_is_refused_and_nothing_is_written(
+    saved: SaveGemma, tmp_path: Path, into: MergeTarget
+):
     base, other = saved("base", **WIDE), saved("other", seed=1, **WIDE)
     adapter = adapter_for(other, tmp_path / "adapter")
 

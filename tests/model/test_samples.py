@@ -27,4 +27,7 @@ def test_the_loss_of_new_pieces_and_of_old_ones_add_up_to_the_whole(tmp_path: Pa
 
 def test_samples_of_text_fill_the_models_positions(tmp_path: Path) -> None:
     folder = ModelFolder.open(make_model(tmp_path / "model"))
-    assert [len(each) for each in eval_samples.of_text(folder, ["starter"], Settings(), count=2, tokens=48)] == [48, 48]
+    assert [len(each) for each in eval_samples.text_samples(folder, ["starter"], Settings(), count=2, tokens=48)] == [
+        48,
+        48,
+    ]

@@ -67,14 +67,14 @@ def changes_in(folder: Path) -> list[str]:
     return [line.removeprefix("- ") for line in notice.splitlines() if line.startswith("- ")]
 
 
-def record(bucket: Bucket, name: str, began: str | None, model: str = "Gemma-2-2b") -> Bucket:
+def record(bucket: Bucket, name: str, base_folder: str | None, model: str = "Gemma-2-2b") -> Bucket:
     run = bucket.child(f"runs/{name}")
-    job = {"train": {"model": {"name": model, "checkpoint": began}, "data": {"path": "data/none"}}}
+    job = {"train": {"model": {"name": model, "checkpoint": base_folder}, "data": {"path": "data/none"}}}
     run.put("run.json", json.dumps({"name": name, "job": job}).encode())
     return run
 
 
-def trained(bucket: Bucket, name: str, base: Path, began: str | None, scratch: Path) -> None:
+def trained(bucket: Bucket, name: str, base: Path, base_folder: str | None, scratch: Path) -> None:
     """A run with a checkpoint of the whole model."""
     folder = ModelFolder.open(base)
     out = scratch / name
@@ -83,11 +83,11 @@ def trained(bucket: Bucket, name: str, base: Path, began: str | None, scratch: P
     save_file(tensors, out / "model.safetensors")
     known = {"model": fingerprint(folder.config, folder.tied)}
     (out / "checkpoint.json").write_text(json.dumps({"step": 5, "samples": 1, "fingerprint": known}))
-    store = CheckpointStore(record(bucket, name, began).child("checkpoints"))
+    store = CheckpointStore(record(bucket, name, base_folder).child("checkpoints"))
     store.upload(out, step=5, samples=1, upload_id="u", metadata={})
 
 
-def tuned(bucket: Bucket, base: Path, began: str, scratch: Path) -> None:
+def tuned(bucket: Bucket, base: Path, base_folder: str, scratch: Path) -> None:
     """A run with a checkpoint of an adapter."""
     folder, config = ModelFolder.open(base), AdapterConfig(r=4, alpha=8.0)
     network = load_gpt(folder)
@@ -99,7 +99,7 @@ def tuned(bucket: Bucket, base: Path, began: str, scratch: Path) -> None:
     adapter = {**asdict(config), "targets": list(config.targets)}
     known = {"model": fingerprint(folder.config, folder.tied), "adapter": adapter, "base": digest}
     (out / "checkpoint.json").write_text(json.dumps({"step": 5, "samples": 1, "fingerprint": known}))
-    store = CheckpointStore(record(bucket, "tuned", began).child("checkpoints"))
+    store = CheckpointStore(record(bucket, "tuned", base_folder).child("checkpoints"))
     store.upload(out, step=5, samples=1, upload_id="u", metadata={})
 
 
@@ -131,7 +131,7 @@ def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
     export.write(export.open_folder(tmp_path / "merged"), tmp_path / "lit", "litgpt")
     assert changes_in(tmp_path / "lit") == [*listed, "weights: converted to litgpt's format"]
 
-    found = publish.of_folder(bucket, tmp_path / "merged", PublishOptions(dtype="float16"), settings)
+    found = publish.from_folder(bucket, tmp_path / "merged", PublishOptions(dtype="float16"), settings)
     assert changes_in(found.build(tmp_path / "release")) == [*listed, "weights: converted to float16"]
     text = card.write("hf://zulu/model", found.facts, 0, 0).decode()
     assert "license: gemma\n" in text
@@ -168,17 +168,17 @@ def test_a_network_of_gemmas_shape_that_began_with_random_weights_is_no_derivati
 @pytest.mark.parametrize("gone", ["models/base", "runs/first"])
 def test_where_the_records_of_the_base_are_gone_the_jobs_model_name_decides(bucket: Bucket, gone: str) -> None:
     record(bucket, "second", gone)
-    began = runs.origin(bucket, runs.RunModel("second", json.loads(bucket.get("runs/second/run.json")), None))  # type: ignore[arg-type]
-    assert (began.folder, began.model) == ("", "Gemma-2-2b")
-    assert began.changes is not None and began.changes[-1] == "weights: trained by run second"
+    origin = runs.origin(bucket, runs.RunModel("second", json.loads(bucket.get("runs/second/run.json")), None))  # type: ignore[arg-type]
+    assert (origin.folder, origin.model) == ("", "Gemma-2-2b")
+    assert origin.changes is not None and origin.changes[-1] == "weights: trained by run second"
 
 
 def test_another_familys_licence_goes_along_without_a_notice(saved: SaveGemma, tmp_path: Path) -> None:
     folder = saved()
     (folder / "LICENSE").write_text("Apache")
     model = ModelFolder.open(folder)
-    assert [path.name for path in model.beside()][-1] == "LICENSE"
-    found = replace(export.of_folder(model), content={**model.content, "model_type": "qwen3"})
+    assert [path.name for path in model.companions()][-1] == "LICENSE"
+    found = replace(export.from_folder(model), content={**model.content, "model_type": "qwen3"})
     export.write(found, tmp_path / "lit", "litgpt")
     assert (tmp_path / "lit" / "LICENSE").read_text() == "Apache"
     assert not (tmp_path / "lit" / "NOTICE").exists()

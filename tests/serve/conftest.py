@@ -55,19 +55,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def speaker(folder: Path) -> ChatModel:
+def chat_model(folder: Path) -> ChatModel:
     torch.set_num_threads(1)
     return ChatModel.load(folder, device="cpu")
 
 
 @pytest.fixture
-def start(speaker: ChatModel) -> Iterator[Callable[..., Server]]:
+def start(chat_model: ChatModel) -> Iterator[Callable[..., Server]]:
     """``start(slots=2, queue=9, …)``: a server with these limits, until the test is over."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def started(**limits: Any) -> Server:
         listening = run.listen("127.0.0.1", 0, guarded=True)
-        app = make_app(speaker, Limits(**limits), KEY)
+        app = make_app(chat_model, Limits(**limits), KEY)
         server = run.make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

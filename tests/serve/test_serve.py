@@ -16,7 +16,7 @@ import pytest
 
 from bafogpt.data.messages import Message
 from bafogpt.model.cache import KVCache
-from bafogpt.model.chat_model import ChatModel, Piece
+from bafogpt.model.chat_model import AnswerChunk, ChatModel
 from bafogpt.model.generate import Sampling
 
 from .conftest import KEY, Server
@@ -28,36 +28,36 @@ def client(server: Server, key: str = KEY) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.url, api_key=key, max_retries=0, timeout=120)
 
 
-def expected(speaker: ChatModel, max_tokens: int, seed: int) -> str:
-    prompt = speaker.prompt([Message("user", "Sawubona!")])
-    pieces = speaker.answer(prompt, max_tokens=max_tokens, sampling=Sampling(seed=seed))
+def expected(chat_model: ChatModel, max_tokens: int, seed: int) -> str:
+    prompt = chat_model.prompt([Message("user", "Sawubona!")])
+    pieces = chat_model.answer(prompt, max_tokens=max_tokens, sampling=Sampling(seed=seed))
     return "".join(piece.text for piece in pieces)
 
 
-def test_openais_client_streams_the_answer_that_the_model_gives(server: Server, speaker: ChatModel) -> None:
+def test_openais_client_streams_the_answer_that_the_model_gives(server: Server, chat_model: ChatModel) -> None:
     stream = client(server).chat.completions.create(
         model="tiny", messages=HELLO, max_tokens=60, seed=5, stream=True, stream_options={"include_usage": True}
     )
     *chunks, usage = list(stream)
     texts = [chunk.choices[0].delta.content or "" for chunk in chunks]
-    assert "".join(texts) == expected(speaker, 60, seed=5)
+    assert "".join(texts) == expected(chat_model, 60, seed=5)
     assert sum(map(bool, texts)) > 10  # in pieces, not at once
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["length"]
     assert usage.usage.completion_tokens == 60
     assert server.idle()
 
 
-def test_without_streaming_the_answer_is_the_same_and_counted(server: Server, speaker: ChatModel) -> None:
+def test_without_streaming_the_answer_is_the_same_and_counted(server: Server, chat_model: ChatModel) -> None:
     answer = client(server).chat.completions.create(model="tiny", messages=HELLO, max_tokens=60, seed=5)
-    assert answer.choices[0].message.content == expected(speaker, 60, seed=5)
+    assert answer.choices[0].message.content == expected(chat_model, 60, seed=5)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
-    prompt = len(speaker.prompt([Message("user", "Sawubona!")]))
+    prompt = len(chat_model.prompt([Message("user", "Sawubona!")]))
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, 60)
 
 
-def test_a_stop_string_ends_the_answer_before_it(server: Server, speaker: ChatModel) -> None:
-    whole = expected(speaker, 60, seed=5)
+def test_a_stop_string_ends_the_answer_before_it(server: Server, chat_model: ChatModel) -> None:
+    whole = expected(chat_model, 60, seed=5)
     stop = next(letter for letter in whole[5:] if letter.isascii() and letter.isprintable())
     answer = client(server).chat.completions.create(model="tiny", messages=HELLO, max_tokens=60, seed=5, stop=stop)
     assert answer.choices[0].message.content == whole.partition(stop)[0]
@@ -70,7 +70,7 @@ def test_models_and_health(server: Server) -> None:
     assert health.json() == {"status": "ok", "computing": 0, "waiting": 0}
 
 
-def test_32_clients_at_once_one_of_which_hangs_up_and_nothing_leaks(server: Server, speaker: ChatModel) -> None:
+def test_32_clients_at_once_one_of_which_hangs_up_and_nothing_leaks(server: Server, chat_model: ChatModel) -> None:
     def ask(number: int) -> str:
         with client(server) as openai_client:
             stream = openai_client.chat.completions.create(
@@ -87,7 +87,7 @@ def test_32_clients_at_once_one_of_which_hangs_up_and_nothing_leaks(server: Serv
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(ask, range(32)))
     for number, answer in enumerate(answers):
-        whole = expected(speaker, 400 if number == 7 else 24, seed=number)
+        whole = expected(chat_model, 400 if number == 7 else 24, seed=number)
         assert answer == whole if number != 7 else whole.startswith(answer)
     assert server.idle()
     assert sum(type(each) is KVCache for each in gc.get_objects()) == 0
@@ -100,10 +100,10 @@ def test_nothing_more_is_computed_for_a_client_that_hangs_up(
     start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     server = start(slots=1)
-    made: list[Piece] = []
+    made: list[AnswerChunk] = []
     answer = ChatModel.answer
 
-    def counted(*given: Any, **options: Any) -> Iterator[Piece]:
+    def counted(*given: Any, **options: Any) -> Iterator[AnswerChunk]:
         for piece in answer(*given, **options):
             made.append(piece)
             time.sleep(0.02)
@@ -127,7 +127,7 @@ def test_a_full_queue_is_429_and_free_again_afterwards(
     release = threading.Event()
     answer = ChatModel.answer
 
-    def held(*given: Any, **options: Any) -> Iterator[Piece]:
+    def held(*given: Any, **options: Any) -> Iterator[AnswerChunk]:
         for piece in answer(*given, **options):
             yield piece
             release.wait(60)

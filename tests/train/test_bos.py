@@ -206,10 +206,10 @@ def test_data_without_bos_is_refused_for_a_base_that_begins_with_it(
 def test_the_text_that_a_model_is_measured_on_begins_with_bos_where_its_tokenizer_adds_it(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    plain = texts.of_text(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)
+    plain = texts.text_samples(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)
     before = texts.measure(ModelFolder.open(folder), "Sawubona " * 100)
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
-    begun = texts.of_text(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)
+    begun = texts.text_samples(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)
     after = texts.measure(ModelFolder.open(folder), "Sawubona " * 100)
     assert all(int(each[0]) == BOS and len(each) == 32 for each in begun)
     assert torch.cat(begun).tolist() != torch.cat(plain).tolist()

@@ -108,7 +108,7 @@ def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
     config = tuned(packed, steps=2, model=over, adapter={**ADAPTER, "base": "as-is"})
     found = train(config)
     assert found.results[0].outcome == "finished", found.output
-    content, adapter, gpt, digest = lora.of_checkpoint(found.staged[-1].folder)
+    content, adapter, gpt, digest = lora.from_checkpoint(found.staged[-1].folder)
     assert adapter == config.adapter
     assert digest != train(tuned(packed, steps=1)).staged[-1].metadata["fingerprint"]["base"]
     lora.save(tmp_path / "out", content, adapter, gpt, base="runs/base-of-finetune", base_digest=digest)
@@ -123,7 +123,7 @@ def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
     for name, tensor in lora.tensors(model).items():
         assert torch.equal(tensor, content[name])
     with pytest.raises(ConfigError, match="of a whole model"):
-        lora.of_checkpoint(base.folder)
+        lora.from_checkpoint(base.folder)
 
 
 def test_moments_in_8_bits_come_back_exactly_and_are_no_other_optimizers(train: Train, packed: str) -> None:
@@ -162,8 +162,8 @@ def test_two_processes_train_the_adapter_that_one_does(train: Train, packed: str
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
     folder = two.staged[-1].folder
     assert len(sorted(folder.glob("*.safetensors"))) == 2, "a part of the adapter a process"
-    content, *_, digest = lora.of_checkpoint(folder)
-    alone, *_, same = lora.of_checkpoint(one.staged[-1].folder)
+    content, *_, digest = lora.from_checkpoint(folder)
+    alone, *_, same = lora.from_checkpoint(one.staged[-1].folder)
     assert digest == same
     for name, tensor in alone.items():
         torch.testing.assert_close(content[name], tensor, atol=1e-5, rtol=1e-3)

@@ -94,7 +94,7 @@ def test_a_trained_gemma_3_goes_back_into_a_folder_of_its_family(
     made = train(replace(job(checkpoint=gemma_3), tokens=256))
 
     checkpoint = CheckpointFolder.open(made.staged[-1].folder)
-    export.write(export.of_checkpoint(checkpoint), tmp_path / "out", "hf")
+    export.write(export.from_checkpoint(checkpoint), tmp_path / "out", "hf")
     base, out = ModelFolder.open(folders("gemma-3-4b")), ModelFolder.open(tmp_path / "out")
     assert (out.content["model_type"], out.tied) == ("gemma3_text", True)
     assert replace(out.config, vocab_size=320) == base.config

@@ -26,16 +26,16 @@ from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
 from bafogpt.data.vocabulary import files, protected_merges, sentencepiece_model, word_counts
 from bafogpt.data.vocabulary.bpe_merges import Pair, PairIndex, apply
-from bafogpt.data.vocabulary.files import Base, Piece
+from bafogpt.data.vocabulary.files import Base, LearnedPiece
 from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL, ModelCheck
-from bafogpt.data.vocabulary.word_counts import Unit, Words
+from bafogpt.data.vocabulary.word_counts import Unit, WordCounts
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
 MULTIPLE = 64
 """The size of the whole vocabulary is a multiple of this: matrix kernels are faster then."""
-LEAST = 2
+MIN_PAIR_COUNT = 2
 """A pair that occurs fewer times than this is not a pattern."""
 PROGRESS_EVERY = 100
 
@@ -114,7 +114,7 @@ def extend(
     began = time.monotonic()
     require_new(out)
     read = _read(corpus, options.language, False, settings, processes, stage)
-    kept = _read(protected, options.protect_language, True, settings, processes, stage) if protected else Words()
+    kept = _read(protected, options.protect_language, True, settings, processes, stage) if protected else WordCounts()
     with stage("loading the base", None, ""):
         loaded = files.load(base)
     with stage("cutting words", None, ""):
@@ -145,7 +145,7 @@ class Learner:
     """Merges, one after the other, over the units of a corpus."""
 
     def __init__(self, base: Base, units: Counter[Unit], forbidden: set[Pair]) -> None:
-        self.learned: list[Piece] = []
+        self.learned: list[LearnedPiece] = []
         self.refused: Counter[str] = Counter()
         """Why pairs that occur often enough did not become pieces."""
         self._base = base
@@ -158,7 +158,7 @@ class Learner:
         """Learn until there are ``wanted`` pieces, or no pair is left that occurs often enough."""
         while len(self.learned) < wanted:
             best = self._index.most_frequent()
-            if best is None or best[1] < LEAST:
+            if best is None or best[1] < MIN_PAIR_COUNT:
                 break
             pair, number = best
             piece = self._piece(pair, number)
@@ -173,7 +173,7 @@ class Learner:
             if len(self.learned) % PROGRESS_EVERY == 0:
                 advance(PROGRESS_EVERY)
 
-    def _piece(self, pair: Pair, number: int) -> Piece | None:
+    def _piece(self, pair: Pair, number: int) -> LearnedPiece | None:
         """The piece that ``pair`` would become, or None for one that may not be.
 
         In plain BPE a text whose borders no merge crosses is cut the same alone as within its word, so the second
@@ -188,14 +188,14 @@ class Learner:
         if tuple(alone) != constituents or apply(alone, self._merges) != [*pair]:
             self.refused["cut in another way when alone"] += 1
             return None
-        return Piece(len(self._texts), text, pair, constituents, number)
+        return LearnedPiece(len(self._texts), text, pair, constituents, number)
 
     def _constituents(self, token: int) -> tuple[int, ...]:
         learned = token - self._base.size
         return (token,) if learned < 0 else self.learned[learned].constituents
 
 
-def unreachable(engine: Engine, pieces: Sequence[tuple[int, str]]) -> list[str]:
+def unreachable(engine: FastTokenizer, pieces: Sequence[tuple[int, str]]) -> list[str]:
     """Those of ``pieces`` (id, text) whose text is not cut into just that id."""
     encoded = engine.encode_batch_fast([text for _, text in pieces], add_special_tokens=False)
     return [text for (number, text), each in zip(pieces, encoded, strict=True) if each.ids != [number]]
@@ -208,7 +208,7 @@ def _read(
     settings: Settings | None,
     processes: int | None,
     stage: Stage,
-) -> Words:
+) -> WordCounts:
     with stage(f"reading '{language}'", None, "files") as advance:
         read = word_counts.count(
             sources, language, replay=replay, settings=settings, processes=processes, progress=advance
@@ -223,10 +223,12 @@ def _too_few(there: int, wanted: int, base: int) -> DataError:
     """The error that says how many pieces there were, with the largest number that would do."""
     most = (base + there) // MULTIPLE * MULTIPLE - base
     hint = f"--pieces {most}, or add text" if most > 0 else "add text"
-    return DataError(f"the corpus gives {there:,} pieces, not {wanted:,}: no other pair occurs {LEAST} times", hint)
+    return DataError(
+        f"the corpus gives {there:,} pieces, not {wanted:,}: no other pair occurs {MIN_PAIR_COUNT} times", hint
+    )
 
 
-def _facts(read: Words) -> dict[str, Any]:
+def _facts(read: WordCounts) -> dict[str, Any]:
     return {
         "documents": read.documents,
         "words": read.counts.total(),
@@ -236,13 +238,13 @@ def _facts(read: Words) -> dict[str, Any]:
 
 
 def _write(
-    out: Path, base: Base, learned: Sequence[Piece], padding: int, facts: dict[str, Any], sample: Iterable[str]
+    out: Path, base: Base, learned: Sequence[LearnedPiece], padding: int, facts: dict[str, Any], sample: Iterable[str]
 ) -> ModelCheck:
     """Write the folder, after the ``tokenizers`` library tokenized every new piece as itself."""
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
     made = files.dumped(files.continued(base, learned, padding))
-    engine = Engine.from_str(made)
+    engine = FastTokenizer.from_str(made)
     missed = unreachable(engine, [(piece.id, piece.text) for piece in learned])
     assert not missed, f"{len(missed)} pieces are not cut into themselves: {missed[:5]}"
     assert engine.get_vocab_size(with_added_tokens=True) == base.size + len(learned) + padding
@@ -251,7 +253,7 @@ def _write(
     with new_folder(out) as folder:
         (folder / files.TOKENIZER).write_text(made, encoding="utf-8")
         (folder / files.LINEAGE).write_text(files.lineage(base, learned, made, facts), encoding="utf-8")
-        for name, text in files.beside(base.file, engine).items():
+        for name, text in files.companion_files(base.file, engine).items():
             (folder / name).write_text(text, encoding="utf-8")
         for path in terms.files_in(base.file.parent):
             shutil.copyfile(path, folder / path.name)

@@ -18,20 +18,20 @@ from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES
 from bafogpt.data.vocabulary.word_counts import SPACE, is_letters
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 LINEAGE = "tokenizer.lineage.json"
 LINEAGE_SCHEMA = "bafogpt.tokenizer.lineage/1"
-BESIDE = ("special_tokens_map.json", "chat_template.jinja")
+COMPANION_FILES = ("special_tokens_map.json", "chat_template.jinja")
 """What else belongs to a tokenizer and is copied along."""
 PADDING = "<padding_{}>"
 HINT = "--base FOLDER of a Gemma, Mistral or Llama 2 checkpoint"
 
 
 @dataclass(frozen=True)
-class Piece:
+class LearnedPiece:
     """One learned piece."""
 
     id: int
@@ -52,7 +52,7 @@ class Base:
     digest: str
     """``blake3:`` of the ``tokenizer.json``."""
     content: dict[str, Any]
-    engine: Engine
+    engine: FastTokenizer
     """Cuts raw text as the base does, special tokens spelled in it being text, and nothing added."""
     pieces: Sequence[str]
     """By id; empty where an id has no piece."""
@@ -84,10 +84,10 @@ def load(name: str) -> Base:
         raise DataError(f"{file}: not a {TOKENIZER} ({_first_line(error)})", f"head -c 200 {file}") from None
     if reason:  # before the library reads it: some of these make it panic
         raise DataError(f"{file}: {reason}", HINT)
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
     try:
-        engine = Engine.from_buffer(raw)
+        engine = FastTokenizer.from_buffer(raw)
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{file}: not a {TOKENIZER} ({_first_line(error)})", f"head -c 200 {file}") from None
     engine.no_truncation()
@@ -120,7 +120,7 @@ def _unfit(content: dict[str, Any], model: dict[str, Any]) -> str:
     return ""
 
 
-def continued(base: Base, learned: Sequence[Piece], padding: int) -> dict[str, Any]:
+def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> dict[str, Any]:
     """The content of the new ``tokenizer.json``: the base's, with pieces, their merges and padding at the end.
 
     An added token that is not in the base's vocabulary, as Gemma-3's ``<image_soft_token>``, is put into it: the
@@ -142,7 +142,7 @@ def dumped(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False, indent=2)
 
 
-def lineage(base: Base, learned: Sequence[Piece], made: str, facts: dict[str, Any]) -> str:
+def lineage(base: Base, learned: Sequence[LearnedPiece], made: str, facts: dict[str, Any]) -> str:
     """``tokenizer.lineage.json``: what the new tokenizer was made of, a line for each of its pieces."""
     about = {
         "schema": LINEAGE_SCHEMA,
@@ -167,11 +167,11 @@ def lineage(base: Base, learned: Sequence[Piece], made: str, facts: dict[str, An
     return f'{head},\n "pieces": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
 
-def beside(file: Path, engine: Engine) -> dict[str, str]:
+def companion_files(file: Path, engine: FastTokenizer) -> dict[str, str]:
     """The small files that go with a tokenizer: the base's where it has them, else a ``tokenizer_config.json``."""
     found = {
         name: (file.parent / name).read_text(encoding="utf-8")
-        for name in (CONFIG, *BESIDE)
+        for name in (CONFIG, *COMPANION_FILES)
         if (file.parent / name).is_file()
     }
     if CONFIG not in found:
@@ -179,7 +179,7 @@ def beside(file: Path, engine: Engine) -> dict[str, str]:
     return found
 
 
-def config_of(engine: Engine) -> str:
+def config_of(engine: FastTokenizer) -> str:
     """A ``tokenizer_config.json`` that names the tokens for begin and end by what they are usually called."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for key, names in (("bos_token", BEGIN_NAMES), ("eos_token", END_NAMES), ("unk_token", ("<unk>",))):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bafogpt.core.errors import UsageError
 from bafogpt.core.files import write_atomic
-from bafogpt.data.vocabulary.report import Cost, Row
+from bafogpt.data.vocabulary.report import TextStats, TokenizerStats
 
 FORMATS = (".svg", ".png")
 PAPER, INK, MUTED, GRID, TEXT, PROTECTED = "#fffffe", "#22262b", "#69717c", "#e3e6ea", "#2f6fb2", "#b8601a"
@@ -22,7 +22,7 @@ def require_format(path: Path) -> None:
         raise UsageError(f"--picture {path}: the ending says the format, {' or '.join(FORMATS)}", "--picture a.svg")
 
 
-def draw(rows: Sequence[Row], path: Path, language: str, protect_language: str) -> None:
+def draw(rows: Sequence[TokenizerStats], path: Path, language: str, protect_language: str) -> None:
     """Write the figure to ``path`` (``.svg`` or ``.png``): a group of bars a tokenizer, in the order of ``rows``.
 
     Equal rows give an equal file.
@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row], path: Path, language: str, protect_language: str) 
         axes.set_facecolor(PAPER)
         both = all(row.protected for row in rows)
         height = 0.36 if both else 0.6
-        groups: list[tuple[str, str, float, list[Cost]]] = [
+        groups: list[tuple[str, str, float, list[TextStats]]] = [
             (language, TEXT, -height / 2 if both else 0.0, [row.text for row in rows])
         ]
         if both:

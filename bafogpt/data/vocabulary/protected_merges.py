@@ -18,7 +18,7 @@ from bafogpt.data.vocabulary.bpe_merges import Pair
 from bafogpt.data.vocabulary.word_counts import units
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
 
 def protected_words(protect: Mapping[str, int], corpus: Mapping[str, int]) -> list[str]:
@@ -35,7 +35,7 @@ def variants(word: str) -> set[str]:
     return {f"{space}{each}" for each in spellings for space in ("", " ")}
 
 
-def forbidden_pairs(engine: Engine, words: Sequence[str], letters: Sequence[bool]) -> set[Pair]:
+def forbidden_pairs(engine: FastTokenizer, words: Sequence[str], letters: Sequence[bool]) -> set[Pair]:
     """The pairs of neighbouring base tokens in ``words`` and their variants."""
     spelled = sorted({each for word in words for each in variants(word)})
     found = units(engine, ((word, 1) for word in spelled), letters)

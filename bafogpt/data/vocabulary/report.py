@@ -17,7 +17,7 @@ from typing import Any
 
 from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.core.settings import Settings
-from bafogpt.data import sources as reading
+from bafogpt.data import sources as text_sources
 from bafogpt.data.vocabulary.word_counts import SPACE, texts
 
 BATCH_LINES = 2048
@@ -38,16 +38,16 @@ class TokenizerAdapter(ABC):
     """The ids that text may have: neither special nor bytes."""
 
     @abstractmethod
-    def cut(self, lines: Sequence[str]) -> list[list[int]]:
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """The ids of each line, with nothing added."""
 
     @abstractmethod
-    def cut_piece(self, piece: str) -> list[int]:
+    def encode_piece(self, piece: str) -> list[int]:
         """The ids of a piece's own text."""
 
 
 @dataclass
-class Cost:
+class TextStats:
     """What one text costs."""
 
     lines: int = 0
@@ -77,7 +77,7 @@ class Cost:
 
 
 @dataclass
-class Row:
+class TokenizerStats:
     """One tokenizer. ``new`` are pieces that the first one lacks.
 
     ``unreachable`` are among the new ones where the tokenizer continues the first, among all its pieces where not.
@@ -89,8 +89,8 @@ class Row:
     unreachable: int
     unreachable_pieces: list[str]
     """Some of them."""
-    text: Cost
-    protected: Cost | None
+    text: TextStats
+    protected: TextStats | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -107,7 +107,7 @@ def report(
     protect_language: str = "eng",
     settings: Settings | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[Row]:
+) -> list[TokenizerStats]:
     """A row for each of ``tokenizers``; ``progress`` is told of each that is done.
 
     Of parallel text the side in ``language`` (``protect_language`` for ``protected``) is taken. Texts are held in
@@ -115,27 +115,33 @@ def report(
     """
     lines = read_lines(text, language, False, settings)
     others = read_lines(protected, protect_language, True, settings) if protected else []
-    rows: list[Row] = []
+    rows: list[TokenizerStats] = []
     first: TokenizerAdapter | None = None
     before: list[list[list[str]]] = []
     names = _names(tokenizers)
     for path, name in zip(tokenizers, names, strict=True):
-        cutter = open_tokenizer(path, name)
-        first = first or cutter
+        tokenizer = open_tokenizer(path, name)
+        first = first or tokenizer
         known = set(first.pieces)
-        new = [number for number in cutter.plain if cutter.pieces[number] not in known]
-        checked = new if cutter is not first and _extends(cutter, first) else cutter.plain
-        missed = [cutter.pieces[number] for number in checked if cutter.cut_piece(cutter.pieces[number]) != [number]]
+        new = [number for number in tokenizer.plain if tokenizer.pieces[number] not in known]
+        checked = new if tokenizer is not first and _extends(tokenizer, first) else tokenizer.plain
+        missed = [
+            tokenizer.pieces[number]
+            for number in checked
+            if tokenizer.encode_piece(tokenizer.pieces[number]) != [number]
+        ]
         costs = []
         for position, wanted in enumerate((lines, others)):
-            cost, cut = _cost(cutter, wanted, set(new))
-            if cutter is first:
-                before.append(cut)
+            cost, encode = _cost(tokenizer, wanted, set(new))
+            if tokenizer is first:
+                before.append(encode)
             else:
-                _compare(cost, before[position], cut)
+                _compare(cost, before[position], encode)
             costs.append(cost)
-        size = sum(1 for piece in cutter.pieces if piece)
-        rows.append(Row(name, size, len(new), len(missed), missed[:NAMED], costs[0], costs[1] if others else None))
+        size = sum(1 for piece in tokenizer.pieces if piece)
+        rows.append(
+            TokenizerStats(name, size, len(new), len(missed), missed[:NAMED], costs[0], costs[1] if others else None)
+        )
         if progress is not None:
             progress(1)
     return rows
@@ -143,7 +149,7 @@ def report(
 
 def read_lines(sources: Sequence[str], language: str, replay: bool, settings: Settings | None = None) -> list[str]:
     """The lines of ``sources`` in ``language`` that are not empty. Raises :class:`DataError` where there is none."""
-    files = (file for source in sources for file in reading.find(source, settings))
+    files = (file for source in sources for file in text_sources.find(source, settings))
     found = (text.splitlines() for file in files for text in texts(file, language, replay=replay))
     lines = [line for line in itertools.chain.from_iterable(found) if line.strip()]
     if not lines:
@@ -152,23 +158,23 @@ def read_lines(sources: Sequence[str], language: str, replay: bool, settings: Se
     return lines
 
 
-def _cost(cutter: TokenizerAdapter, lines: Sequence[str], new: set[int]) -> tuple[Cost, list[list[str]]]:
+def _cost(tokenizer: TokenizerAdapter, lines: Sequence[str], new: set[int]) -> tuple[TextStats, list[list[str]]]:
     """What ``lines`` cost, and the pieces of each."""
-    cost = Cost(lines=len(lines))
+    cost = TextStats(lines=len(lines))
     seen: set[int] = set()
-    cut: list[list[str]] = []
+    encode: list[list[str]] = []
     for begin in range(0, len(lines), BATCH_LINES):
-        for ids in cutter.cut(lines[begin : begin + BATCH_LINES]):
+        for ids in tokenizer.encode(lines[begin : begin + BATCH_LINES]):
             cost.tokens += len(ids)
             seen.update(ids)
-            cut.append([cutter.pieces[number] for number in ids])
+            encode.append([tokenizer.pieces[number] for number in ids])
     cost.words = sum(len(line.split()) for line in lines)
     cost.bytes = sum(len(line.encode()) for line in lines)
     cost.used, cost.used_new = len(seen), len(seen & new)
-    return cost, cut
+    return cost, encode
 
 
-def _compare(cost: Cost, before: Sequence[list[str]], after: Sequence[list[str]]) -> None:
+def _compare(cost: TextStats, before: Sequence[list[str]], after: Sequence[list[str]]) -> None:
     """Count the lines that are cut in another way, and name the words that are."""
     words: Counter[str] = Counter()
     for old, new in zip(before, after, strict=True):
@@ -190,9 +196,9 @@ def _words(pieces: Iterable[str]) -> Iterator[tuple[str, ...]]:
     yield tuple(word)
 
 
-def _extends(cutter: TokenizerAdapter, first: TokenizerAdapter) -> bool:
-    """Whether the ids of ``first`` mean the same in ``cutter``, but for a few that are spelled otherwise (the tab)."""
-    same = sum(one == other for one, other in zip(cutter.pieces, first.pieces, strict=False))
+def _extends(tokenizer: TokenizerAdapter, first: TokenizerAdapter) -> bool:
+    """Whether the ids of ``first`` mean the same in ``tokenizer``; a few may be spelled otherwise (the tab)."""
+    same = sum(one == other for one, other in zip(tokenizer.pieces, first.pieces, strict=False))
     return same >= 0.99 * len(first.pieces)
 
 
@@ -220,10 +226,10 @@ def open_tokenizer(path: str, name: str) -> TokenizerAdapter:
 
 class _Json(TokenizerAdapter):
     def __init__(self, file: Path, name: str) -> None:
-        from tokenizers import Tokenizer as Engine
+        from tokenizers import Tokenizer as FastTokenizer
 
         try:
-            self._engine = Engine.from_file(str(file))
+            self._engine = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower
             raise DataError(f"{file}: not a tokenizer.json ({error})", f"head -c 200 {file}") from None
         self._engine.no_truncation()
@@ -238,10 +244,10 @@ class _Json(TokenizerAdapter):
             number for number, piece in enumerate(self.pieces) if piece and number not in added and not _is_byte(piece)
         ]
 
-    def cut(self, lines: Sequence[str]) -> list[list[int]]:
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
         return [each.ids for each in self._engine.encode_batch_fast(list(lines), add_special_tokens=False)]
 
-    def cut_piece(self, piece: str) -> list[int]:
+    def encode_piece(self, piece: str) -> list[int]:
         ids: list[int] = self._engine.encode(piece, add_special_tokens=False).ids
         return ids
 
@@ -265,11 +271,11 @@ class _SentencePiece(TokenizerAdapter):
         odd = (model.is_byte, model.is_control, model.is_unknown, model.is_unused)
         self.plain = [number for number in range(len(self.pieces)) if not any(test(number) for test in odd)]
 
-    def cut(self, lines: Sequence[str]) -> list[list[int]]:
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._model.encode(list(lines), out_type=int)
         return ids
 
-    def cut_piece(self, piece: str) -> list[int]:
+    def encode_piece(self, piece: str) -> list[int]:
         """Models made by default put a space before any text; a piece without one is looked for after other text."""
         text = piece.replace(SPACE, " ")
         if not self._puts_space:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core.errors import DataError
 from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES
-from bafogpt.data.vocabulary.files import HINT, PADDING, Base, Piece
+from bafogpt.data.vocabulary.files import HINT, PADDING, Base, LearnedPiece
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
 MODEL = "tokenizer.model"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -58,7 +58,7 @@ class ModelCheck:
 
 
 def write(
-    folder: Path, base: Base, learned: Sequence[Piece], padding: int, engine: Engine, texts: Iterable[str]
+    folder: Path, base: Base, learned: Sequence[LearnedPiece], padding: int, engine: FastTokenizer, texts: Iterable[str]
 ) -> ModelCheck:
     """Write ``tokenizer.model`` into ``folder`` if it gives the ids of ``engine`` for all ``texts``.
 
@@ -75,7 +75,7 @@ def write(
     return check
 
 
-def continued(base: Base, learned: Sequence[Piece], padding: int) -> bytes:
+def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> bytes:
     """The base's SentencePiece model, its own or one made of its ``tokenizer.json``, with the new pieces appended.
 
     Raises :class:`DataError` where the base's ``tokenizer.model`` is unreadable or of another tokenizer, and where its
@@ -94,7 +94,7 @@ def continued(base: Base, learned: Sequence[Piece], padding: int) -> bytes:
     )
 
 
-def compare(content: bytes, engine: Engine, texts: Iterable[str]) -> ModelCheck:
+def compare(content: bytes, engine: FastTokenizer, texts: Iterable[str]) -> ModelCheck:
     """Tokenize ``texts`` with both libraries. Raises :class:`DataError` where SentencePiece cannot read ``content``."""
     model = _open(content, "the new tokenizer.model")
     if model.get_piece_size() != engine.get_vocab_size(with_added_tokens=True):

@@ -19,10 +19,10 @@ from bafogpt.core import digest
 from bafogpt.core.errors import DataError, UsageError
 from bafogpt.core.files import new_folder, require_new
 from bafogpt.core.settings import Settings
-from bafogpt.data import sources as reading
+from bafogpt.data import sources as text_sources
 from bafogpt.data.documents import TextFile
 from bafogpt.data.vocabulary import files, word_counts
-from bafogpt.data.vocabulary.extend import LEAST, unreachable
+from bafogpt.data.vocabulary.extend import MIN_PAIR_COUNT, unreachable
 from bafogpt.data.vocabulary.word_counts import SPACE, Progress
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -69,7 +69,7 @@ def train(
         raise UsageError(f"--pieces {pieces} is too few: bytes alone need {len(BYTES)}", f"--pieces {FEWEST}")
     began = time.monotonic()
     require_new(out)
-    read = _Reader([file for source in corpus for file in reading.find(source, settings)], language, progress)
+    read = _Reader([file for source in corpus for file in text_sources.find(source, settings)], language, progress)
     model = _learned(read.texts(), pieces - len(SPECIAL) - len(BYTES))
     if not read.documents:
         raise DataError(
@@ -77,7 +77,7 @@ def train(
         )
     size = len(model["vocab"]) + len(SPECIAL) + len(BYTES)
     if size < pieces:
-        message = f"the corpus gives {size:,} pieces, not {pieces:,}: no other pair occurs {LEAST} times"
+        message = f"the corpus gives {size:,} pieces, not {pieces:,}: no other pair occurs {MIN_PAIR_COUNT} times"
         raise DataError(message, f"--pieces {size}, or add text" if size >= FEWEST else "add text")
     _write(out, model, read)
     return TrainReport(str(out), size, len(model["merges"]), read.documents, read.words, time.monotonic() - began)
@@ -104,14 +104,14 @@ class _Reader:
 def _learned(texts: Iterator[str], size: int) -> dict[str, Any]:
     """The library's model, ``size`` pieces without special ones and bytes."""
     from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
-    engine = Engine(models.BPE())
+    engine = FastTokenizer(models.BPE())
     engine.normalizer = normalizers.Replace(" ", SPACE)
     engine.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT), "isolated")
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        min_frequency=LEAST,
+        min_frequency=MIN_PAIR_COUNT,
         limit_alphabet=min(ALPHABET, size // 2),
         initial_alphabet=[SPACE],
         show_progress=False,
@@ -155,10 +155,10 @@ def _content(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(out: Path, model: dict[str, Any], read: _Reader) -> None:
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
     made = files.dumped(_content(model))
-    engine = Engine.from_str(made)
+    engine = FastTokenizer.from_str(made)
     first = len(SPECIAL) + len(BYTES)
     learned = [(number, piece) for piece, number in engine.get_vocab().items() if number >= first]
     missed = unreachable(engine, learned)

@@ -21,19 +21,19 @@ from multiprocessing import connection, get_context, parent_process
 from typing import TYPE_CHECKING
 
 from bafogpt.core.settings import Settings
-from bafogpt.data import sources as reading
+from bafogpt.data import sources as text_sources
 from bafogpt.data.curriculum import REPLAY
 from bafogpt.data.documents import TextFile
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Tokenizer as FastTokenizer
 
 SPACE = "▁"
 """How pieces spell the space (U+2581)."""
 BATCH = 8192
 """Words that are handed to the tokenizer at a time."""
 SAMPLE = 200
-"""Texts of each file that are kept whole in :attr:`Words.sample`."""
+"""Texts of each file that are kept whole in :attr:`WordCounts.sample`."""
 SAMPLE_CHARACTERS = 4096
 """Characters of such a text."""
 
@@ -44,7 +44,7 @@ _WORD = re.compile(r"(?:(?<!\s) )?\S+")
 
 
 @dataclass
-class Words:
+class WordCounts:
     """The distinct words of some files, and what was read to find them."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ class Words:
     sample: list[str] = field(default_factory=list)
     """The beginnings of each file's first texts, with their white space."""
 
-    def add(self, other: Words) -> None:
+    def add(self, other: WordCounts) -> None:
         """Take in what another process counted."""
         self.counts.update(other.counts)
         self.documents += other.documents
@@ -71,7 +71,7 @@ def count(
     settings: Settings | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
-) -> Words:
+) -> WordCounts:
     """The words of ``sources`` in ``language``: one side of parallel text, and documents that do not name another.
 
     Replay is English by definition, so without ``replay`` documents of that stage that name no language are left
@@ -81,10 +81,10 @@ def count(
     tasks = [
         (source, index, language, replay, settings)
         for source in sources
-        for index in range(len(reading.find(source, settings)))
+        for index in range(len(text_sources.find(source, settings)))
     ]
     workers = min(processes or os.cpu_count() or 1, len(tasks))
-    words = Words()
+    words = WordCounts()
     for part in _counted(tasks, workers):
         words.add(part)
         if progress is not None:
@@ -95,7 +95,7 @@ def count(
 _Task = tuple[str, int, str, bool, Settings | None]
 
 
-def _counted(tasks: Sequence[_Task], workers: int) -> Iterator[Words]:
+def _counted(tasks: Sequence[_Task], workers: int) -> Iterator[WordCounts]:
     """Each file's words in the order of the files, so that nothing depends on which process was first."""
     if workers <= 1:
         yield from map(_count_file, tasks)
@@ -120,10 +120,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _count_file(task: _Task) -> Words:
+def _count_file(task: _Task) -> WordCounts:
     source, index, language, replay, settings = task
-    file = reading.find(source, settings)[index]
-    words = Words()
+    file = text_sources.find(source, settings)[index]
+    words = WordCounts()
     for text in texts(file, language, replay=replay):
         words.counts.update(_WORD.findall(text))
         if len(words.sample) < SAMPLE:
@@ -140,7 +140,7 @@ def texts(file: TextFile, language: str, *, replay: bool) -> Iterator[str]:
             yield document.text
 
 
-def units(engine: Engine, words: Iterable[tuple[str, int]], letters: Sequence[bool]) -> Counter[Unit]:
+def units(engine: FastTokenizer, words: Iterable[tuple[str, int]], letters: Sequence[bool]) -> Counter[Unit]:
     """How often each unit of two tokens or more occurs in ``words`` (word, count); ``letters`` is by token id."""
     found: Counter[Unit] = Counter()
     waiting = iter(words)

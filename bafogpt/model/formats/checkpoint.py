@@ -18,7 +18,7 @@ from litgpt.config import Config
 from bafogpt.core.errors import CorruptError
 from bafogpt.model.formats import param_names, safetensors_io
 from bafogpt.model.formats.families import family_of, name_of, require_family
-from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.lazy_tensor import LazyTensor
 
 META = "checkpoint.json"
 PREFIX = "model."
@@ -33,7 +33,7 @@ class CheckpointFolder:
     config: Config
     tied: bool
     """Whether the output head is the embedding matrix."""
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, LazyTensor]
     """By Hugging Face's names, in the network's order; without a head where it is tied."""
 
     @classmethod

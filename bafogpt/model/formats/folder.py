@@ -28,10 +28,10 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from bafogpt.core import digest, files, terms
 from bafogpt.core.errors import ConfigError
 from bafogpt.model.formats import hf_config, param_names, safetensors_io
-from bafogpt.model.formats.lazy_tensor import Weight
+from bafogpt.model.formats.lazy_tensor import LazyTensor
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
-BESIDE = (
+COMPANION_FILES = (
     "generation_config.json",
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.lineage.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -51,7 +51,7 @@ class ModelFolder:
     """The same for litgpt."""
     tied: bool
     """Whether the output head is the embedding matrix."""
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, LazyTensor]
     """By Hugging Face's names, in the network's order; without a head where it is tied."""
 
     @classmethod
@@ -99,9 +99,9 @@ class ModelFolder:
     def bytes(self) -> int:
         return sum(weight.bytes for weight in self.weights.values())
 
-    def beside(self) -> list[Path]:
+    def companions(self) -> list[Path]:
         """The small files that go with it, the tokenizer's above all."""
-        return beside(self.path)
+        return companions(self.path)
 
     def require_tokenizer(self, wanted: str) -> None:
         """Raise :class:`ConfigError` where the folder's ``tokenizer.json`` is another than the one of that digest."""
@@ -133,7 +133,7 @@ class ModelFolder:
             for name, parameter in parameters.items():
                 _copy(weights[name], parameter)
 
-    def _require_fit(self, weights: Mapping[str, Weight], parameters: Mapping[str, nn.Parameter]) -> None:
+    def _require_fit(self, weights: Mapping[str, LazyTensor], parameters: Mapping[str, nn.Parameter]) -> None:
         tied = param_names.HEAD not in parameters
         missing = sorted({*weights} - {*parameters} - ({param_names.HEAD} if tied else set()))
         extra = sorted({*parameters} - {*weights})
@@ -153,7 +153,7 @@ class ModelFolder:
                 )
 
 
-def _require_same(head: Weight, embedding: Weight, path: Path) -> None:
+def _require_same(head: LazyTensor, embedding: LazyTensor, path: Path) -> None:
     """Raise :class:`ConfigError` where a tied model's file has a head that is not the embedding."""
     blocks = zip(head.blocks(), embedding.blocks(), strict=True)
     if head.shape != embedding.shape or not all(torch.equal(a, b) for (_, a), (_, b) in blocks):
@@ -168,9 +168,9 @@ def load_config(path: Path) -> Config:
     return hf_config.to_litgpt(hf_config.read(path), str(path / hf_config.CONFIG))
 
 
-def beside(path: Path) -> list[Path]:
+def companions(path: Path) -> list[Path]:
     """The small files of a folder that go with a model: the tokenizer, and the licence's terms."""
-    return [*(path / name for name in BESIDE if terms.is_of(path, path / name)), *terms.files_in(path)]
+    return [*(path / name for name in COMPANION_FILES if terms.is_of(path, path / name)), *terms.files_in(path)]
 
 
 def copy_files(sources: Iterable[Path], folder: Path) -> None:
@@ -180,22 +180,22 @@ def copy_files(sources: Iterable[Path], folder: Path) -> None:
         files.sync_file(folder / source.name)
 
 
-def of_network(model: nn.Module) -> list[Weight]:
+def network_weights(model: nn.Module) -> list[LazyTensor]:
     """A network's parameters as weights with litgpt's names; a tied head stays left out. Nothing is copied."""
-    return [Weight.of(name, parameter) for name, parameter in _parameters(model).items()]
+    return [LazyTensor.of(name, parameter) for name, parameter in _parameters(model).items()]
 
 
 def write(
     out: Path,
     content: Mapping[str, Any],
-    weights: Iterable[Weight],
+    weights: Iterable[LazyTensor],
     *,
-    small: Iterable[Path] = (),
+    companions: Iterable[Path] = (),
     changes: Sequence[str] | None = (),
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> ModelFolder:
-    """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of ``small`` files.
+    """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of ``companions`` files.
 
     ``changes`` since the base are listed in the ``NOTICE`` of a Gemma; None for a model that has no base.
     It appears whole or not at all, and what is in memory at a time is a block of rows. Raises :class:`ConflictError`
@@ -203,7 +203,7 @@ def write(
     """
     with files.new_folder(out) as partial:
         files.write_atomic(partial / hf_config.CONFIG, json.dumps(dict(content), indent=2) + "\n")
-        copy_files(small, partial)
+        copy_files(companions, partial)
         if changes is not None:
             terms.add_notice(partial, str(content.get("model_type")), changes)
         safetensors_io.write_folder(partial, list(weights), shard_bytes=shard_bytes, progress=progress)
@@ -212,13 +212,15 @@ def write(
 
 
 def save(
-    out: Path, model: nn.Module, config: Config, *, small: Iterable[Path] = (), shard_bytes: int = SHARD_BYTES
+    out: Path, model: nn.Module, config: Config, *, companions: Iterable[Path] = (), shard_bytes: int = SHARD_BYTES
 ) -> ModelFolder:
     """Write a network of this process (not sharded) as a model folder, in the dtype that it has."""
-    weights = of_network(model)
+    weights = network_weights(model)
     tied = all(weight.name != param_names.HEAD for weight in weights)
     content = hf_config.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
-    return write(out, content, param_names.to_hf(weights, config), small=small, changes=None, shard_bytes=shard_bytes)
+    return write(
+        out, content, param_names.to_hf(weights, config), companions=companions, changes=None, shard_bytes=shard_bytes
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -234,7 +236,7 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def _copy(weight: Weight, parameter: nn.Parameter) -> None:
+def _copy(weight: LazyTensor, parameter: nn.Parameter) -> None:
     """A weight's rows into a parameter; of a sharded one those that this process holds."""
     target: torch.Tensor = parameter.data
     start, columns = 0, None

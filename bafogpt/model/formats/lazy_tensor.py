@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 
 BLOCK_BYTES = 8 << 20
-"""About what :meth:`Weight.blocks` reads at a time."""
+"""About what :meth:`LazyTensor.blocks` reads at a time."""
 
 Read = Callable[[int, int], torch.Tensor]
 """Rows ``start`` to ``stop`` (exclusive) along the first dimension, as a tensor on the CPU."""
 
 
 @dataclass(frozen=True)
-class Weight:
+class LazyTensor:
     """One tensor, read by rows."""
 
     name: str
@@ -30,7 +30,7 @@ class Weight:
     read: Read
 
     @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> Weight:
+    def of(cls, name: str, tensor: torch.Tensor) -> LazyTensor:
         """One that is in memory already; it is not copied."""
         detached = tensor.detach()
         return cls(name, tuple(tensor.shape), tensor.dtype, lambda start, stop: detached[start:stop].cpu())
@@ -62,16 +62,16 @@ class Weight:
         for first in range(start, stop, step):
             yield first, self.read(first, min(first + step, stop))
 
-    def renamed(self, name: str) -> Weight:
+    def renamed(self, name: str) -> LazyTensor:
         return replace(self, name=name)
 
-    def to(self, dtype: torch.dtype) -> Weight:
+    def to(self, dtype: torch.dtype) -> LazyTensor:
         """The same in another dtype, converted as it is read."""
         if dtype == self.dtype:
             return self
         return replace(self, dtype=dtype, read=lambda start, stop: self.read(start, stop).to(dtype))
 
-    def part(self, name: str, first: int, rows: int) -> Weight:
+    def part(self, name: str, first: int, rows: int) -> LazyTensor:
         """``rows`` rows from row ``first``, as a tensor of its own."""
         return replace(
             self,
@@ -81,7 +81,7 @@ class Weight:
         )
 
 
-def joined(name: str, parts: Sequence[Weight]) -> Weight:
+def joined(name: str, parts: Sequence[LazyTensor]) -> LazyTensor:
     """The parts under each other. Their dtype and the shape of their rows must be equal."""
     assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, [part.name for part in parts]
     ends = list(itertools.accumulate(part.rows for part in parts))
@@ -95,4 +95,4 @@ def joined(name: str, parts: Sequence[Weight]) -> Weight:
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    return Weight(name, (ends[-1], *parts[0].shape[1:]), parts[0].dtype, read)
+    return LazyTensor(name, (ends[-1], *parts[0].shape[1:]), parts[0].dtype, read)

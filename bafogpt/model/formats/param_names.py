@@ -13,7 +13,7 @@ from litgpt.config import Config
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.model.formats.families import require_family
-from bafogpt.model.formats.lazy_tensor import Weight, joined
+from bafogpt.model.formats.lazy_tensor import LazyTensor, joined
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
@@ -60,7 +60,7 @@ def shapes(config: Config, *, tied: bool) -> dict[str, tuple[int, ...]]:
     }
 
 
-def to_litgpt(weights: Mapping[str, Weight], config: Config) -> dict[str, Weight]:
+def to_litgpt(weights: Mapping[str, LazyTensor], config: Config) -> dict[str, LazyTensor]:
     """Hugging Face's tensors under litgpt's names, query, key and value fused; a tied head stays left out."""
     layer = require_family(config).layer
     named = {ours: weights[theirs] for ours, theirs in _OUTSIDE.items() if theirs in weights}
@@ -72,7 +72,7 @@ def to_litgpt(weights: Mapping[str, Weight], config: Config) -> dict[str, Weight
     return {name: weight.renamed(name) for name, weight in named.items()}
 
 
-def to_hf(weights: Iterable[Weight], config: Config) -> Iterator[Weight]:
+def to_hf(weights: Iterable[LazyTensor], config: Config) -> Iterator[LazyTensor]:
     """litgpt's tensors under Hugging Face's names, the fused matrix cut in three.
 
     Raises :class:`ConfigError` for a name that the network's family does not have.

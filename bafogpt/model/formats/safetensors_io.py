@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from bafogpt.core import files
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
-from bafogpt.model.formats.lazy_tensor import Weight, joined
+from bafogpt.model.formats.lazy_tensor import LazyTensor, joined
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,7 +41,7 @@ Advance = Callable[[int], None]
 """Told of bytes written."""
 
 
-def read_folder(folder: Path) -> dict[str, Weight]:
+def read_folder(folder: Path) -> dict[str, LazyTensor]:
     """The tensors of ``model.safetensors``, or of the files that ``model.safetensors.index.json`` names.
 
     Raises :class:`NotFoundError` where there is neither, and :class:`CorruptError` for a file that is missing, torn or
@@ -58,18 +58,18 @@ def read_folder(folder: Path) -> dict[str, Weight]:
     raise NotFoundError(f"{folder} has no {FILE}", f"ls {folder}")
 
 
-def read_file(path: Path) -> dict[str, Weight]:
+def read_file(path: Path) -> dict[str, LazyTensor]:
     """The tensors of one file by name. Raises :class:`CorruptError` unless it is whole."""
     return {name: weight for name, (weight, _) in _read_file(path).items()}
 
 
-def read_slices(paths: Sequence[Path]) -> dict[str, Weight]:
+def read_slices(paths: Sequence[Path]) -> dict[str, LazyTensor]:
     """The tensors of files that each hold some rows of each tensor, as a checkpoint of several processes does.
 
     Raises :class:`CorruptError` where a file is torn or rows are missing, and :class:`ConfigError` for slices that are
     not whole rows.
     """
-    found: dict[str, list[tuple[tuple[int, ...], Weight]]] = {}
+    found: dict[str, list[tuple[tuple[int, ...], LazyTensor]]] = {}
     for path in paths:
         for name, (weight, offsets) in _read_file(path).items():
             found.setdefault(name, []).append((offsets, weight))
@@ -77,7 +77,7 @@ def read_slices(paths: Sequence[Path]) -> dict[str, Weight]:
 
 
 def write_folder(
-    folder: Path, weights: Sequence[Weight], *, shard_bytes: int = SHARD_BYTES, progress: Advance = lambda _: None
+    folder: Path, weights: Sequence[LazyTensor], *, shard_bytes: int = SHARD_BYTES, progress: Advance = lambda _: None
 ) -> list[Path]:
     """Write tensors as ``model.safetensors``, or as several files and their index. ``folder`` must exist.
 
@@ -101,7 +101,7 @@ def write_folder(
     return written
 
 
-def _indexed(folder: Path, index: Path) -> dict[str, Weight]:
+def _indexed(folder: Path, index: Path) -> dict[str, LazyTensor]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(tensor): str(file) for tensor, file in weight_map.items()}
@@ -119,7 +119,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Weight]:
     return {tensor: opened[file][tensor] for tensor, file in names.items()}
 
 
-def _read_file(path: Path) -> dict[str, tuple[Weight, tuple[int, ...]]]:
+def _read_file(path: Path) -> dict[str, tuple[LazyTensor, tuple[int, ...]]]:
     """Each tensor of a file with where it lies in the whole one: nought, but for a slice."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -129,7 +129,10 @@ def _read_file(path: Path) -> dict[str, tuple[Weight, tuple[int, ...]]]:
                 part = file.get_slice(name)
                 shape = tuple(part.get_shape())
                 offsets = tuple(sharding[name]["saved_offsets"]) if sharding else (0,) * len(shape)
-                found[name] = Weight(name, shape, _dtype(part.get_dtype(), path, name), _reader(path, name)), offsets
+                found[name] = (
+                    LazyTensor(name, shape, _dtype(part.get_dtype(), path, name), _reader(path, name)),
+                    offsets,
+                )
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptError(
@@ -156,7 +159,7 @@ def _dtype(name: str, path: Path, tensor: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _assembled(name: str, slices: list[tuple[tuple[int, ...], Weight]], folder: Path) -> Weight:
+def _assembled(name: str, slices: list[tuple[tuple[int, ...], LazyTensor]], folder: Path) -> LazyTensor:
     """One tensor of its slices, which are whole rows and leave nothing out."""
     slices = sorted(slices, key=lambda each: each[0])
     parts, end = [], 0
@@ -170,9 +173,9 @@ def _assembled(name: str, slices: list[tuple[tuple[int, ...], Weight]], folder: 
     return parts[0] if len(parts) == 1 else joined(name, parts)
 
 
-def _shards(weights: Sequence[Weight], shard_bytes: int) -> list[list[Weight]]:
+def _shards(weights: Sequence[LazyTensor], shard_bytes: int) -> list[list[LazyTensor]]:
     """The tensors in their order, filled into files of at most ``shard_bytes``."""
-    shards: list[list[Weight]] = [[]]
+    shards: list[list[LazyTensor]] = [[]]
     size = 0
     for weight in weights:
         if shards[-1] and size + weight.bytes > shard_bytes:
@@ -183,7 +186,7 @@ def _shards(weights: Sequence[Weight], shard_bytes: int) -> list[list[Weight]]:
     return shards
 
 
-def _write_file(path: Path, weights: Iterable[Weight], progress: Advance) -> None:
+def _write_file(path: Path, weights: Iterable[LazyTensor], progress: Advance) -> None:
     # wider elements first: so each tensor begins where its own size divides the address
     ordered = sorted(weights, key=lambda weight: -weight.dtype.itemsize)
     with path.open("wb") as file:
@@ -200,7 +203,7 @@ def _write_file(path: Path, weights: Iterable[Weight], progress: Advance) -> Non
         os.fsync(file.fileno())
 
 
-def _header(weights: Sequence[Weight]) -> bytes:
+def _header(weights: Sequence[LazyTensor]) -> bytes:
     entries: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for weight in weights:

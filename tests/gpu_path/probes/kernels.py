@@ -47,7 +47,7 @@ def masks_of(shape: Any, tokens: int) -> int:
     made, make = [], flex.create_block_mask
     flex.create_block_mask = lambda *words, **options: made.append(1) or make(*words, **options)
     angles = torch.empty(8192, 256, device="cuda")
-    attention.make_view(shape, angles, angles, tokens, torch.zeros(1, tokens, dtype=torch.int32, device="cuda"), None)
+    attention.make_masks(shape, angles, angles, tokens, torch.zeros(1, tokens, dtype=torch.int32, device="cuda"), None)
     flex.create_block_mask = make
     return len(made)
 
