@@ -39,9 +39,9 @@ from bafogpt.model.loss import IGNORE
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.run import Run, set_up
+from bafogpt.train.run import TrainRun, build_run
 from bafogpt.train.step import train_step
-from bafogpt.train.trainer_io import Handoff, Order
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "zulu"
 SETS = ("isiZulu", "English", "isiZulu, corpus")
@@ -230,10 +230,10 @@ class Place:
         trained = time.monotonic()
         for step in range(run.config.steps):
             indices = order[step * options.batch : (step + 1) * options.batch]
-            rows = [batches.row(run.train, index, run.train[index]) for index in indices]
+            rows = [batches.sample_row(run.train, index, run.train[index]) for index in indices]
             micros = [rows[at : at + options.micro] for at in range(0, len(rows), options.micro)]
             told = {} if first else {"measured": self._loss(run, rows)}
-            found = train_step(run, [batches.of_rows(micro, run.fabric.device) for micro in micros])
+            found = train_step(run, [batches.make_batch(micro, run.fabric.device) for micro in micros])
             first = first or {**told, "loss": float(found.loss), "norm": float(found.norm)}
         spent = time.monotonic() - trained
         after = measure(network, cutter, self.texts, options.device, options.length)
@@ -251,13 +251,13 @@ class Place:
         return result
 
     @torch.no_grad()
-    def _loss(self, run: Run, rows: Sequence[batches.Row]) -> float:
+    def _loss(self, run: TrainRun, rows: Sequence[batches.SampleRow]) -> float:
         """Nats a token of a step's samples by themselves, one after the other, before anything is trained."""
-        each = [batches.of_rows([row], run.fabric.device) for row in rows]
+        each = [batches.make_batch([row], run.fabric.device) for row in rows]
         total = sum(float(run.state.model(one.ids, one.targets)) for one in each)
         return total / sum(int((one.targets != IGNORE).sum()) for one in each)
 
-    def _start(self, arm: Arm, name: str) -> Run:
+    def _start(self, arm: Arm, name: str) -> TrainRun:
         options, data = self.options, self.data(arm)
         tokens = json.loads((self.folder / "bucket" / data / "manifest.json").read_text())["splits"]["train"]["tokens"]
         steps = max(1, (tokens - 1) // options.length // options.batch)
@@ -273,11 +273,11 @@ class Place:
             "activation_checkpointing": options.recompute,
             "seed": self.seed,
         }
-        handoff = Handoff(self.folder / f"run-{name}")
-        handoff.checkpoints.mkdir(parents=True)
+        trainer_files = TrainerFiles(self.folder / f"run-{name}")
+        trainer_files.checkpoints.mkdir(parents=True)
         config = schema.build(TrainConfig, values, where="bench base")
-        order = Order(job="pretrain", bucket=f"file://{self.folder}/bucket", config=config, device=options.device)
-        return set_up(order, handoff)
+        order = TrainOrder(job="pretrain", bucket=f"file://{self.folder}/bucket", config=config, device=options.device)
+        return build_run(order, trainer_files)
 
 
 def summary(result: dict[str, Any]) -> str:

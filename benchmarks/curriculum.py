@@ -31,10 +31,10 @@ from bafogpt.data.curriculum import REPLAY, STAGES
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import batches
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.run import Run, set_up
+from bafogpt.train.run import TrainRun, build_run
 from bafogpt.train.state import load_weights
 from bafogpt.train.step import train_step
-from bafogpt.train.trainer_io import Handoff, Order, checkpoint_name
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder, checkpoint_name
 
 SHARED = Path(os.environ.get("BAFOGPT_SHARED", Path(__file__).parents[2] / "shared"))
 LENGTH, BATCH = 64, 16
@@ -105,7 +105,7 @@ def make_data(folder: Path, share: float, pieces: int) -> None:
 
 def start(
     folder: Path, data: str, steps: int, seed: int, work: Path, base: Path | None = None, model: str | None = None
-) -> Run:
+) -> TrainRun:
     """A run on ``data``, from the checkpoint folder ``base``, the bucket's ``model``, or from random weights."""
     values = {
         "tokens": steps * BATCH * LENGTH,
@@ -120,29 +120,31 @@ def start(
         "seed": seed,
         "log_every": 50,
     }
-    handoff = Handoff(work)
-    handoff.checkpoints.mkdir(parents=True)
+    trainer_files = TrainerFiles(work)
+    trainer_files.checkpoints.mkdir(parents=True)
     config = schema.build(TrainConfig, values, where="experiment")
-    run = set_up(Order(job="pretrain", bucket=f"file://{folder}/bucket", config=config), handoff)
+    run = build_run(TrainOrder(job="pretrain", bucket=f"file://{folder}/bucket", config=config), trainer_files)
     if base is not None:
         load_weights(run.state.model, base, run.state.fingerprint["model"])
     return run
 
 
-def steps(run: Run, order: Sequence[int] | None = None) -> Iterator[int]:
+def steps(run: TrainRun, order: Sequence[int] | None = None) -> Iterator[int]:
     """Train to the end on the samples in their order or another; yields the number of each step that is done."""
     order = order or range(run.config.steps * BATCH)
     for step in range(run.config.steps):
-        rows = [batches.row(run.train, index, run.train[index]) for index in order[step * BATCH : (step + 1) * BATCH]]
-        train_step(run, [batches.of_rows(rows, run.fabric.device)])
+        rows = [
+            batches.sample_row(run.train, index, run.train[index]) for index in order[step * BATCH : (step + 1) * BATCH]
+        ]
+        train_step(run, [batches.make_batch(rows, run.fabric.device)])
         yield step + 1
 
 
-def validated(run: Run, work: Path) -> dict[str, Any]:
+def validated(run: TrainRun, work: Path) -> dict[str, Any]:
     """What a validation says now, as the metrics have it."""
     assert run.validator is not None
     run.validator.validate()
-    line: dict[str, Any] = json.loads(Handoff(work).metrics(1).read_text(encoding="utf-8").splitlines()[-1])
+    line: dict[str, Any] = json.loads(TrainerFiles(work).metrics(1).read_text(encoding="utf-8").splitlines()[-1])
     return line
 
 
@@ -163,9 +165,9 @@ def english(folder: Path, seed: int, only: int) -> Path:
     run = start(folder, "english", 2 * steps_of(folder, "english", only), seed, work)
     for _ in steps(run):
         pass
-    run.saver.begin(run.state)
-    run.saver.finish()
-    return Handoff(work).checkpoints / checkpoint_name(run.config.steps)
+    run.checkpointer.save(run.state)
+    run.checkpointer.wait()
+    return TrainerFiles(work).checkpoints / checkpoint_name(run.config.steps)
 
 
 def experiment(folder: Path, seed: int, only: int) -> list[dict[str, Any]]:

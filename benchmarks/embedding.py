@@ -27,7 +27,7 @@ from bafogpt.data.vocabulary import extend as extending
 from bafogpt.model import export, resize_embeddings
 from bafogpt.model.formats.checkpoint import CheckpointFolder
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.run import Run
+from bafogpt.train.run import TrainRun
 
 ARMS = ("mean", "subtokens", "not expanded")
 COLOURS = {"mean": "tab:blue", "subtokens": "tab:orange", "not expanded": "tab:gray"}
@@ -62,7 +62,7 @@ def make_data(folder: Path, share: float, kept: int, pieces: int) -> None:
         print(f"{name}: {made_with.vocab_size:,} pieces, {report.train_tokens:,} tokens", flush=True)
 
 
-def followed(run: Run, work: Path, every: int) -> list[dict[str, float]]:
+def followed(run: TrainRun, work: Path, every: int) -> list[dict[str, float]]:
     """Train to the end; bits a byte before the first step, each ``every`` and after the last, by share of the text."""
 
     def look(done: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """``./scripts/bench stall``: how long training stands still for a checkpoint, and how long the whole way would take.
 
 A state of ``--mb`` MB (weights and both Adam moments, float32) is saved ``--saves`` times by the real
-:class:`~bafogpt.train.checkpointer.CheckpointSaver`; the stall is the time until ``begin`` returns. Beside it: the same
+:class:`~bafogpt.train.checkpointer.Checkpointer`; the stall is the time until ``begin`` returns. Beside it: the same
 save waited for, and waited for with the upload to a real S3 server, which is what a trainer without a background writer
 and without a supervisor would pay. Medians.
 """
@@ -22,10 +22,10 @@ from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.embedded import server
-from bafogpt.train.checkpointer import CheckpointSaver
+from bafogpt.train.checkpointer import Checkpointer
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.state import TrainState
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 
 def make_state(megabytes: int) -> TrainState:
@@ -55,23 +55,23 @@ def main() -> None:
     state = make_state(options.mb)
     stalls, saves, uploads = [], [], []
     with tempfile.TemporaryDirectory(prefix="bafogpt-stall-") as folder:
-        handoff = Handoff(Path(folder) / "work")
-        handoff.checkpoints.mkdir(parents=True)
+        trainer_files = TrainerFiles(Path(folder) / "work")
+        trainer_files.checkpoints.mkdir(parents=True)
         with server.lease(Path(folder)):
             bucket = Bucket.open("s3://bafogpt", Settings(s3_endpoint=EMBEDDED, home=folder))
             bucket.create()
-            saver = CheckpointSaver(handoff, CheckpointConfig())
+            checkpointer = Checkpointer(trainer_files, CheckpointConfig())
             for step in range(options.saves + 1):  # the first one warms up
                 state.progress.step = step
                 state.model[0].weight.data += 1  # type: ignore[index,union-attr,operator]
-                stall = timed(lambda: saver.begin(state))
-                save = stall + timed(saver.finish)
-                made = handoff.pending()[0]
+                stall = timed(lambda: checkpointer.save(state))
+                save = stall + timed(checkpointer.wait)
+                made = trainer_files.pending()[0]
                 store = CheckpointStore(bucket.child(f"checkpoints-{step}"))  # nothing there that need not be sent
                 upload = timed(
                     lambda s=store, m=made, n=step: s.upload(m, step=n, samples=0, upload_id="a", metadata={})
                 )
-                handoff.drop(made)
+                trainer_files.drop(made)
                 if step:
                     stalls.append(stall), saves.append(save), uploads.append(save + upload)
     rows = {

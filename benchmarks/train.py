@@ -7,7 +7,7 @@ Reading data, logs and checkpoints are left out for all. The three take turns in
 the median of the ratios within a round, so that a busy machine slows all of them.
 
 Then the stall of a checkpoint: how long the loop waits in the real
-:class:`~bafogpt.train.checkpointer.CheckpointSaver`, while training goes on between saves, as a share of a minute. The
+:class:`~bafogpt.train.checkpointer.Checkpointer`, while training goes on between saves, as a share of a minute. The
 writing thread also takes time of the processor."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ours() -> tuple[Step, Any]:
     from bafogpt.model.config import gpt_config
     from bafogpt.train import batches
     from bafogpt.train.config import TrainConfig
-    from bafogpt.train.learner import build
+    from bafogpt.train.learner import build_learner
     from bafogpt.train.step import train_step
 
     values = {
@@ -54,14 +54,14 @@ def ours() -> tuple[Step, Any]:
         "precision": "32-true",
         "activation_checkpointing": "none",
     }
-    config = schema.build(TrainConfig, values, where="bench")
+    config = schema.build_learner(TrainConfig, values, where="bench")
     fabric = Fabric(accelerator="cpu", devices=1)
     shape = gpt_config("Gemma-2-2b", SIZES, VOCABULARY)
     identity = {"data": "", "sequence_length": 0}
-    learner = build(config, shape, fabric, sharding="step", identity=identity, weights_follow=False)
+    learner = build_learner(config, shape, fabric, sharding="step", identity=identity, empty=False)
 
     def step(tokens: torch.Tensor) -> None:
-        batch = batches.of_rows([batches.Row(row) for row in tokens.numpy()], fabric.device)
+        batch = batches.make_batch([batches.SampleRow(row) for row in tokens.numpy()], fabric.device)
         train_step(learner, [batch])
 
     return step, learner
@@ -143,23 +143,23 @@ def race(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
 
 def stall(step: Step, run: Any, saves: int) -> tuple[float, float]:
     """(median seconds that the loop waits for a save, MB saved), steps between saves as in training."""
-    from bafogpt.train.checkpointer import CheckpointSaver
+    from bafogpt.train.checkpointer import Checkpointer
     from bafogpt.train.config import CheckpointConfig
-    from bafogpt.train.trainer_io import Handoff
+    from bafogpt.train.trainer_io import TrainerFiles
 
     tokens = torch.randint(0, VOCABULARY, (BATCH, TOKENS + 1), dtype=torch.int32)
     with tempfile.TemporaryDirectory(prefix="bafogpt-train-") as folder:
-        handoff = Handoff(Path(folder))
-        handoff.checkpoints.mkdir(parents=True)
-        saver, waited = CheckpointSaver(handoff, CheckpointConfig()), []
+        trainer_files = TrainerFiles(Path(folder))
+        trainer_files.checkpoints.mkdir(parents=True)
+        checkpointer, waited = Checkpointer(trainer_files, CheckpointConfig()), []
         for _ in range(saves + 1):
             began = time.perf_counter()
-            saver.begin(run.state)
+            checkpointer.save(run.state)
             waited.append(time.perf_counter() - began)
-            while not handoff.pending():  # a minute of training, cut to what the writing takes
+            while not trainer_files.pending():  # a minute of training, cut to what the writing takes
                 step(tokens)
-            handoff.drop(handoff.pending()[0])
-        saver.finish()
+            trainer_files.drop(trainer_files.pending()[0])
+        checkpointer.wait()
     megabytes = sum(each.numel() * each.element_size() for each in run.state.tensors().values()) / 1e6
     return statistics.median(waited[1:]), megabytes
 

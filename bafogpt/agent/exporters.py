@@ -15,13 +15,13 @@ from bafogpt.jobs.job import Job
 from bafogpt.jobs.tracking import Tracked, tracker_run_id
 from bafogpt.runs.store import RunState
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 
 class Exporters:
     """The publisher and the trackers of one attempt, as far as the job asks for them."""
 
-    def __init__(self, job: Job, bucket: Bucket, handoff: Handoff, recorder: Recorder) -> None:
+    def __init__(self, job: Job, bucket: Bucket, trainer_files: TrainerFiles, recorder: Recorder) -> None:
         self._recorder = recorder
         self._config = job.supervisor
         self._drain_s = job.tracking.drain_s
@@ -41,7 +41,7 @@ class Exporters:
                     bucket=bucket.url,
                     job=schema.to_dict(job),
                 ),
-                handoff.folder,
+                trainer_files.folder,
                 recorder.log,
                 recorder.event,
             )

@@ -17,7 +17,7 @@ from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.runs import usage
 from bafogpt.runs.log_segments import FileUploader, SegmentWriter
 from bafogpt.runs.store import SYSTEM_STATS, RunRecord, RunStore
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Recorder:
         self,
         store: RunStore,
         record: RunRecord,
-        handoff: Handoff,
+        trainer_files: TrainerFiles,
         every_s: float,
         system_stats_s: float = 10.0,
         *,
@@ -50,27 +50,27 @@ class Recorder:
         self.attempt = attempt = record.attempts
         self.outage: Outage | None = None
         self._store = store
-        self._log = _log_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
-        self._events = _events_file(handoff, attempt).open("a", encoding="utf-8", buffering=1)
+        self._log = _log_file(trainer_files, attempt).open("a", encoding="utf-8", buffering=1)
+        self._events = _events_file(trainer_files, attempt).open("a", encoding="utf-8", buffering=1)
         bucket = store.folder(record.name)
         self._feeds = [
             feed
             for each in range(1, attempt + 1)  # what an earlier attempt on this disk could not send goes too
-            if _log_file(handoff, each).exists()
+            if _log_file(trainer_files, each).exists()
             for feed in (
-                SegmentWriter(bucket, "logs", each, _log_file(handoff, each), "log", node),
-                SegmentWriter(bucket, "events", each, _events_file(handoff, each), "jsonl", node),
-                SegmentWriter(bucket, "metrics", each, handoff.metrics(each), "jsonl", node),
-                SegmentWriter(bucket, SYSTEM_STATS, each, system_stats_file(handoff, each), "jsonl", node),
+                SegmentWriter(bucket, "logs", each, _log_file(trainer_files, each), "log", node),
+                SegmentWriter(bucket, "events", each, _events_file(trainer_files, each), "jsonl", node),
+                SegmentWriter(bucket, "metrics", each, trainer_files.metrics(each), "jsonl", node),
+                SegmentWriter(bucket, SYSTEM_STATS, each, system_stats_file(trainer_files, each), "jsonl", node),
             )
         ]
         self._system_stats = system_stats.StatsLogger(
-            system_stats_file(handoff, attempt),
+            system_stats_file(trainer_files, attempt),
             attempt=attempt,
             more=self._progress,
             every_s=system_stats_s,
         )
-        self._profile = FileUploader(bucket, "profile", handoff.profile)
+        self._profile = FileUploader(bucket, "profile", trainer_files.profile)
         self._every_s = every_s
         self._node = node
         self._budget = budget
@@ -159,14 +159,14 @@ class Recorder:
                 self.outage = Outage(self.outage.since if self.outage else time.monotonic(), error)
 
 
-def _log_file(handoff: Handoff, attempt: int) -> Path:
-    return handoff.folder / f"log-{attempt:04d}.txt"
+def _log_file(trainer_files: TrainerFiles, attempt: int) -> Path:
+    return trainer_files.folder / f"log-{attempt:04d}.txt"
 
 
-def system_stats_file(handoff: Handoff, attempt: int) -> Path:
+def system_stats_file(trainer_files: TrainerFiles, attempt: int) -> Path:
     """The system_stats of one attempt, see :mod:`bafogpt.agent.system_stats`."""
-    return handoff.folder / f"system_stats-{attempt:04d}.jsonl"
+    return trainer_files.folder / f"system_stats-{attempt:04d}.jsonl"
 
 
-def _events_file(handoff: Handoff, attempt: int) -> Path:
-    return handoff.folder / f"events-{attempt:04d}.jsonl"
+def _events_file(trainer_files: TrainerFiles, attempt: int) -> Path:
+    return trainer_files.folder / f"events-{attempt:04d}.jsonl"

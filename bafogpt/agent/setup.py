@@ -19,7 +19,7 @@ from bafogpt.core.errors import ExitCode
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 KEPT_LINES = 2000
 """Of what a setup prints, the last: the bucket is no place for the output of a compiler."""
@@ -61,7 +61,7 @@ def _record_failure(
     with claim(job, name, bucket, folder, place) as record:
         if record.state == "succeeded":
             return
-        recorder = Recorder(RunStore(bucket), record, Handoff(folder), every_s=job.supervisor.flush_s)
+        recorder = Recorder(RunStore(bucket), record, TrainerFiles(folder), every_s=job.supervisor.flush_s)
         recorder.append_log([*output, f"{name}: {ending.state}: {ending.message}"])
         recorder.event("run_ended", state=ending.state, message=ending.message)
         recorder.update(state=ending.state, message=ending.message)

@@ -39,7 +39,7 @@ from bafogpt.reports import report
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff, Order, Result, checkpoint_step
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder, WorkerResult, checkpoint_step
 
 __all__ = ["ExitOutcome", "supervise"]
 
@@ -73,8 +73,8 @@ def supervise(
         if record.state == "succeeded":
             print(f"{name} has succeeded already, at step {record.step}")
             return ExitOutcome("succeeded")
-        handoff = Handoff(folder)
-        handoff.checkpoints.mkdir(parents=True, exist_ok=True)
+        trainer_files = TrainerFiles(folder)
+        trainer_files.checkpoints.mkdir(parents=True, exist_ok=True)
         store = RunStore(bucket)
         budget = Budget(
             limits,
@@ -86,13 +86,13 @@ def supervise(
         recorder = Recorder(
             store,
             record,
-            handoff,
+            trainer_files,
             every_s=config.flush_s,
             system_stats_s=config.system_stats_s,
             budget=budget,
         )
         with stop_on_signals() as stop:
-            ending = _Supervisor(job, bucket, handoff, recorder, worker, nodes, budget, stop, clock).run()
+            ending = _Supervisor(job, bucket, trainer_files, recorder, worker, nodes, budget, stop, clock).run()
     if ending.state == "succeeded":
         shutil.rmtree(folder, ignore_errors=True)
     return ending
@@ -105,7 +105,7 @@ class _Supervisor:
         self,
         job: Job,
         bucket: Bucket,
-        handoff: Handoff,
+        trainer_files: TrainerFiles,
         recorder: Recorder,
         worker: Sequence[str],
         nodes: Nodes,
@@ -117,7 +117,7 @@ class _Supervisor:
         self._config = config = job.supervisor
         self._store = RunStore(bucket)
         self._bucket = bucket
-        self._handoff = handoff
+        self._trainer_files = trainer_files
         self._recorder = recorder
         self._worker = worker
         self._budget = budget
@@ -129,7 +129,7 @@ class _Supervisor:
         self._checkpoints = self._store.checkpoints(self._name)
         run = self._store.folder(self._name)
         self._uploader = Uploader(
-            handoff,
+            trainer_files,
             self._checkpoints,
             job.train.checkpoint,
             recorder.attempt,
@@ -137,7 +137,7 @@ class _Supervisor:
             flush=recorder.flush,
             parts=CheckpointParts(run),
         )
-        self._exporters = Exporters(job, bucket, handoff, recorder)
+        self._exporters = Exporters(job, bucket, trainer_files, recorder)
         self._leader: Leader | None = None
         if nodes.count > 1:
             self._leader = Leader(
@@ -149,7 +149,7 @@ class _Supervisor:
                 say=recorder.log,
             )
         self._nodes = nodes
-        self._progress = Progress(handoff.metrics(recorder.attempt), job.train.steps, recorder.log)
+        self._progress = Progress(trainer_files.metrics(recorder.attempt), job.train.steps, recorder.log)
         self._drilled = recorder.attempt > 1
 
     def run(self) -> ExitOutcome:
@@ -169,7 +169,7 @@ class _Supervisor:
                 self._job,
                 self._recorder,
                 self._bucket,
-                self._handoff.folder,
+                self._trainer_files.folder,
                 stopped=lambda: self._halt() is not None,
             )
             self._environment, self._gpus = fit.environment, fit.gpus
@@ -208,7 +208,7 @@ class _Supervisor:
             order = self._order(generation, hung)
             if isinstance(order, ExitOutcome):
                 return order
-            self._handoff.write_order(order)
+            self._trainer_files.write_order(order)
             self._recorder.event("trainers_started", step=order.resume_step or 0, restart=restarts)
             layout = self._leader.layout(generation) if self._leader else RankLayout()
             self._uploader.rendezvous_id = layout.rendezvous_id
@@ -216,7 +216,12 @@ class _Supervisor:
             if self._leader:
                 self._leader.start(generation, layout)
             trainers = Workers(
-                self._handoff.folder, self._processes(), self._recorder.log, self._worker, layout, self._environment
+                self._trainer_files.folder,
+                self._processes(),
+                self._recorder.log,
+                self._worker,
+                layout,
+                self._environment,
             )
             try:
                 halt, cause, hung = self._watch(trainers, generation)
@@ -224,7 +229,7 @@ class _Supervisor:
             finally:
                 trainers.end()
             self._follow_metrics(quiet=False)
-            results = self._handoff.read_results()
+            results = self._trainer_files.read_results()
             if len(results) == len(codes) and all(result.outcome == "finished" for result in results):
                 self._recorder.update(step=results[0].step)  # a run that had only to be ended writes no metrics
                 return ExitOutcome("succeeded")
@@ -244,13 +249,13 @@ class _Supervisor:
                 return ExitOutcome("failed", message, f"bafogpt cloud logs {self._name}", ExitCode.JOB_FAILED)
             self._stop.wait(min(30.0, 2.0 ** (restarts - 1) - 1))
 
-    def _fatal(self, failed: Result | None, why: str) -> ExitOutcome | None:
+    def _fatal(self, failed: WorkerResult | None, why: str) -> ExitOutcome | None:
         """The end of the run where no restart can help."""
         if failed and not failed.retry:
             return ExitOutcome("failed", why, failed.hint, ExitCode(failed.exit_code))
         return self._leader.fatal() if self._leader else None
 
-    def _order(self, generation: int, hung: bool) -> Order | ExitOutcome:
+    def _order(self, generation: int, hung: bool) -> TrainOrder | ExitOutcome:
         """What the trainers are to do, from the newest complete checkpoint on; or why the run must end instead."""
         self._wait_for_bucket()
         if self._leader and (ending := self._leader.drain(generation, hung=hung)) is not None:
@@ -262,20 +267,20 @@ class _Supervisor:
                 time.sleep(POLL_S)
         if (halt := self._halt()) is not None:
             return halt
-        self._handoff.clear_leftovers()  # their room may be needed
-        found = self._checkpoints.fetch_newest(self._handoff.resume)
+        self._trainer_files.clear_leftovers()  # their room may be needed
+        found = self._checkpoints.fetch_newest(self._trainer_files.resume)
         step = None
         if found is not None:
             checkpoint, fetched = found
             step = checkpoint.step
-            for older in self._handoff.resume.iterdir():
+            for older in self._trainer_files.resume.iterdir():
                 if older != fetched:
                     shutil.rmtree(older)
             self._recorder.event("checkpoint_restored", step=step, samples=checkpoint.samples)
             self._recorder.log(f"resuming from the checkpoint of step {step}, at sample {checkpoint.samples:,}")
         if self._leader and (ending := self._leader.restore(generation, step)) is not None:
             return ending
-        return Order(
+        return TrainOrder(
             job=self._job.trainer,
             bucket=self._bucket.url,
             config=self._job.train,
@@ -291,7 +296,7 @@ class _Supervisor:
         halt: ExitOutcome | None = None
         deadline = math.inf
         pulse = HangDetector(
-            self._handoff,
+            self._trainer_files,
             self._recorder.attempt,
             first_s=self._config.first_step_s,
             then_s=self._config.hang_timeout_s,
@@ -385,7 +390,7 @@ class _Supervisor:
         patience = self._config.storage_timeout_s if ending.state == "succeeded" else self._config.grace_s
         if self._uploader.drain(0 if self._storage_problem() else patience):
             return ending
-        left = [checkpoint_step(folder) for folder in self._handoff.pending()]
+        left = [checkpoint_step(folder) for folder in self._trainer_files.pending()]
         message = f"checkpoints of steps {left} are on local disk, not in the bucket"
         if ending.message:
             message = f"{ending.message}; {message}"

@@ -22,7 +22,7 @@ from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
 from bafogpt.storage.checkpoints.retention import BEST_METRIC
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.trainer_io import CHECKPOINT_META, Handoff, StagedCheckpoint, checkpoint_step, read_staged
+from bafogpt.train.trainer_io import CHECKPOINT_META, StagedCheckpoint, TrainerFiles, checkpoint_step, read_staged
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -40,7 +40,7 @@ class Uploader:
 
     def __init__(
         self,
-        handoff: Handoff,
+        trainer_files: TrainerFiles,
         store: CheckpointStore,
         config: CheckpointConfig,
         attempt: int,
@@ -48,7 +48,7 @@ class Uploader:
         flush: Callable[[], None],
         parts: CheckpointParts,
     ) -> None:
-        self._handoff = handoff
+        self._trainer_files = trainer_files
         self._store = store
         self._config = config
         self._attempt = attempt
@@ -67,11 +67,11 @@ class Uploader:
 
     def idle(self) -> bool:
         """Whether nothing waits on local disk."""
-        return not self._handoff.pending()
+        return not self._trainer_files.pending()
 
     def reserve_s(self) -> float | None:
         """How long one more save will take, what waits included; None before one has been timed."""
-        return None if self.took_s is None else self.took_s * (1 + len(self._handoff.pending()))
+        return None if self.took_s is None else self.took_s * (1 + len(self._trainer_files.pending()))
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything saved is committed (True) or the time is over (False), then stop."""
@@ -122,11 +122,11 @@ class Uploader:
 
     def _next(self) -> Path | None:
         """The checkpoint folder to send now."""
-        return next(iter(self._handoff.pending()), None)
+        return next(iter(self._trainer_files.pending()), None)
 
     def _discard(self, folder: Path, error: BafoError) -> None:
         self._record("checkpoint_discarded", step=checkpoint_step(folder), error=error.message)
-        self._handoff.drop(folder)
+        self._trainer_files.drop(folder)
 
     def _send(self, staged: StagedCheckpoint) -> None:
         """One checkpoint: files, verification, manifest; then what is too old goes, here and there."""
@@ -145,7 +145,7 @@ class Uploader:
         except ConflictError as error:
             # another attempt committed this step already; that one is complete, so this copy is of no use
             log.warning("%s", error.message)
-            self._handoff.drop(staged.folder)
+            self._trainer_files.drop(staged.folder)
             return
         seconds = time.monotonic() - start
         self.took_s = seconds + float(staged.metadata.get("save_s", 0.0))
@@ -156,7 +156,7 @@ class Uploader:
             bytes=sum(each.bytes for each in sent.files),
             seconds=round(seconds, 3),
         )
-        self._handoff.drop(staged.folder)
+        self._trainer_files.drop(staged.folder)
         if "rendezvous_id" in staged.metadata:
             self._parts.clear(str(staged.metadata["rendezvous_id"]), staged.step)
         config = self._config
@@ -199,13 +199,13 @@ class PartUploader(Uploader):
     def forget(self) -> None:
         """Drop what has been sent, committed or not: node 0 has made of it what it could."""
         with self._dropping:
-            for folder in self._handoff.pending():
-                self._handoff.drop(folder)
+            for folder in self._trainer_files.pending():
+                self._trainer_files.drop(folder)
             self._sent.clear()
 
     def _next(self) -> Path | None:
         with self._dropping:
-            return next((folder for folder in self._handoff.pending() if folder not in self._sent), None)
+            return next((folder for folder in self._trainer_files.pending() if folder not in self._sent), None)
 
     def _send(self, staged: StagedCheckpoint) -> None:
         own = [path for path in flat_files(staged.folder) if path.name != CHECKPOINT_META]  # node 0 sends that one
@@ -223,4 +223,4 @@ class PartUploader(Uploader):
             for folder in [each for each in self._sent if checkpoint_step(each) <= committed]:
                 self._sent.discard(folder)
                 if folder.exists():
-                    self._handoff.drop(folder)
+                    self._trainer_files.drop(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bafogpt.runs.step_line import PRINT_EVERY_S, format_step
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -81,7 +81,7 @@ class HangDetector:
 
     def __init__(
         self,
-        handoff: Handoff,
+        trainer_files: TrainerFiles,
         attempt: int,
         *,
         first_s: float,
@@ -89,8 +89,8 @@ class HangDetector:
         max_pending: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._handoff = handoff
-        self._metrics = handoff.metrics(attempt)
+        self._trainer_files = trainer_files
+        self._metrics = trainer_files.metrics(attempt)
         self._first_s = first_s
         self._then_s = then_s
         self._max_pending = max_pending
@@ -111,8 +111,8 @@ class HangDetector:
 
     def _look(self) -> tuple[int, tuple[str, ...], int]:
         """Bytes of metrics, checkpoints that wait, bytes of the one being written."""
-        pending = tuple(path.name for path in self._handoff.pending())
-        return self._size_of_metrics(), pending, self._handoff.partial_bytes()
+        pending = tuple(path.name for path in self._trainer_files.pending())
+        return self._size_of_metrics(), pending, self._trainer_files.partial_bytes()
 
     def _size_of_metrics(self) -> int:
         try:

@@ -106,8 +106,8 @@ def _explain_projection(forecast: Forecast, out: Output) -> None:
     now, best = projection.recipe, projection.recommended
     if forecast.speed is not None and forecast.speed.basis == "projected":
         slow = projection.pessimistic.time
-        out.say(f"projected, not measured: {now.time.words()}")
-        out.say(f"  this job: {now.words(projection.gpu)}")
+        out.say(f"projected, not measured: {now.time.describe()}")
+        out.say(f"  this job: {now.describe(projection.gpu)}")
         for each in projection.assumptions.values():
             out.say(f"  {each}")
         hours = forecast.tokens / slow.tokens_per_s / 3600
@@ -119,7 +119,7 @@ def _explain_projection(forecast: Forecast, out: Output) -> None:
     elif not now.fits or best.time.total < 0.97 * now.time.total:
         values = " ".join(f"--set {each}" for each in best.assignments)
         out.say(
-            f"recommended: {values} ({best.words(projection.gpu)}, {best.time.tokens_per_s:,.0f} tokens/s projected)"
+            f"recommended: {values} ({best.describe(projection.gpu)}, {best.time.tokens_per_s:,.0f} tokens/s projected)"
         )
 
 

@@ -160,7 +160,8 @@ def _cautions(projection: Projection | None) -> Iterator[str]:
         yield f"{projection.refused.message}; {projection.refused.hint}"
         return
     yield (
-        f"a micro-batch of {projection.recipe.micro} needs some {projection.recipe.need / 1e9:.1f} GB of each GPU, and "
+        f"a micro-batch of {projection.recipe.micro_batch} needs some {projection.recipe.memory_bytes / 1e9:.1f} GB of "
+        "each GPU, and "
         f"{projection.gpu.name} has {projection.gpu.memory / 1e9:.1f} GB; this job would run out of memory"
     )
 

@@ -64,7 +64,7 @@ class Projection:
     def assumptions(self) -> dict[str, str]:
         """What the two projections rest on, in words."""
         return {
-            each.name: each.words(self.gpu, self.gpus, self.nodes, fp8=self.fp8) for each in (EXPECTED, PESSIMISTIC)
+            each.name: each.describe(self.gpu, self.gpus, self.nodes, fp8=self.fp8) for each in (EXPECTED, PESSIMISTIC)
         }
 
     def to_dict(self) -> dict[str, Any]:

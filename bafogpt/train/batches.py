@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """Targets that are learned from; None where all of them are, as in plain text."""
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """One sample, still on the host."""
 
     tokens: np.ndarray
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     """Where the first target stands in the sample as the stream has it: 0 where ``<bos>`` was put before it."""
 
 
-def row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents: bool = False) -> Row:
+def sample_row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents: bool = False) -> SampleRow:
     """Sample ``index``, whose tokens [T+1] have been read, with what else the model must know of it.
 
     Where samples begin with ``<bos>`` and this one does not, it is put before the first T tokens, so that each token of
@@ -54,14 +54,14 @@ def row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents:
         )
     if samples.bos is not None and tokens[0] != samples.bos:
         tokens = np.concatenate([np.array([samples.bos], tokens.dtype), tokens[:-1]])
-        return Row(tokens, document_numbers(samples, index, 1) if separate_documents else None, first_target=0)
+        return SampleRow(tokens, document_numbers(samples, index, 1) if separate_documents else None, first_target=0)
     if samples.stream.is_packed:
         learned = samples.stream.learned(samples.start(index), samples.length + 1)[1:]
-        return Row(tokens, document_numbers(samples, index), learned)
-    return Row(tokens, document_numbers(samples, index) if separate_documents else None)
+        return SampleRow(tokens, document_numbers(samples, index), learned)
+    return SampleRow(tokens, document_numbers(samples, index) if separate_documents else None)
 
 
-def of_rows(rows: Sequence[Row], device: torch.device) -> Batch:
+def make_batch(rows: Sequence[SampleRow], device: torch.device) -> Batch:
     """Samples as a batch on ``device``; every token but the first is a target, unless a row says otherwise."""
     tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
     targets, learned = tokens[:, 1:], None
@@ -84,13 +84,13 @@ def document_numbers(samples: Samples, index: int, before: int = 0) -> np.ndarra
     return numbers.cumsum(dtype=np.int32)
 
 
-def steps(
+def step_batches(
     samples: Samples,
     *,
     first: int,
     last: int,
     batch_samples: int,
-    micro: int,
+    micro_batch: int,
     rank: int,
     processes: int,
     device: torch.device,
@@ -105,12 +105,12 @@ def steps(
     share = batch_samples // processes
     indices = rank_samples(first, last, batch_samples, rank, processes)
     reader = prefetch(samples, indices, depth=depth)
-    rows: list[Row] = []
+    rows: list[SampleRow] = []
     try:
         for index, tokens in reader:
-            rows.append(row(samples, index, tokens, separate_documents=separate_documents))
+            rows.append(sample_row(samples, index, tokens, separate_documents=separate_documents))
             if len(rows) == share:
-                yield [of_rows(rows[start : start + micro], device) for start in range(0, share, micro)]
+                yield [make_batch(rows[start : start + micro_batch], device) for start in range(0, share, micro_batch)]
                 rows = []
     finally:
         reader.close()

@@ -26,49 +26,49 @@ from bafogpt.core.errors import DiskFullError
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.parallel import any_process, local_rank, nodes, rank, world_size
 from bafogpt.train.state import TrainState
-from bafogpt.train.trainer_io import Handoff, checkpoint_name
+from bafogpt.train.trainer_io import TrainerFiles, checkpoint_name
 
 
-class CheckpointSaver:
-    """Saves a :class:`TrainState` into the hand-off folder. Every process has one and calls it at the same steps."""
+class Checkpointer:
+    """Saves a :class:`TrainState`. Every process has one and calls it at the same steps."""
 
-    def __init__(self, handoff: Handoff, config: CheckpointConfig) -> None:
-        self._handoff = handoff
+    def __init__(self, trainer_files: TrainerFiles, config: CheckpointConfig) -> None:
+        self._trainer_files = trainer_files
         self._config = config
         # a group of its own: its messages come from another thread and must not mix with those of training
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
-        self._saving: _Save | None = None
+        self._pending: _PendingCheckpoint | None = None
 
-    def may_save(self, step: int, must: bool) -> bool:
+    def has_room(self, step: int, must: bool) -> bool:
         """Whether there is place for one more checkpoint on this disk; the supervisor takes them away as it sends them.
 
         Where there is none, and the checkpoint is not a ``must``, the job's ``on_backlog`` says whether to wait.
         """
-        self.finish()
+        self.wait()
         most = self._config.max_pending
-        full = any_process(rank() == 0 and len(self._handoff.pending()) >= most)
+        full = any_process(rank() == 0 and len(self._trainer_files.pending()) >= most)
         if full and self._config.on_backlog == "skip" and not must:
             if rank() == 0:
                 print(f"no checkpoint at step {step}: {most} wait to be sent")
             return False
         if full and rank() == 0:
-            while len(self._handoff.pending()) >= most:
+            while len(self._trainer_files.pending()) >= most:
                 time.sleep(0.05)
         return True
 
-    def begin(self, state: TrainState) -> None:
+    def save(self, state: TrainState) -> None:
         """Copy the state and start writing it. Returns when the copy is made, so training may change the state.
 
         Raises :class:`DiskFullError` when there is no room for it, and what the save before it ended with.
         """
-        self.finish()
+        self.wait()
         started = time.monotonic()
-        name, partial = checkpoint_name(state.progress.step), self._handoff.partial(state.progress.step)
+        name, partial = checkpoint_name(state.progress.step), self._trainer_files.partial(state.progress.step)
         tensors = state.tensors()
         needed = _bytes(tensors) // nodes()
         if local_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-            files.require_space(self._handoff.checkpoints, needed, f"checkpoint {name}")
+            files.require_space(self._trainer_files.checkpoints, needed, f"checkpoint {name}")
             partial.mkdir(parents=True)
         if self._group is not None:
             dist.barrier(self._group)
@@ -81,25 +81,31 @@ class CheckpointSaver:
             process_group=self._group,
             no_dist=self._group is None,
         )
-        self._saving = _Save(writing, self._handoff, partial, meta, needed, started)
+        self._pending = _PendingCheckpoint(writing, self._trainer_files, partial, meta, needed, started)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Wait until the save under way, if there is one, is a checkpoint under its name; raise what went wrong."""
-        if self._saving is not None:
-            saving, self._saving = self._saving, None
+        if self._pending is not None:
+            saving, self._pending = self._pending, None
             saving.join()
         if self._group is not None:
             dist.barrier(self._group)
 
 
-class _Save:
+class _PendingCheckpoint:
     """One checkpoint on its way to the disk."""
 
     def __init__(
-        self, writing: Any, handoff: Handoff, partial: Path, meta: dict[str, Any], needed: int, started: float
+        self,
+        writing: Any,
+        trainer_files: TrainerFiles,
+        partial: Path,
+        meta: dict[str, Any],
+        needed: int,
+        started: float,
     ) -> None:
         self._writing = writing
-        self._handoff = handoff
+        self._trainer_files = trainer_files
         self._partial = partial
         self._meta = meta
         self._needed = needed
@@ -114,7 +120,7 @@ class _Save:
             return
         shutil.rmtree(self._partial, ignore_errors=True)
         if _is_disk_full(self._error):
-            folder, name = self._handoff.checkpoints, checkpoint_name(self._meta["step"])
+            folder, name = self._trainer_files.checkpoints, checkpoint_name(self._meta["step"])
             message = f"{folder}: no room for checkpoint {name} ({self._needed / 1e6:,.1f} MB)"
             raise DiskFullError(message, f"df -h {folder}") from self._error
         raise self._error
@@ -124,7 +130,7 @@ class _Save:
             self._writing.result()  # of all processes: DCP gathers their results and tells everybody
             if local_rank() == 0:
                 taken = {"save_s": round(time.monotonic() - self._started, 3)}
-                self._handoff.commit(self._partial, self._meta | taken)
+                self._trainer_files.commit(self._partial, self._meta | taken)
         except BaseException as error:
             self._error = error
 

@@ -34,28 +34,25 @@ class Learner:
     state: TrainState
 
 
-def build(
+def build_learner(
     config: TrainConfig,
     shape: Config,
     fabric: Fabric,
     *,
     sharding: Sharding,
     identity: dict[str, Any],
-    weights_follow: bool,
+    empty: bool,
     load_base: Callable[[torch.nn.Module], None] | None = None,
 ) -> Learner:
     """The network of ``config`` with sizes ``shape``, sharded and prepared, with an optimizer that has no state yet.
 
-    Where ``weights_follow`` no weights are drawn: parameters are memory without a value until they are loaded, and a
+    Where ``empty`` no weights are drawn: parameters are memory without a value until they are loaded, and a
     sharded network never exists whole on a process. ``load_base`` gives an adapter's base its weights, before it is
     quantised and frozen. ``identity`` is what a checkpoint must agree with (``data``, ``sequence_length``); the model's
     and the adapter's part is added.
     """
     gpu, tied = fabric.device.type == "cuda", config.model.tied
-    if weights_follow:
-        gpt = empty_gpt(shape, tie_embeddings=tied)
-    else:
-        gpt = new_gpt(shape, tie_embeddings=tied, seed=config.seed)
+    gpt = empty_gpt(shape, tie_embeddings=tied) if empty else new_gpt(shape, tie_embeddings=tied, seed=config.seed)
     gpt.max_seq_length = config.data.sequence_length  # no angles of positions that no sample has
     identity = {"model": fingerprint(shape, tied), **identity}
     if config.optimizer.name != "adamw":  # of which older checkpoints say nothing

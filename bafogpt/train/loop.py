@@ -7,14 +7,14 @@ depends on time or chance: a run that is killed and resumed ends with the weight
 from __future__ import annotations
 
 from bafogpt.train import parallel
-from bafogpt.train.run import set_up
+from bafogpt.train.run import build_run
 from bafogpt.train.step import train_step
-from bafogpt.train.trainer_io import Handoff, Order, Result, StopFlag
+from bafogpt.train.trainer_io import StopFlag, TrainerFiles, TrainOrder, WorkerResult
 
 
-def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
-    """Train until the last token, or until ``stop``; checkpoints appear in ``handoff`` on the way."""
-    run = set_up(order, handoff)
+def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> WorkerResult:
+    """Train until the last token, or until ``stop``; checkpoints appear in ``trainer_files`` on the way."""
+    run = build_run(order, trainer_files)
     config, progress = run.config, run.state.progress
     batches = run.batches()
     while progress.step < config.steps:
@@ -30,13 +30,13 @@ def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
             run.log.settle()  # no loss is validated or saved before it was looked at
         if validating and run.validator:
             run.validator.validate()
-        if saving and run.saver.may_save(progress.step, must=last or stopping):
-            run.saver.begin(run.state)
+        if saving and run.checkpointer.has_room(progress.step, must=last or stopping):
+            run.checkpointer.save(run.state)
             run.log.restart_clock()
-        if run.tracer.step(last=last or stopping):
+        if run.profiler.step(last=last or stopping):
             run.log.restart_clock()
         if stopping:
             break
     batches.close()
-    run.saver.finish()
-    return Result("finished" if progress.step == config.steps else "stopped", progress.step, progress.samples)
+    run.checkpointer.wait()
+    return WorkerResult("finished" if progress.step == config.steps else "stopped", progress.step, progress.samples)

@@ -40,7 +40,7 @@ def check_packing(packing: Packing | None, config: TrainConfig) -> None:
         )
 
 
-def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Sharding]:
+def choose_micro_batch(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Sharding]:
     """(micro-batch, sharding) that the memory model expects to fit this process's device.
 
     Raises :class:`ConfigError`, with the numbers, where nothing does, or not the micro-batch that is set.
@@ -48,11 +48,15 @@ def plan(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Shardin
     device = torch.device("cuda", parallel.local_rank()) if gpu else torch.device("cpu")
     available, processes = parallel.device_bytes(device), parallel.world_size()
     tied = config.model.tied
-    micro, sharding = memory.choose(model, config, processes=processes, gpu=gpu, memory=available, tied=tied)
-    if micro:
-        return micro, sharding
+    micro_batch, sharding = memory.choose_micro_batch(
+        model, config, processes=processes, gpu=gpu, memory=available, tied=tied
+    )
+    if micro_batch:
+        return micro_batch, sharding
     wanted = max(1, config.batch.micro_batch_size)
-    need = memory.need(model, config, micro=wanted, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
+    need = memory.estimate(
+        model, config, micro_batch=wanted, processes=processes, gpu=gpu, sharding=sharding, tied=tied
+    )
     hint = "train.activation_checkpointing=full, train.sharding=full, more processes, or a shorter sequence_length"
     if wanted > 1:
         hint = "--set train.batch.micro_batch_size=0 finds the largest that fits"
@@ -69,23 +73,25 @@ def check_attention(model: Config, config: TrainConfig) -> None:
     flex.block_sizes(model.head_size or 0, itemsize, flex.shared_memory(parallel.local_rank()))
 
 
-def probe_micro_batch(model: Config, config: TrainConfig, *, micro: int, sharding: Sharding, documents: bool) -> int:
-    """The largest of ``micro``, ``micro`` / 2, … of which whole steps fit this machine's GPUs.
+def probe_micro_batch(
+    model: Config, config: TrainConfig, *, micro_batch: int, sharding: Sharding, documents: bool
+) -> int:
+    """The largest of ``micro_batch``, ``micro_batch`` / 2, … of which whole steps fit this machine's GPUs.
 
     The memory model is only a model, so it is tried (:mod:`bafogpt.train.probes.step_probe`): by the machine's first
-    process, on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.smallest`
+    process, on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.min_int`
     tells them. Raises :class:`ConfigError` where not even one sample fits.
     """
     if parallel.local_rank():
-        return micro
-    while micro:
+        return micro_batch
+    while micro_batch:
         trial = step_probe.Trial(
-            config=config, network=asdict(model), micro=micro, sharding=sharding, documents=documents
+            config=config, network=asdict(model), micro_batch=micro_batch, sharding=sharding, documents=documents
         )
         if _probe(trial).fits:
-            return micro
-        print(f"a micro-batch of {micro} does not fit this GPU", flush=True)
-        micro //= 2
+            return micro_batch
+        print(f"a micro-batch of {micro_batch} does not fit this GPU", flush=True)
+        micro_batch //= 2
     raise ConfigError(
         "not even one sample fits this GPU",
         "--set train.activation_checkpointing=full --set train.sharding=full, or a GPU with more memory",

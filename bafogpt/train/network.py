@@ -29,7 +29,7 @@ _NOT_BY_NAME = (*_VOCABULARY, "name", "hf_config", "padding_multiple", "block_si
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """What is trained."""
 
     shape: Config
@@ -37,7 +37,7 @@ class Network:
     """Whether the output head is the embedding matrix."""
 
 
-def of_job(config: TrainConfig, bucket: Bucket, vocab_size: int) -> Network:
+def resolve_network(config: TrainConfig, bucket: Bucket, vocab_size: int) -> NetworkSpec:
     """The network of a job whose dataset has ``vocab_size`` ids.
 
     Raises :class:`ConfigError` where the job asks for another network than the one its first weights are for, where
@@ -46,15 +46,15 @@ def of_job(config: TrainConfig, bucket: Bucket, vocab_size: int) -> Network:
     model = config.model
     found = _of_checkpoint(bucket, model.checkpoint) if model.checkpoint else None
     if found is None:
-        return Network(gpt_config(model.network, model.overrides, vocab_size), model.tied)
+        return NetworkSpec(gpt_config(model.network, model.overrides, vocab_size), model.tied)
     network, where = found
     _require_agreement(model, network, where)
     _require_rows(network.shape.padded_vocab_size, vocab_size, bucket, str(model.checkpoint))
     shape = dataclasses.replace(network.shape, vocab_size=min(vocab_size, network.shape.padded_vocab_size))
-    return Network(shape, network.tied if model.tie_embeddings is None else model.tie_embeddings)
+    return NetworkSpec(shape, network.tied if model.tie_embeddings is None else model.tie_embeddings)
 
 
-def settled(config: TrainConfig, network: Network, bucket: Bucket) -> TrainConfig:
+def resolve_config(config: TrainConfig, network: NetworkSpec, bucket: Bucket) -> TrainConfig:
     """The job with what follows from the network: whether embeddings are tied, and where new rows begin.
 
     Raises :class:`ConfigError` where new rows learn at a rate of their own and nothing says which rows are new.
@@ -66,7 +66,7 @@ def settled(config: TrainConfig, network: Network, bucket: Bucket) -> TrainConfi
     return replace(config, model=model, optimizer=optimizer)
 
 
-def _of_checkpoint(bucket: Bucket, path: str) -> tuple[Network, str] | None:
+def _of_checkpoint(bucket: Bucket, path: str) -> tuple[NetworkSpec, str] | None:
     """The network of a model folder or of a run's newest checkpoint, and what says so.
 
     None where there is neither, and for a run's network of a family that no ``config.json`` describes.
@@ -74,7 +74,7 @@ def _of_checkpoint(bucket: Bucket, path: str) -> tuple[Network, str] | None:
     if bucket.exists(f"{path}/{hf_config.CONFIG}"):
         where = f"{bucket.url}/{path}/{hf_config.CONFIG}"
         content = hf_config.parse(bucket.get(f"{path}/{hf_config.CONFIG}"), where)
-        return Network(hf_config.to_litgpt(content, where), hf_config.tied(content, where)), where
+        return NetworkSpec(hf_config.to_litgpt(content, where), hf_config.tied(content, where)), where
     checkpoints = bucket.child(path).child("checkpoints")
     complete = CheckpointStore(checkpoints).complete()
     objects = {file.name: file.object for file in complete[-1].files} if complete else {}
@@ -86,10 +86,10 @@ def _of_checkpoint(bucket: Bucket, path: str) -> tuple[Network, str] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{where} is not a checkpoint: {error}", f"bafogpt storage verify {path}") from None
     shape = config_of(saved, where)
-    return None if family_of(shape) is None else (Network(shape, bool(saved.get("tie_embeddings", True))), where)
+    return None if family_of(shape) is None else (NetworkSpec(shape, bool(saved.get("tie_embeddings", True))), where)
 
 
-def _require_agreement(model: ModelConfig, network: Network, where: str) -> None:
+def _require_agreement(model: ModelConfig, network: NetworkSpec, where: str) -> None:
     """Raise :class:`ConfigError` naming the first field in which a job contradicts its first weights."""
     require_fields(model.overrides)
     asked = {key: (f"model.overrides.{key} is", value) for key, value in model.overrides.items()}

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from bafogpt.model.gpt import materialise
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.trainer_io import Order
+from bafogpt.train.trainer_io import TrainOrder
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -51,7 +51,7 @@ def nodes() -> int:
     return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
-def make_fabric(order: Order, sharding: Sharding, *, sharded: bool | None = None) -> Fabric:
+def make_fabric(order: TrainOrder, sharding: Sharding, *, sharded: bool | None = None) -> Fabric:
     """Fabric over the processes that the supervisor started.
 
     One process trains on one device as it is, unless it is to be ``sharded``, too. More of them shard parameters,
@@ -124,7 +124,7 @@ def _shard(model: Any, device_mesh: Any, config: TrainConfig, sharding: Sharding
     return model
 
 
-def accumulate(model: torch.nn.Module, *, last: bool, sharding: Sharding) -> None:
+def set_gradient_sync(model: torch.nn.Module, *, last: bool, sharding: Sharding) -> None:
     """Set ``model`` up for one micro-batch of a step, the ``last`` one or another, as ``train.sharding`` says."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or sharding == "full")
@@ -159,10 +159,10 @@ def seed(base: int, step: int, rank: int) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether any process says so; all get the same answer, so all leave the loop at the same step."""
-    return flag if world_size() == 1 else total(int(flag)) > 0
+    return flag if world_size() == 1 else sum_int(int(flag)) > 0
 
 
-def total(number: int) -> int:
+def sum_int(number: int) -> int:
     """The sum of a number over all processes. It goes between hosts (gloo): no device is waited for."""
     if world_size() == 1:
         return number
@@ -171,7 +171,7 @@ def total(number: int) -> int:
     return int(tensor)
 
 
-def smallest(number: int) -> int:
+def min_int(number: int) -> int:
     """The smallest of a number over all processes, exchanged between hosts."""
     if world_size() == 1:
         return number
@@ -180,19 +180,19 @@ def smallest(number: int) -> int:
     return int(tensor)
 
 
-def summed(values: torch.Tensor) -> torch.Tensor:
+def sum_tensor(values: torch.Tensor) -> torch.Tensor:
     """The sum of each number of a tensor over all processes, on the device. A GPU is not waited for.
 
     Not Fabric's ``all_reduce``, which has a barrier before it: on a GPU that waits until all work is done.
     """
     if world_size() == 1:
         return values
-    total = values.detach().clone()
-    dist.all_reduce(total)
-    return total
+    sum_int = values.detach().clone()
+    dist.all_reduce(sum_int)
+    return sum_int
 
 
-def whole_step(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+def step_totals(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """Loss (of which each process has a part) and gradient norm of a step as [2] float32, still on the device."""
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return torch.stack([summed(loss).float(), whole.float()])
+    return torch.stack([sum_tensor(loss).float(), whole.float()])

@@ -1,6 +1,6 @@
 """What a few steps spend their time on: a trace for Chrome's viewer, and the operators that take longest as text.
 
-One process writes, ``profile/0001-step-00000004.json.gz`` and ``.txt`` beside it in the hand-off folder, named by the
+One process writes, ``profile/0001-step-00000004.json.gz`` and ``.txt`` beside it in the trainer's folder, named by the
 attempt and the first step that was traced; whole files only, so that a kill leaves none behind that anybody would take
 for one. Open a trace at ``chrome://tracing`` or https://ui.perfetto.dev.
 """
@@ -22,7 +22,7 @@ itself is slow in its first."""
 ROWS = 25
 
 
-class Tracer:
+class StepProfiler:
     """Traces ``steps`` steps of this process, after its first three; with 0 it does nothing.
 
     Once an attempt: what a restarted process finds traced is not traced again. The traced steps are slower, and writing

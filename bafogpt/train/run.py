@@ -24,40 +24,39 @@ from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream
 from bafogpt.train import batches, float8, memory_check, metrics, network, parallel
 from bafogpt.train.batches import Batch
-from bafogpt.train.checkpointer import CheckpointSaver
+from bafogpt.train.checkpointer import Checkpointer
 from bafogpt.train.config import TrainConfig, check_processes
 from bafogpt.train.estimates import flops
-from bafogpt.train.learner import Learner, build
+from bafogpt.train.learner import Learner, build_learner
 from bafogpt.train.probes import collective_check
-from bafogpt.train.profiler import Tracer
+from bafogpt.train.profiler import StepProfiler
 from bafogpt.train.state import load_weights
-from bafogpt.train.step_logger import RunLog
-from bafogpt.train.trainer_io import Handoff, Order, checkpoint_name
-from bafogpt.train.validation import Validation, Validator
-from bafogpt.train.validation import plan as plan_validation
+from bafogpt.train.step_logger import StepLogger
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder, checkpoint_name
+from bafogpt.train.validation import ValidationPlan, Validator, plan_validation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Learner):
+class TrainRun(Learner):
     """The objects of one run in one process."""
 
     train: Samples
     validator: Validator | None
-    micro: int
+    micro_batch: int
     """Samples a process pushes through the model at once, set or found."""
-    saver: CheckpointSaver
-    log: RunLog
-    tracer: Tracer
+    checkpointer: Checkpointer
+    log: StepLogger
+    profiler: StepProfiler
 
     def batches(self) -> Generator[list[Batch]]:
         """This process's micro-batches of each step from here to the end."""
         config, fabric = self.config, self.fabric
-        return batches.steps(
+        return batches.step_batches(
             self.train,
             first=self.state.progress.samples,
             last=config.steps * config.batch_samples,
             batch_samples=config.batch_samples,
-            micro=self.micro,
+            micro_batch=self.micro_batch,
             rank=fabric.global_rank,
             processes=fabric.world_size,
             device=fabric.device,
@@ -66,7 +65,7 @@ class Run(Learner):
         )
 
 
-def set_up(order: Order, handoff: Handoff) -> Run:
+def build_run(order: TrainOrder, trainer_files: TrainerFiles) -> TrainRun:
     """Everything a run is made of, restored to where it was."""
     config, gpu = order.config, order.device == "cuda"
     check_processes(config, parallel.world_size())
@@ -74,26 +73,28 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     bucket = Bucket.open(order.bucket)
     data = bucket.child(config.data.path)
     manifest = manifests.load(data)
-    found = network.of_job(config, bucket, manifest.vocab_size)
-    config, shape = network.settled(config, found, bucket), found.shape
+    found = network.resolve_network(config, bucket, manifest.vocab_size)
+    config, shape = network.resolve_config(config, found, bucket), found.shape
     rows = shape.padded_vocab_size if shape.padded_vocab_size < manifest.vocab_size else None
-    train, validation = _samples(data, manifest, config, handoff.folder / "cache", rows)
+    train, validation = _samples(data, manifest, config, trainer_files.folder / "cache", rows)
     memory_check.check_length(shape, config)
     memory_check.check_packing(manifest.packing, config)
     if gpu:
         memory_check.check_attention(shape, config)
-    micro, sharding = memory_check.plan(shape, config, gpu=gpu)
+    micro_batch, sharding = memory_check.choose_micro_batch(shape, config, gpu=gpu)
     fabric = parallel.make_fabric(order, sharding)
     fabric.launch()
     if fabric.world_size > 1:
-        parallel.total(0)  # until all are there: who comes late is no broken machine
-        with collective_check.deadline(order.collective_timeout_s, handoff):
+        parallel.sum_int(0)  # until all are there: who comes late is no broken machine
+        with collective_check.deadline(order.collective_timeout_s, trainer_files):
             speed = collective_check.all_reduce(fabric.device)
         fabric.print(f"all-reduce over {fabric.world_size} processes: {speed:.2f} GB/s")
     if gpu and not config.batch.micro_batch_size:
         documents = train.stream.is_packed or config.data.separate_documents
-        micro = memory_check.probe_micro_batch(shape, config, micro=micro, sharding=sharding, documents=documents)
-        micro = parallel.smallest(micro)
+        micro_batch = memory_check.probe_micro_batch(
+            shape, config, micro_batch=micro_batch, sharding=sharding, documents=documents
+        )
+        micro_batch = parallel.min_int(micro_batch)
     identity = {"data": manifest.digest, "sequence_length": config.data.sequence_length}
     if train.bos is not None:
         identity["bos"] = train.bos
@@ -101,42 +102,42 @@ def set_up(order: Order, handoff: Handoff) -> Run:
     def first_weights(gpt: torch.nn.Module) -> None:
         if path := config.model.checkpoint:
             model = fingerprint(shape, config.model.tied)
-            folder = _first_weights(gpt, model, order.bucket, path, handoff.folder / "weights", fabric, manifest)
+            folder = _first_weights(gpt, model, order.bucket, path, trainer_files.folder / "weights", fabric, manifest)
             if folder and config.data.bos is None and not manifest.tokenizer.add_bos:
                 _require_no_bos(folder, path, config.data.path)
 
     resumes = order.resume_step is not None
-    learner = build(
+    learner = build_learner(
         config,
         shape,
         fabric,
         sharding=sharding,
         identity=identity,
-        weights_follow=config.model.checkpoint is not None or (resumes and config.adapter is None),
+        empty=config.model.checkpoint is not None or (resumes and config.adapter is None),
         load_base=first_weights,
     )
     state = learner.state
     if order.resume_step is not None:
-        state.load(handoff.resume / checkpoint_name(order.resume_step))
+        state.load(trainer_files.resume / checkpoint_name(order.resume_step))
     elif config.adapter is None:
         first_weights(state.model)
-    log = RunLog(
+    log = StepLogger(
         config,
         fabric,
         state.progress,
         curriculum=manifest.splits["train"],
-        lines=metrics.MetricsLog(handoff.metrics(order.attempt)) if fabric.is_global_zero else None,
+        lines=metrics.MetricsLog(trainer_files.metrics(order.attempt)) if fabric.is_global_zero else None,
         flops_per_token=flops.flops_per_token(shape, config.data.sequence_length, config.adapter),
     )
-    return Run(
+    return TrainRun(
         **vars(learner),
         train=train,
-        validator=Validator(learner, validation, micro, log) if validation else None,
-        micro=micro,
-        saver=CheckpointSaver(handoff, config.checkpoint),
+        validator=Validator(learner, validation, micro_batch, log) if validation else None,
+        micro_batch=micro_batch,
+        checkpointer=Checkpointer(trainer_files, config.checkpoint),
         log=log,
-        tracer=Tracer(
-            handoff.profile,
+        profiler=StepProfiler(
+            trainer_files.profile,
             steps=config.profile if fabric.is_global_zero else 0,
             attempt=order.attempt,
             done=state.progress.step,
@@ -146,7 +147,7 @@ def set_up(order: Order, handoff: Handoff) -> Run:
 
 def _samples(
     data: Bucket, manifest: manifests.TokenManifest, config: TrainConfig, folder: Path, rows: int | None
-) -> tuple[Samples, Validation | None]:
+) -> tuple[Samples, ValidationPlan | None]:
     """The samples to train on and, where they are wanted, those to validate on.
 
     Raises :class:`ConfigError` where validation is wanted and not one sample of it was held out.

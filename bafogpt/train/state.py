@@ -30,7 +30,7 @@ MODEL, OPTIMIZER = "model.", "optimizer."
 
 
 @dataclass
-class Progress:
+class TrainProgress:
     """How far a run is. Its position in the data is the one integer ``samples``."""
 
     step: int = 0
@@ -65,7 +65,7 @@ class TrainState:
     fingerprint: dict[str, Any]
     """What a checkpoint must agree with to be this run's: ``model``, ``data``, ``sequence_length``, and
     of fine-tuning ``adapter`` and ``base``."""
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainProgress = field(default_factory=TrainProgress)
 
     def load(self, folder: Path) -> None:
         """Restore from a checkpoint folder saved by any number of processes.
@@ -77,8 +77,8 @@ class TrainState:
         self._require_same(meta.get("fingerprint", {}), folder)
         optimizer.init_state(self.optimizer)
         _load_tensors(self.tensors(), folder)
-        known = {each.name for each in fields(Progress)} - {"validation_loss"}
-        self.progress = Progress(**{name: meta[name] for name in known if name in meta})
+        known = {each.name for each in fields(TrainProgress)} - {"validation_loss"}
+        self.progress = TrainProgress(**{name: meta[name] for name in known if name in meta})
         optimizer.set_steps(self.optimizer, self.progress.step)
 
     def tensors(self) -> dict[str, torch.Tensor]:

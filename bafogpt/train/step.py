@@ -26,10 +26,10 @@ def train_step(learner: Learner, micros: Sequence[Batch]) -> StepMetrics:
     set_lr(state.optimizer, rate)
     parallel.seed(config.seed, state.progress.step, parallel.rank())
     learned = [batch.learned for batch in micros if batch.learned is not None]
-    targets = parallel.total(sum(learned)) if learned else config.batch.tokens
+    targets = parallel.sum_int(sum(learned)) if learned else config.batch.tokens
     total = torch.zeros((), device=learner.fabric.device)
     for index, batch in enumerate(micros):
-        parallel.accumulate(state.model, last=index == len(micros) - 1, sharding=learner.sharding)
+        parallel.set_gradient_sync(state.model, last=index == len(micros) - 1, sharding=learner.sharding)
         loss = learner.model(batch.ids, batch.targets, documents=batch.documents) / max(1, targets)
         learner.fabric.backward(loss * processes)  # FSDP takes the mean over processes
         total += loss.detach()

@@ -18,14 +18,14 @@ from bafogpt.core.errors import BafoError
 from bafogpt.storage.tokens.manifest import Split
 from bafogpt.train import metrics, parallel
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.state import Progress
+from bafogpt.train.state import TrainProgress
 
 MEAN_OVER = 50
 """Lines that the running mean of the loss remembers, about."""
 
 
 @dataclass(frozen=True)
-class Waiting:
+class PendingStep:
     """A step whose numbers are on their way to the host."""
 
     numbers: torch.Tensor
@@ -40,14 +40,14 @@ class Waiting:
     rate: float
 
 
-class RunLog:
+class StepLogger:
     """Measures the time between lines and writes them. Every process has one; only rank 0's has ``lines``."""
 
     def __init__(
         self,
         config: TrainConfig,
         fabric: Fabric,
-        progress: Progress,
+        progress: TrainProgress,
         *,
         curriculum: Split,
         lines: metrics.MetricsLog | None,
@@ -63,19 +63,19 @@ class RunLog:
         self._first = progress.samples
         self._started = self._window = time.perf_counter()
         self._seconds_before = progress.seconds
-        self._waiting: Waiting | None = None
+        self._waiting: PendingStep | None = None
 
     def step(self, measured: metrics.StepMetrics) -> None:
         """Ask for the numbers of the step just given to the device; :meth:`settle` reads them. Waits for nothing."""
         self.settle()
-        numbers = parallel.whole_step(measured.loss, measured.norm).to("cpu", non_blocking=True)
+        numbers = parallel.step_totals(measured.loss, measured.norm).to("cpu", non_blocking=True)
         arrived = None
         if measured.loss.is_cuda:
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         first, self._first = self._first, self._progress.samples
         samples = (first, self._progress.samples)
-        self._waiting = Waiting(numbers, arrived, time.perf_counter(), self._progress.step, samples, measured.rate)
+        self._waiting = PendingStep(numbers, arrived, time.perf_counter(), self._progress.step, samples, measured.rate)
 
     def settle(self) -> None:
         """Write down the step whose numbers were asked for, if there is one; the loop's only wait for the device.

@@ -34,7 +34,7 @@ _CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class TrainOrder:
     """What one trainer process must know."""
 
     job: str
@@ -61,7 +61,7 @@ class StopFlag:
 
 
 @dataclass(frozen=True)
-class Result:
+class WorkerResult:
     """How a trainer process ended, in its own words."""
 
     outcome: Outcome
@@ -84,7 +84,7 @@ class StagedCheckpoint:
     metadata: Mapping[str, Any]
 
 
-class Handoff:
+class TrainerFiles:
     """The folder that supervisor and trainer share."""
 
     def __init__(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class Handoff:
         """The metrics file of one attempt at the run."""
         return self.folder / f"metrics-{attempt:04d}.jsonl"
 
-    def write_order(self, order: Order) -> None:
+    def write_order(self, order: TrainOrder) -> None:
         """Written by the supervisor before it starts the trainers; results of earlier ones are cleared."""
         for path in self.results.glob("rank-*.json"):
             path.unlink()
@@ -110,19 +110,21 @@ class Handoff:
         for path in self.checkpoints.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)  # one may just be going, by the uploads' thread
 
-    def read_order(self) -> Order:
+    def read_order(self) -> TrainOrder:
         """Read by each trainer process when it starts."""
         path = self.folder / "order.json"
-        return schema.build(Order, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+        return schema.build(TrainOrder, json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
-    def write_result(self, rank: int, result: Result) -> None:
+    def write_result(self, rank: int, result: WorkerResult) -> None:
         """Written by a trainer process as the last thing it does."""
         files.write_atomic(self.results / f"rank-{rank}.json", json.dumps(asdict(result)))
 
-    def read_results(self) -> list[Result]:
+    def read_results(self) -> list[WorkerResult]:
         """What the trainers that could still write said, by rank. A killed trainer says nothing."""
         paths = sorted(self.results.glob("rank-*.json"))
-        return [schema.build(Result, json.loads(path.read_text(encoding="utf-8")), where=str(path)) for path in paths]
+        return [
+            schema.build(WorkerResult, json.loads(path.read_text(encoding="utf-8")), where=str(path)) for path in paths
+        ]
 
     def pending(self) -> list[Path]:
         """The folders of whole checkpoints that wait on local disk, oldest first."""

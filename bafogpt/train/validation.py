@@ -22,10 +22,10 @@ from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.storage.tokens.stream import Samples
 from bafogpt.train import batches, parallel
 from bafogpt.train.learner import Learner
-from bafogpt.train.step_logger import RunLog
+from bafogpt.train.step_logger import StepLogger
 
 
-class Piece(NamedTuple):
+class ValidationSlice(NamedTuple):
     """Tokens [low, high) of sample ``sample``, counted from its first in the stream: the targets of one stage."""
 
     sample: int
@@ -34,12 +34,12 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationPlan:
     """What is read at each validation: the same pieces of the same samples, by stage."""
 
     samples: Samples
     stages: tuple[Stage, ...]
-    pieces: tuple[tuple[Piece, ...], ...]
+    pieces: tuple[tuple[ValidationSlice, ...], ...]
     """For each of ``stages``."""
 
     @property
@@ -48,38 +48,38 @@ class Validation:
         return len({piece.sample for pieces in self.pieces for piece in pieces})
 
 
-def plan(samples: Samples, split: Split, wanted: int | None) -> Validation:
+def plan_validation(samples: Samples, split: Split, wanted: int | None) -> ValidationPlan:
     """Share ``wanted`` samples evenly among the stages, from the start of each; stages that have fewer leave room."""
     stages = [stage for stage in split.stages if _pieces(samples, stage, 1)]
     left = samples.count + len(stages) if wanted is None else max(wanted, len(stages))
-    shares: dict[str, tuple[Piece, ...]] = {}
+    shares: dict[str, tuple[ValidationSlice, ...]] = {}
     for place, stage in enumerate(sorted(stages, key=lambda each: each.tokens)):  # the small ones first
         shares[stage.name] = _pieces(samples, stage, left // (len(stages) - place))
         left -= len(shares[stage.name])
-    return Validation(samples, tuple(stages), tuple(shares[stage.name] for stage in stages))
+    return ValidationPlan(samples, tuple(stages), tuple(shares[stage.name] for stage in stages))
 
 
-def _pieces(samples: Samples, stage: Stage, most: int) -> tuple[Piece, ...]:
+def _pieces(samples: Samples, stage: Stage, most: int) -> tuple[ValidationSlice, ...]:
     """The first ``most`` samples that predict tokens of a stage, and which of their targets those are."""
     length, end = samples.length, stage.start_token + stage.tokens
     first = 1 if samples.bos is None else 0  # after <bos> a sample's first token is a target, too
-    found: list[Piece] = []
+    found: list[ValidationSlice] = []
     for index in range(max(0, stage.start_token - first) // length, samples.count):
         low = max(first, stage.start_token - index * length)
         high = min(first + length, end - index * length)
         if high <= low or len(found) == most:
             break
-        found.append(Piece(index, low, high))
+        found.append(ValidationSlice(index, low, high))
     return tuple(found)
 
 
 class Validator:
     """Measures the loss on held-out text; all processes share the work."""
 
-    def __init__(self, learner: Learner, validation: Validation, micro: int, log: RunLog) -> None:
+    def __init__(self, learner: Learner, validation: ValidationPlan, micro_batch: int, log: StepLogger) -> None:
         self._learner = learner
         self._validation = validation
-        self._micro = micro
+        self._micro = micro_batch
         self._log = log
 
     @torch.no_grad()
@@ -93,8 +93,8 @@ class Validator:
             sums[1, stage] += (batch.targets != IGNORE).sum()
         learner.model.train()
         parallel.reshard(learner.state.model)
-        nats, targets = parallel.summed(sums).tolist()
-        found = results(validation, nats, targets)
+        nats, targets = parallel.sum_tensor(sums).tolist()
+        found = validation_metrics(validation, nats, targets)
         learner.state.progress.validation_loss = found["validation_loss"]
         self._log.restart_clock()
         self._log.write(step=learner.state.progress.step, **found)
@@ -102,20 +102,20 @@ class Validator:
     def _batches(self) -> Iterator[tuple[int, batches.Batch]]:
         """(number of the stage, batch) for this process. Each gets as many, because FSDP's processes go in step.
 
-        Every batch has ``micro`` rows: another shape would compile every block again. Rows beyond a stage's last piece
-        repeat it and count for nothing.
+        Every batch has ``micro_batch`` rows: another shape would compile every block again. Rows beyond a stage's last
+        slice repeat it and count for nothing.
         """
-        fabric, samples, micro = self._learner.fabric, self._validation.samples, self._micro
+        fabric, samples, micro_batch = self._learner.fabric, self._validation.samples, self._micro
         work = [
-            (number, pieces[start : start + micro])
+            (number, pieces[start : start + micro_batch])
             for number, pieces in enumerate(self._validation.pieces)
-            for start in range(0, len(pieces), micro)
+            for start in range(0, len(pieces), micro_batch)
         ]
         for turn in range(0, len(work), fabric.world_size):
             spare = turn + fabric.global_rank >= len(work)
             number, pieces = work[turn if spare else turn + fabric.global_rank]
-            rows = [batches.row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
-            batch = batches.of_rows(rows + rows[-1:] * (micro - len(rows)), fabric.device)
+            rows = [batches.sample_row(samples, piece.sample, samples[piece.sample]) for piece in pieces]
+            batch = batches.make_batch(rows + rows[-1:] * (micro_batch - len(rows)), fabric.device)
             targets = batch.targets.clone()
             for place, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
                 low, high = max(0, piece.low - row.first_target), max(0, piece.high - row.first_target)
@@ -125,7 +125,7 @@ class Validator:
             yield number, batch._replace(targets=targets)
 
 
-def results(validation: Validation, nats: Sequence[float], targets: Sequence[float]) -> dict[str, Any]:
+def validation_metrics(validation: ValidationPlan, nats: Sequence[float], targets: Sequence[float]) -> dict[str, Any]:
     """The metrics line of each stage's sum of nats over its number of targets.
 
     ``validation_loss`` is the mean over all targets that were read. ``validation_bpb`` weights each stage as the whole

@@ -23,11 +23,17 @@ def part(name: str, function: str, usual: float, limit: float, **arguments: Any)
     return Part(name=name, function=f"{HERE}.{function}", usual=usual, limit=limit, arguments=arguments)
 
 
-def row(micro: int, recompute: str, **more: Any) -> Part:
+def row(micro_batch: int, recompute: str, **more: Any) -> Part:
     """A row of throughput. ``usual`` is mostly the compilation of one block."""
     kind = "autocast " if more.get("kind") == "autocast" else ""
     return part(
-        f"throughput {kind}{micro} {recompute}", "speed:throughput", 40, 120, micro=micro, recompute=recompute, **more
+        f"throughput {kind}{micro_batch} {recompute}",
+        "speed:throughput",
+        40,
+        120,
+        micro_batch=micro_batch,
+        recompute=recompute,
+        **more,
     )
 
 

@@ -15,10 +15,10 @@ from bafogpt.model.generate import Sampling, generate
 from bafogpt.model.gpt import GPT, empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import IGNORE, liger_kernel
 from bafogpt.train import batches, parallel
-from bafogpt.train.checkpointer import CheckpointSaver
+from bafogpt.train.checkpointer import Checkpointer
 from bafogpt.train.learner import Learner
 from bafogpt.train.step import train_step
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 from benchmarks.gpu_check.learners import learner_of
 from benchmarks.gpu_check.models import (
     SMALL,
@@ -73,7 +73,7 @@ def equal(report: Report) -> None:
 
 def _network(report: Report, mode: str, dtype: torch.dtype, device: torch.device) -> GPT:
     config = config_of(
-        report, micro=1, samples=1, model={"overrides": SMALL}, compile=mode, activation_checkpointing="none"
+        report, micro_batch=1, samples=1, model={"overrides": SMALL}, compile=mode, activation_checkpointing="none"
     )
     network = new_gpt(shape_of(config, IDS), tie_embeddings=True, seed=1)
     network.to(device, dtype)
@@ -115,11 +115,16 @@ def resume(report: Report) -> None:
 
 
 def _resume(report: Report, kind: str, folder: Path, deterministic: bool) -> None:
-    handoff = Handoff(folder)
-    handoff.checkpoints.mkdir(parents=True)
+    trainer_files = TrainerFiles(folder)
+    trainer_files.checkpoints.mkdir(parents=True)
     rows = random_rows(report, IDS, 6, np.random.default_rng(3), documents=3)
     config = config_of(
-        report, micro=1, samples=2, model={"overrides": SMALL}, deterministic=deterministic, precision="bf16-mixed"
+        report,
+        micro_batch=1,
+        samples=2,
+        model={"overrides": SMALL},
+        deterministic=deterministic,
+        precision="bf16-mixed",
     )
 
     def learner() -> Learner:
@@ -127,20 +132,20 @@ def _resume(report: Report, kind: str, folder: Path, deterministic: bool) -> Non
 
     def step(of: Learner, number: int) -> torch.Tensor:
         pair = rows[2 * number : 2 * number + 2]
-        return train_step(of, [batches.of_rows([each], report.device) for each in pair]).loss
+        return train_step(of, [batches.make_batch([each], report.device) for each in pair]).loss
 
     one = learner()
     step(one, 0)
     step(one, 1)
-    saver = CheckpointSaver(handoff, config.checkpoint)
+    checkpointer = Checkpointer(trainer_files, config.checkpoint)
     sync(report)
     began = time.perf_counter()
-    saver.begin(one.state)
+    checkpointer.save(one.state)
     stall = time.perf_counter() - began
     loss = step(one, 2)
-    saver.finish()
+    checkpointer.wait()
     two = learner()
-    two.state.load(handoff.pending()[0])
+    two.state.load(trainer_files.pending()[0])
     again = step(two, 2)
     pairs = list(zip(one.trained, two.trained, strict=True))
     unequal = sum(not torch.equal(a, b) for a, b in pairs)
@@ -159,7 +164,7 @@ def answers(report: Report) -> None:
     """An answer with the cache against a CPU's, and against the same network without the cache; tokens a second."""
     report.say_device()
     with report.case("small, float32"):
-        config = config_of(report, micro=1, samples=1, model={"overrides": SMALL})
+        config = config_of(report, micro_batch=1, samples=1, model={"overrides": SMALL})
         model = new_gpt(shape_of(config, IDS), tie_embeddings=True, seed=1).eval()
         wanted, _, _ = _answer(model, list(range(40)), 24)
         said, share, _ = _answer(model.to(report.device), list(range(40)), 24)
@@ -167,7 +172,7 @@ def answers(report: Report) -> None:
         report.note("small, float32", found, ok=said == wanted and share == 1)
     with report.case("large, bf16"):
         clean(report)
-        config = config_of(report, micro=1, samples=1)
+        config = config_of(report, micro_batch=1, samples=1)
         model = empty_gpt(shape_of(config, vocabulary(report)), tie_embeddings=True).to(torch.bfloat16).eval()
         materialise(model, report.device)
         fill(model)

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.learner import Learner, build
-from bafogpt.train.trainer_io import Order
+from bafogpt.train.learner import Learner, build_learner
+from bafogpt.train.trainer_io import TrainOrder
 from benchmarks.gpu_check.models import fill, random_rows, shape_of
 from benchmarks.gpu_check.report import Report
 
@@ -38,16 +38,16 @@ def learner_of(
         os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(SHARDS)
     if kind != "autocast" and not dist.is_initialized():
         _join(report, kind)
-    order = Order(job="gpu-check", bucket="", config=config, device=report.device.type)
+    order = TrainOrder(job="gpu-check", bucket="", config=config, device=report.device.type)
     fabric = parallel.make_fabric(order, "step", sharded=kind != "autocast")
     fabric.launch()
-    learner = build(
+    learner = build_learner(
         config,
         shape_of(config, ids),
         fabric,
         sharding="step",
         identity={},
-        weights_follow=filled,
+        empty=filled,
         load_base=load_base,
     )
     if filled and config.adapter is None:
@@ -69,7 +69,9 @@ def random_micros(
     report: Report, config: TrainConfig, ids: int, chance: Any, *, documents: int = 1
 ) -> list[batches.Batch]:
     """One step's micro-batches of this process."""
-    micro = config.batch.micro_batch_size
+    micro_batch = config.batch.micro_batch_size
     share = config.batch_samples // parallel.world_size()
     rows = random_rows(report, ids, share, chance, documents=documents)
-    return [batches.of_rows(rows[start : start + micro], report.device) for start in range(0, share, micro)]
+    return [
+        batches.make_batch(rows[start : start + micro_batch], report.device) for start in range(0, share, micro_batch)
+    ]

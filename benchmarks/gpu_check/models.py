@@ -33,7 +33,7 @@ def length(report: Report) -> int:
     return 64 if report.tiny else 2048
 
 
-def config_of(report: Report, *, micro: int, samples: int, **changes: Any) -> Any:
+def config_of(report: Report, *, micro_batch: int, samples: int, **changes: Any) -> Any:
     """The :class:`~bafogpt.train.config.TrainConfig` of Gemma-2-2B, or of a toy where ``tiny``, with steps of
     ``samples``."""
     from bafogpt.core import schema
@@ -44,7 +44,7 @@ def config_of(report: Report, *, micro: int, samples: int, **changes: Any) -> An
         "tokens": 10**12,
         "data": {"path": "random", "sequence_length": tokens},
         "model": {"overrides": TOY if report.tiny else {"n_layer": report.options.layers}},
-        "batch": {"tokens": samples * tokens, "micro_batch_size": micro},
+        "batch": {"tokens": samples * tokens, "micro_batch_size": micro_batch},
         "precision": "bf16-mixed",
         "compile": "never" if report.tiny else "auto",
     }
@@ -71,11 +71,11 @@ def fill(model: torch.nn.Module) -> None:
 
 def random_rows(report: Report, ids: int, count: int, chance: np.random.Generator, *, documents: int = 1) -> list[Any]:
     """``count`` samples of random tokens; with more ``documents`` than one, hidden from each other."""
-    from bafogpt.train.batches import Row
+    from bafogpt.train.batches import SampleRow
 
     tokens = length(report)
     numbers = (np.arange(tokens) * documents // tokens).astype(np.int32) if documents > 1 else None
-    return [Row(chance.integers(0, ids, tokens + 1), numbers) for _ in range(count)]
+    return [SampleRow(chance.integers(0, ids, tokens + 1), numbers) for _ in range(count)]
 
 
 def sync(report: Report) -> None:

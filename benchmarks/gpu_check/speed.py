@@ -49,7 +49,13 @@ GRAPHS = 8
 
 
 def throughput(
-    report: Report, *, micro: int, recompute: str, kind: str = "fsdp", profiled: bool = False, float8: str = "none"
+    report: Report,
+    *,
+    micro_batch: int,
+    recompute: str,
+    kind: str = "fsdp",
+    profiled: bool = False,
+    float8: str = "none",
 ) -> float | None:
     """tokens/s and MFU of steps of Gemma-2-2B with 296,000 ids, and their memory.
 
@@ -60,7 +66,7 @@ def throughput(
     changes: dict[str, Any] = {"activation_checkpointing": recompute}
     if float8 != "none":
         changes["float8"] = float8
-    config = config_of(report, micro=micro, samples=SAMPLES, **changes)
+    config = config_of(report, micro_batch=micro_batch, samples=SAMPLES, **changes)
     fitting = _fitting(report, config, "autocast" if kind == "autocast" else "fsdp")
     if fitting is None:
         report.note("left_out", "does not fit this card by the memory model")
@@ -87,13 +93,17 @@ def _fitting(report: Report, config: TrainConfig, kind: Kind) -> tuple[TrainConf
     shape = shape_of(config, vocabulary(report))
     gpu = report.device.type == "cuda"
     room = memory.MARGIN * parallel.device_bytes(report.device)
-    alone = memory.need(shape, config, micro=config.batch.micro_batch_size, processes=1, gpu=gpu, sharding="step")
+    alone = memory.estimate(
+        shape, config, micro_batch=config.batch.micro_batch_size, processes=1, gpu=gpu, sharding="step"
+    )
     if kind == "fsdp":  # gradients wait whole, as among several processes
         alone = replace(alone, accumulated=4 * flops.matrix_weights(shape))
     if alone.total <= room:
         return config, kind, alone.total
     config = replace(config, batch=replace(config.batch, tokens=SHARDS * config.batch.tokens))
-    shard = memory.need(shape, config, micro=config.batch.micro_batch_size, processes=SHARDS, gpu=gpu, sharding="step")
+    shard = memory.estimate(
+        shape, config, micro_batch=config.batch.micro_batch_size, processes=SHARDS, gpu=gpu, sharding="step"
+    )
     return (config, "shard", shard.total) if kind == "fsdp" and shard.total <= room else None
 
 
@@ -119,7 +129,12 @@ def _note_speed(report: Report, config: TrainConfig, kind: Kind, seconds: float)
         if listed is None:
             break
         projected = step_time(
-            shape, config, listed, processes=processes, micro=config.batch.micro_batch_size, assumptions=assumptions
+            shape,
+            config,
+            listed,
+            processes=processes,
+            micro_batch=config.batch.micro_batch_size,
+            assumptions=assumptions,
         )
         report.note(f"projected_s, {assumptions.name}", projected.computation + projected.optimizer)
     return speed
@@ -156,7 +171,7 @@ def compiled(report: Report) -> None:
 def _compiled(report: Report, mode: str) -> dict[str, Any]:
     ids = 512 if report.tiny else 32_768
     overrides = TOY if report.tiny else {"n_layer": min(4, report.options.layers)}
-    config = config_of(report, micro=2, samples=4, compile=mode, model={"overrides": overrides})
+    config = config_of(report, micro_batch=2, samples=4, compile=mode, model={"overrides": overrides})
     clean(report)
     torch._dynamo.utils.counters.clear()
     learner, chance = learner_of(report, config, ids=ids, kind="fsdp"), np.random.default_rng(1)
@@ -216,7 +231,9 @@ def qlora(report: Report, *, optimizer: str) -> None:
     _note_speed(report, config, "autocast", min(spent))
     shape = shape_of(config, vocabulary(report))
     gpu = report.device.type == "cuda"
-    need = memory.need(shape, config, micro=config.batch.micro_batch_size, processes=1, gpu=gpu, sharding="step")
+    need = memory.estimate(
+        shape, config, micro_batch=config.batch.micro_batch_size, processes=1, gpu=gpu, sharding="step"
+    )
     _note_memory(report, need.total)
 
 
@@ -225,7 +242,7 @@ def _finetune(report: Report, optimizer: str) -> TrainConfig:
     from bafogpt.jobs import job as jobs
 
     config = jobs.load(ROOT / "jobs" / "finetune.yaml").train
-    sized = config_of(report, micro=config.batch.micro_batch_size, samples=4 * config.batch.micro_batch_size)
+    sized = config_of(report, micro_batch=config.batch.micro_batch_size, samples=4 * config.batch.micro_batch_size)
     return replace(
         config,
         data=sized.data,
@@ -264,8 +281,8 @@ def float8(report: Report) -> None:
         report.note("left_out", "this card has no fp8")
         return
     best = best_row(report.earlier)
-    micro, recompute, kind = _recipe(best)
-    speed = throughput(report, micro=micro, recompute=recompute, kind=kind, float8="tensorwise")
+    micro_batch, recompute, kind = _recipe(best)
+    speed = throughput(report, micro_batch=micro_batch, recompute=recompute, kind=kind, float8="tensorwise")
     if best is not None and speed is not None:
         report.note("against", {"row": best["row"], "speed_up": speed / best["tokens_per_s"]})
 
@@ -275,5 +292,5 @@ def _recipe(row: Mapping[str, Any] | None) -> tuple[int, str, Kind]:
     None."""
     if row is None:
         return 2, "selective", "fsdp"
-    *kind, micro, recompute = row["row"].split()[1:]
-    return int(micro), recompute, "autocast" if kind else "fsdp"
+    *kind, micro_batch, recompute = row["row"].split()[1:]
+    return int(micro_batch), recompute, "autocast" if kind else "fsdp"

@@ -1,4 +1,4 @@
-"""A trainer without a model: the real hand-off, a real process, real signals, and steps of a hundredth of a second.
+"""A trainer without a model: the real trainer files, a real process, real signals, steps of a hundredth of a second.
 
 The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies without a word at step N of every try,
 ``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM, ``best_at=N`` makes step N's
@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 from bafogpt.core import files
-from bafogpt.train.trainer_io import Handoff, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import StopFlag, TrainerFiles, WorkerResult, checkpoint_name, read_staged
 
 
 def main() -> int:
     faulthandler.register(signal.SIGUSR1)
-    handoff = Handoff(Path(sys.argv[1]))
-    order = handoff.read_order()
+    trainer_files = TrainerFiles(Path(sys.argv[1]))
+    order = trainer_files.read_order()
     behaviour = dict(part.partition("=")[::2] for part in os.environ.get("FAKE_WORKER", "").split(",") if part)
     if name := behaviour.get("print"):
         print(f"{name}={os.environ.get(name)}", flush=True)
@@ -32,12 +32,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in behaviour else lambda *_: stop.set())
     step = samples = 0
     if order.resume_step is not None:
-        folder = handoff.resume / checkpoint_name(order.resume_step)
+        folder = trainer_files.resume / checkpoint_name(order.resume_step)
         saved = read_staged(folder)
         step, samples = saved.step, saved.samples
         assert (folder / "weights").read_text() == f"weights of step {step}"
     if "fail" in behaviour:
-        handoff.write_result(0, Result("failed", 0, 0, "the job is wrong", "mend the job", 2, retry=False))
+        trainer_files.write_result(0, WorkerResult("failed", 0, 0, "the job is wrong", "mend the job", 2, retry=False))
         return 2
     config = order.config
     while step < config.steps and not stop.requested:
@@ -50,12 +50,12 @@ def main() -> int:
         line = {"step": step, "samples": [samples, samples + config.batch_samples], "loss": 5 / step}
         line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step}
         samples += config.batch_samples
-        with handoff.metrics(order.attempt).open("a") as file:
+        with trainer_files.metrics(order.attempt).open("a") as file:
             file.write(json.dumps(line) + "\n")
         if step % config.checkpoint.every == 0 or step == config.steps or stop.requested:
-            save(handoff, step, samples, loss=abs(step - int(behaviour.get("best_at", "0"))))
+            save(trainer_files, step, samples, loss=abs(step - int(behaviour.get("best_at", "0"))))
     done = step == config.steps
-    handoff.write_result(0, Result("finished" if done else "stopped", step, samples))
+    trainer_files.write_result(0, WorkerResult("finished" if done else "stopped", step, samples))
     return 0
 
 
@@ -63,11 +63,11 @@ def wait_for_ever() -> None:
     threading.Event().wait()
 
 
-def save(handoff: Handoff, step: int, samples: int, loss: float = 0) -> None:
-    partial = handoff.partial(step)
+def save(trainer_files: TrainerFiles, step: int, samples: int, loss: float = 0) -> None:
+    partial = trainer_files.partial(step)
     partial.mkdir()
     files.write_atomic(partial / "weights", f"weights of step {step}")
-    handoff.commit(partial, {"step": step, "samples": samples, "validation_loss": loss})
+    trainer_files.commit(partial, {"step": step, "samples": samples, "validation_loss": loss})
 
 
 if __name__ == "__main__":

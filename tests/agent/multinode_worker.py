@@ -22,7 +22,7 @@ from typing import Any
 
 from bafogpt.core import files
 from bafogpt.train.config import rank_samples
-from bafogpt.train.trainer_io import Handoff, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import StopFlag, TrainerFiles, WorkerResult, checkpoint_name, read_staged
 
 RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 COUNT, LOCAL_COUNT = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -60,13 +60,13 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)
     stop = StopFlag()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    handoff = Handoff(Path(sys.argv[1]))
-    order = handoff.read_order()
+    trainer_files = TrainerFiles(Path(sys.argv[1]))
+    order = trainer_files.read_order()
     config, ranks = order.config, Ranks()
     consumed: list[int] = []
     step = 0
     if order.resume_step is not None:
-        folder = handoff.resume / checkpoint_name(order.resume_step)
+        folder = trainer_files.resume / checkpoint_name(order.resume_step)
         step, consumed = read_staged(folder).step, whole(folder)
         assert len(consumed) == step * config.batch_samples == read_staged(folder).samples
     stopping = False
@@ -86,26 +86,28 @@ def main() -> int:
         consumed += [index for each in said for index in each[0]]
         step += 1
         if RANK == 0:
-            tell(handoff, order.attempt, step, consumed, config.batch_samples)
+            tell(trainer_files, order.attempt, step, consumed, config.batch_samples)
         if step % config.checkpoint.every == 0 or step == config.steps or stopping:
-            while LOCAL == 0 and len(handoff.pending()) >= config.checkpoint.max_pending:
+            while LOCAL == 0 and len(trainer_files.pending()) >= config.checkpoint.max_pending:
                 time.sleep(0.02)
             ranks.gather(None)
-            save(handoff, ranks, step, consumed)
-    handoff.write_result(RANK, Result("finished" if step == config.steps else "stopped", step, len(consumed)))
+            save(trainer_files, ranks, step, consumed)
+    trainer_files.write_result(
+        RANK, WorkerResult("finished" if step == config.steps else "stopped", step, len(consumed))
+    )
     return 0
 
 
-def tell(handoff: Handoff, attempt: int, step: int, consumed: list[int], batch: int) -> None:
+def tell(trainer_files: TrainerFiles, attempt: int, step: int, consumed: list[int], batch: int) -> None:
     line = {"step": step, "samples": [len(consumed) - batch, len(consumed)], "consumed": consumed[-batch:], "loss": 1.0}
     line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": step}
-    with handoff.metrics(attempt).open("a") as file:
+    with trainer_files.metrics(attempt).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def save(handoff: Handoff, ranks: Ranks, step: int, consumed: list[int]) -> None:
+def save(trainer_files: TrainerFiles, ranks: Ranks, step: int, consumed: list[int]) -> None:
     """As the real one: every process its own file, then the first of each node commits the node's part."""
-    partial = handoff.partial(step)
+    partial = trainer_files.partial(step)
     if LOCAL == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -116,7 +118,7 @@ def save(handoff: Handoff, ranks: Ranks, step: int, consumed: list[int]) -> None
     ranks.gather(None)
     if LOCAL == 0:
         meta = {"step": step, "samples": len(consumed)}
-        handoff.commit(partial, meta | ({"nodes": NODES, "rendezvous_id": launch} if NODES > 1 else {}))
+        trainer_files.commit(partial, meta | ({"nodes": NODES, "rendezvous_id": launch} if NODES > 1 else {}))
     ranks.gather(None)
 
 

@@ -22,7 +22,7 @@ from bafogpt.runs import usage
 from bafogpt.runs.store import RunStore
 from bafogpt.runs.usage import AttemptUsage
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff, Order
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder
 from tests.small_job import FAKE_WORKER, make_job
 
 PRICE = 4.56
@@ -126,7 +126,7 @@ def test_trainers_that_hang_say_where_they_are_and_come_back(run: Run, bucket: B
 
 def test_a_real_worker_says_where_each_of_its_threads_is(tmp_path: Path):
     """The real worker around a loop that never ends."""
-    Handoff(tmp_path).write_order(Order(job="pretrain", bucket="file:///nowhere", config=make_job().train))
+    TrainerFiles(tmp_path).write_order(TrainOrder(job="pretrain", bucket="file:///nowhere", config=make_job().train))
     command = (sys.executable, str(Path(__file__).with_name("hung_worker.py")))
     said: list[str] = []
     trainers = Workers(tmp_path, 1, said.append, command)

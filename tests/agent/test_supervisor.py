@@ -19,7 +19,7 @@ from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import server
-from bafogpt.train.trainer_io import Handoff, checkpoint_step
+from bafogpt.train.trainer_io import TrainerFiles, checkpoint_step
 from tests.small_job import make_job
 
 Supervise = Callable[..., ExitOutcome]
@@ -148,9 +148,9 @@ def test_checkpoints_left_on_the_disk_by_a_dead_supervisor_are_sent_and_used(
 ):
     from tests.agent.fake_worker import save
 
-    handoff = Handoff(tmp_path / "work" / "run")
-    handoff.checkpoints.mkdir(parents=True)
-    save(handoff, step=15, samples=60)
+    trainer_files = TrainerFiles(tmp_path / "work" / "run")
+    trainer_files.checkpoints.mkdir(parents=True)
+    save(trainer_files, step=15, samples=60)
     assert supervise(make_job()).state == "succeeded"
     (restored,) = events(bucket, "checkpoint_restored")
     assert restored["step"] == 15
@@ -159,7 +159,7 @@ def test_checkpoints_left_on_the_disk_by_a_dead_supervisor_are_sent_and_used(
 def test_a_checkpoint_that_a_power_cut_tore_on_this_disk_is_discarded(
     supervise: Supervise, bucket: Bucket, tmp_path: Path
 ):
-    torn = Handoff(tmp_path / "work" / "run").checkpoints / "step-00000015"
+    torn = TrainerFiles(tmp_path / "work" / "run").checkpoints / "step-00000015"
     torn.mkdir(parents=True)
     (torn / "checkpoint.json").write_text("")
     assert supervise(make_job()).state == "succeeded"
@@ -194,7 +194,7 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         assert "cannot be reached" in ending.message
         assert "on local disk, not in the bucket" in ending.message
         assert "--resume" in ending.hint
-        left = [checkpoint_step(folder) for folder in Handoff(tmp_path / "work" / "run").pending()]
+        left = [checkpoint_step(folder) for folder in TrainerFiles(tmp_path / "work" / "run").pending()]
         assert left
 
         server.keep(home, port=int(endpoint.url.rsplit(":", 1)[1]))

@@ -23,7 +23,7 @@ from bafogpt.launch import plan
 from bafogpt.launch.engines.skypilot import task_config
 from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 from tests.small_job import make_job
 
 ROOT = Path(__file__).parents[2]
@@ -199,13 +199,13 @@ def test_another_machine_reads_what_it_has_not_written_in_the_bucket(bucket: Buc
     run.put("metrics/0001-00001.jsonl", lines(3))
     run.put("metrics/0002-00000.jsonl", lines(40))  # older than what is on this disk
     run.put("metrics/0001-n1-00000.jsonl", lines(50))  # another node's
-    handoff = Handoff(tmp_path)
-    handoff.metrics(2).write_bytes(lines(3, 4))
-    handoff.metrics(3).write_bytes(lines(4, 5) + b'{"step": 6, "lo')
+    trainer_files = TrainerFiles(tmp_path)
+    trainer_files.metrics(2).write_bytes(lines(3, 4))
+    trainer_files.metrics(3).write_bytes(lines(4, 5) + b'{"step": 6, "lo')
     rows = Rows()
-    reader = Lines(handoff, 3, run, pytest.fail)
+    reader = Lines(trainer_files, 3, run, pytest.fail)
     reader.read_into(rows)
-    with handoff.metrics(3).open("ab") as file:
+    with trainer_files.metrics(3).open("ab") as file:
         file.write(b'ss": 1.0}\n')
     reader.read_into(rows)
     assert [row.step for row in rows.take(whole_run=True)] == [1, 2, 3, 4, 5, 6]

@@ -21,7 +21,7 @@ from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 from tests.small_job import make_job
 from tests.smi import FakeSmi
 
@@ -129,7 +129,7 @@ def test_gpus_that_did_not_answer_when_the_supervisor_started_are_used_all_the_s
 ):
     monkeypatch.setattr(nvidia_smi, "count", lambda: 0)
     orders: list[str] = []
-    monkeypatch.setattr(Handoff, "write_order", lambda self, order: orders.append(order.device))
+    monkeypatch.setattr(TrainerFiles, "write_order", lambda self, order: orders.append(order.device))
     supervise_rented(make_job(supervisor={"max_restarts": 0, "collective_timeout_s": 0}))
     assert orders == ["cuda"]
 

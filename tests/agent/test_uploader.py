@@ -15,21 +15,21 @@ from bafogpt.core import process
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.trainer_io import CHECKPOINT_META, Handoff
+from bafogpt.train.trainer_io import CHECKPOINT_META, TrainerFiles
 
 
-def saved(handoff: Handoff, step: int) -> Path:
+def saved(trainer_files: TrainerFiles, step: int) -> Path:
     """A checkpoint of a node on its disk."""
-    partial = handoff.partial(step)
+    partial = trainer_files.partial(step)
     partial.mkdir(parents=True)
     (partial / "state-001.json").write_text("{}")
-    return handoff.commit(partial, {"step": step, "samples": 4 * step, "nodes": 2, "rendezvous_id": "0001-0001"})
+    return trainer_files.commit(partial, {"step": step, "samples": 4 * step, "nodes": 2, "rendezvous_id": "0001-0001"})
 
 
-def options(bucket: Bucket, handoff: Handoff) -> dict[str, Any]:
+def options(bucket: Bucket, trainer_files: TrainerFiles) -> dict[str, Any]:
     store = RunStore(bucket)
     return {
-        "handoff": handoff,
+        "trainer_files": trainer_files,
         "store": store.checkpoints("run"),
         "config": CheckpointConfig(),
         "attempt": 1,
@@ -43,19 +43,19 @@ def test_a_folder_that_is_being_dropped_is_never_the_next_to_send(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The uploads' thread has seen it on the disk, and asks whether it was sent when it no longer is."""
-    handoff = Handoff(tmp_path)
+    trainer_files = TrainerFiles(tmp_path)
     committed = -1
-    uploader = PartUploader(node=1, committed=lambda: committed, **options(bucket, handoff))
-    folder = saved(handoff, 5)
+    uploader = PartUploader(node=1, committed=lambda: committed, **options(bucket, trainer_files))
+    folder = saved(trainer_files, 5)
     uploader.start()
     assert process.wait_until(uploader.settled, 30)
     uploader._closing.set()
     uploader._thread.join()
-    assert handoff.pending() == [folder]
+    assert trainer_files.pending() == [folder]
 
     committed = 5
     tidy = threading.Thread(target=uploader.tidy)
-    listed = handoff.pending
+    listed = trainer_files.pending
 
     def list_while_another_tidies() -> list[Path]:
         found = listed()
@@ -63,7 +63,7 @@ def test_a_folder_that_is_being_dropped_is_never_the_next_to_send(
         tidy.join(timeout=0.3)
         return found
 
-    monkeypatch.setattr(handoff, "pending", list_while_another_tidies)
+    monkeypatch.setattr(trainer_files, "pending", list_while_another_tidies)
     assert uploader._next() is None
     tidy.join()
     assert listed() == []
@@ -72,15 +72,15 @@ def test_a_folder_that_is_being_dropped_is_never_the_next_to_send(
 def test_a_defect_ends_the_run_instead_of_the_thread_alone(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    handoff = Handoff(tmp_path)
-    folder = saved(handoff, 5)
+    trainer_files = TrainerFiles(tmp_path)
+    folder = saved(trainer_files, 5)
     (folder / CHECKPOINT_META).write_text(json.dumps("no checkpoint"))
 
     def refuse(_: Path) -> None:
         raise OSError("no such folder")
 
-    monkeypatch.setattr(handoff, "drop", refuse)
-    uploader = Uploader(**options(bucket, handoff))
+    monkeypatch.setattr(trainer_files, "drop", refuse)
+    uploader = Uploader(**options(bucket, trainer_files))
     uploader.start()
     assert process.wait_until(lambda: uploader.outage is not None, 30)
     assert uploader.outage is not None and uploader.outage.since == float("-inf")

@@ -17,48 +17,48 @@ import pytest
 from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress
 from bafogpt.agent.workers import describe_exit, interface_of
 from bafogpt.runs.step_line import Step, StepTimer, format_step, read_step
-from bafogpt.train.trainer_io import Handoff, checkpoint_name
+from bafogpt.train.trainer_io import TrainerFiles, checkpoint_name
 from tests.agent.test_budget import Clock
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 @pytest.fixture
-def handoff(tmp_path: Path) -> Handoff:
-    made = Handoff(tmp_path)
+def trainer_files(tmp_path: Path) -> TrainerFiles:
+    made = TrainerFiles(tmp_path)
     made.checkpoints.mkdir()
     return made
 
 
-def step(handoff: Handoff, number: int, seconds: float = 1.0) -> None:
+def step(trainer_files: TrainerFiles, number: int, seconds: float = 1.0) -> None:
     line = {"step": number, "loss": 1.0, "learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news"}
-    with handoff.metrics(1).open("a") as file:
+    with trainer_files.metrics(1).open("a") as file:
         file.write(json.dumps(line | {"seconds": seconds}) + "\n")
 
 
-def pulse(handoff: Handoff, clock: Clock, max_pending: int = 2) -> HangDetector:
-    return HangDetector(handoff, 1, first_s=100, then_s=10, max_pending=max_pending, clock=clock)
+def pulse(trainer_files: TrainerFiles, clock: Clock, max_pending: int = 2) -> HangDetector:
+    return HangDetector(trainer_files, 1, first_s=100, then_s=10, max_pending=max_pending, clock=clock)
 
 
-def test_the_first_step_may_take_longer_than_those_after_it(handoff: Handoff):
+def test_the_first_step_may_take_longer_than_those_after_it(trainer_files: TrainerFiles):
     clock = Clock()
-    watched = pulse(handoff, clock)
+    watched = pulse(trainer_files, clock)
     clock.now += 99
     assert watched.hung() is None
     clock.now += 99
     assert watched.hung() == "no first step after 100 s"
-    watched = pulse(handoff, clock)
+    watched = pulse(trainer_files, clock)
     watched.hung()
-    step(handoff, 1)
+    step(trainer_files, 1)
     assert watched.hung() is None
     clock.now += 11
     assert watched.hung() == "no sign of life for 10 s"
 
 
-def test_steps_of_an_earlier_start_are_no_sign_of_life(handoff: Handoff):
+def test_steps_of_an_earlier_start_are_no_sign_of_life(trainer_files: TrainerFiles):
     clock = Clock()
-    step(handoff, 1)
-    watched = pulse(handoff, clock)
+    step(trainer_files, 1)
+    watched = pulse(trainer_files, clock)
     watched.hung()
     clock.now += 50
     assert watched.hung() is None
@@ -66,11 +66,11 @@ def test_steps_of_an_earlier_start_are_no_sign_of_life(handoff: Handoff):
     assert watched.hung() == "no first step after 100 s"
 
 
-def test_a_checkpoint_that_grows_is_a_sign_of_life(handoff: Handoff):
+def test_a_checkpoint_that_grows_is_a_sign_of_life(trainer_files: TrainerFiles):
     clock = Clock()
-    watched = pulse(handoff, clock)
-    step(handoff, 1)
-    partial = handoff.partial(1)
+    watched = pulse(trainer_files, clock)
+    step(trainer_files, 1)
+    partial = trainer_files.partial(1)
     partial.mkdir()
     for size in range(5):
         (partial / "weights").write_bytes(bytes(size))
@@ -80,26 +80,26 @@ def test_a_checkpoint_that_grows_is_a_sign_of_life(handoff: Handoff):
     assert watched.hung()
 
 
-def test_trainers_that_wait_for_the_bucket_do_not_hang(handoff: Handoff):
+def test_trainers_that_wait_for_the_bucket_do_not_hang(trainer_files: TrainerFiles):
     clock = Clock()
-    watched = pulse(handoff, clock, max_pending=1)
-    step(handoff, 1)
-    (handoff.checkpoints / "step-00000001").mkdir()
+    watched = pulse(trainer_files, clock, max_pending=1)
+    step(trainer_files, 1)
+    (trainer_files.checkpoints / "step-00000001").mkdir()
     for _ in range(5):
         clock.now += 60
         assert watched.hung() is None
-    (handoff.checkpoints / "step-00000001").rmdir()
+    (trainer_files.checkpoints / "step-00000001").rmdir()
     assert watched.hung() is None
     clock.now += 11
     assert watched.hung()
 
 
-def test_a_step_is_timed_by_what_two_lines_of_metrics_tell(handoff: Handoff):
+def test_a_step_is_timed_by_what_two_lines_of_metrics_tell(trainer_files: TrainerFiles):
     said: list[str] = []
-    progress = Progress(handoff.metrics(1), 20, said.append)
+    progress = Progress(trainer_files.metrics(1), 20, said.append)
     assert progress.follow(quiet=True) is None
-    step(handoff, 2, seconds=3)
-    step(handoff, 4, seconds=8)
+    step(trainer_files, 2, seconds=3)
+    step(trainer_files, 4, seconds=8)
     assert progress.follow(quiet=True) == 4
     assert progress.step_s == 2.5
     assert len(said) == 1  # one line a second
@@ -120,10 +120,10 @@ def test_what_is_said_of_a_step_can_be_read_again(told: Step):
     assert read_step(said.rstrip()) == told
 
 
-def test_a_loss_that_is_no_number_is_read_too(handoff: Handoff):
+def test_a_loss_that_is_no_number_is_read_too(trainer_files: TrainerFiles):
     said: list[str] = []
-    step(handoff, 3)
-    Progress(handoff.metrics(1), 20, said.append).follow(quiet=False)
+    step(trainer_files, 3)
+    Progress(trainer_files.metrics(1), 20, said.append).follow(quiet=False)
     found = read_step(said[0].replace("1.0000", "nan"))
     assert found is not None and math.isnan(found.loss)
     assert (found.number, found.steps, found.stage) == (3, 20, "news")
@@ -217,21 +217,21 @@ def test_the_interface_of_an_address_is_found():
     assert interface_of("192.0.2.1") is None
 
 
-def test_a_checkpoint_may_get_its_name_while_its_bytes_are_counted(handoff: Handoff):
+def test_a_checkpoint_may_get_its_name_while_its_bytes_are_counted(trainer_files: TrainerFiles):
     over = threading.Event()
 
     def save() -> None:
         for step in range(400):
-            partial = handoff.partial(step)
+            partial = trainer_files.partial(step)
             partial.mkdir()
             (partial / "weights").write_bytes(b"12345678")
-            partial.rename(handoff.checkpoints / checkpoint_name(step))
+            partial.rename(trainer_files.checkpoints / checkpoint_name(step))
         over.set()
 
     saving = threading.Thread(target=save)
     saving.start()
     seen = set()
     while not over.is_set():
-        seen.add(handoff.partial_bytes())
+        seen.add(trainer_files.partial_bytes())
     saving.join()
     assert seen <= {0, 8}

@@ -1,6 +1,6 @@
 """A training without torch, in the place of :mod:`bafogpt.train.loop`: a start costs a tenth of what torch costs.
 
-All around it is real: the worker, the hand-off, the stream, the commit of a checkpoint. The state is a vector of
+All around it is real: the worker, the trainer files, the stream, the commit of a checkpoint. The state is a vector of
 floats that each sample changes in a way that depends on the order, cut into slices, one a process; each process reads
 its own share of a step's samples, and all of them exchange these. So any sample that is lost, repeated or out of order
 changes the bits, whatever number of processes was at work.
@@ -26,7 +26,7 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
 from bafogpt.train.config import CheckpointConfig, rank_samples
-from bafogpt.train.trainer_io import Handoff, Order, Result, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import StopFlag, TrainerFiles, TrainOrder, WorkerResult, checkpoint_name, read_staged
 
 from . import ledger, points
 
@@ -35,19 +35,19 @@ FLOATS = "FAULTS_FLOATS"
 Row = tuple[int, Any]
 
 
-def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
-    """As the real one: train until the last token or until ``stop``, and leave checkpoints in ``handoff``."""
+def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> WorkerResult:
+    """As the real one: train until the last token or until ``stop``, and leave checkpoints in ``trainer_files``."""
     config, ranks = order.config, _Ranks()
     if config.batch_samples % ranks.count:
         raise ConfigError("the batch does not divide among the processes", "choose another number")
     state = _State(ranks)
     if order.resume_step is not None:
-        state.load(handoff.resume / checkpoint_name(order.resume_step))
+        state.load(trainer_files.resume / checkpoint_name(order.resume_step))
     book = ledger.Ledger(Path(os.environ[ledger.VARIABLE])) if ranks.rank == 0 else None
     if book:
         where = {"processes": ranks.count, "prefetch": config.data.prefetch, "attempt": order.attempt}
         book.start(step=state.step, samples=state.samples, consumed=state.consumed, **where)
-    rows = _rows(order, handoff, ranks, state.samples)
+    rows = _rows(order, trainer_files, ranks, state.samples)
     while state.step < config.steps:
         own = [next(rows) for _ in range(config.batch_samples // ranks.count)]
         step = [row for rank in ranks.gather((own, stop.requested)) for row in rank[0]]
@@ -56,29 +56,31 @@ def train(order: Order, handoff: Handoff, stop: StopFlag) -> Result:
             book.step(state.step + 1, [(index, _hash(tokens.tobytes())) for index, tokens in step])
         state.learn(step)
         if book:
-            _metrics(handoff, order, state, config.batch_samples)
+            _metrics(trainer_files, order, state, config.batch_samples)
         must = state.step == config.steps or stopping
         if must or state.step % config.checkpoint.every == 0:
-            full = ranks.gather((None, ranks.rank == 0 and _full(handoff, config.checkpoint)))[0][1]
+            full = ranks.gather((None, ranks.rank == 0 and _full(trainer_files, config.checkpoint)))[0][1]
             if must or not full or config.checkpoint.on_backlog == "wait":
-                while ranks.rank == 0 and _full(handoff, config.checkpoint):
+                while ranks.rank == 0 and _full(trainer_files, config.checkpoint):
                     time.sleep(0.01)
-                state.save(handoff)
+                state.save(trainer_files)
         if stopping:
             break
     finished = state.step == config.steps
-    return Result("finished" if finished else "stopped", state.step, state.samples)
+    return WorkerResult("finished" if finished else "stopped", state.step, state.samples)
 
 
-def _full(handoff: Handoff, config: CheckpointConfig) -> bool:
-    return len(handoff.pending()) >= config.max_pending
+def _full(trainer_files: TrainerFiles, config: CheckpointConfig) -> bool:
+    return len(trainer_files.pending()) >= config.max_pending
 
 
-def _rows(order: Order, handoff: Handoff, ranks: _Ranks, first: int) -> Iterator[Row]:
+def _rows(order: TrainOrder, trainer_files: TrainerFiles, ranks: _Ranks, first: int) -> Iterator[Row]:
     """This process's samples, read ahead or (prefetch 1) not."""
     config = order.config
     data = Bucket.open(order.bucket).child(config.data.path)
-    cache = BlockCache(handoff.folder / "cache", int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
+    cache = (
+        BlockCache(trainer_files.folder / "cache", int(config.data.cache_gb * 1e9)) if config.data.cache_gb else None
+    )
     samples = Samples(TokenStream(data, manifests.load(data), "train", cache=cache), config.data.sequence_length)
     last = config.steps * config.batch_samples
     indices = rank_samples(first, last, config.batch_samples, ranks.rank, ranks.count)
@@ -88,10 +90,10 @@ def _rows(order: Order, handoff: Handoff, ranks: _Ranks, first: int) -> Iterator
         yield from ((index, samples[index]) for index in indices)
 
 
-def _metrics(handoff: Handoff, order: Order, state: _State, batch: int) -> None:
+def _metrics(trainer_files: TrainerFiles, order: TrainOrder, state: _State, batch: int) -> None:
     line = {"step": state.step, "samples": [state.samples - batch, state.samples], "loss": 5 / state.step}
     line |= {"learning_rate": 0.1, "tokens_per_s": 1.0, "mfu": 0.1, "stage": "news", "seconds": state.step}
-    with handoff.metrics(order.attempt).open("a") as file:
+    with trainer_files.metrics(order.attempt).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -117,12 +119,12 @@ class _State:
         self.step += 1
         self.samples += len(rows)
 
-    def save(self, handoff: Handoff) -> None:
+    def save(self, trainer_files: TrainerFiles) -> None:
         """As the real one: every process its own file, then the first commits the folder."""
-        partial, rank = handoff.partial(self.step), self._ranks.rank
+        partial, rank = trainer_files.partial(self.step), self._ranks.rank
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-            files.require_space(handoff.checkpoints, 8 * self._size, f"checkpoint {self.step}")
+            files.require_space(trainer_files.checkpoints, 8 * self._size, f"checkpoint {self.step}")
             partial.mkdir(parents=True)
         self._ranks.gather(None)
         path, raw = partial / f"state-{rank}-of-{self._ranks.count}.bin", self._values.tobytes()
@@ -133,7 +135,7 @@ class _State:
         self._ranks.gather(None)
         if rank == 0:
             names = ("step", "samples", "consumed")
-            handoff.commit(partial, {name: getattr(self, name) for name in names})
+            trainer_files.commit(partial, {name: getattr(self, name) for name in names})
         self._ranks.gather(None)
 
     def load(self, folder: Path) -> None:

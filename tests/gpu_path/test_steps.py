@@ -22,26 +22,28 @@ VOCABULARY = 296_000
 GIGABYTE = 10**9
 
 
-def trial(recipe: str, *sets: str, micro: int | None = None, recompute: str | None = None) -> Trial:
+def trial(recipe: str, *sets: str, micro_batch: int | None = None, recompute: str | None = None) -> Trial:
     """A shipped job as it is, or with another micro-batch and recomputation."""
     changed = list(sets)
-    if micro is not None:
-        changed.append(f"train.batch.micro_batch_size={micro}")
+    if micro_batch is not None:
+        changed.append(f"train.batch.micro_batch_size={micro_batch}")
     if recompute is not None:
         changed.append(f"train.activation_checkpointing={recompute}")
     config = job.load(ROOT / "jobs" / f"{recipe}.yaml", changed).train
     return Trial(
         config=config,
         network=asdict(gpt_config(config.model.network, config.model.overrides, VOCABULARY)),
-        micro=config.batch.micro_batch_size,
+        micro_batch=config.batch.micro_batch_size,
         sharding="step",
         documents=config.adapter is not None,
     )
 
 
-def expected(tried: Trial, processes: int) -> memory.Need:
+def expected(tried: Trial, processes: int) -> memory.MemoryEstimate:
     shape = Config(**tried.network)
-    return memory.need(shape, tried.config, micro=tried.micro, processes=processes, gpu=True, sharding=tried.sharding)
+    return memory.estimate(
+        shape, tried.config, micro_batch=tried.micro_batch, processes=processes, gpu=True, sharding=tried.sharding
+    )
 
 
 def peak(gpu: Place, tried: Trial, card: str, processes: int) -> dict[str, Any]:
@@ -102,19 +104,21 @@ def test_the_memory_model_is_within_a_tenth_of_what_the_fine_tuning_recipe_reser
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("micro", "recompute"),
+    ("micro_batch", "recompute"),
     [(4, "full"), (8, "full"), (16, "full"), (2, "selective"), (4, "selective"), (1, "none"), (2, "none")],
 )
-def test_the_memory_model_is_within_a_tenth_on_one_l40_of_four(gpu: Place, micro: int, recompute: str) -> None:
-    tried = trial("pretrain", micro=micro, recompute=recompute)
+def test_the_memory_model_is_within_a_tenth_on_one_l40_of_four(gpu: Place, micro_batch: int, recompute: str) -> None:
+    tried = trial("pretrain", micro_batch=micro_batch, recompute=recompute)
 
     assert expected(tried, 4).reserved == pytest.approx(peak(gpu, tried, "L40", 4)["reserved"], rel=0.1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("micro", "recompute"), [(4, "full"), (2, "selective")])
-def test_the_memory_model_is_within_a_tenth_of_fine_tuning_on_an_a10(gpu: Place, micro: int, recompute: str) -> None:
-    tried = trial("finetune", micro=micro, recompute=recompute)
+@pytest.mark.parametrize(("micro_batch", "recompute"), [(4, "full"), (2, "selective")])
+def test_the_memory_model_is_within_a_tenth_of_fine_tuning_on_an_a10(
+    gpu: Place, micro_batch: int, recompute: str
+) -> None:
+    tried = trial("finetune", micro_batch=micro_batch, recompute=recompute)
 
     assert expected(tried, 1).reserved == pytest.approx(peak(gpu, tried, "A10", 1)["reserved"], rel=0.1)
 
@@ -122,21 +126,23 @@ def test_the_memory_model_is_within_a_tenth_of_fine_tuning_on_an_a10(gpu: Place,
 @pytest.mark.slow
 @pytest.mark.parametrize(("card", "sharding"), [("L40", "pass"), ("L40", "full"), ("RTX4090", "full")])
 def test_the_memory_model_is_within_a_tenth_of_other_shardings(gpu: Place, card: str, sharding: Sharding) -> None:
-    tried = replace(trial("pretrain", micro=4, recompute="full"), sharding=sharding)
+    tried = replace(trial("pretrain", micro_batch=4, recompute="full"), sharding=sharding)
 
     assert expected(tried, 4).reserved == pytest.approx(peak(gpu, tried, card, 4)["reserved"], rel=0.1)
 
 
 @pytest.mark.slow
 def test_the_memory_model_is_within_a_tenth_on_one_h100_alone(gpu: Place) -> None:
-    tried = trial("pretrain", micro=4)
+    tried = trial("pretrain", micro_batch=4)
 
     assert expected(tried, 1).reserved == pytest.approx(peak(gpu, tried, "H100", 1)["reserved"], rel=0.1)
 
 
 def test_a_micro_batch_that_does_not_fit_is_found_out_in_a_process_of_its_own(gpu: Place) -> None:
     """32 samples with nothing recomputed, on a network of four layers with 296,000 ids, on a card of 24 GB."""
-    tried = trial("pretrain", "train.model.overrides.n_layer=4", "train.compile=never", micro=32, recompute="none")
+    tried = trial(
+        "pretrain", "train.model.overrides.n_layer=4", "train.compile=never", micro_batch=32, recompute="none"
+    )
 
     assert peak(gpu, tried, "A10", 4) == {"fits": False, "allocated": 0, "reserved": 0}
 

@@ -81,7 +81,7 @@ def test_fine_tuning_is_projected_with_the_trainers_own_memory_and_not_that_of_t
     projection = throughput.projected(tuned, "L40", 1, vocab_size=296_000)
 
     assert projection is not None and projection.recipe.fits
-    assert projection.recipe.need < 12e9
+    assert projection.recipe.memory_bytes < 12e9
     whole = throughput.projected(job(model={"name": "Gemma-2-9b"}), "L40", 1)
     assert whole is not None and not whole.recipe.fits and whole.recommended is None
 

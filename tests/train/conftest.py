@@ -18,7 +18,15 @@ from bafogpt.core import schema
 from bafogpt.jobs import job as jobs
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.trainer_io import Handoff, Order, Result, StagedCheckpoint, StopFlag, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import (
+    StagedCheckpoint,
+    StopFlag,
+    TrainerFiles,
+    TrainOrder,
+    WorkerResult,
+    checkpoint_name,
+    read_staged,
+)
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -41,7 +49,7 @@ def tiny(**over: Any) -> TrainConfig:
 class Trained:
     """What a trainer left."""
 
-    results: list[Result]
+    results: list[WorkerResult]
     lines: list[dict[str, Any]]
     staged: list[StagedCheckpoint]
     output: list[str]
@@ -62,43 +70,45 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config: TrainConfig,
         processes: int = 1,
         resume: Path | None = None,
-        watch: Callable[[Workers, Handoff], None] = lambda *_: None,
+        watch: Callable[[Workers, TrainerFiles], None] = lambda *_: None,
         folder: Path | None = None,
     ) -> Trained:
-        handoff = Handoff(folder or tmp_path / f"trainer-{next(count)}")
+        trainer_files = TrainerFiles(folder or tmp_path / f"trainer-{next(count)}")
         step = None
         if resume is not None:
             step = int(resume.name.removeprefix("step-"))
-            shutil.copytree(resume, handoff.resume / checkpoint_name(step))
-        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config, resume_step=step))
+            shutil.copytree(resume, trainer_files.resume / checkpoint_name(step))
+        trainer_files.write_order(TrainOrder(job="pretrain", bucket=starter.url, config=config, resume_step=step))
         output: list[str] = []
-        trainers = Workers(handoff.folder, processes, output.append)
+        trainers = Workers(trainer_files.folder, processes, output.append)
         while trainers.running():
-            watch(trainers, handoff)
+            watch(trainers, trainer_files)
             time.sleep(0.01)
         trainers.end()
-        path = handoff.metrics(1)
+        path = trainer_files.metrics(1)
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return Trained(handoff.read_results(), lines, [read_staged(folder) for folder in handoff.pending()], output)
+        return Trained(
+            trainer_files.read_results(), lines, [read_staged(folder) for folder in trainer_files.pending()], output
+        )
 
     assert os.environ["BAFOGPT_BUCKET"] == starter.url
     return run
 
 
 @pytest.fixture
-def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """``train_here(config, handoff, resume=CHECKPOINT)``: the real loop in this process, for tests that look inside."""
+def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., WorkerResult]:
+    """``train_here(config, trainer_files, resume=CHECKPOINT)``: the real loop in this process."""
     from bafogpt.train import loop
 
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
 
-    def run(config: TrainConfig, handoff: Handoff, resume: Path | None = None) -> Result:
+    def run(config: TrainConfig, trainer_files: TrainerFiles, resume: Path | None = None) -> WorkerResult:
         step = None
         if resume is not None:
             step = int(resume.name.removeprefix("step-"))
-            shutil.copytree(resume, handoff.resume / resume.name)
-        handoff.write_order(Order(job="pretrain", bucket=starter.url, config=config, resume_step=step))
-        return loop.train(handoff.read_order(), handoff, StopFlag())
+            shutil.copytree(resume, trainer_files.resume / resume.name)
+        trainer_files.write_order(TrainOrder(job="pretrain", bucket=starter.url, config=config, resume_step=step))
+        return loop.train(trainer_files.read_order(), trainer_files, StopFlag())
 
     return run

@@ -30,8 +30,8 @@ from bafogpt.storage.tokens.manifest import TextSource, TokenizerInfo, TokenMani
 from bafogpt.storage.tokens.stream import Samples, TokenStream
 from bafogpt.storage.tokens.writer import TokenWriter
 from bafogpt.train import batches
-from bafogpt.train.trainer_io import Handoff
-from bafogpt.train.validation import plan
+from bafogpt.train.trainer_io import TrainerFiles
+from bafogpt.train.validation import plan_validation
 from tests.talking import make_model
 
 from .conftest import Trained, tiny
@@ -72,7 +72,7 @@ def test_each_token_of_the_stream_is_predicted_once_and_each_sample_begins_with_
     stream = samples.stream.read(0, samples.stream.tokens)
     predicted: Counter[int] = Counter()
     for index in range(samples.count):
-        row = batches.row(samples, index, samples[index], separate_documents=True)
+        row = batches.sample_row(samples, index, samples[index], separate_documents=True)
         assert row.tokens[0] == BOS and len(row.tokens) == length + 1
         assert not (row.tokens[:2] == BOS).all(), "one <bos>, not two"
         places = samples.start(index) + row.first_target + np.arange(length)
@@ -90,10 +90,10 @@ def test_each_token_of_the_stream_is_predicted_once_and_each_sample_begins_with_
 def test_an_id_that_the_model_has_no_row_for_is_named_before_a_gpu_meets_it(tmp_path: Path) -> None:
     bucket, manifest = dataset(tmp_path, [10, 10, 10, 10], opened=True)
     enough, few = (Samples(TokenStream(bucket, manifest, "train"), 8, BOS, rows) for rows in (43, 30))
-    assert [batches.row(enough, index, enough[index]).tokens[0] for index in range(enough.count)] == [BOS] * 4
-    assert batches.row(few, 1, few[1]).tokens.max() < 30
+    assert [batches.sample_row(enough, index, enough[index]).tokens[0] for index in range(enough.count)] == [BOS] * 4
+    assert batches.sample_row(few, 1, few[1]).tokens.max() < 30
     with pytest.raises(DataError, match=r"has the token 3[0-9], and the model 30 rows"):
-        [batches.row(few, index, few[index]) for index in range(few.count)]
+        [batches.sample_row(few, index, few[index]) for index in range(few.count)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,7 +104,7 @@ def test_validation_takes_each_token_of_a_stage_once(
     bucket, manifest = dataset(tmp_path_factory.mktemp("bos"), lengths, opened=opened)
     split = manifest.splits["validation"]
     samples = Samples(TokenStream(bucket, manifest, "validation"), length, BOS)
-    found = plan(samples, split, None)
+    found = plan_validation(samples, split, None)
     for stage, pieces in zip(found.stages, found.pieces, strict=True):
         places = [samples.start(p.sample) + place for p in pieces for place in range(p.low, p.high)]
         end = min(stage.start_token + stage.tokens, samples.count * length)
@@ -134,8 +134,8 @@ def weights(made: Trained) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_with_bos_that_is_killed_goes_on_to_the_same_bits(train: Train, whole: Trained) -> None:
-    def kill_after_step_8(trainers: Workers, handoff: Handoff) -> None:
-        path = handoff.metrics(1)
+    def kill_after_step_8(trainers: Workers, trainer_files: TrainerFiles) -> None:
+        path = trainer_files.metrics(1)
         if path.exists() and '"step": 8' in path.read_text():
             trainers.signal(signal.SIGKILL)
 
@@ -193,10 +193,10 @@ def test_data_without_bos_is_refused_for_a_base_that_begins_with_it(
     train_here: Any, base: str, starter: Bucket, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="texts that begin with <bos>") as refused:
-        train_here(of_base(base, "without"), Handoff(tmp_path / "refused"))
+        train_here(of_base(base, "without"), TrainerFiles(tmp_path / "refused"))
     assert "train.data.bos=true" in (refused.value.hint or "")
     for number, data, over in ((1, "with", {}), (2, "without", {"bos": True}), (3, "without", {"bos": False})):
-        result = train_here(of_base(base, data, **over), Handoff(tmp_path / f"taken-{number}"))
+        result = train_here(of_base(base, data, **over), TrainerFiles(tmp_path / f"taken-{number}"))
         assert result.outcome == "finished"
     manifest = manifests.load(starter.child(f"data/{base}-with"))
     assert manifest.tokenizer.add_bos and manifest.tokenizer.bos_id == BOS

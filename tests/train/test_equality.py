@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import new_gpt
 from bafogpt.train import loop, parallel
-from bafogpt.train.trainer_io import Handoff, Result
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult
 
 from .conftest import Trained, tiny
 
@@ -76,7 +76,7 @@ def test_new_rows_at_their_own_rate_are_the_same_on_two_processes_as_on_one(trai
 
 
 def test_deterministic_runs_are_bit_equal(
-    train_here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_here: Callable[..., WorkerResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[bool] = []
     step = loop.train_step
@@ -89,9 +89,9 @@ def test_deterministic_runs_are_bit_equal(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     def tensors(name: str, **over: Any) -> dict[str, torch.Tensor]:
-        handoff = Handoff(tmp_path / name)
-        train_here(tiny(tokens=4 * 256, validation={"every": 0}, checkpoint={"every": 4}, **over), handoff)
-        (file,) = handoff.pending()[0].glob("*.safetensors")
+        trainer_files = TrainerFiles(tmp_path / name)
+        train_here(tiny(tokens=4 * 256, validation={"every": 0}, checkpoint={"every": 4}, **over), trainer_files)
+        (file,) = trainer_files.pending()[0].glob("*.safetensors")
         return load_file(file)
 
     try:

@@ -16,7 +16,7 @@ from bafogpt.core.errors import ExitCode
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import worker
 from bafogpt.train.estimates.memory import is_out_of_memory
-from bafogpt.train.trainer_io import Handoff, Order, StopFlag
+from bafogpt.train.trainer_io import StopFlag, TrainerFiles, TrainOrder
 
 from .conftest import tiny
 
@@ -56,12 +56,12 @@ def caused(error: Exception, by: Exception) -> Exception:
 def test_a_restart_helps_after_what_hardware_did_and_not_after_what_the_program_does_again(
     error: Exception, at_start: bool, later: bool
 ):
-    assert worker.restart_helps(error, trained=False) is at_start
-    assert worker.restart_helps(error, trained=True) is later
+    assert worker.is_retryable(error, trained=False) is at_start
+    assert worker.is_retryable(error, trained=True) is later
 
 
-def order(bucket: str = "file:///nowhere", **more: Any) -> Order:
-    return Order(job="pretrain", bucket=bucket, config=tiny(), **more)
+def order(bucket: str = "file:///nowhere", **more: Any) -> TrainOrder:
+    return TrainOrder(job="pretrain", bucket=bucket, config=tiny(), **more)
 
 
 @pytest.mark.parametrize(("trained", "node", "retry"), [(False, "0", False), (True, "0", True), (False, "1", True)])
@@ -75,12 +75,12 @@ def test_a_worker_writes_down_whether_a_restart_helps(
 
     monkeypatch.setattr(loop, "train", train)
     monkeypatch.setenv("GROUP_RANK", node)
-    handoff = Handoff(tmp_path)
-    handoff.write_order(order())
+    trainer_files = TrainerFiles(tmp_path)
+    trainer_files.write_order(order())
     if trained:
-        handoff.metrics(1).write_text('{"step": 1}\n')
+        trainer_files.metrics(1).write_text('{"step": 1}\n')
     worker.main(tmp_path, StopFlag())
-    (result,) = handoff.read_results()
+    (result,) = trainer_files.read_results()
     assert (result.outcome, result.retry) == ("failed", retry)
     assert "train.batch.micro_batch_size" in result.hint
 
@@ -90,8 +90,8 @@ def test_a_first_collective_that_hangs_ends_each_trainer_at_its_deadline_as_an_u
 ):
     for name, value in {**s3.environment, "PYTHONPATH": str(HERE.parents[1])}.items():
         monkeypatch.setenv(name, value)
-    handoff = Handoff(tmp_path)
-    handoff.write_order(order(starter.url, collective_timeout_s=1.0))
+    trainer_files = TrainerFiles(tmp_path)
+    trainer_files.write_order(order(starter.url, collective_timeout_s=1.0))
     output: list[str] = []
     trainers = Workers(tmp_path, 2, output.append, (sys.executable, str(HERE / "late_worker.py")))
     try:
@@ -102,7 +102,7 @@ def test_a_first_collective_that_hangs_ends_each_trainer_at_its_deadline_as_an_u
     finally:
         trainers.end()
     assert ExitCode.MACHINE_UNFIT in codes and set(codes) <= {ExitCode.MACHINE_UNFIT, None}, output
-    result = handoff.read_results()[0]
+    result = trainer_files.read_results()[0]
     assert (result.exit_code, result.retry) == (ExitCode.MACHINE_UNFIT, False)
     assert result.error == "the first all-reduce over 2 processes did not end within 1 s"
     assert "NCCL_SOCKET_IFNAME" in result.hint

@@ -236,7 +236,7 @@ def test_what_is_expected_of_memory_lets_gemma_2_2b_onto_a_gpu_of_24_gb() -> Non
         model = GPT(shape)
         lora.add(model, shape, AdapterConfig(), seed=0)
     pairs = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    need = memory.need(shape, job.train, micro=1, processes=1, gpu=True, sharding="step")
+    need = memory.estimate(shape, job.train, micro_batch=1, processes=1, gpu=True, sharding="step")
     blocks = 26 * (2304 * 4096 + 2048 * 2304 + 3 * 2304 * 9216)
     assert need.state == int(blocks * 0.516) + 256_000 * 2304 * 2 + 16 * pairs
     assert need.total < 20e9

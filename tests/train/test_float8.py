@@ -23,7 +23,7 @@ from bafogpt.model.gpt import GPT, new_gpt
 from bafogpt.train import float8, parallel
 from bafogpt.train import run as runs
 from bafogpt.train.config import TrainConfig
-from bafogpt.train.trainer_io import Handoff, Order
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder
 
 from .conftest import Trained, tiny
 from .test_equality import Counting
@@ -175,9 +175,9 @@ def test_a_gpu_that_cannot_is_refused_before_anything_is_read(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     config = tiny(**{"float8": "tensorwise", "precision": "bf16-mixed", **over})
-    order = Order(job="pretrain", bucket="s3://there-is-none", config=config, device="cuda")
+    order = TrainOrder(job="pretrain", bucket="s3://there-is-none", config=config, device="cuda")
     with pytest.raises(ConfigError, match=message) as caught:
-        runs.set_up(order, Handoff(tmp_path))
+        runs.build_run(order, TrainerFiles(tmp_path))
     assert caught.value.hint == "--set train.float8=none"
 
 

@@ -22,7 +22,7 @@ from bafogpt.agent import workers
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.train import learner, parallel
-from bafogpt.train.trainer_io import Handoff, Result
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult
 
 from .conftest import Trained, tiny
 
@@ -125,9 +125,9 @@ def test_trainers_allocate_in_segments_that_grow_unless_the_environment_says_oth
 
 
 def test_no_weights_are_drawn_that_a_checkpoint_replaces(
-    train_here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_here: Callable[..., WorkerResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = Handoff(tmp_path / "first"), Handoff(tmp_path / "second")
+    first, second = TrainerFiles(tmp_path / "first"), TrainerFiles(tmp_path / "second")
     train_here(tiny(), first)
 
     def never(*_: Any, **__: Any) -> None:

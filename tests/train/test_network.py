@@ -19,7 +19,7 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.train import memory_check, network, run
 from bafogpt.train.config import ModelConfig, TrainConfig
 from bafogpt.train.probes import step_probe
-from bafogpt.train.trainer_io import Handoff, Order
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder
 from tests.published import load, save
 
 from .conftest import Trained, tiny
@@ -72,8 +72,11 @@ def test_the_first_loss_of_a_folders_network_is_that_of_transformers(
     made = train(config)
 
     assert [each.outcome for each in made.results] == ["finished"], made.output
-    order, handoff = Order(job="pretrain", bucket=starter.url, config=config), Handoff(tmp_path / "again")
-    first = next(run.set_up(order, handoff).batches())
+    order, trainer_files = (
+        TrainOrder(job="pretrain", bucket=starter.url, config=config),
+        TrainerFiles(tmp_path / "again"),
+    )
+    first = next(run.build_run(order, trainer_files).batches())
     theirs = load(folders(name))
     total = count = 0.0
     with torch.no_grad():
@@ -123,7 +126,7 @@ def test_a_job_that_contradicts_the_folder_is_refused_with_both_values(
     gemma_3: str, starter: Bucket, model: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        network.of_job(job(checkpoint=gemma_3, **model), starter, IDS)
+        network.resolve_network(job(checkpoint=gemma_3, **model), starter, IDS)
 
     assert words.format(f"{starter.url}/{gemma_3}/config.json") in error.value.message and error.value.hint
 
@@ -135,14 +138,14 @@ def test_a_name_with_other_layers_only_is_refused_for_its_windows(folders: Folde
     overrides = {key: getattr(folder.config, key) for key in [*sizes, "sliding_window_size"]}
     checkpoint = put(starter, folder.path, "gemma-3")
 
-    same = network.of_job(job(checkpoint=checkpoint, name="Gemma-3-4b-it", overrides=overrides), starter, IDS)
+    same = network.resolve_network(job(checkpoint=checkpoint, name="Gemma-3-4b-it", overrides=overrides), starter, IDS)
 
     assert same.shape == replace(folder.config, vocab_size=IDS)
     with pytest.raises(ConfigError, match=r"model\.name Gemma-2-2b has norm_qk False"):
-        network.of_job(job(checkpoint=checkpoint, name="Gemma-2-2b", overrides=overrides), starter, IDS)
+        network.resolve_network(job(checkpoint=checkpoint, name="Gemma-2-2b", overrides=overrides), starter, IDS)
     windows = {**overrides, "sliding_window_indices": [1, 0] * 3 + [1]}
     with pytest.raises(ConfigError, match=r"model\.overrides\.sliding_window_indices is \[1, 0"):
-        network.of_job(job(checkpoint=checkpoint, name="Gemma-3-4b-it", overrides=windows), starter, IDS)
+        network.resolve_network(job(checkpoint=checkpoint, name="Gemma-3-4b-it", overrides=windows), starter, IDS)
 
 
 def test_the_head_is_tied_as_in_the_folder_unless_the_job_says_so(folders: Folders, starter: Bucket) -> None:
@@ -150,7 +153,7 @@ def test_the_head_is_tied_as_in_the_folder_unless_the_job_says_so(folders: Folde
     own = put(starter, folders("gemma-3-270m", tie_word_embeddings=False), "own-head")
 
     def is_tied(checkpoint: str, **model: Any) -> bool:
-        return network.of_job(job(checkpoint=checkpoint, **model), starter, IDS).tied
+        return network.resolve_network(job(checkpoint=checkpoint, **model), starter, IDS).tied
 
     assert (is_tied(tied), is_tied(own)) == (True, False)
     assert is_tied(tied, tie_embeddings=False) is False, "the head begins as a copy"
@@ -161,27 +164,27 @@ def test_the_head_is_tied_as_in_the_folder_unless_the_job_says_so(folders: Folde
 @pytest.mark.parametrize(("ids", "fits"), [(260, True), (320, True), (321, False), (384, False)])
 def test_the_rows_must_be_those_of_the_dataset(ids: int, fits: bool, gemma_3: str, starter: Bucket) -> None:
     if fits:
-        assert network.of_job(job(checkpoint=gemma_3), starter, ids).shape.padded_vocab_size == 320
+        assert network.resolve_network(job(checkpoint=gemma_3), starter, ids).shape.padded_vocab_size == 320
         return
     with pytest.raises(ConfigError, match=f"320 rows in its vocabulary, the dataset's tokenizer {ids} ids"):
-        network.of_job(job(checkpoint=gemma_3), starter, ids)
+        network.resolve_network(job(checkpoint=gemma_3), starter, ids)
 
 
 def test_a_tokenizer_may_have_an_id_beyond_the_rows_where_it_is_the_folders_own(gemma_3: str, starter: Bucket) -> None:
     """Gemma-3's has 262,145 ids, and the model 262,144 rows."""
     starter.put(f"{gemma_3}/tokenizer.json", b"{}")
     try:
-        found = network.of_job(job(checkpoint=gemma_3), starter, 321).shape
+        found = network.resolve_network(job(checkpoint=gemma_3), starter, 321).shape
         assert (found.vocab_size, found.padded_vocab_size) == (320, 320)
         with pytest.raises(ConfigError, match="320 rows"):
-            network.of_job(job(checkpoint=gemma_3), starter, 384)
+            network.resolve_network(job(checkpoint=gemma_3), starter, 384)
     finally:
         starter.delete(f"{gemma_3}/tokenizer.json")
 
 
 def test_a_new_network_is_the_one_that_is_named(starter: Bucket) -> None:
-    plain = network.of_job(job(), starter, IDS)
-    named = network.of_job(job(name="Gemma-3-270m", tie_embeddings=False), starter, IDS)
+    plain = network.resolve_network(job(), starter, IDS)
+    named = network.resolve_network(job(name="Gemma-3-270m", tie_embeddings=False), starter, IDS)
 
     assert (plain.shape.name, plain.shape.padded_vocab_size, plain.tied) == ("Gemma-2-2b", 320, True)
     assert (named.shape.n_layer, named.shape.rope_indices[5], named.tied) == (18, 0, False)
@@ -190,12 +193,12 @@ def test_a_new_network_is_the_one_that_is_named(starter: Bucket) -> None:
 def test_new_rows_begin_where_the_lineage_says(gemma_3: str, starter: Bucket) -> None:
     config = job(checkpoint=gemma_3)
     config = replace(config, optimizer=replace(config.optimizer, new_rows_factor=4.0))
-    found = network.of_job(config, starter, IDS)
+    found = network.resolve_network(config, starter, IDS)
     with pytest.raises(ConfigError, match=r"no tokenizer\.lineage\.json says which rows are new"):
-        network.settled(config, found, starter)
+        network.resolve_config(config, found, starter)
     starter.put(f"{gemma_3}/tokenizer.lineage.json", json.dumps({"base": {"size": 123}}).encode())
     try:
-        assert network.settled(config, found, starter).optimizer.first_new_row == 123
+        assert network.resolve_config(config, found, starter).optimizer.first_new_row == 123
     finally:
         starter.delete(f"{gemma_3}/tokenizer.lineage.json")
 
@@ -204,7 +207,7 @@ def test_the_trial_step_has_the_network_of_the_folder(
     gemma_3: str, starter: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = job(checkpoint=gemma_3)
-    shape = network.of_job(config, starter, IDS).shape
+    shape = network.resolve_network(config, starter, IDS).shape
     tried: list[step_probe.Trial] = []
 
     def probe(trial: step_probe.Trial) -> step_probe.Peak:
@@ -212,7 +215,7 @@ def test_the_trial_step_has_the_network_of_the_folder(
         return step_probe.Peak(fits=True)
 
     monkeypatch.setattr(memory_check, "_probe", probe)
-    memory_check.probe_micro_batch(shape, config, micro=2, sharding="step", documents=False)
+    memory_check.probe_micro_batch(shape, config, micro_batch=2, sharding="step", documents=False)
 
     assert Config(**tried[0].network) == shape
     learner = next(step_probe.steps(replace(tried[0], device="cpu")))

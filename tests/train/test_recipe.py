@@ -14,7 +14,7 @@ from bafogpt.storage.tokens.manifest import Split, Stage
 from bafogpt.train.config import ScheduleConfig, check_processes
 from bafogpt.train.estimates import memory
 from bafogpt.train.optimizer import NewTokenLR, learning_rate
-from bafogpt.train.validation import Piece, bits_per_byte, plan, results
+from bafogpt.train.validation import ValidationSlice, bits_per_byte, plan_validation, validation_metrics
 
 from .conftest import tiny
 
@@ -62,7 +62,7 @@ def test_gemma_on_four_l40_is_expected_to_fit_and_on_one_it_is_not():
             precision="bf16-mixed",
             activation_checkpointing="full",
         )
-        return memory.choose(GEMMA, config, processes=processes, gpu=True, memory=48 * 10**9)
+        return memory.choose_micro_batch(GEMMA, config, processes=processes, gpu=True, memory=48 * 10**9)
 
     assert chosen(4)[0] >= 4
     assert chosen(1) == (0, "full")
@@ -86,18 +86,18 @@ def stage(name: str, start: int, tokens: int, **over: Any) -> Stage:
 
 def test_each_target_that_validation_reads_belongs_to_one_stage():
     stages = (stage("news", 0, 10, bytes=20), stage("web", 10, 30, bytes=90))
-    found = plan(FakeSamples(), Split(40, 2, (), stages), None)  # type: ignore[arg-type]
-    assert found.pieces[0] == (Piece(0, 1, 5), Piece(1, 1, 5), Piece(2, 1, 2))
-    assert found.pieces[1][0] == Piece(2, 2, 5)
+    found = plan_validation(FakeSamples(), Split(40, 2, (), stages), None)  # type: ignore[arg-type]
+    assert found.pieces[0] == (ValidationSlice(0, 1, 5), ValidationSlice(1, 1, 5), ValidationSlice(2, 1, 2))
+    assert found.pieces[1][0] == ValidationSlice(2, 2, 5)
     assert sum(piece.high - piece.low for pieces in found.pieces for piece in pieces) == 36
-    few = plan(FakeSamples(), Split(40, 2, (), stages), 2)  # type: ignore[arg-type]
-    assert few.pieces == ((Piece(0, 1, 5),), (Piece(2, 2, 5),))
+    few = plan_validation(FakeSamples(), Split(40, 2, (), stages), 2)  # type: ignore[arg-type]
+    assert few.pieces == ((ValidationSlice(0, 1, 5),), (ValidationSlice(2, 2, 5),))
 
 
 def test_bits_a_byte_come_from_the_stages_sizes_and_are_left_out_where_those_are_unknown():
     stages = (stage("news", 0, 10, bytes=20, languages=("zul",)), stage("web", 10, 30, bytes=90, languages=("eng",)))
     assert bits_per_byte(stages[:1], [2.0]) == pytest.approx(2.0 * 10 / 20 / math.log(2))
-    line = results(plan(FakeSamples(), Split(40, 2, (), stages), None), [18.0, 27.0], [9, 27])  # type: ignore[arg-type]
+    line = validation_metrics(plan_validation(FakeSamples(), Split(40, 2, (), stages), None), [18.0, 27.0], [9, 27])  # type: ignore[arg-type]
     assert line["validation_loss"] == pytest.approx(45 / 36)
     assert line["validation_languages"]["zul"] == {"loss": 2.0, "bpb": pytest.approx(1 / math.log(2))}
     assert line["validation_bpb"] == pytest.approx((2.0 * 10 + 1.0 * 30) / 110 / math.log(2))

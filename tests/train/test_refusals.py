@@ -16,9 +16,9 @@ from bafogpt.storage.tokens.manifest import Packing, Split, Stage
 from bafogpt.train import learner, memory_check, metrics, parallel
 from bafogpt.train import run as runs
 from bafogpt.train.metrics import StepMetrics
-from bafogpt.train.state import Progress, _refuse_difference
-from bafogpt.train.step_logger import RunLog
-from bafogpt.train.trainer_io import Handoff, Result
+from bafogpt.train.state import TrainProgress, _refuse_difference
+from bafogpt.train.step_logger import StepLogger
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult
 
 from .conftest import tiny
 
@@ -42,10 +42,10 @@ def test_a_dataset_packed_into_samples_of_another_length():
 def test_a_micro_batch_that_cannot_fit_is_said_before_it_dies(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "device_bytes", lambda _: 6_000_000)
     with pytest.raises(ConfigError, match=r"a micro-batch of 8 needs some .* GB a process .*and 0\.0 GB") as caught:
-        memory_check.plan(shape(), tiny(batch={"micro_batch_size": 8}), gpu=False)
+        memory_check.choose_micro_batch(shape(), tiny(batch={"micro_batch_size": 8}), gpu=False)
     assert caught.value.hint == "--set train.batch.micro_batch_size=0 finds the largest that fits"
-    micro, _ = memory_check.plan(shape(), tiny(batch={"micro_batch_size": 0}), gpu=False)
-    assert 1 <= micro < 8  # and it does
+    micro_batch, _ = memory_check.choose_micro_batch(shape(), tiny(batch={"micro_batch_size": 0}), gpu=False)
+    assert 1 <= micro_batch < 8  # and it does
 
 
 def test_validation_wanted_where_nothing_was_held_out():
@@ -67,12 +67,12 @@ def test_a_checkpoint_with_another_vocabulary_points_to_what_gives_it_rows():
 
 
 def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_may_be_harder():
-    config, progress = tiny(guard={"after_steps": 3}), Progress()
+    config, progress = tiny(guard={"after_steps": 3}), TrainProgress()
     split = Split(10_000, 1, (), (Stage("news", 0, 10_000, 1, {"x": 10_000}),))
     fabric: Any = SimpleNamespace(device=torch.device("cpu"), world_size=1, all_reduce=lambda value, reduce_op: value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "peak_flops", lambda *_: 1.0)
-        log = RunLog(config, fabric, progress, curriculum=split, lines=None, flops_per_token=1.0)
+        log = StepLogger(config, fabric, progress, curriculum=split, lines=None, flops_per_token=1.0)
 
     def step(loss: float) -> None:
         progress.advance(8, 256)
@@ -106,7 +106,7 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     ],
 )
 def test_the_trainer_refuses_it_before_there_is_a_model(
-    train_here: Callable[..., Result],
+    train_here: Callable[..., WorkerResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     over: dict[str, Any],
@@ -121,12 +121,12 @@ def test_the_trainer_refuses_it_before_there_is_a_model(
     if "micro-batch" in message:
         monkeypatch.setattr(parallel, "device_bytes", lambda _: 6_000_000)
     with pytest.raises(ConfigError, match=message) as caught:
-        train_here(tiny(**over), Handoff(tmp_path))
+        train_here(tiny(**over), TrainerFiles(tmp_path))
     assert caught.value.hint
 
 
 def test_weights_that_are_not_finite_stop_at_the_first_step_and_nothing_is_saved(
-    train_here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_here: Callable[..., WorkerResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What NaN in what is read comes to: tokens are integers, so it can only come with the weights."""
     make = learner.new_gpt
@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite_stop_at_the_first_step_and_nothing_is_saved
         return model
 
     monkeypatch.setattr(learner, "new_gpt", broken)
-    handoff = Handoff(tmp_path)
+    trainer_files = TrainerFiles(tmp_path)
     with pytest.raises(BafoError, match=r"loss nan, .* at step 1 \(dictionary\), samples 0 to 7; the last checkpoint"):
-        train_here(tiny(checkpoint={"every": 1}), handoff)
-    assert handoff.pending() == []
+        train_here(tiny(checkpoint={"every": 1}), trainer_files)
+    assert trainer_files.pending() == []

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bafogpt.core.errors import DiskFullError
-from bafogpt.train import trainer_io as handoffs
-from bafogpt.train.checkpointer import CheckpointSaver
+from bafogpt.train import trainer_io
+from bafogpt.train.checkpointer import Checkpointer
 from bafogpt.train.config import CheckpointConfig
-from bafogpt.train.state import Progress, TrainState
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.state import TrainProgress, TrainState
+from bafogpt.train.trainer_io import TrainerFiles
 
 
 def make_state(seed: int) -> TrainState:
@@ -23,51 +23,53 @@ def make_state(seed: int) -> TrainState:
     model(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     fingerprint = {"model": {"size": 64}, "data": "d", "sequence_length": 8}
-    return TrainState(model, optimizer, fingerprint, Progress(step=7, samples=28, seconds=1.5))
+    return TrainState(model, optimizer, fingerprint, TrainProgress(step=7, samples=28, seconds=1.5))
 
 
 @pytest.fixture
-def handoff(tmp_path: Path) -> Handoff:
-    made = Handoff(tmp_path)
+def trainer_files(tmp_path: Path) -> TrainerFiles:
+    made = TrainerFiles(tmp_path)
     made.checkpoints.mkdir()
     return made
 
 
-def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(handoff: Handoff):
+def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(trainer_files: TrainerFiles):
     state = make_state(1)
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    saver = CheckpointSaver(handoff, CheckpointConfig())
-    saver.begin(state)
+    checkpointer = Checkpointer(trainer_files, CheckpointConfig())
+    checkpointer.save(state)
     with torch.no_grad():  # training goes on while the thread writes
         for tensor in state.tensors().values():
             tensor.add_(1.0)
-    saver.finish()
+    checkpointer.wait()
     other = make_state(2)
-    other.load(handoff.pending()[0])
-    assert other.progress == Progress(step=7, samples=28, seconds=1.5)
+    other.load(trainer_files.pending()[0])
+    assert other.progress == TrainProgress(step=7, samples=28, seconds=1.5)
     assert other.tensors().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
 
 
-def test_there_is_no_checkpoint_before_everything_is_on_the_disk(handoff: Handoff, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(handoffs, "_sync_files", lambda folder: seen.append(handoff.pending()))
+def test_there_is_no_checkpoint_before_everything_is_on_the_disk(
+    trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trainer_io, "_sync_files", lambda folder: seen.append(trainer_files.pending()))
     seen: list[list[Path]] = []
-    saver = CheckpointSaver(handoff, CheckpointConfig())
-    saver.begin(make_state(1))
-    saver.finish()
+    checkpointer = Checkpointer(trainer_files, CheckpointConfig())
+    checkpointer.save(make_state(1))
+    checkpointer.wait()
     assert seen == [[]]
-    assert [path.name for path in handoff.pending()] == ["step-00000007"]
+    assert [path.name for path in trainer_files.pending()] == ["step-00000007"]
 
 
 def test_an_error_of_the_thread_is_raised_by_the_loop_and_nothing_half_is_left(
-    handoff: Handoff, monkeypatch: pytest.MonkeyPatch
+    trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
 ):
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(handoffs, "_sync_files", full)
-    saver = CheckpointSaver(handoff, CheckpointConfig())
-    saver.begin(make_state(1))
+    monkeypatch.setattr(trainer_io, "_sync_files", full)
+    checkpointer = Checkpointer(trainer_files, CheckpointConfig())
+    checkpointer.save(make_state(1))
     with pytest.raises(DiskFullError, match="no room for checkpoint step-00000007"):
-        saver.finish()
-    assert list(handoff.checkpoints.iterdir()) == []
+        checkpointer.wait()
+    assert list(trainer_files.checkpoints.iterdir()) == []

@@ -36,7 +36,7 @@ def shape(config: TrainConfig) -> Any:
 
 def time(config: TrainConfig, gpu: Gpu, processes: int, **more: Any) -> StepTime:
     return step_time(
-        shape(config), config, gpu, processes=processes, **{"micro_batch_size": config.batch.micro_batch_size, **more}
+        shape(config), config, gpu, processes=processes, **{"micro_batch": config.batch.micro_batch_size, **more}
     )
 
 
@@ -45,7 +45,7 @@ def shipped(config: TrainConfig, gpu: str, processes: int, assumptions: Assumpti
 
 
 @pytest.mark.parametrize(
-    ("config", "gpu", "processes", "micro", "recompute", "rows", "sharding", "assumptions", "seconds", "within"),
+    ("config", "gpu", "processes", "micro_batch", "recompute", "rows", "sharding", "assumptions", "seconds", "within"),
     [
         (PRETRAIN, "L40", 4, 4, "full", 64, "pass", EXPECTED, 22.4, 0.05),
         (PRETRAIN, "L40", 4, 4, "full", 1024, "pass", EXPECTED, 12.8, 0.05),
@@ -63,13 +63,13 @@ def shipped(config: TrainConfig, gpu: str, processes: int, assumptions: Assumpti
     ],
 )
 def test_the_model_gives_the_figures_of_the_draft(
-    config, gpu, processes, micro, recompute, rows, sharding, assumptions, seconds, within
+    config, gpu, processes, micro_batch, recompute, rows, sharding, assumptions, seconds, within
 ):
     found = time(
         replace(config, activation_checkpointing=recompute),
         card(gpu),
         processes,
-        micro=micro,
+        micro_batch=micro_batch,
         loss_rows=rows,
         sharding=sharding,
         assumptions=assumptions,
@@ -80,7 +80,7 @@ def test_the_model_gives_the_figures_of_the_draft(
 
 def test_with_chunks_of_64_rows_half_of_a_step_was_the_loss():
     found = time(
-        replace(PRETRAIN, activation_checkpointing="full"), card("L40"), 4, micro=4, loss_rows=64, sharding="pass"
+        replace(PRETRAIN, activation_checkpointing="full"), card("L40"), 4, micro_batch=4, loss_rows=64, sharding="pass"
     )
 
     assert found.mfu == pytest.approx(0.27, abs=0.01)
@@ -99,23 +99,23 @@ def test_the_shipped_fine_tuning_is_projected_to_reach_its_targets():
     found = shipped(FINETUNE, "A10", 1)
 
     assert found.time.tokens_per_s >= 3_700
-    assert found.need <= 20e9
+    assert found.memory_bytes <= 20e9
 
 
 @pytest.mark.parametrize(("config", "gpu", "processes"), [(PRETRAIN, "L40", 4), (FINETUNE, "A10", 1)])
 def test_a_shipped_recipe_leaves_two_gigabytes_of_its_card(config, gpu, processes):
     found = shipped(config, gpu, processes)
-    need = memory.need(
+    need = memory.estimate(
         shape(config),
         config,
-        micro=config.batch.micro_batch_size,
+        micro_batch=config.batch.micro_batch_size,
         processes=processes,
         gpu=True,
         sharding=found.sharding,
     )
 
-    assert found.fits and found.micro == config.batch.micro_batch_size
-    assert found.need == need.total <= card(gpu).memory - 2e9
+    assert found.fits and found.micro_batch == config.batch.micro_batch_size
+    assert found.memory_bytes == need.total <= card(gpu).memory - 2e9
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_a_shipped_recipe_leaves_two_gigabytes_of_its_card(config, gpu, processe
 def test_the_recommended_recipe_fits_with_room_and_is_no_slower_than_any_other_that_does(config, gpu, processes):
     best = recipes.fastest(shape(config), config, card(gpu), processes=processes)
 
-    assert best is not None and best.need <= card(gpu).memory - recipes.RESERVE
-    for micro in (1, 2, 4, 8):
+    assert best is not None and best.memory_bytes <= card(gpu).memory - recipes.RESERVE
+    for micro_batch in (1, 2, 4, 8):
         for recompute in recipes.RECOMPUTE:
             other = replace(
-                config, activation_checkpointing=recompute, batch=replace(config.batch, micro_batch_size=micro)
+                config, activation_checkpointing=recompute, batch=replace(config.batch, micro_batch_size=micro_batch)
             )
             found = recipes.as_written(shape(config), other, card(gpu), processes=processes)
-            if found.fits and found.need <= card(gpu).memory - recipes.RESERVE:
+            if found.fits and found.memory_bytes <= card(gpu).memory - recipes.RESERVE:
                 assert best.time.total <= found.time.total
 
 
@@ -144,10 +144,10 @@ def test_no_recipe_is_recommended_where_nothing_fits():
 def test_a_recipe_that_fits_with_less_than_two_gigabytes_to_spare_is_not_recommended():
     best = recipes.fastest(shape(FINETUNE), FINETUNE, card("A10"), processes=1)
     assert best is not None
-    tight = replace(card("A10"), memory=best.need + recipes.RESERVE - 1)
+    tight = replace(card("A10"), memory=best.memory_bytes + recipes.RESERVE - 1)
     other = recipes.fastest(shape(FINETUNE), FINETUNE, tight, processes=1)
 
-    assert other is not None and other.need < best.need
+    assert other is not None and other.memory_bytes < best.memory_bytes
 
 
 def test_weights_in_4_bits_take_time_to_expand():
@@ -190,7 +190,7 @@ def test_more_work_never_makes_a_step_faster():
     gathers = [total(sharding=sharding) for sharding in ("step", "pass", "full")]
     assert gathers == sorted(gathers) and gathers[0] < gathers[2]
     assert total(processes=8) < total(processes=4) < total(processes=2)
-    assert total(micro=4) < total(micro=2)
+    assert total(micro_batch=4) < total(micro_batch=2)
     assert total(nodes=2) > total()
 
 
@@ -211,15 +211,15 @@ def test_the_parts_add_up_and_the_words_name_every_assumption():
     parts = found.products + found.attention + found.elementwise + found.weights + found.loss
     assert found.total == pytest.approx(parts + found.optimizer + found.exposed)
     assert found.to_dict()["total"] == found.total
-    assert f"{found.total:.1f} s a step" in found.words()
-    words = EXPECTED.words(card("L40"), 4)
-    assert words == (
+    assert f"{found.total:.1f} s a step" in found.describe()
+    describe = EXPECTED.describe(card("L40"), 4)
+    assert describe == (
         "expected: products at 72% of 181 TFLOP/s, attention 35%, memory at 85% of 864 GB/s, "
         "20 GB/s between GPUs, 85% of that hidden"
     )
-    assert "in fp8 42% of 362" in PESSIMISTIC.words(card("L40"), 4, fp8=True)
-    assert "the loss's traffic not hidden" in PESSIMISTIC.words(card("L40"), 4)
-    assert "between" not in EXPECTED.words(card("A10"), 1)
+    assert "in fp8 42% of 362" in PESSIMISTIC.describe(card("L40"), 4, fp8=True)
+    assert "the loss's traffic not hidden" in PESSIMISTIC.describe(card("L40"), 4)
+    assert "between" not in EXPECTED.describe(card("A10"), 1)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +257,6 @@ def test_a_micro_batch_that_is_set_is_judged_by_memory_alone():
         PRETRAIN, data=short, batch=replace(PRETRAIN.batch, micro_batch_size=128), activation_checkpointing="full"
     )
 
-    micro, _ = memory.choose(shape(config), config, processes=4, gpu=True, memory=card("L40").memory)
+    micro_batch, _ = memory.choose_micro_batch(shape(config), config, processes=4, gpu=True, memory=card("L40").memory)
 
-    assert micro == 128
+    assert micro_batch == 128

@@ -19,7 +19,7 @@ from bafogpt.jobs.job import Job, SupervisorConfig
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import profiler
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 from .conftest import Trained, tiny
 
@@ -52,8 +52,8 @@ def test_a_trace_of_the_steps_that_were_asked_for_comes_to_the_bucket_and_nothin
 
 
 def test_a_run_killed_while_it_is_traced_leaves_a_checkpoint_and_no_half_of_a_trace(train: Train, tmp_path: Path):
-    def kill_after_step_7(trainers: Workers, handoff: Handoff) -> None:
-        path = handoff.metrics(1)
+    def kill_after_step_7(trainers: Workers, trainer_files: TrainerFiles) -> None:
+        path = trainer_files.metrics(1)
         if path.exists() and '"step": 7,' in path.read_text():
             trainers.signal(signal.SIGKILL)
 
@@ -78,10 +78,10 @@ def work() -> None:
 def test_an_attempt_is_traced_once_and_another_attempt_again(tmp_path: Path):
     written = []
     for attempt in (1, 1, 2):
-        tracer = profiler.Tracer(tmp_path, steps=1, attempt=attempt, done=20)
+        traced = profiler.StepProfiler(tmp_path, steps=1, attempt=attempt, done=20)
         for _ in range(6):
             work()
-            written.append(tracer.step())
+            written.append(traced.step())
     assert [place for place, each in enumerate(written) if each] == [3, 15]  # after the fourth of its six
     traces = sorted(path.name for path in tmp_path.glob("*.gz"))
     assert traces == ["0001-step-00000024.json.gz", "0002-step-00000024.json.gz"]
@@ -89,9 +89,9 @@ def test_an_attempt_is_traced_once_and_another_attempt_again(tmp_path: Path):
 
 def test_a_disk_that_takes_no_trace_is_said_and_training_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "profile").write_text("a file where the folder should be")
-    tracer = profiler.Tracer(tmp_path / "profile", steps=1, attempt=1, done=0)
+    traced = profiler.StepProfiler(tmp_path / "profile", steps=1, attempt=1, done=0)
     for _ in range(6):
         work()
-        tracer.step()
+        traced.step()
     assert "no trace: " in capfd.readouterr().out
     assert os.listdir(tmp_path) == ["profile"]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bafogpt.agent.workers import Workers
 from bafogpt.core.errors import ConfigError, ExitCode
 from bafogpt.train.config import check_processes, rank_samples
-from bafogpt.train.trainer_io import Handoff, StagedCheckpoint
+from bafogpt.train.trainer_io import StagedCheckpoint, TrainerFiles
 
 from .conftest import Trained, tiny
 
@@ -60,8 +60,8 @@ def test_a_run_learns_and_says_what_it_read(whole: Trained):
 
 
 def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, whole: Trained):
-    def kill_after_step_8(trainers: Workers, handoff: Handoff) -> None:
-        path = handoff.metrics(1)
+    def kill_after_step_8(trainers: Workers, trainer_files: TrainerFiles) -> None:
+        path = trainer_files.metrics(1)
         if path.exists() and '"step": 8' in path.read_text():
             trainers.signal(signal.SIGKILL)
 
@@ -77,8 +77,8 @@ def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, who
 def test_sigterm_saves_the_step_it_is_in_and_leaves(train: Train, whole: Trained):
     sent: list[int] = []
 
-    def ask_after_step_2(trainers: Workers, handoff: Handoff) -> None:
-        path = handoff.metrics(1)
+    def ask_after_step_2(trainers: Workers, trainer_files: TrainerFiles) -> None:
+        path = trainer_files.metrics(1)
         if not sent and path.exists() and '"step": 2' in path.read_text():
             sent.append(1)
             trainers.signal(signal.SIGTERM)
@@ -117,9 +117,9 @@ def test_two_processes_have_the_loss_curve_of_one_over_fifty_steps(train: Train)
 
 
 def test_killed_on_two_one_and_two_processes_every_sample_is_read_once_in_order(train: Train):
-    def kill_at(step: int) -> Callable[[Workers, Handoff], None]:
-        def watch(trainers: Workers, handoff: Handoff) -> None:
-            path = handoff.metrics(1)
+    def kill_at(step: int) -> Callable[[Workers, TrainerFiles], None]:
+        def watch(trainers: Workers, trainer_files: TrainerFiles) -> None:
+            path = trainer_files.metrics(1)
             if path.exists() and f'"step": {step},' in path.read_text():
                 trainers.signal(signal.SIGKILL)
 
@@ -198,12 +198,16 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(train: Train):
 
 
 def test_a_trainer_that_may_not_wait_for_uploads_leaves_a_checkpoint_out_but_never_the_last(train: Train):
-    def take_one_away(trainers: Workers, handoff: Handoff) -> None:
-        if (handoff.folder / "metrics-0001.jsonl").exists() and len(seen) < 1 and len(handoff.pending()) == 1:
-            text = handoff.metrics(1).read_text()
+    def take_one_away(trainers: Workers, trainer_files: TrainerFiles) -> None:
+        if (
+            (trainer_files.folder / "metrics-0001.jsonl").exists()
+            and len(seen) < 1
+            and len(trainer_files.pending()) == 1
+        ):
+            text = trainer_files.metrics(1).read_text()
             if '"step": 12' in text:  # at the end it waits, whatever the setting
-                seen.append(handoff.pending()[0].name)
-                handoff.drop(handoff.pending()[0])
+                seen.append(trainer_files.pending()[0].name)
+                trainer_files.drop(trainer_files.pending()[0])
 
     seen: list[str] = []
     config = tiny(checkpoint={"every": 3, "max_pending": 1, "on_backlog": "skip"})

@@ -17,10 +17,10 @@ from bafogpt.core.errors import BafoError
 from bafogpt.train import loop
 from bafogpt.train.batches import Batch
 from bafogpt.train.metrics import MetricsLog, StepMetrics
-from bafogpt.train.run import Run
+from bafogpt.train.run import TrainRun
 from bafogpt.train.step import train_step
-from bafogpt.train.step_logger import RunLog
-from bafogpt.train.trainer_io import Handoff, Result, checkpoint_step
+from bafogpt.train.step_logger import StepLogger
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult, checkpoint_step
 
 from .conftest import tiny
 
@@ -41,45 +41,47 @@ class NothingIsRead(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-Train = Callable[..., Result]
+Train = Callable[..., WorkerResult]
 Alter = Callable[[int, StepMetrics], StepMetrics]
 
 
 @pytest.fixture
-def handoff(tmp_path: Path) -> Handoff:
-    return Handoff(tmp_path / "trainer")
+def trainer_files(tmp_path: Path) -> TrainerFiles:
+    return TrainerFiles(tmp_path / "trainer")
 
 
 @pytest.fixture
-def train(train_here: Callable[..., Result], handoff: Handoff, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(
+    train_here: Callable[..., WorkerResult], trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
+) -> Train:
     """``train(alter, **config)``: the real loop in this process, with what each step measured changed by ``alter``."""
 
-    def run(alter: Alter = lambda step, measured: measured, **over: Any) -> Result:
-        def altered(run: Run, micros: Sequence[Batch]) -> StepMetrics:
+    def run(alter: Alter = lambda step, measured: measured, **over: Any) -> WorkerResult:
+        def altered(run: TrainRun, micros: Sequence[Batch]) -> StepMetrics:
             measured = train_step(run, micros)
             return alter(run.state.progress.step, measured)
 
         monkeypatch.setattr(loop, "train_step", altered)
-        return train_here(tiny(tokens=6 * 256, validation={"every": 0}, **over), handoff)
+        return train_here(tiny(tokens=6 * 256, validation={"every": 0}, **over), trainer_files)
 
     return run
 
 
-def steps_told(handoff: Handoff) -> list[int]:
-    return [json.loads(line)["step"] for line in handoff.metrics(1).read_text().splitlines()]
+def steps_told(trainer_files: TrainerFiles) -> list[int]:
+    return [json.loads(line)["step"] for line in trainer_files.metrics(1).read_text().splitlines()]
 
 
 def test_a_step_is_given_before_the_numbers_of_the_one_before_are_read(
-    train: Train, handoff: Handoff, monkeypatch: pytest.MonkeyPatch
+    train: Train, trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
 ):
     told: list[str] = []
-    ask, write = RunLog.step, MetricsLog.write
+    ask, write = StepLogger.step, MetricsLog.write
 
     def given(step: int, measured: StepMetrics) -> StepMetrics:
         told.append(f"given {step}")
         return measured
 
-    def asked(log: RunLog, measured: StepMetrics) -> None:
+    def asked(log: StepLogger, measured: StepMetrics) -> None:
         with NothingIsRead():
             ask(log, measured)
 
@@ -87,7 +89,7 @@ def test_a_step_is_given_before_the_numbers_of_the_one_before_are_read(
         told.append(f"line {values['step']}")
         write(lines, **values)
 
-    monkeypatch.setattr(RunLog, "step", asked)
+    monkeypatch.setattr(StepLogger, "step", asked)
     monkeypatch.setattr(MetricsLog, "write", written)
     assert train(given, checkpoint={"every": 4}).outcome == "finished"
     expected = "given 1, given 2, line 1, given 3, line 2, given 4, line 3, line 4, given 5, given 6, line 5, line 6"
@@ -98,7 +100,7 @@ def test_no_operator_within_a_step_waits_for_a_value(train: Train, monkeypatch: 
     read: list[str] = []
     given: list[int] = []
 
-    def within(run: Run, micros: Sequence[Batch]) -> StepMetrics:
+    def within(run: TrainRun, micros: Sequence[Batch]) -> StepMetrics:
         with monkeypatch.context() as patch, NothingIsRead():
             for name in ("cpu", "numpy", "tolist"):  # ways to the host that no operator shows
                 patch.setattr(torch.Tensor, name, lambda *_, name=name: read.append(name))
@@ -115,7 +117,7 @@ def test_no_operator_within_a_step_waits_for_a_value(train: Train, monkeypatch: 
 
 @pytest.mark.parametrize(("bad", "kept"), [(4, [2]), (5, [2, 4])])
 def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_named(
-    train: Train, handoff: Handoff, bad: int, kept: list[int]
+    train: Train, trainer_files: TrainerFiles, bad: int, kept: list[int]
 ):
     """A checkpoint is due at step 4, and at step 6, when the numbers of step 5 are still on their way."""
 
@@ -124,17 +126,17 @@ def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_name
 
     with pytest.raises(BafoError, match=rf"loss nan, .* at step {bad} .*samples {8 * bad - 8} to {8 * bad - 1}; the"):
         train(spoilt, checkpoint={"every": 2})
-    assert steps_told(handoff) == list(range(1, bad))
-    assert [checkpoint_step(folder) for folder in handoff.pending()] == kept
+    assert steps_told(trainer_files) == list(range(1, bad))
+    assert [checkpoint_step(folder) for folder in trainer_files.pending()] == kept
 
 
-def test_lines_far_apart_are_read_with_the_next_step_all_the_same(train: Train, handoff: Handoff):
+def test_lines_far_apart_are_read_with_the_next_step_all_the_same(train: Train, trainer_files: TrainerFiles):
     seen: list[int] = []
 
     def look(step: int, measured: StepMetrics) -> StepMetrics:
-        seen.append(len(steps_told(handoff)))
+        seen.append(len(steps_told(trainer_files)))
         return measured
 
     train(look, log_every=2, checkpoint={"every": 6})
-    assert steps_told(handoff) == [2, 4, 6]
+    assert steps_told(trainer_files) == [2, 4, 6]
     assert seen == [0, 0, 0, 1, 1, 2]  # when step k was given; the line of step 2 is written at step 3

@@ -30,7 +30,7 @@ from bafogpt.core.errors import BafoError, ExitCode, NotFoundError, StorageError
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff, Order
+from bafogpt.train.trainer_io import TrainerFiles, TrainOrder
 
 POLL_S = 0.05
 RETRY_S = 2.0
@@ -39,16 +39,16 @@ RETRY_S = 2.0
 def follow(job: Job, name: str, bucket: Bucket, folder: Path, nodes: Nodes, worker: Sequence[str]) -> ExitOutcome:
     """Take part in run ``name`` as node ``nodes.rank`` until it ends. ``folder`` is local disk for this node alone."""
     bucket.check()
-    handoff = Handoff(folder)
+    trainer_files = TrainerFiles(folder)
     with run_lock(folder, name), stop_on_signals() as stop:
-        handoff.checkpoints.mkdir(parents=True, exist_ok=True)
+        trainer_files.checkpoints.mkdir(parents=True, exist_ok=True)
         search = _Search(job, name, bucket, stop)
         while True:
             found = search.attempt()
             if isinstance(found, ExitOutcome):
                 ending = found
                 break
-            service = _Service(job, name, bucket, handoff, nodes, worker, found, stop)
+            service = _Service(job, name, bucket, trainer_files, nodes, worker, found, stop)
             try:
                 served = service.run()
             except BafoError as error:
@@ -122,7 +122,7 @@ class _Service:
         job: Job,
         name: str,
         bucket: Bucket,
-        handoff: Handoff,
+        trainer_files: TrainerFiles,
         nodes: Nodes,
         worker: Sequence[str],
         attempt: int,
@@ -133,7 +133,7 @@ class _Service:
         self._job = job
         self._config = job.supervisor
         self._bucket = bucket
-        self._handoff = handoff
+        self._trainer_files = trainer_files
         self._nodes = nodes
         self._worker = worker
         self._attempt = attempt
@@ -145,14 +145,14 @@ class _Service:
         self._memory = OutOfMemory()
         self._checkpoints = store.checkpoints(name)
         record = replace(store.load(name), attempts=attempt)
-        self._recorder = Recorder(store, record, handoff, every_s=self._config.flush_s, node=nodes.rank)
+        self._recorder = Recorder(store, record, trainer_files, every_s=self._config.flush_s, node=nodes.rank)
         self._heartbeats = Heartbeats(
             run, attempt, nodes, processes=self._processes(), heartbeat_s=self._config.heartbeat_s
         )
         self._uploader = PartUploader(
             node=nodes.rank,
             committed=lambda: status.committed if (status := self._heartbeats.status_of(0)) else -1,
-            handoff=handoff,
+            trainer_files=trainer_files,
             store=self._checkpoints,
             config=job.train.checkpoint,
             attempt=attempt,
@@ -191,7 +191,7 @@ class _Service:
         """Whether this machine can run the job. Node 0 is told where it cannot, and ends the run."""
         try:
             fit = machine_check.require_fit(
-                self._job, self._recorder, self._bucket, self._handoff.folder, stopped=self._stop.is_set
+                self._job, self._recorder, self._bucket, self._trainer_files.folder, stopped=self._stop.is_set
             )
         except BafoError as error:
             self._say(f"this machine: {error.message}")
@@ -229,14 +229,14 @@ class _Service:
     def _prepare(self, step: int | None) -> bool:
         """Have the checkpoint of ``step`` on this disk, and no other; whether it worked."""
         self._uploader.forget()  # node 0 has committed what it could
-        self._handoff.clear_leftovers()
+        self._trainer_files.clear_leftovers()
         fetched = None
         try:
             if step is not None:
                 wanted = next((each for each in self._checkpoints.complete() if each.step == step), None)
                 if wanted is None:
                     raise NotFoundError(f"there is no checkpoint of step {step}", "")
-                fetched = self._checkpoints.fetch(wanted, self._handoff.resume)
+                fetched = self._checkpoints.fetch(wanted, self._trainer_files.resume)
         except (StorageError, NotFoundError) as error:
             self._say(f"step {step} could not be fetched: {error.message}")
             self._stop.wait(RETRY_S)
@@ -244,14 +244,14 @@ class _Service:
         except BafoError as error:  # a full disk: no use in trying again
             self._heartbeats.publish(phase="died", why=error.message, hint=error.hint, fatal=int(error.exit_code))
             raise
-        for older in self._handoff.resume.glob("*"):
+        for older in self._trainer_files.resume.glob("*"):
             if older != fetched:
                 shutil.rmtree(older)
         self._recorder.event("checkpoint_fetched", step=step)
         return True
 
     def _start(self, leader: NodeStatus) -> None:
-        order = Order(
+        order = TrainOrder(
             job=self._job.trainer,
             bucket=self._bucket.url,
             config=self._job.train,
@@ -260,7 +260,7 @@ class _Service:
             collective_timeout_s=self._config.collective_timeout_s,
             resume_step=leader.resume_step,
         )
-        self._handoff.write_order(order)
+        self._trainer_files.write_order(order)
         layout = RankLayout(
             node=self._nodes.rank,
             nodes=self._nodes.count,
@@ -271,7 +271,7 @@ class _Service:
         )
         self._memory = OutOfMemory()
         self._trainers = Workers(
-            self._handoff.folder, self._processes(), self._say, self._worker, layout, self._environment
+            self._trainer_files.folder, self._processes(), self._say, self._worker, layout, self._environment
         )
 
     def _look_after_trainers(self) -> None:
@@ -280,7 +280,7 @@ class _Service:
             return
         codes, first = self._trainers.exit_codes(), self._trainers.first_rank
         self._end_trainers()
-        results = self._handoff.read_results()
+        results = self._trainer_files.read_results()
         if len(results) == len(codes) and all(result.outcome != "failed" for result in results):
             return
         failed = next((result for result in results if result.outcome == "failed"), None)

@@ -32,7 +32,7 @@ from bafogpt.runs import log_segments
 from bafogpt.runs.fields import JsonObject, get_float, get_int
 from bafogpt.runs.store import SYSTEM_STATS, RunState, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 EVERY_S = 1.0
 RETRY_S = 60.0
@@ -92,10 +92,10 @@ class Rows:
 class Lines:
     """The lines of a run as they are written; the first look gives all there are of earlier attempts, too."""
 
-    def __init__(self, handoff: Handoff, attempt: int, run: Bucket, say: Callable[[str], None]) -> None:
-        self._handoff, self._attempt, self._run, self._say = handoff, attempt, run, say
-        self._system_stats = JsonlTail(system_stats_file(handoff, attempt))
-        self._metrics = JsonlTail(handoff.metrics(attempt))
+    def __init__(self, trainer_files: TrainerFiles, attempt: int, run: Bucket, say: Callable[[str], None]) -> None:
+        self._trainer_files, self._attempt, self._run, self._say = trainer_files, attempt, run, say
+        self._system_stats = JsonlTail(system_stats_file(trainer_files, attempt))
+        self._metrics = JsonlTail(trainer_files.metrics(attempt))
         self._first = True
 
     def read_into(self, rows: Rows) -> None:
@@ -112,8 +112,8 @@ class Lines:
     def _earlier(self) -> Iterator[tuple[Sequence[JsonObject], Sequence[JsonObject]]]:
         for attempt in range(1, self._attempt):
             yield (
-                self._of(attempt, "metrics", self._handoff.metrics(attempt)),
-                self._of(attempt, SYSTEM_STATS, system_stats_file(self._handoff, attempt)),
+                self._of(attempt, "metrics", self._trainer_files.metrics(attempt)),
+                self._of(attempt, SYSTEM_STATS, system_stats_file(self._trainer_files, attempt)),
             )
 
     def _of(self, attempt: int, kind: str, file: Path) -> list[JsonObject]:
@@ -219,11 +219,11 @@ def main(folder: Path, words: TextIO) -> int:
     os.nice(NICENESS)
     run = schema.build(Tracked, json.loads(words.readline()), where="the supervisor's word")
     ending = RunEnd(words)
-    handoff = Handoff(folder)
+    trainer_files = TrainerFiles(folder)
     bucket = RunStore(Bucket.open(run.bucket, settings.load())).folder(run.name)
     sender = Sender(TRACKERS[run.service](run, folder / "tracking"), say)
     try:
-        state = track(Lines(handoff, run.attempt, bucket, say), sender, ending)
+        state = track(Lines(trainer_files, run.attempt, bucket, say), sender, ending)
     except ModuleNotFoundError as error:
         say(f"{error.name} is not installed: nothing is sent")
         return EXIT_UNSENT

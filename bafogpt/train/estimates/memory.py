@@ -57,10 +57,17 @@ class MemoryEstimate:
         return self.reserved + self.context
 
 
-def need(
-    shape: Shape, config: TrainConfig, *, micro: int, processes: int, gpu: bool, sharding: Sharding, tied: bool = True
+def estimate(
+    shape: Shape,
+    config: TrainConfig,
+    *,
+    micro_batch: int,
+    processes: int,
+    gpu: bool,
+    sharding: Sharding,
+    tied: bool = True,
 ) -> MemoryEstimate:
-    """What a process needs with micro-batches of ``micro`` samples."""
+    """What a process needs with micro-batches of ``micro_batch`` samples."""
     weights, head = matrix_weights(shape) + (0 if tied else head_weights(shape)), head_weights(shape)
     state_bytes = 2 if config.precision == "bf16-true" else 4
     computed = 4 if config.precision == "32-true" else 2
@@ -70,8 +77,8 @@ def need(
         gathered = (2 * block_weights(shape) // shape.n_layer + head) * computed
     else:
         gathered = weights * computed
-    several = config.batch_samples // processes > micro
-    tokens = micro * config.data.sequence_length
+    several = config.batch_samples // processes > micro_batch
+    tokens = micro_batch * config.data.sequence_length
     eight_bit = config.optimizer.name == "adamw8bit-paged"
     state = weights * (2 * state_bytes + (2 if eight_bit else 2 * state_bytes)) // processes
     accumulated = 4 * weights if processes > 1 and several and sharding != "full" else 0
@@ -126,7 +133,7 @@ def _kept(shape: Shape, config: TrainConfig, computed: int, *, gpu: bool) -> tup
     return kept * computed, block * computed
 
 
-def choose(
+def choose_micro_batch(
     shape: Shape, config: TrainConfig, *, processes: int, gpu: bool, memory: int, tied: bool = True
 ) -> tuple[int, Sharding]:
     """(micro-batch, sharding) for a device of ``memory`` bytes; the micro-batch is 0 when nothing fits.
@@ -144,10 +151,12 @@ def choose(
             else [2**k for k in range(7) if share % 2**k == 0]
         )
         needs = {
-            micro: need(shape, config, micro=micro, processes=processes, gpu=gpu, sharding=sharding, tied=tied)
-            for micro in candidates
+            micro_batch: estimate(
+                shape, config, micro_batch=micro_batch, processes=processes, gpu=gpu, sharding=sharding, tied=tied
+            )
+            for micro_batch in candidates
         }
-        return max((micro for micro, each in needs.items() if each.total <= memory * MARGIN), default=0)
+        return max((micro_batch for micro_batch, each in needs.items() if each.total <= memory * MARGIN), default=0)
 
     if config.sharding != "auto":
         return largest(config.sharding), config.sharding

@@ -23,12 +23,12 @@ SHARDING: tuple[Sharding, ...] = ("step", "pass", "full")
 class Recipe:
     """What decides about memory and time of a step, with both as projected."""
 
-    micro: int
+    micro_batch: int
     recompute: Recompute
     sharding: Sharding
     fits: bool
     """Whether the trainer would accept it on that card."""
-    need: int
+    memory_bytes: int
     """Bytes of the card, by :mod:`bafogpt.train.estimates.memory`."""
     time: StepTime
 
@@ -37,26 +37,26 @@ class Recipe:
         """What ``--set`` takes to have it."""
         sharding = [f"train.sharding={self.sharding}"] if self.sharding != "step" else []
         return [
-            f"train.batch.micro_batch_size={self.micro}",
+            f"train.batch.micro_batch_size={self.micro_batch}",
             f"train.activation_checkpointing={self.recompute}",
             *sharding,
         ]
 
-    def words(self, gpu: Gpu) -> str:
+    def describe(self, gpu: Gpu) -> str:
         """``"micro-batch 2, recompute selective, 39.1 of 47.7 GB a GPU"``."""
         sharding = f", sharding {self.sharding}" if self.sharding != "step" else ""
         return (
-            f"micro-batch {self.micro}, recompute {self.recompute}{sharding}, "
-            f"{self.need / 1e9:.1f} of {gpu.memory / 1e9:.1f} GB a GPU"
+            f"micro-batch {self.micro_batch}, recompute {self.recompute}{sharding}, "
+            f"{self.memory_bytes / 1e9:.1f} of {gpu.memory / 1e9:.1f} GB a GPU"
         )
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "micro_batch_size": self.micro,
+            "micro_batch_size": self.micro_batch,
             "recompute": self.recompute,
             "sharding": self.sharding,
             "fits": self.fits,
-            "need_gb": self.need / 1e9,
+            "need_gb": self.memory_bytes / 1e9,
             "step": self.time.to_dict(),
         }
 
@@ -66,16 +66,16 @@ def as_written(
 ) -> Recipe:
     """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1), with ``fits``
     False."""
-    micro, sharding = memory.choose(
+    micro_batch, sharding = memory.choose_micro_batch(
         shape, config, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied
     )
     return _recipe(
         shape,
         config,
         gpu,
-        micro=micro or max(1, config.batch.micro_batch_size),
+        micro_batch=micro_batch or max(1, config.batch.micro_batch_size),
         sharding=sharding,
-        fits=micro > 0 and refusal(config, gpu, processes) is None,
+        fits=micro_batch > 0 and refusal(config, gpu, processes) is None,
         processes=processes,
         nodes=nodes,
         assumptions=assumptions,
@@ -94,7 +94,7 @@ def fastest(
             shape,
             tried,
             gpu,
-            micro=tried.batch.micro_batch_size,
+            micro_batch=tried.batch.micro_batch_size,
             sharding=sharding,
             fits=True,
             processes=processes,
@@ -103,10 +103,12 @@ def fastest(
         )
         for tried, sharding in _candidates(config, processes)
         if refusal(tried, gpu, processes) is None
-        and memory.choose(shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied)[0]
+        and memory.choose_micro_batch(
+            shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied
+        )[0]
     ]
-    roomy = [each for each in found if each.need <= gpu.memory - RESERVE]
-    return min(roomy, key=lambda each: (each.time.total, each.need), default=None)
+    roomy = [each for each in found if each.memory_bytes <= gpu.memory - RESERVE]
+    return min(roomy, key=lambda each: (each.time.total, each.memory_bytes), default=None)
 
 
 def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None:
@@ -123,12 +125,12 @@ def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None
 def _candidates(config: TrainConfig, processes: int) -> Iterator[tuple[TrainConfig, Sharding]]:
     share = config.batch_samples // processes
     micros = [2**k for k in range(7) if share and share % 2**k == 0]
-    for micro in micros:
+    for micro_batch in micros:
         for recompute in RECOMPUTE:
             for sharding in SHARDING if processes > 1 and config.adapter is None else SHARDING[:1]:
                 tried = replace(
                     config,
-                    batch=replace(config.batch, micro_batch_size=micro),
+                    batch=replace(config.batch, micro_batch_size=micro_batch),
                     activation_checkpointing=recompute,
                     sharding=sharding,
                 )
@@ -140,7 +142,7 @@ def _recipe(
     config: TrainConfig,
     gpu: Gpu,
     *,
-    micro: int,
+    micro_batch: int,
     sharding: Sharding,
     fits: bool,
     processes: int,
@@ -148,23 +150,25 @@ def _recipe(
     assumptions: Assumptions,
 ) -> Recipe:
     tied = config.model.tied
-    need = memory.need(shape, config, micro=micro, processes=processes, gpu=True, sharding=sharding, tied=tied)
+    need = memory.estimate(
+        shape, config, micro_batch=micro_batch, processes=processes, gpu=True, sharding=sharding, tied=tied
+    )
     time = step_time(
         shape,
         config,
         gpu,
         processes=processes,
-        micro=micro,
+        micro_batch=micro_batch,
         sharding=sharding,
         nodes=nodes,
         fp8=config.float8 != "none",
         assumptions=assumptions,
     )
     return Recipe(
-        micro=micro,
+        micro_batch=micro_batch,
         recompute=config.activation_checkpointing,
         sharding=sharding if processes > 1 else "step",
         fits=fits,
-        need=need.total,
+        memory_bytes=need.total,
         time=time,
     )

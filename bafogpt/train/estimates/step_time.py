@@ -69,7 +69,7 @@ class Assumptions:
         inside = self.pcie if gpu.link is None else self.nvlink * gpu.link
         return min(inside, self.network) if nodes > 1 else inside
 
-    def words(self, gpu: Gpu, processes: int, nodes: int = 1, *, fp8: bool = False) -> str:
+    def describe(self, gpu: Gpu, processes: int, nodes: int = 1, *, fp8: bool = False) -> str:
         """All that matters for ``gpu``, in one line."""
         said = [
             f"products at {self.products_on(gpu):.0%} of {gpu.bf16 / 1e12:,.0f} TFLOP/s",
@@ -168,7 +168,7 @@ class StepTime:
     def to_dict(self) -> dict[str, float]:
         return {**asdict(self), "total": self.total, "tokens_per_s": self.tokens_per_s}
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """``"10.8 s a step: products 6.1, attention 0.7, …"``."""
         parts = {
             "products": self.products,
@@ -188,20 +188,20 @@ def step_time(
     gpu: Gpu,
     *,
     processes: int,
-    micro: int,
+    micro_batch: int,
     sharding: Sharding = "step",
     loss_rows: int | None = None,
     nodes: int = 1,
     fp8: bool = False,
     assumptions: Assumptions = EXPECTED,
 ) -> StepTime:
-    """One step of ``config`` on ``processes`` GPUs over ``nodes`` machines, ``micro`` samples at once.
+    """One step of ``config`` on ``processes`` GPUs over ``nodes`` machines, ``micro_batch`` samples at once.
 
     The loss makes ``loss_rows`` rows of logits at a time, as many as it has room for by default. ``fp8`` computes the
     blocks' products in fp8 where the card has it.
     """
     length, recompute, adapter = config.data.sequence_length, config.activation_checkpointing, config.adapter
-    tokens = micro * length
+    tokens = micro_batch * length
     times = max(1, config.batch.tokens // (tokens * processes))
     # selective does not keep the products of 4-bit layers: see bafogpt.train.estimates.memory
     again = int(recompute == "full" or (recompute == "selective" and adapter is not None and adapter.base == "nf4"))

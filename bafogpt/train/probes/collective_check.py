@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bafogpt.core.errors import ExitCode, UnfitMachineError
-from bafogpt.train.trainer_io import Handoff, Result
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def all_reduce(device: torch.device) -> float:
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, handoff: Handoff) -> Iterator[None]:
+def deadline(seconds: float, trainer_files: TrainerFiles) -> Iterator[None]:
     """End this trainer process when the block takes longer, with a result that no restart here can help.
 
     0 seconds, and a run of one process, have no deadline. A thread blocked in NCCL or gloo cannot be interrupted, so
@@ -78,8 +78,8 @@ def deadline(seconds: float, handoff: Handoff) -> Iterator[None]:
         hint = "another cloud or region, or export NCCL_SOCKET_IFNAME=INTERFACE and --env NCCL_SOCKET_IFNAME"
         print(f"error: {message}", file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
-        result = Result("failed", 0, 0, message, hint, int(ExitCode.MACHINE_UNFIT), retry=False)
-        handoff.write_result(int(os.environ.get("RANK", "0")), result)
+        result = WorkerResult("failed", 0, 0, message, hint, int(ExitCode.MACHINE_UNFIT), retry=False)
+        trainer_files.write_result(int(os.environ.get("RANK", "0")), result)
         os._exit(ExitCode.MACHINE_UNFIT)
 
     timer = threading.Timer(seconds, expire)

@@ -28,9 +28,9 @@ from bafogpt.core import schema
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.estimates.memory import is_out_of_memory
-from bafogpt.train.learner import Learner, build
+from bafogpt.train.learner import Learner, build_learner
 from bafogpt.train.step import train_step
-from bafogpt.train.trainer_io import Order
+from bafogpt.train.trainer_io import TrainOrder
 
 STEPS = 2
 MICRO_BATCHES = 3
@@ -44,7 +44,7 @@ class Trial:
     config: TrainConfig
     network: dict[str, Any]
     """The fields of litgpt's ``Config``."""
-    micro: int
+    micro_batch: int
     """Samples a micro-batch."""
     sharding: Sharding
     documents: bool = False
@@ -68,17 +68,17 @@ def steps(trial: Trial) -> Iterator[Learner]:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
         dist.init_process_group("fake", rank=parallel.rank(), world_size=parallel.world_size(), store=FakeStore())
-    order = Order(job="probe", bucket="", config=config, device=trial.device)
+    order = TrainOrder(job="probe", bucket="", config=config, device=trial.device)
     fabric = parallel.make_fabric(order, trial.sharding)
     fabric.launch()
     shape = Config(**trial.network)
-    learner = build(config, shape, fabric, sharding=trial.sharding, identity={}, weights_follow=True)
+    learner = build_learner(config, shape, fabric, sharding=trial.sharding, identity={}, empty=True)
     share = config.batch_samples // parallel.world_size()
     length = config.data.sequence_length
-    row = batches.Row(np.zeros(length + 1, np.int64), np.zeros(length, np.int32) if trial.documents else None)
-    count = min(MICRO_BATCHES, max(1, share // trial.micro))
+    row = batches.SampleRow(np.zeros(length + 1, np.int64), np.zeros(length, np.int32) if trial.documents else None)
+    count = min(MICRO_BATCHES, max(1, share // trial.micro_batch))
     while True:
-        train_step(learner, [batches.of_rows([row] * trial.micro, fabric.device) for _ in range(count)])
+        train_step(learner, [batches.make_batch([row] * trial.micro_batch, fabric.device) for _ in range(count)])
         yield learner
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from bafogpt.core import schema
 from bafogpt.model.config import gpt_config
-from bafogpt.train.checkpointer import CheckpointSaver
+from bafogpt.train.checkpointer import Checkpointer
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.probes.step_probe import Trial, steps
-from bafogpt.train.trainer_io import Handoff
+from bafogpt.train.trainer_io import TrainerFiles
 
 SIZES = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_query_groups": 1, "head_size": 32, "intermediate_size": 128}
 
@@ -28,21 +28,21 @@ def trial() -> Trial:
     }
     network = asdict(gpt_config("Gemma-2-2b", SIZES, 512))
     config = schema.build(TrainConfig, values, where="probe")
-    return Trial(config=config, network=network, micro=2, sharding="step", device="cuda")
+    return Trial(config=config, network=network, micro_batch=2, sharding="step", device="cuda")
 
 
 def main(folder: Path) -> None:
-    handoff = Handoff(folder)
-    handoff.checkpoints.mkdir(parents=True)
+    trainer_files = TrainerFiles(folder)
+    trainer_files.checkpoints.mkdir(parents=True)
     first = next(steps(trial()))
-    saver = CheckpointSaver(handoff, first.config.checkpoint)
-    saver.begin(first.state)
-    saver.finish()
+    checkpointer = Checkpointer(trainer_files, first.config.checkpoint)
+    checkpointer.save(first.state)
+    checkpointer.wait()
 
     made = steps(trial())
     second = next(made)  # the network is there after a step; what it learned is replaced
     second.state.optimizer.state.clear()
-    second.state.load(handoff.pending()[0])
+    second.state.load(trainer_files.pending()[0])
     done = [second.state.progress.step]
     next(made)
     done.append(second.state.progress.step)

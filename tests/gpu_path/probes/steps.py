@@ -21,7 +21,7 @@ from tests.gpu_path.probes import counters
 def validate(learner: Any, trial: Trial) -> None:
     """As :func:`bafogpt.train.validation.Validator` calls the network."""
     length = trial.config.data.sequence_length
-    ids = torch.zeros(trial.micro, length, dtype=torch.int64, device=learner.fabric.device)
+    ids = torch.zeros(trial.micro_batch, length, dtype=torch.int64, device=learner.fabric.device)
     documents = torch.zeros_like(ids, dtype=torch.int32) if trial.documents else None
     batch = batches.Batch(ids, ids, documents)
     learner.model.eval()
