@@ -1,17 +1,24 @@
 """bafogpt: train a language model for a language the big labs skip, on machines you rent by the hour.
 
-The floors, from the top; a lower floor never imports an upper one (``tests/test_layers.py`` checks it):
+The packages and the machine that each runs on, from the top. No package imports one above it, and ``agent`` and
+``launch`` never import each other (``tests/test_layers.py``).
 
-========== =====================================================================================
-``cli``     the ``bafogpt`` command: options in, one output sink, one table of errors. Thin.
-``cloud``   a job becomes a plan, an engine runs it somewhere, the supervisor keeps it alive,
-            the run's records stay in the bucket.
-``agent``   what runs on the rented machine: its checks, the trainer processes.
-``train``   the model, the loop, the state that makes a resumed run equal to one never stopped.
-``data``    text in, token shards out, in curriculum order or shuffled.
-``storage`` buckets, the embedded S3 server, the token stream, checkpoints with the manifest last.
-``core``    errors, strict configuration, settings, files: what every floor needs.
-========== =====================================================================================
+=========== ================ ======================================================================
+package     runs on          what it does
+=========== ================ ======================================================================
+``cli``     your machine     the ``bafogpt`` command: options in, output and errors out
+``launch``  your machine     plans, prices and launches; runs a job locally or through SkyPilot
+``agent``   rented machine   checks the machine, supervises the trainers, uploads logs, enforces limits
+``reports`` your machine     summaries, reports and model cards from the records in the bucket
+``jobs``    both             job and task files
+``runs``    both             the records of a run in the bucket
+``train``   rented machine   the training loop; memory and speed estimates
+``serve``   your machine     a model over HTTP
+``model``   both             Gemma networks, LoRA, generation, model folders
+``data``    your machine     text to token shards; tokenizers
+``storage`` both             buckets, the local S3 server, token streams, checkpoints, the Hub
+``core``    both             errors, strict configuration, settings, files
+=========== ================ ======================================================================
 """
 
 __version__ = "0.1.0"
