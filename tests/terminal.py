@@ -13,7 +13,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 COLUMNS = 80
@@ -77,27 +77,37 @@ class Screen:
 
 
 def run(
-    words: list[str], environment: Mapping[str, str], *, stop_at: bytes | None = None, timeout_s: float = 60
+    words: list[str],
+    environment: Mapping[str, str],
+    *,
+    on: bytes | None = None,
+    do: Callable[[int], object] = lambda _: None,
+    timeout_s: float = 60,
 ) -> tuple[int, str]:
-    """Exit code of ``python WORDS``, and all that it wrote. When ``stop_at`` is to be seen, Ctrl-C is typed."""
+    """Exit code and output of ``python WORDS``. When the output contains ``on``, ``do(terminal)`` is called once."""
     child, terminal = pty.fork()
     if child == 0:
         try:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as an interactive shell leaves it, whoever runs the tests
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as an interactive shell leaves it
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
             os.execve(sys.executable, [sys.executable, *words], dict(environment))  # noqa: S606 - as a shell does
         finally:
             os._exit(1)
     written, deadline = b"", time.monotonic() + timeout_s
-    with contextlib.suppress(OSError):  # the terminal is gone when its last program is
+    with contextlib.suppress(OSError):  # the terminal closes with its last program
         while time.monotonic() < deadline:
             if select.select([terminal], [], [], 0.1)[0]:
                 written += os.read(terminal, 65536)
-            if stop_at is not None and stop_at in written:
-                os.write(terminal, b"\x03")
-                stop_at = None
+            if on is not None and on in written:
+                do(terminal)
+                on = None
     if time.monotonic() >= deadline:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(terminal)
     return code, written.decode(errors="replace")
+
+
+def ctrl_c(terminal: int) -> None:
+    """Type Ctrl-C."""
+    os.write(terminal, b"\x03")

@@ -1,7 +1,4 @@
-"""What a supervisor sees of its trainers from outside: their metrics, whether they get on, and what killed them.
-
-What it prints of a step can be read again, by whoever watches the run's output.
-"""
+"""What a supervisor sees of its trainers from outside: their metrics, whether they get on, and what killed them."""
 
 from __future__ import annotations
 
@@ -12,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bafogpt.runs.step_line import PRINT_EVERY_S, format_step
 from bafogpt.train.trainer_io import TrainerFiles
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+
+PRINT_EVERY_S = 1.0
+"""Seconds between two printed steps, at least."""
 
 
 class JsonlTail:
@@ -37,6 +36,14 @@ class JsonlTail:
                 self._position += len(raw)
                 with contextlib.suppress(ValueError):
                     yield json.loads(raw)
+
+
+def format_step(line: dict[str, Any], steps: int) -> str:
+    """One metrics line as people see it in the log."""
+    return (
+        f"step {line['step']:>6}/{steps}  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  "
+        f"{line['tokens_per_s']:>9,.0f} tokens/s  MFU {line['mfu']:.1%}  {line['stage']}"
+    )
 
 
 class Progress:

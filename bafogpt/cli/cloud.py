@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bafogpt.cli import cost, doctor, remote
-from bafogpt.cli.console.log_progress import progress_bar_below
+from bafogpt.cli.console.log_progress import StepFollower, Steps, progress_bar_below
 from bafogpt.cli.console.options import (
     BucketOption,
     DetachOption,
@@ -33,7 +33,6 @@ from bafogpt.cli.monitor import tensorboard, top
 
 if TYPE_CHECKING:
     from bafogpt.launch.engines.base import Engine, EngineRun
-    from bafogpt.launch.plan import Plan
 
 app = typer.Typer(help="Launch training jobs, watch them, stop them.", no_args_is_help=True)
 
@@ -120,11 +119,14 @@ def launch(
         )
         return
     out.say(f"{run.name} runs on {run.infra}; Ctrl-C stops watching, not the run")
-    ended = _watch(engine, run.name, out)
+    ended = _watch(engine, run.name, out, StepFollower(run.name, config))
     for _ in range(MAX_UNFIT - 1):
         if plan.is_local or ended.managed or ended.exit_code != ExitCode.MACHINE_UNFIT:
             break
-        ended = _on_another_machine(engine, plan, out)
+        out.say(f"the machine of {run.name} cannot run it and is given back; another one is rented")
+        engine.down(run.name)
+        engine.launch(plan, resume=True)
+        ended = _watch(engine, run.name, out, StepFollower(run.name, config))
     _conclude(ended, out)
 
 
@@ -184,9 +186,13 @@ def status(run: RunArgument, json: JsonOption = False, quiet: QuietOption = Fals
 @app.command()
 def logs(run: RunArgument, follow: FollowOption = False, json: JsonOption = False) -> None:
     """Print what a run has printed."""
-    out = Output.of(json=json)
-    with progress_bar_below(out, sys.stdout, lambda line: out.event({"line": line}, line), wanted=follow) as show:
-        for line in _engine(run).logs(run, follow=follow):
+    from bafogpt.core import settings
+    from bafogpt.launch.engines import engine_of
+
+    out, config = Output.of(json=json), settings.load()
+    steps = StepFollower(run, config)
+    with progress_bar_below(out, sys.stdout, lambda line: out.event({"line": line}, line), steps, follow) as show:
+        for line in engine_of(run, config).logs(run, follow=follow):
             show(line)
 
 
@@ -215,21 +221,13 @@ def down(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False)
 remote.add_to(app)
 
 
-def _watch(engine: Engine, name: str, out: Output) -> EngineRun:
-    """Show a run's output until it ends. Returns how it ended."""
-    with progress_bar_below(out, sys.stderr, out.say) as show:
+def _watch(engine: Engine, name: str, out: Output, steps: Steps) -> EngineRun:
+    """Show a run's log until it ends. Returns its final state."""
+    with progress_bar_below(out, sys.stderr, out.say, steps) as show:
         for line in engine.logs(name, follow=True):
             if not out.json:
                 show(line)
     return engine.status(name)
-
-
-def _on_another_machine(engine: Engine, plan: Plan, out: Output) -> EngineRun:
-    """Give back a machine that could not run the plan, rent another one, and watch the run there."""
-    out.say(f"the machine of {plan.name} cannot run it and is given back; another one is rented")
-    engine.down(plan.name)
-    engine.launch(plan, resume=True)
-    return _watch(engine, plan.name, out)
 
 
 def _conclude(ended: EngineRun, out: Output) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bafogpt.cli.console.log_progress import bar
 from bafogpt.cli.console.options import BucketOption, JsonOption, QuietOption, RunArgument
 from bafogpt.cli.console.output import Output
 
@@ -131,10 +132,3 @@ def _screen(snapshot: Snapshot, zar_per_usd: float) -> RenderableType:
         text.append(f"bafogpt cloud status {snapshot.name}\n")
     text.rstrip()
     return text
-
-
-def bar(share: float, width: int, ascii_only: bool = False) -> str:
-    """``width`` cells, ``share`` of them full."""
-    full, empty = "#-" if ascii_only else "█░"
-    filled = round(width * min(1.0, max(0.0, share)))
-    return full * filled + empty * (width - filled)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress
 from bafogpt.agent.workers import describe_exit, interface_of
-from bafogpt.runs.step_line import Step, StepTimer, format_step, read_step
 from bafogpt.train.trainer_io import TrainerFiles, checkpoint_name
 from tests.agent.test_budget import Clock
 
@@ -103,64 +100,6 @@ def test_a_step_is_timed_by_what_two_lines_of_metrics_tell(trainer_files: Traine
     assert progress.follow(quiet=True) == 4
     assert progress.step_s == 2.5
     assert len(said) == 1  # one line a second
-
-
-@pytest.mark.parametrize(
-    "told",
-    [
-        Step(number=7, steps=20, loss=2.5, tokens_per_s=1_234_567, mfu=0.125, stage="news"),
-        Step(number=1_234_567, steps=12_345_678, loss=12.0625, tokens_per_s=0, mfu=0, stage=""),
-        Step(number=1, steps=1, loss=float("inf"), tokens_per_s=999, mfu=1.5, stage="two words, ĉu?"),
-    ],
-)
-def test_what_is_said_of_a_step_can_be_read_again(told: Step):
-    line = {"step": told.number, "learning_rate": 3e-05, **asdict(told)}
-    said = format_step(line, told.steps)
-    assert read_step(said) == told
-    assert read_step(said.rstrip()) == told
-
-
-def test_a_loss_that_is_no_number_is_read_too(trainer_files: TrainerFiles):
-    said: list[str] = []
-    step(trainer_files, 3)
-    Progress(trainer_files.metrics(1), 20, said.append).follow(quiet=False)
-    found = read_step(said[0].replace("1.0000", "nan"))
-    assert found is not None and math.isnan(found.loss)
-    assert (found.number, found.steps, found.stage) == (3, 20, "news")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "step 3",
-        "saved step      3/20",
-        "step      3/20  loss 1.2.3  lr 1.00e-01          1 tokens/s  MFU 10.0%  news",
-        "step      3/20  loss 1.0  lr 1.00e-01          1 tokens/s  MFU 10.0%  ne\x1b[2Jws",
-        "  step      3/20  loss 1.0  lr 1.00e-01          1 tokens/s  MFU 10.0%  news",
-    ],
-)
-def test_other_lines_tell_of_no_step(line: str):
-    assert read_step(line) is None
-
-
-def test_a_step_is_timed_by_lines_that_come_as_they_are_printed():
-    clock = Clock()
-    pace = StepTimer(clock)
-    for number in range(1, 50):  # what was printed before: at once
-        pace.record(number)
-    clock.now += 0.6
-    pace.record(50)
-    assert pace.seconds() is None
-    clock.now += 2
-    pace.record(51)
-    assert pace.seconds() == 2
-    clock.now += 1
-    pace.record(54)  # together with 55
-    pace.record(55)
-    assert pace.seconds() == 3 / 5
-    pace.record(40)  # a trainer was killed
-    assert pace.seconds() is None
 
 
 @pytest.mark.parametrize(
