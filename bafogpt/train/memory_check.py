@@ -1,4 +1,4 @@
-"""Whether a model and its batches fit: what is refused before it dies, and the micro-batch that is found."""
+"""Checks that model and batches fit the device, and the largest micro-batch that does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bafogpt.train.probes import step_probe
 
 
 def check_length(model: Config, config: TrainConfig) -> None:
-    """Raise :class:`ConfigError` where a sample is longer than the positions that a model knows."""
+    """Raise :class:`ConfigError` where samples are longer than the model's positions."""
     length = config.data.sequence_length
     if length > model.block_size:
         raise ConfigError(
@@ -31,7 +31,7 @@ def check_length(model: Config, config: TrainConfig) -> None:
 
 
 def check_packing(packing: Packing | None, config: TrainConfig) -> None:
-    """Raise :class:`ConfigError` where a dataset was packed into samples of another length than the job's."""
+    """Raise :class:`ConfigError` where the dataset was packed into samples of another length."""
     if packing is not None and packing.sequence_length != config.data.sequence_length:
         raise ConfigError(
             f"{config.data.path} was packed into samples of {packing.sequence_length} tokens, and "
@@ -41,22 +41,17 @@ def check_packing(packing: Packing | None, config: TrainConfig) -> None:
 
 
 def choose_micro_batch(model: Config, config: TrainConfig, *, gpu: bool) -> tuple[int, Sharding]:
-    """(micro-batch, sharding) that the memory model expects to fit this process's device.
+    """(micro-batch, sharding) that is expected to fit this process's device.
 
-    Raises :class:`ConfigError`, with the numbers, where nothing does, or not the micro-batch that is set.
+    Raises :class:`ConfigError`, with the estimate, where nothing fits, or the micro-batch that is set does not.
     """
     device = torch.device("cuda", parallel.local_rank()) if gpu else torch.device("cpu")
     available, processes = parallel.device_bytes(device), parallel.world_size()
-    tied = config.model.tied
-    micro_batch, sharding = memory.choose_micro_batch(
-        model, config, processes=processes, gpu=gpu, memory=available, tied=tied
-    )
+    micro_batch, sharding = memory.choose_micro_batch(model, config, processes=processes, gpu=gpu, memory=available)
     if micro_batch:
         return micro_batch, sharding
     wanted = max(1, config.batch.micro_batch_size)
-    need = memory.estimate(
-        model, config, micro_batch=wanted, processes=processes, gpu=gpu, sharding=sharding, tied=tied
-    )
+    need = memory.estimate(model, config, micro_batch=wanted, processes=processes, gpu=gpu, sharding=sharding)
     hint = "train.activation_checkpointing=full, train.sharding=full, more processes, or a shorter sequence_length"
     if wanted > 1:
         hint = "--set train.batch.micro_batch_size=0 finds the largest that fits"
@@ -78,9 +73,9 @@ def probe_micro_batch(
 ) -> int:
     """The largest of ``micro_batch``, ``micro_batch`` / 2, … of which whole steps fit this machine's GPUs.
 
-    The memory model is only a model, so it is tried (:mod:`bafogpt.train.probes.step_probe`): by the machine's first
-    process, on its own GPU, in a new process for each try. The others take what it finds; :func:`parallel.min_int`
-    tells them. Raises :class:`ConfigError` where not even one sample fits.
+    The machine's first process tries each on its own GPU, in a new process (:mod:`bafogpt.train.probes.step_probe`);
+    the others return ``micro_batch``, so the caller takes the minimum over all processes. Raises :class:`ConfigError`
+    where not even one sample fits.
     """
     if parallel.local_rank():
         return micro_batch

@@ -1,6 +1,6 @@
-"""What training takes of a device's memory, before it is tried. No torch here: a launch is planned with it.
+"""Memory that training needs on a device, estimated. No torch here: a launch is planned with it.
 
-A model, held by tests against what torch's allocator reserves for whole steps; an H100 had 0.95 to 1.04 × of it. For a
+Tests hold the estimate against what torch's allocator reserves for whole steps; an H100 had 0.95 to 1.04 × of it. For a
 process, with P parameters over W processes, d wide, V ids, and bytes b = 4, or 2 under ``bf16-true``::
 
     state        4·P·b/W           weights, gradients and AdamW's two moments, sharded; where there is an adapter what
@@ -9,9 +9,8 @@ process, with P parameters over W processes, d wide, V ids, and bytes b = 4, or 
     gathered     P·c, or two blocks' and the embedding's share of it unless ``sharding`` is step; c is 2 in bf16, else 4
     accumulated  4·P               gradients that wait, whole, for the last micro-batch (W > 1, more than one, unless
                                    ``sharding`` is full)
-    reduced      4·V·d             the largest gradient while it is exchanged (W > 1): the allocator keeps the memory of
-                                   that stream for that stream
-    activations  tokens x (layers x what a block keeps + what one block needs while it is computed again), see ``_kept``
+    reduced      4·V·d             the largest gradient while it is exchanged (W > 1), in memory of its own stream
+    activations  tokens x (layers x what a block keeps + what one block needs while it is recomputed)
     head         4·V·d + logits    the fused loss: the head's gradient, if it is learned, and a chunk of logits
     context      1.5 GB on a GPU   driver and communication, which torch's allocator does not see
 """
@@ -20,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.loss_chunks import chunk_bytes
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.estimates.flops import Shape, adapter_weights, block_weights, head_weights, matrix_weights
@@ -30,9 +28,8 @@ NF4_BYTES = 0.516
 """4 bits, a byte of scale for each 64 numbers, and a float32 for each 256 scales."""
 MARGIN = 0.92
 """Share of a device's memory that is planned with."""
-
 OUT_OF_MEMORY_TEXTS = ("out of memory", "alloc_failed", "cudaerrormemoryallocation")
-"""In the words of torch, CUDA, Triton, cuBLAS (``CUBLAS_STATUS_ALLOC_FAILED``) and bitsandbytes, in small letters."""
+"""Errors of torch, CUDA, Triton, cuBLAS (``CUBLAS_STATUS_ALLOC_FAILED``) and bitsandbytes, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -58,64 +55,57 @@ class MemoryEstimate:
 
 
 def estimate(
-    shape: Shape,
-    config: TrainConfig,
-    *,
-    micro_batch: int,
-    processes: int,
-    gpu: bool,
-    sharding: Sharding,
-    tied: bool = True,
+    shape: Shape, config: TrainConfig, *, micro_batch: int, processes: int, gpu: bool, sharding: Sharding
 ) -> MemoryEstimate:
     """What a process needs with micro-batches of ``micro_batch`` samples."""
-    weights, head = matrix_weights(shape) + (0 if tied else head_weights(shape)), head_weights(shape)
-    state_bytes = 2 if config.precision == "bf16-true" else 4
-    computed = 4 if config.precision == "32-true" else 2
-    if processes == 1:
-        gathered = weights * computed if config.precision == "bf16-mixed" else 0  # autocast keeps its copies
-    elif sharding != "step":
-        gathered = (2 * block_weights(shape) // shape.n_layer + head) * computed
-    else:
-        gathered = weights * computed
-    several = config.batch_samples // processes > micro_batch
+    weights, head = matrix_weights(shape) + (0 if config.model.tied else head_weights(shape)), head_weights(shape)
+    itemsize = 4 if config.precision == "32-true" else 2
     tokens = micro_batch * config.data.sequence_length
-    eight_bit = config.optimizer.name == "adamw8bit-paged"
-    state = weights * (2 * state_bytes + (2 if eight_bit else 2 * state_bytes)) // processes
-    accumulated = 4 * weights if processes > 1 and several and sharding != "full" else 0
-    reduced, learns_head = 4 * head if processes > 1 else 0, True
-    if config.adapter is not None:
-        pairs = adapter_weights(shape, config.adapter)
-        state = _frozen(shape, config.adapter, weights, state_bytes) + (10 if eight_bit else 16) * pairs
-        if processes > 1:  # only what is trained is sharded and gathered
-            gathered, accumulated, reduced = pairs * computed, 4 * pairs, 0
-        learns_head = "head" in config.adapter.targets
-    kept, block = _kept(shape, config, computed, gpu=gpu)
-    logits = chunk_bytes(shape.padded_vocab_size or 1, tokens, gpu=gpu, itemsize=computed)
+    kept, block = _block_activations(shape, config, gpu=gpu)
+    learns_head = config.adapter is None or "head" in config.adapter.targets
+    gathered = accumulated = reduced = 0
+    if processes > 1:
+        # what is frozen is neither sharded nor gathered
+        trained = weights if config.adapter is None else adapter_weights(shape, config.adapter)
+        accumulates = config.batch_samples // processes > micro_batch and sharding != "full"
+        gathered = trained * itemsize
+        accumulated = 4 * trained if accumulates or config.adapter is not None else 0
+        reduced = 4 * head if config.adapter is None else 0
+        if config.adapter is None and sharding != "step":
+            gathered = (2 * block_weights(shape) // shape.n_layer + head) * itemsize
+    elif config.precision == "bf16-mixed":
+        gathered = weights * itemsize  # autocast keeps its copies
     return MemoryEstimate(
-        state=state,
+        state=_state(shape, config, weights, processes),
         gathered=gathered,
         accumulated=accumulated,
         reduced=reduced,
-        activations=tokens * (kept * shape.n_layer + block),
-        head=learns_head * head * 4 + logits,
+        activations=tokens * (kept * shape.n_layer + block) * itemsize,
+        head=learns_head * head * 4 + chunk_bytes(shape.padded_vocab_size or 1, tokens, gpu=gpu, itemsize=itemsize),
         context=CONTEXT_BYTES if gpu else 0,
     )
 
 
-def _frozen(shape: Shape, adapter: AdapterConfig, weights: int, plain: int) -> int:
-    """Bytes of what is frozen, ``plain`` a number as it comes; embedding and head are never in 4 bits."""
-    width = min(plain, 2) if adapter.base == "bf16" else plain
+def _state(shape: Shape, config: TrainConfig, weights: int, processes: int) -> int:
+    """Bytes of weights, gradients and moments; of an adapter and its frozen base, whose embedding and head are never in
+    4 bits."""
+    itemsize = 2 if config.precision == "bf16-true" else 4
+    eight_bit, adapter = config.optimizer.name == "adamw8bit-paged", config.adapter
+    if adapter is None:
+        return weights * (2 * itemsize + (2 if eight_bit else 2 * itemsize)) // processes
+    frozen = min(itemsize, 2) if adapter.base == "bf16" else itemsize
     blocks = block_weights(shape)
-    return int(blocks * (NF4_BYTES if adapter.base == "nf4" else width)) + (weights - blocks) * width
+    base = int(blocks * (NF4_BYTES if adapter.base == "nf4" else frozen)) + (weights - blocks) * frozen
+    return base + (10 if eight_bit else 16) * adapter_weights(shape, adapter)
 
 
-def _kept(shape: Shape, config: TrainConfig, computed: int, *, gpu: bool) -> tuple[int, int]:
-    """Bytes a token that each block keeps, and that one block needs while it is computed; ``computed`` bytes a number.
+def _block_activations(shape: Shape, config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
+    """Numbers a token that each block keeps, and that one block needs while it is recomputed.
 
-    Whole: the residual, norms' inputs and results, query, key, value and attention's result, the tensors of the MLP and
-    their product; a compiled block makes some again by itself. A frozen MLP needs no inputs for its own gradient.
-    ``selective`` keeps the products' results alone, and of 4-bit layers none, because their product is not one that
-    torch knows; ``full`` keeps the block's input.
+    ``none`` keeps all: residual, norms' inputs and results, query, key, value and attention's result, the tensors of
+    the MLP and their product. A compiled block recomputes some of them by itself, and a frozen MLP needs no inputs for
+    its own gradient. ``selective`` keeps the results of products only, but not those of 4-bit layers, whose product is
+    no operator of torch. ``full`` keeps the block's input.
     """
     d, inner = shape.n_embd, shape.intermediate_size or 0
     heads = (shape.n_head + 2 * (shape.n_query_groups or shape.n_head)) * (shape.head_size or 0)
@@ -128,13 +118,11 @@ def _kept(shape: Shape, config: TrainConfig, computed: int, *, gpu: bool) -> tup
             whole -= d + inner
         if config.adapter.base == "nf4":
             products = d + heads + attended
-    again = {"none": (whole, 0), "selective": (products, whole), "full": (d, whole)}
-    kept, block = again[config.activation_checkpointing]
-    return kept * computed, block * computed
+    return {"none": (whole, 0), "selective": (products, whole), "full": (d, whole)}[config.activation_checkpointing]
 
 
 def choose_micro_batch(
-    shape: Shape, config: TrainConfig, *, processes: int, gpu: bool, memory: int, tied: bool = True
+    shape: Shape, config: TrainConfig, *, processes: int, gpu: bool, memory: int
 ) -> tuple[int, Sharding]:
     """(micro-batch, sharding) for a device of ``memory`` bytes; the micro-batch is 0 when nothing fits.
 
@@ -142,21 +130,15 @@ def choose_micro_batch(
     fits. Weights are gathered for each pass only where that more than doubles the micro-batch, and gradients exchanged
     after each micro-batch only where nothing else fits.
     """
-    share = config.batch_samples // processes
+    share, size = config.batch_samples // processes, config.batch.micro_batch_size
+    candidates = [size] if size else [2**k for k in range(7) if share % 2**k == 0]
 
     def largest(sharding: Sharding) -> int:
-        candidates = (
-            [config.batch.micro_batch_size]
-            if config.batch.micro_batch_size
-            else [2**k for k in range(7) if share % 2**k == 0]
-        )
-        needs = {
-            micro_batch: estimate(
-                shape, config, micro_batch=micro_batch, processes=processes, gpu=gpu, sharding=sharding, tied=tied
-            )
-            for micro_batch in candidates
-        }
-        return max((micro_batch for micro_batch, each in needs.items() if each.total <= memory * MARGIN), default=0)
+        def fits(micro_batch: int) -> bool:
+            needed = estimate(shape, config, micro_batch=micro_batch, processes=processes, gpu=gpu, sharding=sharding)
+            return needed.total <= memory * MARGIN
+
+        return max(filter(fits, candidates), default=0)
 
     if config.sharding != "auto":
         return largest(config.sharding), config.sharding
@@ -167,5 +149,5 @@ def choose_micro_batch(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says so with its own class, or a library in words. Triton's "out of resource" is another thing."""
+    """Whether memory ran out, by torch's class or by a library's text. Triton's "out of resource" is something else."""
     return type(error).__name__ == "OutOfMemoryError" or any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)

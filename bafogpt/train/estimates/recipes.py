@@ -21,7 +21,7 @@ SHARDING: tuple[Sharding, ...] = ("step", "pass", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What decides about memory and time of a step, with both as projected."""
+    """The settings that decide memory and time of a step, with both as projected."""
 
     micro_batch: int
     recompute: Recompute
@@ -34,12 +34,11 @@ class Recipe:
 
     @property
     def assignments(self) -> list[str]:
-        """What ``--set`` takes to have it."""
-        sharding = [f"train.sharding={self.sharding}"] if self.sharding != "step" else []
+        """The arguments of ``--set`` that select it."""
         return [
             f"train.batch.micro_batch_size={self.micro_batch}",
             f"train.activation_checkpointing={self.recompute}",
-            *sharding,
+            *([f"train.sharding={self.sharding}"] if self.sharding != "step" else []),
         ]
 
     def describe(self, gpu: Gpu) -> str:
@@ -64,21 +63,26 @@ class Recipe:
 def as_written(
     shape: Shape, config: TrainConfig, gpu: Gpu, *, processes: int, nodes: int = 1, assumptions: Assumptions = EXPECTED
 ) -> Recipe:
-    """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1), with ``fits``
-    False."""
-    micro_batch, sharding = memory.choose_micro_batch(
-        shape, config, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied
-    )
-    return _recipe(
-        shape,
-        config,
-        gpu,
-        micro_batch=micro_batch or max(1, config.batch.micro_batch_size),
-        sharding=sharding,
-        fits=micro_batch > 0 and refusal(config, gpu, processes) is None,
-        processes=processes,
-        nodes=nodes,
-        assumptions=assumptions,
+    """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1)."""
+    fitting, sharding = memory.choose_micro_batch(shape, config, processes=processes, gpu=True, memory=gpu.memory)
+    micro_batch = fitting or max(1, config.batch.micro_batch_size)
+    needed = memory.estimate(shape, config, micro_batch=micro_batch, processes=processes, gpu=True, sharding=sharding)
+    return Recipe(
+        micro_batch=micro_batch,
+        recompute=config.activation_checkpointing,
+        sharding=sharding if processes > 1 else "step",
+        fits=fitting > 0 and refusal(config, gpu, processes) is None,
+        memory_bytes=needed.total,
+        time=step_time(
+            shape,
+            config,
+            gpu,
+            processes=processes,
+            micro_batch=micro_batch,
+            sharding=sharding,
+            nodes=nodes,
+            assumptions=assumptions,
+        ),
     )
 
 
@@ -90,29 +94,15 @@ def fastest(
     Micro-batches are powers of two that divide a process's share of a step. None where nothing fits.
     """
     found = [
-        _recipe(
-            shape,
-            tried,
-            gpu,
-            micro_batch=tried.batch.micro_batch_size,
-            sharding=sharding,
-            fits=True,
-            processes=processes,
-            nodes=nodes,
-            assumptions=assumptions,
-        )
-        for tried, sharding in _candidates(config, processes)
-        if refusal(tried, gpu, processes) is None
-        and memory.choose_micro_batch(
-            shape, tried, processes=processes, gpu=True, memory=gpu.memory, tied=config.model.tied
-        )[0]
+        as_written(shape, candidate, gpu, processes=processes, nodes=nodes, assumptions=assumptions)
+        for candidate in _candidates(config, processes)
     ]
-    roomy = [each for each in found if each.memory_bytes <= gpu.memory - RESERVE]
-    return min(roomy, key=lambda each: (each.time.total, each.memory_bytes), default=None)
+    fitting = [each for each in found if each.fits and each.memory_bytes <= gpu.memory - RESERVE]
+    return min(fitting, key=lambda each: (each.time.total, each.memory_bytes), default=None)
 
 
 def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None:
-    """Why the trainer would refuse ``config`` on that card, whatever its memory; None where it would not."""
+    """The error with which the trainer would refuse ``config`` on that card, whatever its memory; None if none."""
     try:
         check_processes(config, processes)
     except ConfigError as error:
@@ -122,53 +112,10 @@ def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None
     return None
 
 
-def _candidates(config: TrainConfig, processes: int) -> Iterator[tuple[TrainConfig, Sharding]]:
+def _candidates(config: TrainConfig, processes: int) -> Iterator[TrainConfig]:
     share = config.batch_samples // processes
-    micros = [2**k for k in range(7) if share and share % 2**k == 0]
-    for micro_batch in micros:
+    for micro_batch in [2**k for k in range(7) if share and share % 2**k == 0]:
+        batch = replace(config.batch, micro_batch_size=micro_batch)
         for recompute in RECOMPUTE:
             for sharding in SHARDING if processes > 1 and config.adapter is None else SHARDING[:1]:
-                tried = replace(
-                    config,
-                    batch=replace(config.batch, micro_batch_size=micro_batch),
-                    activation_checkpointing=recompute,
-                    sharding=sharding,
-                )
-                yield tried, sharding
-
-
-def _recipe(
-    shape: Shape,
-    config: TrainConfig,
-    gpu: Gpu,
-    *,
-    micro_batch: int,
-    sharding: Sharding,
-    fits: bool,
-    processes: int,
-    nodes: int,
-    assumptions: Assumptions,
-) -> Recipe:
-    tied = config.model.tied
-    need = memory.estimate(
-        shape, config, micro_batch=micro_batch, processes=processes, gpu=True, sharding=sharding, tied=tied
-    )
-    time = step_time(
-        shape,
-        config,
-        gpu,
-        processes=processes,
-        micro_batch=micro_batch,
-        sharding=sharding,
-        nodes=nodes,
-        fp8=config.float8 != "none",
-        assumptions=assumptions,
-    )
-    return Recipe(
-        micro_batch=micro_batch,
-        recompute=config.activation_checkpointing,
-        sharding=sharding if processes > 1 else "step",
-        fits=fits,
-        memory_bytes=need.total,
-        time=time,
-    )
+                yield replace(config, batch=batch, activation_checkpointing=recompute, sharding=sharding)

@@ -1,4 +1,4 @@
-"""How long one optimizer step takes: a model, not a measurement. No torch here: launches are planned with it.
+"""Time of one optimizer step: a model, not a measurement. No torch here: launches are planned with it.
 
 A process does n micro-batches of N tokens each; W processes share a step. For its GPU with peak F (FLOP/s) and memory
 bandwidth B (bytes/s), reduced by the shares of :class:`Assumptions`, the seconds are::
@@ -36,7 +36,7 @@ from bafogpt.train.estimates.memory import NF4_BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What the model takes for granted; every figure is a share of the data sheet's unless it has a unit."""
+    """What the model assumes; a figure without a unit is a share of the data sheet's."""
 
     name: str
     products: float
@@ -70,33 +70,27 @@ class Assumptions:
         return min(inside, self.network) if nodes > 1 else inside
 
     def describe(self, gpu: Gpu, processes: int, nodes: int = 1, *, fp8: bool = False) -> str:
-        """All that matters for ``gpu``, in one line."""
-        said = [
+        """The assumptions that matter for ``gpu``, in one line."""
+        parts = [
             f"products at {self.products_on(gpu):.0%} of {gpu.bf16 / 1e12:,.0f} TFLOP/s",
             f"attention {self.attention:.0%}",
             f"memory at {self.memory:.0%} of {gpu.bandwidth / 1e9:,.0f} GB/s",
         ]
         if fp8 and gpu.fp8:
-            said.insert(1, f"in fp8 {self.fp8:.0%} of {gpu.fp8 / 1e12:,.0f}")
+            parts.insert(1, f"in fp8 {self.fp8:.0%} of {gpu.fp8 / 1e12:,.0f}")
         if not self.chunk_hidden:
-            said.append("the loss's traffic not hidden")
+            parts.append("the loss's traffic not hidden")
         if processes > 1:
-            said.append(f"{self.bus(gpu, nodes) / 1e9:,.0f} GB/s between GPUs, {self.hidden:.0%} of that hidden")
-        return f"{self.name}: {', '.join(said)}"
+            parts.append(f"{self.bus(gpu, nodes) / 1e9:,.0f} GB/s between GPUs, {self.hidden:.0%} of that hidden")
+        return f"{self.name}: {', '.join(parts)}"
 
 
 EXPECTED = Assumptions(
     name="expected",
     products=0.72,
     products_of=(
-        ("A10G", 0.72),
-        ("A100", 0.72),
-        ("A10", 0.52),
-        ("L40S", 0.62),
-        ("L40", 0.72),
-        ("L4", 0.45),
-        ("H", 0.60),
-        ("B", 0.60),
+        *(("A10G", 0.72), ("A100", 0.72), ("A10", 0.52), ("L40S", 0.62)),
+        *(("L40", 0.72), ("L4", 0.45), ("H", 0.60), ("B", 0.60)),
     ),
     fp8=0.55,
     attention=0.35,
@@ -113,14 +107,8 @@ PESSIMISTIC = Assumptions(
     name="pessimistic",
     products=0.55,
     products_of=(
-        ("A10G", 0.55),
-        ("A100", 0.55),
-        ("A10", 0.40),
-        ("L40S", 0.47),
-        ("L40", 0.55),
-        ("L4", 0.35),
-        ("H", 0.46),
-        ("B", 0.46),
+        *(("A10G", 0.55), ("A100", 0.55), ("A10", 0.40), ("L40S", 0.47)),
+        *(("L40", 0.55), ("L4", 0.35), ("H", 0.46), ("B", 0.46)),
     ),
     fp8=0.42,
     attention=0.20,
@@ -136,7 +124,7 @@ PESSIMISTIC = Assumptions(
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one optimizer step of one process, by what for."""
+    """Seconds of one optimizer step of one process, by purpose."""
 
     products: float
     attention: float
@@ -145,7 +133,7 @@ class StepTime:
     loss: float
     optimizer: float
     communication: float
-    """In all, the hidden part included."""
+    """Total, with the hidden part."""
     exposed: float
     """The part of ``communication`` that computation does not hide."""
     tokens: int
@@ -190,46 +178,28 @@ def step_time(
     processes: int,
     micro_batch: int,
     sharding: Sharding = "step",
-    loss_rows: int | None = None,
     nodes: int = 1,
-    fp8: bool = False,
     assumptions: Assumptions = EXPECTED,
 ) -> StepTime:
-    """One step of ``config`` on ``processes`` GPUs over ``nodes`` machines, ``micro_batch`` samples at once.
-
-    The loss makes ``loss_rows`` rows of logits at a time, as many as it has room for by default. ``fp8`` computes the
-    blocks' products in fp8 where the card has it.
-    """
-    length, recompute, adapter = config.data.sequence_length, config.activation_checkpointing, config.adapter
+    """One step of ``config`` on ``processes`` GPUs over ``nodes`` machines, ``micro_batch`` samples at once."""
+    length, trained = config.data.sequence_length, _trained(shape, config)
     tokens = micro_batch * length
     times = max(1, config.batch.tokens // (tokens * processes))
-    # selective does not keep the products of 4-bit layers: see bafogpt.train.estimates.memory
-    again = int(recompute == "full" or (recompute == "selective" and adapter is not None and adapter.base == "nf4"))
     bandwidth = assumptions.memory * gpu.bandwidth
-    rate = assumptions.products_on(gpu) * gpu.bf16
-    in_blocks = assumptions.fp8 * gpu.fp8 if fp8 and gpu.fp8 else rate
-
-    products = (3 + again - (adapter is not None)) * 2 * flops.block_weights(shape) / in_blocks
-    if adapter is not None:
-        products += (3 + again) * 2 * flops.adapter_weights(shape, adapter) / rate
-    attention = (3 + again) / 3 * flops.attention_flops(shape, length) / (assumptions.attention * gpu.bf16)
-    passes = 3 + (recompute != "none")
-    elementwise = passes * _elementwise_bytes(shape, adapter) / bandwidth
-    rows = min(loss_rows, tokens) if loss_rows else chunk_rows(shape.padded_vocab_size or 1, tokens, gpu=True)
-    loss = -(-tokens // rows) * _chunk_time(shape, config, rows, rate, bandwidth, assumptions.chunk_hidden)
+    passes = 3 + (config.activation_checkpointing != "none")
+    products, attention = _compute_times(shape, config, gpu, assumptions)
     of_compute = {
         "products": times * tokens * products,
         "attention": times * tokens * attention,
-        "elementwise": times * tokens * elementwise,
+        "elementwise": times * tokens * passes * _elementwise_bytes(shape, config.adapter) / bandwidth,
         "weights": times * _weight_bytes(shape, config, processes, times, passes) / bandwidth,
-        "loss": times * loss,
+        "loss": times * _loss_time(shape, config, gpu, assumptions, tokens),
     }
-    trained = _trained(shape, config)
-    communication = _traffic(trained, processes, times, sharding) / assumptions.bus(gpu, nodes)
     computation = sum(of_compute.values())
+    communication = _traffic(trained, processes, times, sharding) / assumptions.bus(gpu, nodes)
     exposed = communication - min(assumptions.hidden * communication, 0.9 * computation)
     optimizer = trained / processes * 28 * (0.5 if config.precision == "bf16-true" else 1) / bandwidth
-    useful = config.batch.tokens * flops.flops_per_token(shape, length, adapter)
+    useful = config.batch.tokens * flops.flops_per_token(shape, length, config.adapter)
     return StepTime(
         **of_compute,
         optimizer=optimizer,
@@ -240,8 +210,22 @@ def step_time(
     )
 
 
+def _compute_times(shape: Shape, config: TrainConfig, gpu: Gpu, assumptions: Assumptions) -> tuple[float, float]:
+    """Seconds a token of products in blocks and of attention; with ``float8`` in fp8 where the card has it."""
+    recompute, adapter = config.activation_checkpointing, config.adapter
+    # selective does not keep the products of 4-bit layers: see bafogpt.train.estimates.memory
+    again = int(recompute == "full" or (recompute == "selective" and adapter is not None and adapter.base == "nf4"))
+    rate = assumptions.products_on(gpu) * gpu.bf16
+    in_blocks = assumptions.fp8 * gpu.fp8 if config.float8 != "none" and gpu.fp8 else rate
+    products = (3 + again - (adapter is not None)) * 2 * flops.block_weights(shape) / in_blocks
+    if adapter is not None:
+        products += (3 + again) * 2 * flops.adapter_weights(shape, adapter) / rate
+    attention = flops.attention_flops(shape, config.data.sequence_length) / (assumptions.attention * gpu.bf16)
+    return products, (3 + again) / 3 * attention
+
+
 def _trained(shape: Shape, config: TrainConfig) -> int:
-    """Numbers that are learned."""
+    """Numbers that are trained."""
     if config.adapter is not None:
         return flops.adapter_weights(shape, config.adapter)
     return flops.matrix_weights(shape) + (0 if config.model.tied else flops.head_weights(shape))
@@ -260,7 +244,7 @@ def _elementwise_bytes(shape: Shape, adapter: AdapterConfig | None) -> int:
 
 
 def _weight_bytes(shape: Shape, config: TrainConfig, processes: int, times: int, passes: int) -> float:
-    """Bytes that a micro-batch moves for the sake of weights and their gradients, however few its tokens."""
+    """Bytes that a micro-batch moves for weights and their gradients, whatever its number of tokens."""
     if config.adapter is not None:
         expanded = NF4_BYTES + 2 if config.adapter.base == "nf4" else 0
         return passes * expanded * flops.block_weights(shape)
@@ -269,13 +253,17 @@ def _weight_bytes(shape: Shape, config: TrainConfig, processes: int, times: int,
     return weights * (cast + (10 if times > 1 else 0))  # a gradient in bf16 is added to one in float32
 
 
-def _chunk_time(shape: Shape, config: TrainConfig, rows: int, rate: float, bandwidth: float, hidden: bool) -> float:
-    """Seconds that the loss takes for ``rows`` tokens: what it moves or what it multiplies, whichever takes longer."""
-    head, learned = flops.head_weights(shape), config.adapter is None or "head" in config.adapter.targets
-    multiplied = (6 if learned else 4) * rows * head / rate
+def _loss_time(shape: Shape, config: TrainConfig, gpu: Gpu, assumptions: Assumptions, tokens: int) -> float:
+    """Seconds of the loss for one micro-batch: each chunk of rows moves bytes or multiplies, whichever takes longer."""
+    vocabulary, head = shape.padded_vocab_size or 1, flops.head_weights(shape)
+    learned = config.adapter is None or "head" in config.adapter.targets
+    rows = chunk_rows(vocabulary, tokens, gpu=True)
+    bandwidth = assumptions.memory * gpu.bandwidth
+    multiplied = (6 if learned else 4) * rows * head / (assumptions.products_on(gpu) * gpu.bf16)
     read = 2 * 2 * head / bandwidth
-    rewritten = ((8 * head if learned else 0) + 12 * rows * (shape.padded_vocab_size or 0)) / bandwidth
-    return max(read + rewritten, multiplied) if hidden else max(read, multiplied) + rewritten
+    rewritten = ((8 * head if learned else 0) + 12 * rows * vocabulary) / bandwidth
+    chunk = max(read + rewritten, multiplied) if assumptions.chunk_hidden else max(read, multiplied) + rewritten
+    return -(-tokens // rows) * chunk
 
 
 def _traffic(trained: int, processes: int, times: int, sharding: Sharding) -> float:
