@@ -8,6 +8,7 @@ plain mappings and refuses what it does not know; :func:`merge` lays one mapping
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -80,22 +81,29 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "")
     Unknown and missing keys, wrong types and whatever ``__post_init__`` refuses with :class:`ValueError`
     raise :class:`ConfigError`, naming ``where`` and the dotted key.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    fields = _fields_of(cls)  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key '{prefix}{key}'{did_you_mean(str(key), fields)}", f"edit {where}")
     arguments = {}
-    for name, field in fields.items():
+    for name, (hint, is_required) in fields.items():
         if name in values:
-            arguments[name] = _convert(hints[name], values[name], where, f"{prefix}{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            arguments[name] = _convert(hint, values[name], where, f"{prefix}{name}")
+        elif is_required:
             raise ConfigError(f"{where}: '{prefix}{name}' is missing", f"edit {where}")
     try:
         return cls(**arguments)
     except ValueError as error:
         section = f" ({prefix.rstrip('.')})" if prefix else ""
         raise ConfigError(f"{where}{section}: {error}", f"edit {where}") from None
+
+
+@functools.cache
+def _fields_of(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
+    """Name → (type, whether it must be given) of the fields of a dataclass."""
+    hints, missing = typing.get_type_hints(cls), dataclasses.MISSING
+    fields = (field for field in dataclasses.fields(cls) if field.init)
+    return {each.name: (hints[each.name], each.default is each.default_factory is missing) for each in fields}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 
 from bafogpt.core import digest
-from bafogpt.core.errors import CorruptError, DataError, NotFoundError
+from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.manifest import (
     Shard,
     Split,
@@ -119,62 +117,6 @@ def test_no_dataset_says_how_to_make_one(anywhere: Bucket) -> None:
     assert raised.value.hint.startswith("bafogpt data prepare")
 
 
-def _plain(folder: Bucket, write: Callable[..., Any]) -> dict[str, Any]:
-    write(folder, [100, 200])
-    plain: dict[str, Any] = json.loads(folder.get("manifest.json"))
-    return plain
-
-
-def _set(plain: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
-    for key in parents:
-        plain = plain[key]  # type: ignore[index]
-    plain[last] = value  # type: ignore[index]
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("format", "bafogpt.tokens/2", "this version reads 'bafogpt.tokens/1'"),
-        ("format", None, "this version reads"),
-        ("byte_order", "big", "byte_order"),
-        ("dtype", "uint8", "dtype is 'uint8'"),
-        ("block_bytes", 0, "block_bytes"),
-        ("block_bytes", 63, "block_bytes 63 is not a multiple of 2"),
-        ("vocab_size", "many", "'vocab_size' is 'many', expected int"),
-        ("vocab_size", 1, "vocab_size 1 does not fit"),
-        ("vocab_size", 1 << 17, "does not fit uint16"),
-        ("tokenizer", [], "tokenizer: not an object"),
-        ("splits.test", {}, "splits are"),
-        ("splits.train.shards", {}, "'shards'"),
-        ("splits.train.shards.0.name", "../../x.bin", "unsafe file name"),
-        ("splits.train.shards.0.name", "sub/x.bin", "not the name of a shard"),
-        ("splits.train.shards.0.tokens", 127, "do not agree"),
-        ("splits.train.shards.0.tokens", -1, "'tokens' is '-1'"),
-        ("splits.train.shards.0.tokens", True, "'tokens' is 'True'"),
-        ("splits.train.shards.0.blocks", "00", "number of blocks"),
-        ("splits.train.shards.0.documents", 9, "documents of the shards"),
-        ("splits.train.tokens", 5, "do not agree"),
-        ("splits.train.stages.1.start_token", 99, "does not follow"),
-        ("splits.train.stages.0.sources", {"source-0": 1}, "its sum is off"),
-    ],
-)
-def test_a_manifest_that_is_wrong_is_refused(
-    folder: Bucket, write: Callable[..., Any], path: str, value: Any, message: str
-) -> None:
-    plain = _plain(folder, write)
-    _set(plain, path, value)
-    with pytest.raises(CorruptError, match=message) as raised:
-        from_json(json.dumps(plain).encode(), "s3://b/data/x/manifest.json")
-    assert raised.value.hint
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff\xfe", b"null", b'{"format": "bafogpt.tokens/1"}'])
-def test_what_is_not_a_manifest_is_refused(data: bytes) -> None:
-    with pytest.raises(CorruptError, match="here:"):
-        from_json(data, "here")
-
-
 def test_a_trillion_tokens_are_located_quickly_in_little_memory() -> None:
     shards, per_shard = 60_000, 16 << 20
     one = [Shard(f"train-{i:05d}-00000000.bin", per_shard, 1, f"{i:032x}" * 8, f"xxh3:{i:032x}") for i in range(shards)]
@@ -205,13 +147,3 @@ def test_a_trillion_tokens_are_located_quickly_in_little_memory() -> None:
     assert split.locate(total - 1) == (shards - 1, per_shard - 1)
     assert split.locate(per_shard) == (1, 0)
     assert time.process_time() - began < 0.05
-
-
-def test_the_docstring_shows_the_names_that_are_written(folder: Bucket, write: Callable[..., Any]) -> None:
-    write(folder, [100])
-    names = {info.path for info in folder.list()}
-    assert "manifest.json" in names
-    (shard,) = (name for name in names if name.endswith(".bin"))
-    assert shard.startswith("shards/train-00000-")
-    assert shard.replace(".bin", ".docs") in names
-    assert manifests.BLOCK_BYTES == 8 << 20

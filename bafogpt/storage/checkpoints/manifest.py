@@ -1,14 +1,14 @@
-"""What one checkpoint is: its manifest, written last, believed only when every byte of it is right."""
+"""The manifest of one checkpoint: written last, and trusted only when every byte of it is right."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bafogpt.core import digest, files
 from bafogpt.core.errors import BafoError, CorruptError
+from bafogpt.storage import json_manifest
 from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
 
 FORMAT = "bafogpt.checkpoint/1"
@@ -24,16 +24,16 @@ class CheckpointFile:
     digest: str
     object: str
     etag: str = ""
-    """What the server called the object when its content was verified; the same name still means the same content."""
+    """The server's ETag when the content was verified; while it stays the same, so does the content."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a manifest says."""
+    """A checkpoint: its training step, its files, and the trainer's metadata."""
 
     step: int
     samples: int
-    """Samples trained on, and so the index of the next one."""
+    """Samples trained on, which is the index of the next one."""
     created: str
     upload_id: str
     files: tuple[CheckpointFile, ...]
@@ -49,28 +49,21 @@ class Checkpoint:
         return (self.step, self.samples, mine) == (other.step, other.samples, theirs)
 
     def to_json(self) -> bytes:
-        """The manifest, its own digest included."""
-        plain = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**plain, "digest": digest.of_json(plain)}, indent=1, sort_keys=True).encode()
+        return json_manifest.encode(self, FORMAT, indent=1)
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Checkpoint:
-        """Read a manifest; ``where`` names it in errors. Raises :class:`CorruptError` for anything but a whole one."""
-        try:
-            raw = json.loads(data)
-            if raw["format"] != FORMAT:
-                raise CorruptError(f"{where}: not of format {FORMAT!r}", "pip install --upgrade bafogpt")
-            if raw.pop("digest") != digest.of_json(raw):
-                raise CorruptError(f"{where}: the manifest is not what was written", HINT)
-            del raw["format"]
-            listed = tuple(CheckpointFile(**each) for each in raw.pop("files"))
-            checkpoint = cls(files=listed, **raw)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise CorruptError(f"{where}: not a checkpoint manifest", HINT) from None
-        typed = _is_typed(checkpoint) and all(map(_is_typed, checkpoint.files))
-        if not typed or not checkpoint.files:
-            raise CorruptError(f"{where}: not a checkpoint manifest", HINT)
-        _check_names(checkpoint, where)
+        """Parse a manifest; ``where`` names it in errors. Raises :class:`CorruptError`."""
+        checkpoint = json_manifest.parse(cls, data, where, form=FORMAT, hint=HINT)
+        if min(checkpoint.step, checkpoint.samples, *(each.bytes for each in checkpoint.files)) < 0:
+            raise CorruptError(f"{where}: a number is negative", HINT)
+        names = [each.name for each in checkpoint.files]
+        if not names or len(set(names)) < len(names):
+            raise CorruptError(f"{where}: no files, or two of one name", HINT)
+        for each in checkpoint.files:
+            files.safe_relative(each.object)
+            if not _is_flat_name(each.name):
+                raise CorruptError(f"{where}: '{each.name[:80]}' is not a plain file name", HINT)
         return checkpoint
 
 
@@ -80,7 +73,7 @@ def flat_files(folder: Path) -> list[Path]:
     for path in paths:
         if path.is_symlink() or not path.is_file():
             raise BafoError(f"{path} is not a regular file", "a checkpoint is a flat folder of files")
-        if not _is_plain(path.name):
+        if not _is_flat_name(path.name):
             raise BafoError(f"{path} cannot be part of a checkpoint under this name", f"rename {path}")
     if not paths:
         raise BafoError(f"{folder} is empty", "a checkpoint has at least one file")
@@ -94,27 +87,9 @@ def matches(path: Path, file: CheckpointFile) -> bool:
     return digest.matches(path, file.digest)
 
 
-def _check_names(checkpoint: Checkpoint, where: str) -> None:
-    seen: set[str] = set()
-    for each in checkpoint.files:
-        files.safe_relative(each.object)
-        if not _is_plain(each.name):
-            raise CorruptError(f"{where}: '{each.name}' is not a plain file name", HINT)
-        if each.name in seen:
-            raise CorruptError(f"{where}: '{each.name}' is listed twice", HINT)
-        seen.add(each.name)
-
-
-def _is_plain(name: str) -> bool:
-    """One safe part, and no name that a fetch keeps for itself."""
+def _is_flat_name(name: str) -> bool:
+    """Whether a file can have this name: one safe path part that no download uses for its own files."""
     try:
         return len(files.safe_relative(name).parts) == 1 and not name.endswith((PARTIAL, JOURNAL))
     except CorruptError:
         return False
-
-
-def _is_typed(record: Checkpoint | CheckpointFile) -> bool:
-    """Whether each field that JSON gave is of its type, and no number is negative."""
-    kinds = {"int": int, "str": str, "dict[str, Any]": dict, "tuple[CheckpointFile, ...]": tuple}
-    values = [(getattr(record, each.name), kinds[str(each.type)]) for each in fields(record)]
-    return all(type(value) is kind and not (isinstance(value, int) and value < 0) for value, kind in values)

@@ -1,0 +1,78 @@
+"""Manifests: JSON objects that name their format and carry a digest of their own content."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Container, Mapping
+from typing import Any, TypeVar
+
+from bafogpt.core import digest, schema
+from bafogpt.core.errors import ConfigError, CorruptError
+
+T = TypeVar("T")
+MAX_BYTES = 512 << 20
+"""A larger file is not parsed; the manifest of 10^12 tokens has about 60 MB."""
+MAX_MESSAGE = 300
+"""Characters of what a file got wrong that an error quotes."""
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` as JSON types; optional fields that are empty are left out."""
+    if dataclasses.is_dataclass(value):
+        pairs = ((each, getattr(value, each.name)) for each in dataclasses.fields(value))
+        return {each.name: to_plain(content) for each, content in pairs if content or _is_required(each)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(content) for key, content in value.items()}
+    return [to_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def digest_of(plain: Mapping[str, Any], undigested: Container[str] = ()) -> str:
+    """The digest of a manifest's content but its own digest and the keys in ``undigested``."""
+    content = {key: value for key, value in plain.items() if key != "digest" and key not in undigested}
+    return digest.of_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def encode(manifest: Any, form: str, *, undigested: Container[str] = (), indent: int | None = None) -> bytes:
+    """The dataclass ``manifest`` as JSON in the format ``form``."""
+    plain = {"format": form, **to_plain(manifest)}
+    return json.dumps({**plain, "digest": digest_of(plain, undigested)}, indent=indent, sort_keys=True).encode()
+
+
+def format_of(data: bytes) -> str:
+    """The ``format`` that JSON names; empty where it names none or is not an object."""
+    raw = _load(data)
+    return str(raw.get("format") or "")[:MAX_MESSAGE] if isinstance(raw, dict) else ""
+
+
+def parse(cls: type[T], data: bytes, where: str, *, form: str, hint: str, undigested: Container[str] = ()) -> T:
+    """Read what :func:`encode` wrote as a ``cls``; ``where`` names it in errors.
+
+    Raises :class:`CorruptError`, one line of bounded length, for anything else.
+    """
+    raw = _load(data)
+    if not isinstance(raw, dict):
+        raise CorruptError(f"{where}: not a JSON object", hint)
+    found = str(raw.pop("format", ""))[:MAX_MESSAGE]
+    if found != form:
+        is_ours = found.startswith(f"{form.partition('/')[0]}/")
+        message = f"{where}: format {found!r}, this version reads {form!r}"
+        raise CorruptError(message, "pip install --upgrade bafogpt" if is_ours else hint)
+    if raw.pop("digest", None) != digest_of({"format": form, **raw}, undigested):
+        raise CorruptError(f"{where}: the manifest is not what was written", hint)
+    try:
+        return schema.build(cls, raw, where)
+    except ConfigError as error:
+        raise CorruptError(error.message[: len(where) + MAX_MESSAGE], hint) from None
+
+
+def _load(data: bytes) -> Any:
+    """The JSON value; ``None`` for what is not JSON."""
+    try:
+        return json.loads(data) if len(data) <= MAX_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
