@@ -138,7 +138,7 @@ def fetch_terms(bucket: Bucket, weights: WeightsOrigin, into: Path) -> list[Path
     source = bucket.child(weights.folder)
     names = [info.path for info in source.list() if terms.is_terms(info.path)]
     for name in names:
-        source.download(name, into / name)
+        files.write_atomic(into / name, source.get(name))
     return [into / name for name in names]
 
 
@@ -168,7 +168,7 @@ def _fetch_tokenizer(source: Bucket, wanted: str, into: Path) -> list[Path]:
     files.write_atomic(into / TOKENIZER, raw)
     for info in source.list():
         if info.path in COMPANION_FILES and info.path != TOKENIZER:
-            source.download(info.path, into / info.path)
+            files.write_atomic(into / info.path, source.get(info.path))
     if not (into / "tokenizer_config.json").exists():  # transformers wants one
         from tokenizers import Tokenizer as FastTokenizer
 

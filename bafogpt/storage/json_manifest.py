@@ -29,8 +29,7 @@ def to_plain(value: Any) -> Any:
 
 def digest_of(plain: Mapping[str, Any], undigested: Container[str] = ()) -> str:
     """The digest of a manifest's content but its own digest and the keys in ``undigested``."""
-    content = {key: value for key, value in plain.items() if key != "digest" and key not in undigested}
-    return digest.of_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    return digest.of_json({key: each for key, each in plain.items() if key != "digest" and key not in undigested})
 
 
 def encode(manifest: Any, form: str, *, undigested: Container[str] = (), indent: int | None = None) -> bytes:

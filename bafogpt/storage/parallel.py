@@ -1,28 +1,30 @@
-"""Work side by side, in threads that never outlive an error and never hold up the end of the process.
+"""Parallel work in daemon threads, which end early after an error and never delay the exit of the process.
 
-``concurrent.futures`` waits at exit for all that was submitted; a supervisor whose grace period is over must not.
+``concurrent.futures.ThreadPoolExecutor`` waits at exit for all submitted work; a supervisor whose grace period is over
+cannot.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Check = Callable[[], None]
-"""Long work calls it now and then; it raises once the work is in vain."""
+"""Long work calls it now and then; it raises once another worker has failed."""
 
 
-class Abandoned(Exception):  # noqa: N818 - nothing went wrong here, but elsewhere
-    """Another lane has failed. Never leaves this module."""
+class Abandoned(Exception):  # noqa: N818 - the error is another worker's
+    """Another worker has failed. Never leaves this module."""
 
 
-def in_parallel(work: Callable[[Item, Check], Result], items: Sequence[Item], lanes: int) -> list[Result]:
-    """``work(item, check)`` for every item, up to ``lanes`` at a time, begun in order; the results in order.
+def in_parallel(work: Callable[[Item, Check], Result], items: Sequence[Item], workers: int) -> list[Result]:
+    """``work(item, check)`` for every item in up to ``workers`` threads, begun in order; the results in order.
 
-    The first error is raised when the other lanes have ended, which ``check`` and the lack of new items hasten.
+    The first error is raised once all workers have ended; ``check`` ends the others early, and no new item is begun.
     """
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
@@ -33,7 +35,7 @@ def in_parallel(work: Callable[[Item, Check], Result], items: Sequence[Item], la
         if errors:
             raise Abandoned
 
-    def lane() -> None:
+    def worker() -> None:
         while not errors:
             with lock:
                 number = next(waiting, None)
@@ -46,13 +48,13 @@ def in_parallel(work: Callable[[Item, Check], Result], items: Sequence[Item], la
             except BaseException as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=lane, daemon=True) for _ in range(min(lanes, len(items)))]
+    threads = [threading.Thread(target=worker, daemon=True) for _ in range(min(workers, len(items)))]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             thread.join()
-    except BaseException as error:  # Ctrl-C: the others are not waited for
+    except BaseException as error:  # Ctrl-C does not wait for the others
         errors.append(error)
         raise
     if errors:
@@ -60,25 +62,15 @@ def in_parallel(work: Callable[[Item, Check], Result], items: Sequence[Item], la
     return [results[number] for number in range(len(items))]
 
 
-class Call(threading.Thread, Generic[Result]):
-    """One call that has begun, in a thread of its own."""
+def start(work: Callable[[], Result]) -> Future[Result]:
+    """Call ``work`` in a thread of its own."""
+    future: Future[Result] = Future()
 
-    def __init__(self, work: Callable[[], Result]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self._result: list[Result] = []
-        self._error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
+    def run() -> None:
         try:
-            self._result.append(self._work())
+            future.set_result(work())
         except BaseException as error:
-            self._error = error
+            future.set_exception(error)
 
-    def result(self) -> Result:
-        """Wait for its end: what it returned, or its error raised."""
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
+    threading.Thread(target=run, daemon=True).start()
+    return future

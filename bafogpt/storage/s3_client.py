@@ -1,7 +1,7 @@
-"""What a bucket's URL and the settings mean: which server, whose credentials, how long to try.
+"""Connect to a bucket: which server, which credentials, how long to retry.
 
-obstore carries the bytes. boto3 makes buckets, and finds the credentials that the environment does not hold (a
-profile, single sign-on, the role of a machine); it is imported only then.
+obstore moves the data. boto3 creates buckets, and finds credentials that are not in the environment (a profile,
+single sign-on, the role of a machine); it is imported only for that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from urllib.parse import unquote, urlsplit
 from obstore.store import LocalStore, S3Store
 
 from bafogpt.core import settings as settings_module
-from bafogpt.core.errors import AuthError, ConfigError, NotFoundError
+from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.core.settings import EMBEDDED, Settings
-from bafogpt.storage.errors import CREDENTIALS_HINT, creation_failure
+from bafogpt.storage.errors import boto3_error, no_credentials
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
@@ -55,15 +55,15 @@ def parse(url: str) -> BucketLocation:
 
 
 def embedded(home: Path) -> Endpoint:
-    """This machine's own S3 server, started if need be and kept for the life of this process."""
-    from bafogpt.storage.embedded import server  # a process that reads from elsewhere need not load what starts servers
+    """This machine's own S3 server, started if it does not run, and kept until this process ends."""
+    from bafogpt.storage.embedded import server  # imported only by processes that use it
 
     with _leases_lock:
         held = _leases.get(home)
         if held is not None and server.status(home) == held.endpoint:
             return held.endpoint
         _leases[home] = server.lease(home)
-        if held is not None:  # that server ended, or was stopped
+        if held is not None:  # that server was stopped
             held.release()
         return _leases[home].endpoint
 
@@ -74,10 +74,9 @@ def endpoint_url(settings: Settings) -> str:
 
 
 def boto3_client(settings: Settings | None = None, *, bulk: bool = False) -> Any:
-    """A boto3 S3 client for the server and the credentials that buckets use.
+    """A boto3 S3 client with the server and the credentials of buckets.
 
-    One for ``bulk`` is for a caller who tries again and checks content himself: it asks once, and does not hash what
-    it sends in order to sign it.
+    A ``bulk`` client neither retries nor signs content, for callers that retry and verify content themselves.
     """
     import boto3
     from botocore.config import Config
@@ -93,7 +92,7 @@ def boto3_client(settings: Settings | None = None, *, bulk: bool = False) -> Any
         read_timeout=settings.s3_timeout_s,
         retries={"mode": "standard", "total_max_attempts": 1 if bulk else 5},
         s3={"addressing_style": "path" if url else "auto", **({"payload_signing_enabled": False} if bulk else {})},
-        # no checksums beyond what S3 demands: not every server knows them, and content is verified by its own digests
+        # no optional checksums: some servers do not know them, and content is verified by digests of our own
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         **({"proxies": {}} if _is_loopback(url) else {}),
@@ -103,13 +102,13 @@ def boto3_client(settings: Settings | None = None, *, bulk: bool = False) -> Any
 
 
 class Connection:
-    """The store behind a bucket and all its children, opened when it is first needed."""
+    """The store of a bucket and all its children, opened when it is first used."""
 
     def __init__(self, location: BucketLocation, settings: Settings) -> None:
         self.location = location
         self.settings = settings
         self.verifies_checksums: bool | None = None
-        """Whether the server refuses content that does not match its checksum; ``None`` until it was tried."""
+        """Whether the server refuses content that does not match its checksum; ``None`` until it was tested."""
 
     @functools.cached_property
     def store(self) -> S3Store | LocalStore:
@@ -117,32 +116,28 @@ class Connection:
         return self.open(retry=True)
 
     @functools.cached_property
-    def reading(self) -> S3Store | LocalStore:
-        """The same for reading: a connection that falls silent is given up early enough to try another in time."""
-        if self.location.scheme != "s3":
-            return self.store
-        return self._open_s3(retry=True, silence_s=self.settings.s3_timeout_s / 3)
+    def read_store(self) -> S3Store | LocalStore:
+        """The same for reads: it leaves a silent connection early enough to try another in time."""
+        return self.open(retry=True, silence_s=self.settings.s3_timeout_s / 3)
 
     @functools.cached_property
     def bulk_client(self) -> Any:
-        """The boto3 client for uploads in parts."""
+        """The boto3 client for multipart uploads."""
         return boto3_client(self.settings, bulk=True)
 
-    def open(self, *, retry: bool) -> S3Store | LocalStore:
-        """A new store. Raises :class:`NotFoundError` for a folder that does not exist, :class:`AuthError` without
-        credentials."""
+    def open(self, *, retry: bool, silence_s: float | None = None) -> S3Store | LocalStore:
+        """A new store, which gives up a request after ``silence_s`` seconds without data (``s3_timeout_s``).
+
+        Raises :class:`NotFoundError` for a folder that does not exist, :class:`AuthError` without credentials.
+        """
         if self.location.scheme == "file":
             if not os.path.isdir(self.location.store):
                 raise NotFoundError(f"folder {self.location.store} does not exist", f"mkdir -p {self.location.store}")
             return LocalStore(self.location.store, automatic_cleanup=True)
-        return self._open_s3(retry=retry, silence_s=self.settings.s3_timeout_s)
-
-    def _open_s3(self, *, retry: bool, silence_s: float) -> S3Store:
-        """A store that gives up a request, and tries again, when nothing comes for ``silence_s`` seconds."""
         url = endpoint_url(self.settings)
         options: dict[str, Any] = {}
         if url:
-            options = {"endpoint": url, "aws_endpoint_url_s3": url}  # stronger than the variable of that name
+            options = {"endpoint": url, "aws_endpoint_url_s3": url}  # overrides the variable of that name
         if self.settings.s3_endpoint == EMBEDDED:
             options["credential_provider"] = functools.partial(_static, embedded(Path(self.settings.home)))
         elif not os.environ.get("AWS_ACCESS_KEY_ID"):
@@ -151,12 +146,12 @@ class Connection:
             self.location.store,
             region=self.settings.s3_region,
             client_options=self._client_options(url, silence_s),
-            retry_config=self._retry_config() if retry else {"max_retries": 0},
+            retry_config=self._retry_config(retry),
             **options,
         )
 
     def create(self) -> None:
-        """Make the bucket or the folder if it does not exist."""
+        """Create the bucket or the folder if it does not exist."""
         if self.location.scheme == "file":
             os.makedirs(self.location.store, exist_ok=True)
             return
@@ -168,27 +163,28 @@ class Connection:
         try:
             boto3_client(self.settings).create_bucket(**arguments)
         except (ClientError, BotoCoreError) as error:
-            problem = creation_failure(error, self.location.store)
-            if problem is not None:
-                raise problem from error
+            if "BucketAlreadyOwnedByYou" not in str(error):
+                raise boto3_error(error, f"creating bucket '{self.location.store}'") from error
 
-    def _client_options(self, url: str, silence_s: float | None = None) -> ClientConfig:
+    def _client_options(self, url: str, silence_s: float | None) -> ClientConfig:
         options: ClientConfig = {
             "allow_http": True,
             "connect_timeout": timedelta(seconds=min(5.0, self.settings.s3_timeout_s)),
             "read_timeout": timedelta(seconds=silence_s or self.settings.s3_timeout_s),
-            # bounds a whole request, body included: it must let a big object through a slow line
+            # limits a whole request with its body, and a large object may come over a slow line
             "timeout": timedelta(hours=6),
             "pool_max_idle_per_host": "16",
         }
-        if _is_loopback(url):  # never through the proxy that the environment names
+        if _is_loopback(url):  # never through a proxy
             options["proxy_url"] = url
             options["proxy_excludes"] = ",".join(_LOOPBACK)
         return options
 
-    def _retry_config(self) -> RetryConfig:
+    def _retry_config(self, retry: bool) -> RetryConfig:
+        if not retry:
+            return {"max_retries": 0}
         return {
-            "max_retries": 1000,  # time is the limit
+            "max_retries": 1000,  # the timeout is the limit
             "retry_timeout": timedelta(seconds=self.settings.s3_timeout_s),
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3), "base": 2},
         }
@@ -209,4 +205,4 @@ def _found_by_boto3() -> Any:
     try:
         return Boto3CredentialProvider()
     except (ValueError, BotoCoreError) as error:
-        raise AuthError("no S3 credentials in the environment, and no AWS profile", CREDENTIALS_HINT) from error
+        raise no_credentials() from error

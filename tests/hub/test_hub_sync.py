@@ -279,9 +279,9 @@ def test_a_small_hiccup_of_the_hub_is_tried_again(hub: Hub, copy: Copy, model: P
 
 
 def test_a_file_that_the_repository_ignores_is_told(hub: Hub, copy: Copy, model: Path, monkeypatch: pytest.MonkeyPatch):
-    def without(listing: object, repo: HubRepo, operations: object) -> None:
+    def without(listing: object, repo: HubRepo) -> None:
         repo._entries.pop("config.json")
-        original(listing, repo, operations)  # type: ignore[arg-type]
+        original(listing, repo)  # type: ignore[arg-type]
 
     original = hub_push._verify
     monkeypatch.setattr(hub_push, "_verify", without)
@@ -299,7 +299,7 @@ def test_with_xet_the_hubs_own_client_sends_the_large_files(
         sent.extend(additions)
         original(self, repo_id, additions, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hub_push, "_xet_is_there", lambda: True)
+    monkeypatch.setattr(hub_push, "_has_xet", lambda: True)
     monkeypatch.setattr(HfApi, "preupload_lfs_files", record)
     copy(model, REPO)
     assert {each.path_in_repo for each in sent} >= {"model-1.safetensors", "model-2.safetensors"}  # type: ignore[attr-defined]

@@ -203,7 +203,7 @@ def test_a_writer_that_wakes_up_late_cannot_touch_what_its_successor_committed(
         return real(self, number, data, **options)
 
     monkeypatch.setattr(multipart.MultipartUpload, "send", sleepy)
-    with pytest.raises(UnreachableError, match="somebody ended this upload"):
+    with pytest.raises(UnreachableError, match="another process ended this upload"):
         _upload(woken, others, 1, "sleeper")
     assert made[0].files[0].object == "step-00000001/sleeper/a"  # it went on with the sleeper's upload
     assert store.problems(made[0]) == []
@@ -234,7 +234,7 @@ def test_who_may_not_list_uploads_can_retire_checkpoints(
 
     monkeypatch.setattr(multipart, "unfinished", refuse)
     assert store.retain(last=1) == [10]
-    assert "unfinished uploads are not cleared" in caplog.text
+    assert "unfinished uploads are not removed" in caplog.text
 
 
 def test_the_best_by_a_metric_is_kept(folder: Bucket, save: Save) -> None:

@@ -289,7 +289,7 @@ def test_a_fetch_that_was_cut_off_goes_on_where_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(transfer, "fetch", cut_off)
-        patch.setattr(checkpoints, "FETCHED_AT_ONCE", 1)  # the big one first
+        patch.setattr(checkpoints, "DOWNLOADS_AT_ONCE", 1)  # the big one first
         with pytest.raises(UnreachableError):
             store.fetch(made, tmp_path)
     assert not (tmp_path / "step-00000040").exists()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bafogpt.core.errors import BafoError, NotFoundError
@@ -17,6 +18,8 @@ from bafogpt.storage.folders import gc
 from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders.sync import execute, prepare
 from bafogpt.storage.folders.uri import locate
+from bafogpt.storage.tokens.manifest import Packing, TokenizerInfo
+from bafogpt.storage.tokens.writer import TokenWriter
 from bafogpt.storage.transfer import multipart
 
 DAY = timedelta(hours=24)
@@ -79,10 +82,21 @@ def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
         f"{full.url}/models/m/weights.bin is not what was written",
         f"{full.url}/runs/r/checkpoints/step-00000010/u10/state.bin has 5 bytes, not 10",
         f"{full.url}/models/m/tokenizer/tokenizer.json is missing",
-        f"{full.url}/runs/r/checkpoints/step-00000020.json: not a checkpoint manifest",
+        f"{full.url}/runs/r/checkpoints/step-00000020.json: not a JSON object",
     ):
         assert text in problems, problems
     assert len(problems) == 5
+
+
+def test_the_answers_of_a_packed_dataset_are_verified_and_no_garbage(anywhere: Bucket, tmp_path: Path):
+    with TokenWriter(anywhere, dtype="uint16", workdir=tmp_path, packing=Packing(16, "plain", "")) as writer:
+        writer.add("train", "instructions", "a", np.full(10, 7), [(2, 4)])
+        written = writer.finish(tokenizer=TokenizerInfo("bytes", "blake3:00", 1, None), vocab_size=320, sources=[])
+    assert gc.verify(gc.scan(anywhere)) == []
+    assert garbage(anywhere) == set()
+    (shard,) = written.splits["train"].shards
+    anywhere.put(shard.answers_object, bytes(16))
+    assert gc.verify(gc.scan(anywhere)) == [f"{anywhere.url}/{shard.answers_object} is not what was written"]
 
 
 def test_one_folder_is_verified_alone(full: Bucket):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +81,3 @@ def test_answers_that_are_not_what_was_written_name_their_object(folder: Bucket,
     folder.put(shard.answers_object, folder.get(shard.answers_object)[::-1])
     with pytest.raises(CorruptError, match=rf"{shard.answers_object} bytes 0-15: not what was written"):
         TokenStream(folder, manifest, "train").learned(0, 10)
-
-
-def test_packing_that_makes_no_sense_is_refused(folder: Bucket, tmp_path: Path) -> None:
-    content = json.loads(write(folder, tmp_path, [(10, [(2, 4)])]).to_json())
-    content["packing"]["sequence_length"] = 1
-    with pytest.raises(CorruptError, match="samples of 1 tokens"):
-        manifests.from_json(json.dumps(content).encode(), "m")

@@ -1,9 +1,9 @@
-"""Checkpoints in a bucket: uploaded, found, fetched, retired. The manifest is written last and deleted first.
+"""The checkpoints of a run in its bucket: upload, find, fetch, retire. The manifest is written last and deleted first.
 
 ::
 
-    step-00000040.json                      the manifest; what no manifest names does not exist
-    step-00000040/<upload>/<file>           one prefix per upload: a writer that wakes up late touches nothing
+    step-00000040.json                      the manifest; objects that no manifest names do not count
+    step-00000040/<upload>/<file>           one prefix per upload: a process that resumes late overwrites nothing
 
 A manifest names its objects, so a file that has not changed since an earlier checkpoint is named again and not sent
 again.
@@ -23,10 +23,10 @@ from typing import Any
 from bafogpt.core import files
 from bafogpt.core.errors import ConflictError, CorruptError, DiskFullError, NotFoundError
 from bafogpt.storage import transfer
-from bafogpt.storage.bucket import Bucket, ProgressCallback
+from bafogpt.storage.bucket import Bucket, ProgressCallback, no_progress
 from bafogpt.storage.checkpoints import retention
 from bafogpt.storage.checkpoints.manifest import HINT, Checkpoint, CheckpointFile, flat_files, matches
-from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, ObjectsByPath, is_sound, is_whole
+from bafogpt.storage.checkpoints.upload import FILES_AT_ONCE, FolderUpload, ObjectsByPath, is_intact, verify
 from bafogpt.storage.errors import retry_on_corruption
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.download import JOURNAL, PARTIAL
@@ -35,7 +35,7 @@ __all__ = ["Checkpoint", "CheckpointFile", "CheckpointStore"]
 
 log = logging.getLogger(__name__)
 MANIFESTS_AT_ONCE = 8
-FETCHED_AT_ONCE = 4  # files, each in two ranges at a time
+DOWNLOADS_AT_ONCE = 4  # files, each in two ranges at a time
 _MANIFEST = re.compile(r"step-(\d{8,})\.json")
 
 
@@ -44,7 +44,7 @@ class CheckpointStore:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        self._read_before: dict[tuple[str, str], Checkpoint] = {}
+        self._cache: dict[tuple[str, str], Checkpoint] = {}
 
     def upload(
         self,
@@ -54,61 +54,61 @@ class CheckpointStore:
         samples: int,
         upload_id: str,
         metadata: Mapping[str, Any],
-        progress: ProgressCallback | None = None,
+        progress: ProgressCallback = no_progress,
         others: Callable[[], Sequence[CheckpointFile]] = tuple,
     ) -> Checkpoint:
-        """Send the files of ``folder`` (flat, complete) side by side, verified, then commit the manifest.
+        """Send the files of ``folder`` (flat, complete) in parallel, verified, then write the manifest.
 
-        ``upload_id`` must be new for each try; what an earlier try of this step has sent is not sent again. A step
-        that is complete already with the same content is returned; with other content it raises
-        :class:`ConflictError`, unless it is damaged: then it is replaced. Raises :class:`CorruptError` when what
-        arrived is not what was sent. ``others`` is asked, once these files are in the bucket, for those that other
-        machines have sent by :meth:`send`.
+        ``upload_id`` must be new for each attempt; files that an earlier attempt has sent are not sent again. A
+        checkpoint of this step with the same content is returned; with other content it raises
+        :class:`ConflictError`, unless it is damaged: then it is replaced. Raises :class:`CorruptError` when an object
+        is not what was sent. ``others`` is called once the files are in the bucket, for the files that other machines
+        have sent by :meth:`send`.
         """
-        listing = self._listing()
-        complete = self._complete(listing)
+        objects = self._list()
+        complete = self._complete(objects)
         prefix = f"step-{step:08d}"
-        upload = FolderUpload(self._bucket, flat_files(folder), prefix, upload_id, complete, listing)
+        upload = FolderUpload(self._bucket, flat_files(folder), prefix, upload_id, complete, objects)
         for other in complete:
-            if other.step == step and self._settle(other, samples, upload.digests(every=True), folder, listing):
+            if other.step == step and self._keep_existing(other, samples, upload.digests(every=True), folder, objects):
                 return other
         sent = upload.send(progress)
-        sent += self._still_there(tuple(others()))
+        sent += self._require_intact(tuple(others()))
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return self._commit(Checkpoint(step, samples, created, upload_id, sent, dict(metadata)))
 
     def send(self, paths: Sequence[Path], *, step: int, upload_id: str) -> tuple[CheckpointFile, ...]:
-        """Send some files of a checkpoint, verified. They are part of it once another machine's manifest names them."""
-        listing = self._listing()
+        """Send some files of a checkpoint, verified. The manifest of another machine makes them part of it."""
+        objects = self._list()
         prefix = f"step-{step:08d}"
-        return FolderUpload(self._bucket, paths, prefix, upload_id, self._complete(listing), listing).send(None)
+        return FolderUpload(self._bucket, paths, prefix, upload_id, self._complete(objects), objects).send()
 
     def complete(self) -> list[Checkpoint]:
         """Every checkpoint with a readable manifest, newest last."""
-        return self._complete(self._listing())
+        return self._complete(self._list())
 
     def problems(self, checkpoint: Checkpoint) -> list[str]:
-        """The files of a checkpoint that the bucket does not hold as its manifest says; every byte is read."""
-        whole = in_parallel(lambda file, _: is_whole(self._bucket, file), checkpoint.files, FILES_AT_ONCE)
-        unsound = [file.object for file, is_right in zip(checkpoint.files, whole, strict=True) if not is_right]
-        return [f"{self._bucket.url}/{name} is not what the manifest of {checkpoint.name} says" for name in unsound]
+        """Read every byte of a checkpoint; a message for each damaged file."""
+        right = in_parallel(lambda file, _: verify(self._bucket, file), checkpoint.files, FILES_AT_ONCE)
+        damaged = [file.object for file, is_right in zip(checkpoint.files, right, strict=True) if not is_right]
+        return [f"{self._bucket.url}/{name} is not what the manifest of {checkpoint.name} says" for name in damaged]
 
-    def fetch(self, checkpoint: Checkpoint, into: Path, *, progress: ProgressCallback | None = None) -> Path:
-        """The checkpoint as a folder of local files, ``into/step-…``, all of them verified.
+    def fetch(self, checkpoint: Checkpoint, into: Path, *, progress: ProgressCallback = no_progress) -> Path:
+        """The checkpoint as a folder of local files, ``into/step-…``, all verified.
 
-        Files there already whose content is right are not fetched, and a fetch that was cut off goes on. The folder
-        appears whole or not at all. Raises :class:`CorruptError` or :class:`NotFoundError` when the bucket does not
-        hold what the manifest says.
+        Files that are there already, with the right content, are not fetched, and an interrupted download resumes. The
+        folder appears whole or not at all. Raises :class:`CorruptError` or :class:`NotFoundError` for a damaged
+        checkpoint.
         """
         folder, partial = into / checkpoint.name, into / f".{checkpoint.name}.partial"
         if _is_exactly(folder, checkpoint):
             return folder
         partial.mkdir(parents=True, exist_ok=True)
-        _clear(partial, checkpoint)
+        _remove_useless(partial, checkpoint)
         missing = [file for file in checkpoint.files if not (partial / file.name).exists()]
         try:
             self._fetch_files(missing, folder, partial, progress)
-        except (CorruptError, NotFoundError, DiskFullError):  # of no use, and its room is needed
+        except (CorruptError, NotFoundError, DiskFullError):  # useless, and the disk space is needed
             shutil.rmtree(partial)
             raise
         files.sync_folder(partial)
@@ -118,11 +118,11 @@ class CheckpointStore:
         files.sync_folder(into)
         return folder
 
-    def fetch_newest(self, into: Path, *, progress: ProgressCallback | None = None) -> tuple[Checkpoint, Path] | None:
-        """The newest checkpoint that is whole, fetched; ``None`` when there is none.
+    def fetch_newest(self, into: Path, *, progress: ProgressCallback = no_progress) -> tuple[Checkpoint, Path] | None:
+        """The newest undamaged checkpoint, fetched; ``None`` when there is none.
 
-        One that turns out to be damaged is reported as a warning, and the one before is tried. Other failures, such
-        as an unreachable server, are raised: an old checkpoint is no answer to those.
+        A damaged one is logged as a warning, and the one before is tried. Other errors, such as an unreachable
+        server, are raised rather than answered with an old checkpoint.
         """
         for checkpoint in reversed(self.complete()):
             try:
@@ -132,40 +132,38 @@ class CheckpointStore:
         return None
 
     def retain(self, last: int, every: int | None = None, best: str | None = None) -> list[int]:
-        """Retire all but the newest ``last`` checkpoints, those whose step is a multiple of ``every``, and the one
-        whose metadata has the lowest ``best`` (the name of a number in it: ``validation_loss``).
+        """Keep the newest ``last``, the multiples of ``every``, and the lowest of the metric ``best``; remove the rest.
 
-        Manifests go first, then the objects that none of the remaining names; leftovers of uploads that never became
-        complete too, parts of objects included, if they are of no later step than the newest checkpoint. Returns the
-        retired steps.
+        Removes manifests first, then the objects that no remaining manifest names, and what unfinished uploads left of
+        steps up to the newest checkpoint. Returns the removed steps.
         """
         if last < 1:
             raise ValueError("the newest checkpoint is always kept")
         complete = self.complete()
         if not complete:
             return []
-        stay = retention.kept(complete, last, every, best)
-        retired = [each for each in complete if each.step not in stay]
-        retention.clear(self._bucket, retired, [each for each in complete if each.step in stay])
+        keep = retention.steps_to_keep(complete, last, every, best)
+        retired = [each for each in complete if each.step not in keep]
+        retention.remove(self._bucket, retired, [each for each in complete if each.step in keep])
         return [each.step for each in retired]
 
-    def _listing(self) -> ObjectsByPath:
+    def _list(self) -> ObjectsByPath:
         return {info.path: info for info in self._bucket.list()}
 
-    def _complete(self, listing: ObjectsByPath) -> list[Checkpoint]:
-        """Manifests are never written twice, so one that was read stays read while the server calls it the same."""
-        steps = {int(match.group(1)): name for name in listing if (match := _MANIFEST.fullmatch(name))}
-        keys = [(steps[step], listing[steps[step]].etag) for step in sorted(steps)]
-        unread = [key for key in keys if not key[1] or key not in self._read_before]
+    def _complete(self, objects: ObjectsByPath) -> list[Checkpoint]:
+        """Manifests are immutable, so one is read again only when its ETag has changed."""
+        steps = {int(match.group(1)): name for name in objects if (match := _MANIFEST.fullmatch(name))}
+        keys = [(steps[step], objects[steps[step]].etag) for step in sorted(steps)]
+        unread = [key for key in keys if not key[1] or key not in self._cache]
         found = in_parallel(lambda key, _: self._find(key[0]), unread, MANIFESTS_AT_ONCE)
         fresh = {key: each for key, each in zip(unread, found, strict=True) if each is not None}
-        self._read_before = {key: each for key in keys if (each := fresh.get(key) or self._read_before.get(key))}
-        return list(self._read_before.values())
+        self._cache = {key: each for key in keys if (each := fresh.get(key) or self._cache.get(key))}
+        return list(self._cache.values())
 
     def _find(self, name: str) -> Checkpoint | None:
         try:
             return self._read(name)
-        except NotFoundError:  # retired since it was listed
+        except NotFoundError:  # removed since it was listed
             return None
         except CorruptError as error:
             log.warning("checkpoint manifest skipped: %s", error.message)
@@ -179,14 +177,14 @@ class CheckpointStore:
         return checkpoint
 
     def _commit(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Write the manifest unless there is one, and read what is there then: some servers overwrite all the same,
-        and a damaged manifest, which vouches for nothing, gives way once."""
+        """Write the manifest unless there is one, then read it: some servers overwrite all the same. A damaged
+        manifest is replaced once."""
         name = f"{checkpoint.name}.json"
         for _ in range(2):
             try:
                 self._bucket.put(name, checkpoint.to_json(), create_only=True)
             except ConflictError:
-                log.info("%s is there already", name)
+                log.info("%s exists already", name)
             try:
                 other = self._read(name)
             except CorruptError as error:
@@ -198,13 +196,12 @@ class CheckpointStore:
             return other
         raise CorruptError(f"{self._bucket.url}/{name}: what arrived is not what was sent", "send it again")
 
-    def _settle(
-        self, other: Checkpoint, samples: int, digests: Mapping[str, str], folder: Path, listing: ObjectsByPath
+    def _keep_existing(
+        self, other: Checkpoint, samples: int, digests: Mapping[str, str], folder: Path, objects: ObjectsByPath
     ) -> bool:
-        """What to do about a complete checkpoint of this step. True: it stands, being the same as this one (what is
-        damaged of it is sent again). False: it was damaged, other than this one, and is gone now. Raises
-        :class:`ConflictError` otherwise."""
-        damaged = [file for file in other.files if not is_sound(self._bucket, file, listing)]
+        """Whether to keep an existing checkpoint of this step: it has the same content, and damaged files are sent
+        again. One with other content is removed if it is damaged; otherwise it raises :class:`ConflictError`."""
+        damaged = [file for file in other.files if not is_intact(self._bucket, file, objects)]
         if (other.samples, {file.name: file.digest for file in other.files}) == (samples, digests):
             for file in damaged:
                 transfer.send(folder / file.name, self._bucket, file.object)
@@ -215,11 +212,11 @@ class CheckpointStore:
         self._bucket.delete(f"{other.name}.json")
         return False
 
-    def _still_there(self, sent: tuple[CheckpointFile, ...]) -> tuple[CheckpointFile, ...]:
-        """What other machines have sent, if the bucket still has it. Raises :class:`CorruptError`."""
-        listing = self._listing() if sent else {}
+    def _require_intact(self, sent: tuple[CheckpointFile, ...]) -> tuple[CheckpointFile, ...]:
+        """The files that other machines have sent. Raises :class:`CorruptError` for one that is not in the bucket."""
+        objects = self._list() if sent else {}
         for file in sent:
-            if not is_sound(self._bucket, file, listing):
+            if not is_intact(self._bucket, file, objects):
                 raise CorruptError(f"{self._bucket.url}/{file.object} is not what was sent", "launch with --resume")
         return sent
 
@@ -228,17 +225,16 @@ class CheckpointStore:
         return ConflictError(f"{where} exists with other content", f"bafogpt storage ls {self._bucket.url}")
 
     def _fetch_files(
-        self, missing: list[CheckpointFile], folder: Path, partial: Path, progress: ProgressCallback | None
+        self, missing: list[CheckpointFile], folder: Path, partial: Path, progress: ProgressCallback
     ) -> None:
-        there = sum(path.stat().st_blocks * 512 for path in partial.glob(f"*{PARTIAL}"))
-        needed = sum(file.bytes for file in missing) - there
+        fetched = sum(path.stat().st_blocks * 512 for path in partial.glob(f"*{PARTIAL}"))
+        needed = sum(file.bytes for file in missing) - fetched
         files.require_space(partial, needed, f"checkpoint {folder.name}")
 
         def one(file: CheckpointFile, check: Check) -> None:
-            def moved(n: int) -> None:
+            def moved(count: int) -> None:
                 check()
-                if progress is not None:
-                    progress(n)
+                progress(count)
 
             target = partial / file.name
             if matches(folder / file.name, file):
@@ -246,15 +242,15 @@ class CheckpointStore:
             else:
                 transfer.fetch(self._bucket, file.object, target, size=file.bytes, digest=file.digest, progress=moved)
 
-        in_parallel(one, sorted(missing, key=lambda file: file.bytes, reverse=True), FETCHED_AT_ONCE)
+        in_parallel(one, sorted(missing, key=lambda file: file.bytes, reverse=True), DOWNLOADS_AT_ONCE)
 
 
-def _clear(partial: Path, checkpoint: Checkpoint) -> None:
-    """Leave in an unfinished folder what can be used: files that are right, and those on their way."""
+def _remove_useless(partial: Path, checkpoint: Checkpoint) -> None:
+    """Remove all but the right files and the unfinished downloads of the checkpoint."""
     wanted = {file.name: file for file in checkpoint.files}
-    going = {f"{name}{ending}" for name in wanted for ending in (PARTIAL, JOURNAL)}
+    downloads = {f"{name}{ending}" for name in wanted for ending in (PARTIAL, JOURNAL)}
     for path in partial.iterdir():
-        if path.name not in going and (path.name not in wanted or not matches(path, wanted[path.name])):
+        if path.name not in downloads and (path.name not in wanted or not matches(path, wanted[path.name])):
             path.unlink()
 
 

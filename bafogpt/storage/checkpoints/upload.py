@@ -1,4 +1,4 @@
-"""The files of one checkpoint on their way into the bucket: what is there already is named, the rest is sent."""
+"""Upload the files of one checkpoint: those that the bucket has already are named again, the others are sent."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path, PurePosixPath
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError
 from bafogpt.storage import transfer
-from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
+from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback, no_progress
 from bafogpt.storage.checkpoints.manifest import Checkpoint, CheckpointFile
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer import multipart
 
 FILES_AT_ONCE = 4
 ObjectsByPath = Mapping[str, ObjectInfo]
-"""Every object below ``checkpoints/`` by its path, as one request told."""
+"""Every object below ``checkpoints/`` by its path, as one request listed them."""
 
 
-def is_sound(bucket: Bucket, file: CheckpointFile, listing: ObjectsByPath) -> bool:
-    """Whether the bucket holds the file's content: untouched since it was verified, or every byte read again."""
-    info = listing.get(file.object)
+def is_intact(bucket: Bucket, file: CheckpointFile, objects: ObjectsByPath) -> bool:
+    """Whether the bucket holds the file's content: unchanged since it was verified, or verified now."""
+    info = objects.get(file.object)
     if info is None or info.bytes != file.bytes:
         return False
-    return (file.etag != "" and info.etag == file.etag) or is_whole(bucket, file)
+    return (file.etag != "" and info.etag == file.etag) or verify(bucket, file)
 
 
-def is_whole(bucket: Bucket, file: CheckpointFile) -> bool:
-    """Whether every byte of the file's object is right."""
+def verify(bucket: Bucket, file: CheckpointFile) -> bool:
+    """Read the file's object; whether every byte is right."""
     try:
         if bucket.info(file.object).bytes != file.bytes:
             return False
@@ -39,10 +39,10 @@ def is_whole(bucket: Bucket, file: CheckpointFile) -> bool:
 
 
 class FolderUpload:
-    """One try at sending the files ``paths`` below ``prefix/upload_id/``.
+    """One attempt to send the files ``paths`` below ``prefix/upload_id/``.
 
-    ``complete`` are the checkpoints whose files may be named again; content of an earlier try of the same step, whole
-    objects and parts of one, is made use of too.
+    Files of the checkpoints ``complete`` may be named again. Objects and parts that an earlier attempt at the same step
+    has sent are used, too.
     """
 
     def __init__(
@@ -52,85 +52,83 @@ class FolderUpload:
         prefix: str,
         upload_id: str,
         complete: Iterable[Checkpoint],
-        listing: ObjectsByPath,
+        objects: ObjectsByPath,
     ) -> None:
         self._bucket = bucket
         self._paths = paths
         self._prefix = prefix
         self._upload_id = upload_id
-        self._listing = listing
+        self._objects = objects
         named = [file for checkpoint in complete for file in checkpoint.files]
         self._known = {(file.digest, file.bytes): file for file in named}
         self._sizes = {file.bytes for file in named}
-        self._vouched = {file.object for file in named}
+        self._named = {file.object for file in named}
         self._digests: dict[str, str] = {}
 
     def digests(self, *, every: bool = False) -> dict[str, str]:
-        """Digests by name of the files that may be in the bucket already (or of ``every`` one), taken side by side.
+        """Digests by name of the files that may be in the bucket already, or of ``every`` file.
 
-        A file whose size is new is new, and is hashed while it is sent.
+        A file of a new size is new, and is hashed while it is sent.
         """
         wanted = [each for each in self._paths if every or each.stat().st_size in self._sizes]
         wanted = [each for each in wanted if each.name not in self._digests]
-        taken = in_parallel(lambda path, _: digest.of_file(path), wanted, FILES_AT_ONCE)
-        self._digests |= {path.name: each for path, each in zip(wanted, taken, strict=True)}
+        found = in_parallel(lambda path, _: digest.of_file(path), wanted, FILES_AT_ONCE)
+        self._digests |= {path.name: each for path, each in zip(wanted, found, strict=True)}
         return self._digests
 
-    def send(self, progress: ProgressCallback | None) -> tuple[CheckpointFile, ...]:
-        """Bring every file into the bucket, verified; big ones first."""
+    def send(self, progress: ProgressCallback = no_progress) -> tuple[CheckpointFile, ...]:
+        """Bring every file into the bucket, verified; large files first."""
         self.digests()
 
-        def bring(path: Path, check: Check) -> CheckpointFile:
-            def moved(n: int) -> None:
+        def one(path: Path, check: Check) -> CheckpointFile:
+            def moved(count: int) -> None:
                 check()
-                if progress is not None:
-                    progress(n)
+                progress(count)
 
-            return self._bring(path, moved)
+            return self._send_file(path, moved)
 
         order = sorted(self._paths, key=lambda path: path.stat().st_size, reverse=True)
-        brought = in_parallel(bring, order, FILES_AT_ONCE)
-        return tuple(sorted(brought, key=lambda file: file.name))
+        return tuple(sorted(in_parallel(one, order, FILES_AT_ONCE), key=lambda file: file.name))
 
-    def _bring(self, path: Path, moved: ProgressCallback) -> CheckpointFile:
+    def _send_file(self, path: Path, moved: ProgressCallback) -> CheckpointFile:
         content, size = self._digests.get(path.name), path.stat().st_size
         earlier = self._known.get((content, size)) if content else None
-        if earlier is not None and is_sound(self._bucket, earlier, self._listing):
+        if earlier is not None and is_intact(self._bucket, earlier, self._objects):
             moved(size)
-            return replace(earlier, name=path.name, etag=self._listing[earlier.object].etag)
-        left = self._left_whole(path, size)
-        if left is not None:
+            return replace(earlier, name=path.name, etag=self._objects[earlier.object].etag)
+        found = self._sent_earlier(path, size)
+        if found is not None:
             moved(size)
-            return CheckpointFile(path.name, size, content or digest.of_file(path), left.path, left.etag)
+            return CheckpointFile(path.name, size, content or digest.of_file(path), found.path, found.etag)
         unfinished = self._unfinished if size > transfer.PART_BYTES else []
-        left_in_part = (upload.path for upload in unfinished if self._is_of_a_try(upload.path, path.name))
-        target = next(left_in_part, f"{self._prefix}/{self._upload_id}/{path.name}")
+        resumable = (upload.path for upload in unfinished if self._is_attempt(upload.path, path.name))
+        target = next(resumable, f"{self._prefix}/{self._upload_id}/{path.name}")
         sent = transfer.send(path, self._bucket, target, progress=moved, unfinished=unfinished)
         if content not in (None, sent.digest):
             raise CorruptError(f"{path} changed while it was sent", "send it again")
         return CheckpointFile(path.name, sent.bytes, sent.digest, target, sent.etag)
 
-    def _left_whole(self, path: Path, size: int) -> ObjectInfo | None:
-        """The object that an earlier try sent and no manifest names; known by the server's hash of it."""
-        if size <= transfer.PART_BYTES:  # quicker sent than looked for
+    def _sent_earlier(self, path: Path, size: int) -> ObjectInfo | None:
+        """The object that an earlier attempt sent and no manifest names, found by the server's hash of it."""
+        if size <= transfer.PART_BYTES:  # sending it takes less time
             return None
         found = [
             info
-            for info in self._listing.values()
-            if info.bytes == size and info.path not in self._vouched and self._is_of_a_try(info.path, path.name)
+            for info in self._objects.values()
+            if info.bytes == size and info.path not in self._named and self._is_attempt(info.path, path.name)
         ]
         etag = transfer.etag_of(path) if found else ""
         return next((info for info in found if info.etag == etag), None)
 
     @functools.cached_property
     def _unfinished(self) -> list[multipart.MultipartUpload]:
-        """What earlier tries have begun to send.
+        """Uploads that earlier attempts have begun.
 
-        Going on with it is safe: whoever completes an upload first ends it for everybody else, and the server
-        completes only what has the hashes it is asked for.
+        Resuming one is safe: the first to complete it ends it for every other process, and the server completes only
+        parts with the hashes that the request names.
         """
-        return multipart.to_resume(self._bucket, self._prefix)
+        return multipart.resumable(self._bucket, self._prefix)
 
-    def _is_of_a_try(self, path: str, name: str) -> bool:
+    def _is_attempt(self, path: str, name: str) -> bool:
         parts = PurePosixPath(path).parts
         return len(parts) == 3 and (parts[0], parts[2]) == (self._prefix, name)

@@ -1,11 +1,11 @@
-"""What there is to copy at a place: its files by name, and the hashes that are known of them."""
+"""The files to copy from a folder, by name, with the hashes that are known of them."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,121 +16,64 @@ from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, Storag
 from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.checkpoints.manifest import Checkpoint
 from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.manifest import MANIFEST
+from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
 from bafogpt.storage.folders.uri import FolderLocation
 from bafogpt.storage.hub.repository import HubRepo
-from bafogpt.storage.parallel import in_parallel
+from bafogpt.storage.parallel import Check, in_parallel
 
-HASH_LANES = 4
+FILES_AT_ONCE = 4
 CHUNK_BYTES = 4 << 20
 _STEP = re.compile(r"(step-\d{8,})(?:\.json)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file to copy: the name it has in a folder, and the object that holds its content."""
+    """One file to copy: its name in the folder, and the object that holds its content."""
 
     name: str
     object: str
     bytes: int
     digest: str = ""
-    """What the content must have; empty when nobody has said so."""
+    """Of the content; empty where it is unknown."""
     sha256: str = ""
     modified: datetime | None = None
     changed_ns: int = 0
-    """A local file's time when it was listed: with another it is another file."""
+    """Modification time of a local file when it was listed."""
+
+    def to_model_file(self) -> ModelFile:
+        return ModelFile(name=self.name, bytes=self.bytes, digest=self.digest, sha256=self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderListing:
-    """A folder's files."""
+    """The files of a folder."""
 
     location: FolderLocation
     bucket: Bucket
     entries: tuple[FileEntry, ...]
-    verified_by: str
-    """By what the content can be verified, in words."""
+    verified_by: str = "manifest (blake3)"
+    """What the content can be verified by, in words."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     foreign: bool = False
-    """The folder has a ``manifest.json`` of another kind: it is one of the files, and the last of them."""
+    """The folder has a ``manifest.json`` of another kind, which is copied as the last of its files."""
 
     @property
     def folder(self) -> Path | None:
-        """The folder that a person works in, if it is one."""
+        """The local working folder, if it is one."""
         return self.location.local if self.location.is_path else None
 
     @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries)
 
-
-def read(location: FolderLocation) -> FolderListing:
-    """What is at a place: a model folder, a checkpoint (of a folder of them, the newest), or any folder of files.
-
-    Raises :class:`NotFoundError` when nothing is there, :class:`StorageError` for a folder whose push was never
-    finished, :class:`UsageError` for a symbolic link, :class:`CorruptError` for names that no folder can have.
-    """
-    step = None if location.hub or location.is_path else _STEP.fullmatch(location.url.rpartition("/")[2])
-    if step is not None:
-        return _checkpoint(location, location.parent(), step.group(1))
-    if location.local is not None:
-        regular = _regular_files(location.local)
-        if location.is_path:
-            return _own(location, location.local, regular)
-    bucket = location.bucket()
-    infos = {info.path: info for info in bucket.list()}
-    if not infos:
-        raise NotFoundError(f"nothing below {location.url}", "bafogpt storage ls")
-    steps = sorted(name for name in infos if _STEP.fullmatch(name) and name.endswith(".json"))
-    if steps and MANIFEST not in infos:
-        return _checkpoint(location, bucket, steps[-1].removesuffix(".json"))
-    manifest = folder_manifest.load(bucket) if MANIFEST in infos else None
-    if manifest is None:
-        return _plain(location, bucket, infos)
-    _require_complete(manifest, location)
-    entries = tuple(
-        FileEntry(name=each.name, object=each.name, bytes=each.bytes, digest=each.digest, sha256=each.sha256)
-        for each in manifest.files
-    )
-    for entry in entries:
-        found = infos.get(entry.object)
-        if found is None or found.bytes != entry.bytes:
-            there = "missing" if found is None else f"{found.bytes} bytes long"
-            message = f"{location.url}/{entry.name} is {there}, its manifest says {entry.bytes} bytes"
-            raise CorruptError(message, f"bafogpt storage verify {location.url}")
-    return FolderListing(
-        location=location, bucket=bucket, entries=entries, verified_by="manifest (blake3)", metadata=manifest.metadata
-    )
-
-
-def hashed(listing: FolderListing, *, sha256: bool = False, progress: ProgressCallback | None = None) -> FolderListing:
-    """The listing with the blake3 of every file, and with its sha256 where that is asked for.
-
-    Reads what it must, several files at a time. Raises :class:`CorruptError` for content that is not what was said.
-    """
-
-    def fill(entry: FileEntry, check: Callable[[], None]) -> FileEntry:
-        if entry.digest.startswith("blake3:") and (entry.sha256 or not sha256):
-            return entry
-        states = [digest.hasher("blake3"), *([digest.hasher("sha256")] if sha256 else [])]
-        for chunk in _content(listing, entry):
-            check()
-            for state in states:
-                state.update(chunk)
-            if progress:
-                progress(len(chunk))
-        found = f"blake3:{states[0].hexdigest()}"
-        if entry.digest.startswith("blake3:") and entry.digest != found:
-            raise CorruptError(
-                f"{listing.location.url}/{entry.object}: not what was written", _verify(listing.location)
-            )
-        return replace(entry, digest=found, sha256=states[1].hexdigest() if sha256 else entry.sha256)
-
-    return replace(listing, entries=tuple(in_parallel(fill, listing.entries, HASH_LANES)))
+    def corrupt(self, entry: FileEntry) -> CorruptError:
+        """The error for content that does not match its digest."""
+        url = self.location.url
+        return CorruptError(f"{url}/{entry.object}: not what was written", f"bafogpt storage verify {url}")
 
 
 class FileSource:
-    """One file's bytes, read from any position; what a transfer sends."""
+    """The bytes of one file of a listing, read from any position."""
 
     def __init__(self, listing: FolderListing, entry: FileEntry) -> None:
         self._listing = listing
@@ -150,8 +93,69 @@ class FileSource:
         return data
 
 
+def read(location: FolderLocation) -> FolderListing:
+    """List a model folder, a checkpoint (of a folder of them, the newest), or any folder of files.
+
+    Raises :class:`NotFoundError` for an empty folder, :class:`StorageError` for one whose push was interrupted,
+    :class:`UsageError` for a symbolic link, :class:`CorruptError` for names that no folder can have.
+    """
+    step = None if location.hub or location.is_path else _STEP.fullmatch(location.url.rpartition("/")[2])
+    if step is not None:
+        return _read_checkpoint(location, location.parent(), step.group(1))
+    if location.local is not None:
+        files = _regular_files(location.local)
+        if location.is_path:
+            return _read_working_folder(location, location.local, files)
+    bucket = location.bucket()
+    infos = {info.path: info for info in bucket.list()}
+    if not infos:
+        raise NotFoundError(f"nothing below {location.url}", "bafogpt storage ls")
+    steps = sorted(name for name in infos if _STEP.fullmatch(name) and name.endswith(".json"))
+    if steps and MANIFEST not in infos:
+        return _read_checkpoint(location, bucket, steps[-1].removesuffix(".json"))
+    manifest = folder_manifest.load(bucket) if MANIFEST in infos else None
+    if manifest is None:
+        return _read_without_manifest(location, bucket, infos)
+    _require_complete(manifest, location)
+    for each in manifest.files:
+        found = infos.get(each.name)
+        if found is None or found.bytes != each.bytes:
+            state = "missing" if found is None else f"{found.bytes} bytes long"
+            message = f"{location.url}/{each.name} is {state}, its manifest says {each.bytes} bytes"
+            raise CorruptError(message, f"bafogpt storage verify {location.url}")
+    entries = tuple(
+        FileEntry(name=each.name, object=each.name, bytes=each.bytes, digest=each.digest, sha256=each.sha256)
+        for each in manifest.files
+    )
+    return FolderListing(location=location, bucket=bucket, entries=entries, metadata=manifest.metadata)
+
+
+def hashed(listing: FolderListing, *, sha256: bool = False, progress: ProgressCallback | None = None) -> FolderListing:
+    """The listing with the blake3, and if ``sha256`` the sha256, of every file; reads only files that lack one.
+
+    Raises :class:`CorruptError` for content that does not match a known digest.
+    """
+
+    def fill(entry: FileEntry, check: Check) -> FileEntry:
+        if entry.digest.startswith("blake3:") and (entry.sha256 or not sha256):
+            return entry
+        states = [digest.hasher("blake3"), *([digest.hasher("sha256")] if sha256 else [])]
+        for chunk in _content(listing, entry):
+            check()
+            for state in states:
+                state.update(chunk)
+            if progress:
+                progress(len(chunk))
+        found = f"blake3:{states[0].hexdigest()}"
+        if entry.digest.startswith("blake3:") and entry.digest != found:
+            raise listing.corrupt(entry)
+        return replace(entry, digest=found, sha256=states[1].hexdigest() if sha256 else entry.sha256)
+
+    return replace(listing, entries=tuple(in_parallel(fill, listing.entries, FILES_AT_ONCE)))
+
+
 def require_unchanged(listing: FolderListing, entry: FileEntry) -> None:
-    """Raise :class:`StorageError` when a local file is not the one any more that was listed and hashed."""
+    """Raise :class:`StorageError` when a local file has changed since it was listed."""
     if listing.folder is None:
         return
     path = listing.folder / entry.object
@@ -160,7 +164,7 @@ def require_unchanged(listing: FolderListing, entry: FileEntry) -> None:
         raise StorageError(f"{path} was changed while it was being copied", "give the same command again")
 
 
-def _content(listing: FolderListing, entry: FileEntry) -> Iterable[bytes]:
+def _content(listing: FolderListing, entry: FileEntry) -> Iterator[bytes]:
     if listing.folder is None:
         yield from listing.bucket.chunks(entry.object)
         return
@@ -170,26 +174,22 @@ def _content(listing: FolderListing, entry: FileEntry) -> Iterable[bytes]:
     require_unchanged(listing, entry)
 
 
-def _own(location: FolderLocation, folder: Path, regular: list[Path]) -> FolderListing:
-    entries = [_entry(folder, path) for path in regular]
+def _read_working_folder(location: FolderLocation, folder: Path, files: list[Path]) -> FolderListing:
+    """A local folder given by its path: its files as they are now."""
     bucket = location.bucket()
     manifest = folder_manifest.load(bucket) if (folder / MANIFEST).is_file() else None
-    foreign = manifest is None and any(entry.name == MANIFEST for entry in entries)
     if manifest is not None:
         _require_complete(manifest, location)
-    if not foreign:
-        entries = [entry for entry in entries if entry.name != MANIFEST]
-    if not entries:
+        files = [path for path in files if path != folder / MANIFEST]
+    if not files:
         raise NotFoundError(f"there is no file in {folder}", f"ls -la {folder}")
-    folder_manifest.check_names((entry.name for entry in entries if entry.name != MANIFEST), str(folder))
-    metadata = manifest.metadata if manifest else _facts_of_a_checkpoint(folder / "checkpoint.json")
+    entries = [_local_entry(folder, path) for path in files]
     return FolderListing(
         location=location,
         bucket=bucket,
-        entries=_manifest_last(entries),
-        verified_by="manifest (blake3)",
-        metadata=metadata,
-        foreign=foreign,
+        entries=_checked(entries, str(folder)),
+        metadata=manifest.metadata if manifest else _checkpoint_metadata(folder / "checkpoint.json"),
+        foreign=manifest is None and any(entry.name == MANIFEST for entry in entries),
     )
 
 
@@ -200,69 +200,68 @@ def _regular_files(folder: Path) -> list[Path]:
         raise NotFoundError(f"{folder} {what}", f"ls -d {folder.parent}")
     found = []
     for base, below, names in os.walk(folder):
-        for name in [*below, *names]:
-            path = Path(base) / name
+        for path in (Path(base) / name for name in [*below, *names]):
             if path.is_symlink():
                 raise UsageError(f"{path} is a symbolic link", "copy what it points to into the folder, or remove it")
-            if name in names:
-                if not path.is_file():
-                    raise UsageError(f"{path} is not a regular file", f"ls -l {path}")
-                found.append(path)
+            if path.is_dir():
+                continue
+            if not path.is_file():
+                raise UsageError(f"{path} is not a regular file", f"ls -l {path}")
+            found.append(path)
     return sorted(found)
 
 
-def _entry(folder: Path, path: Path) -> FileEntry:
+def _local_entry(folder: Path, path: Path) -> FileEntry:
     name = path.relative_to(folder).as_posix()
     found = path.stat()
     modified = datetime.fromtimestamp(found.st_mtime, UTC)
     return FileEntry(name=name, object=name, bytes=found.st_size, modified=modified, changed_ns=found.st_mtime_ns)
 
 
-def _plain(location: FolderLocation, bucket: Bucket, infos: Mapping[str, ObjectInfo]) -> FolderListing:
-    """A folder that no manifest of ours speaks for: a repository of the Hub, a dataset, anybody's files."""
-    known = bucket if isinstance(bucket, HubRepo) else None
-    names = [name for name in infos if known is None or name != ".gitattributes"]
-    folder_manifest.check_names((name for name in names if name != MANIFEST), location.url)
+def _read_without_manifest(location: FolderLocation, bucket: Bucket, infos: Mapping[str, ObjectInfo]) -> FolderListing:
+    """A repository of the Hub, a dataset, or any other folder without a manifest of model files."""
+    is_hub = isinstance(bucket, HubRepo)
+    digests = {name: bucket.digest(name) or "" if isinstance(bucket, HubRepo) else "" for name in infos}
     entries = [
         FileEntry(
             name=name,
             object=name,
-            bytes=infos[name].bytes,
-            digest=(known.digest(name) or "") if known else "",
-            sha256=(known.digest(name) or "").removeprefix("sha256:") if known else "",
-            modified=infos[name].modified,
+            bytes=info.bytes,
+            digest=digests[name],
+            sha256=digests[name].removeprefix("sha256:"),
+            modified=info.modified,
         )
-        for name in names
+        for name, info in infos.items()
+        if not (is_hub and name == ".gitattributes")
     ]
-    verified_by = "the Hub's sha256 and git hashes" if known else "sizes only"
     return FolderListing(
         location=location,
         bucket=bucket,
-        entries=_manifest_last(entries),
-        verified_by=verified_by,
+        entries=_checked(entries, location.url),
+        verified_by="the Hub's sha256 and git hashes" if is_hub else "sizes only",
         foreign=MANIFEST in infos,
     )
 
 
-def _manifest_last(entries: list[FileEntry]) -> tuple[FileEntry, ...]:
+def _checked(entries: list[FileEntry], where: str) -> tuple[FileEntry, ...]:
+    """The entries sorted, a manifest last. Raises :class:`CorruptError` for names that no folder can have."""
+    folder_manifest.check_names((entry.name for entry in entries if entry.name != MANIFEST), where)
     return tuple(sorted(entries, key=lambda entry: (entry.name == MANIFEST, entry.name)))
 
 
-def _checkpoint(location: FolderLocation, bucket: Bucket, name: str) -> FolderListing:
+def _read_checkpoint(location: FolderLocation, bucket: Bucket, name: str) -> FolderListing:
     where = f"{bucket.url}/{name}.json"
     checkpoint = Checkpoint.from_json(bucket.get(f"{name}.json"), where)
     entries = tuple(
         FileEntry(name=file.name, object=file.object, bytes=file.bytes, digest=file.digest) for file in checkpoint.files
     )
     folder_manifest.check_names((entry.name for entry in entries), where)
-    facts = {"step": checkpoint.step, "samples": checkpoint.samples, **_facts_of_a_run(bucket)}
-    return FolderListing(
-        location=location, bucket=bucket, entries=entries, verified_by="manifest (blake3)", metadata=facts
-    )
+    metadata = {"step": checkpoint.step, "samples": checkpoint.samples, **_run_metadata(bucket)}
+    return FolderListing(location=location, bucket=bucket, entries=entries, metadata=metadata)
 
 
-def _facts_of_a_run(checkpoints: Bucket) -> dict[str, Any]:
-    """What the run's record, beside its folder of checkpoints, says of the model: for its card."""
+def _run_metadata(checkpoints: Bucket) -> dict[str, Any]:
+    """Facts about the model from the record of the run that the checkpoints belong to."""
     run = Bucket.open(checkpoints.url.rpartition("/")[0], checkpoints.address("")[0].settings)
     try:
         record = json.loads(run.get("run.json"))
@@ -273,8 +272,8 @@ def _facts_of_a_run(checkpoints: Bucket) -> dict[str, Any]:
         return {}
 
 
-def _facts_of_a_checkpoint(path: Path) -> dict[str, Any]:
-    """The same from a trainer's own ``checkpoint.json``, if that is what a local folder has."""
+def _checkpoint_metadata(path: Path) -> dict[str, Any]:
+    """Facts about the model from a trainer's ``checkpoint.json``, if the folder has one."""
     try:
         record = json.loads(path.read_bytes())
         return {name: record[name] for name in ("step", "samples") if isinstance(record.get(name), int)}
@@ -282,12 +281,8 @@ def _facts_of_a_checkpoint(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _require_complete(manifest: folder_manifest.ModelManifest, location: FolderLocation) -> None:
+def _require_complete(manifest: ModelManifest, location: FolderLocation) -> None:
     if manifest.state != "complete":
         raise StorageError(
-            f"{location.url} is unfinished: what was copying to it was cut off", "give that command again; it goes on"
+            f"{location.url} is unfinished: the copy to it was interrupted", "give that command again; it goes on"
         )
-
-
-def _verify(location: FolderLocation) -> str:
-    return f"bafogpt storage verify {location.url}"

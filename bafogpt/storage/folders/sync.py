@@ -1,7 +1,7 @@
-"""Copying a folder of files from anywhere to anywhere: what is there already stays, what is cut off goes on.
+"""Copy a folder of files between any two of local disk, buckets and the Hub, resumably.
 
-:func:`prepare` finds out what must be sent and sends nothing; :func:`execute` does it. The folder that is written to
-says ``unfinished`` in its manifest until every file is there; a repository of the Hub changes by one commit.
+:func:`prepare` finds out what must be sent and sends nothing; :func:`execute` sends it. While files arrive the
+target's manifest says ``unfinished``; a repository of the Hub changes by one commit.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders.listing import FileEntry, FileSource, FolderListing, hashed, read, require_unchanged
-from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.folders.manifest import MANIFEST, ManifestState, ModelFile, ModelManifest
 from bafogpt.storage.folders.uri import FolderLocation
 from bafogpt.storage.hub import push as hub_push
-from bafogpt.storage.parallel import in_parallel
+from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
-from bafogpt.storage.transfer.upload import deliver
 
 SMALL_BYTES = 1 << 20
-"""Files up to this size go side by side: all that a kill can cost then is no more than a part of a large one."""
-SMALL_LANES = 8
+"""Files up to this size are sent side by side: a kill then costs no more than a part of a large file."""
+SMALL_FILES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,11 @@ class SyncPlan:
     listing: FolderListing
     target: FolderLocation
     unchanged: Mapping[str, ModelFile]
-    """Files that are at the target already, as they must be."""
+    """Files that the target already has, with the same content."""
     finished: bool
-    """Nothing is left to do: files, manifest and all."""
+    """The target has all files, and the manifest, already."""
+    commit: str = ""
+    """The Hub's commit that has them."""
 
     @property
     def to_send(self) -> tuple[FileEntry, ...]:
@@ -66,7 +67,6 @@ class SyncReport:
     sent_bytes: int
     seconds: float
     verified_by: str
-    """How it is known that the content is right."""
     commit: str = ""
 
 
@@ -75,46 +75,37 @@ def prepare(
     target: FolderLocation,
     *,
     progress: ProgressCallback | None = None,
-    include: Callable[[str], bool] | None = None,
+    include: Callable[[str], bool] = lambda name: True,
     metadata: Mapping[str, Any] | None = None,
 ) -> SyncPlan:
     """Find out what a copy from ``source`` to ``target`` must send. ``progress`` counts bytes that are hashed here.
 
-    ``include`` says of a name whether that file is part of the copy; without it all are. ``metadata`` go into the
-    target's manifest, and its card, beside what the source's says.
-    Raises what :func:`bafogpt.storage.folders.listing.read` does.
+    ``include`` selects files by name. ``metadata`` is added to the source's in the target's manifest and card. Raises
+    what :func:`bafogpt.storage.folders.listing.read` raises.
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} is source and target", "name two places")
     listing = read(source)
-    if include is not None:
-        entries = tuple(entry for entry in listing.entries if include(entry.name))
-        listing = replace(listing, entries=entries, foreign=listing.foreign and include(MANIFEST))
-    if metadata is not None:
-        listing = replace(listing, metadata={**listing.metadata, **metadata})
+    listing = replace(
+        listing,
+        entries=tuple(entry for entry in listing.entries if include(entry.name)),
+        foreign=listing.foreign and include(MANIFEST),
+        metadata={**listing.metadata, **(metadata or {})},
+    )
     if target.hub is not None:
         listing = hashed(listing, sha256=True, progress=progress)
-        names = hub_push.unchanged(listing, target.hub, target.settings)
-        unchanged = {entry.name: _file(entry) for entry in listing.entries if entry.name in names}
-        finished = bool(hub_push.is_current(listing, target.hub, target.settings))
-        return SyncPlan(listing=listing, target=target, unchanged=unchanged, finished=finished)
-    there, manifest = _there(target)
+        names, commit = hub_push.compare(listing, target.hub, target.settings)
+        unchanged = {entry.name: entry.to_model_file() for entry in listing.entries if entry.name in names}
+        return SyncPlan(listing=listing, target=target, unchanged=unchanged, finished=bool(commit), commit=commit)
+    objects, manifest = _read_target(target)
     if listing.foreign:
-        unchanged = {
-            entry.name: _file(entry) for entry in listing.entries if _is_not_older(there.get(entry.name), entry)
-        }
-        return SyncPlan(
-            listing=listing, target=target, unchanged=unchanged, finished=len(unchanged) == len(listing.entries)
-        )
-    unchanged = _kept(listing, target, there, manifest, progress)
-    same = manifest is not None and manifest.state == "complete" and manifest.metadata == dict(listing.metadata)
-    finished = same and manifest is not None and {each.name for each in manifest.files} == set(unchanged)
-    return SyncPlan(
-        listing=listing,
-        target=target,
-        unchanged=unchanged,
-        finished=finished and len(unchanged) == len(listing.entries),
-    )
+        unchanged = {each.name: each.to_model_file() for each in listing.entries if _is_current(objects, each)}
+        finished = True
+    else:
+        unchanged = _unchanged(listing, target, objects, manifest, progress)
+        finished = manifest is not None and manifest.is_complete(unchanged, listing.metadata)
+    finished = finished and len(unchanged) == len(listing.entries)
+    return SyncPlan(listing=listing, target=target, unchanged=unchanged, finished=finished)
 
 
 def execute(
@@ -124,36 +115,30 @@ def execute(
     progress: ProgressCallback = lambda count: None,
     bandwidth: Bandwidth | None = None,
 ) -> SyncReport:
-    """Do what a plan says. ``public`` allows a repository of the Hub that everybody sees.
+    """Carry out a plan. ``public`` allows a public repository of the Hub.
 
-    Raises :class:`CorruptError` for content that is not what it should be, :class:`DiskFullError`,
-    :class:`ConflictError` when another copy to the same folder begins meanwhile, and what :class:`Bucket` raises.
+    Raises :class:`CorruptError` for damaged content, :class:`DiskFullError`, :class:`ConflictError` when another copy
+    to the same folder begins meanwhile, and what :class:`Bucket` raises.
     """
-    began = time.monotonic()
-    commit = ""
-    verified_by = f"{plan.listing.verified_by} of the source"
-    if plan.target.hub is not None:
-        verified_by = "the Hub's own hashes of what it holds"
-        if plan.finished:
-            commit = hub_push.is_current(plan.listing, plan.target.hub, plan.target.settings)
-        else:
+    began, listing, target, commit = time.monotonic(), plan.listing, plan.target, plan.commit
+    if target.hub is not None:
+        verified_by = "the Hub's own hashes of its files"
+        if not plan.finished:
             commit = hub_push.push(
-                plan.listing,
-                plan.target.hub,
-                plan.target.settings,
-                public=public,
-                progress=progress,
-                bandwidth=bandwidth,
+                listing, target.hub, target.settings, public=public, progress=progress, bandwidth=bandwidth
             )
-    elif not plan.finished:
-        _fill(plan, progress, bandwidth)
-    if plan.listing.folder is not None and plan.target.hub is None:
-        verified_by = "the hash of what arrived, or reading it back"
+    else:
+        is_read = listing.folder is not None
+        verified_by = (
+            "the hash of what arrived, or reading it back" if is_read else f"{listing.verified_by} of the source"
+        )
+        if not plan.finished:
+            _fill(plan, progress, bandwidth)
     return SyncReport(
-        source=plan.listing.location.url,
-        target=plan.target.url,
-        files=len(plan.listing.entries),
-        bytes=plan.listing.bytes,
+        source=listing.location.url,
+        target=target.url,
+        files=len(listing.entries),
+        bytes=listing.bytes,
         sent_files=len(plan.to_send),
         sent_bytes=plan.bytes_to_send,
         seconds=round(time.monotonic() - began, 3),
@@ -162,134 +147,83 @@ def execute(
     )
 
 
-class _ManifestWriter:
-    """The target's manifest while its files arrive: always of those that are whole."""
-
-    def __init__(self, bucket: Bucket, plan: SyncPlan) -> None:
-        self._bucket = bucket
-        self._writer = uuid.uuid4().hex
-        self._metadata = dict(plan.listing.metadata)
-        self._files = dict(plan.unchanged)
-        self._lock = threading.Lock()
-        self._write("unfinished")
-
-    def add(self, file: ModelFile) -> None:
-        """One more file is whole."""
-        with self._lock:
-            self._require_own()
-            self._files[file.name] = file
-            self._write("unfinished")
-
-    def complete(self) -> None:
-        """All are. Raises :class:`CorruptError` unless they all are there, as they were when they arrived."""
-        self._require_own()
-        there = {info.path: info for info in self._bucket.list()}
-        for file in self._files.values():
-            found = there.get(file.name)
-            if found is None or found.bytes != file.bytes or (file.etag and found.etag != file.etag):
-                raise CorruptError(
-                    f"{self._bucket.url}/{file.name} was changed by somebody else meanwhile", "give the command again"
-                )
-        self._write("complete")
-
-    def _require_own(self) -> None:
-        found = folder_manifest.load(self._bucket)
-        if found is None or found.writer != self._writer:
-            raise ConflictError(
-                f"another copy to {self._bucket.url} began after this one",
-                "wait until it ends, then look at what is there",
-            )
-
-    def _write(self, state: folder_manifest.ManifestState) -> None:
-        manifest = ModelManifest(
-            files=tuple(self._files[name] for name in sorted(self._files)),
-            state=state,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            writer=self._writer,
-            metadata=self._metadata,
-        )
-        self._bucket.put(MANIFEST, manifest.to_json())
-
-
-def _there(target: FolderLocation) -> tuple[dict[str, ObjectInfo], ModelManifest | None]:
-    """What the target holds now. Raises :class:`ConflictError` when that is a folder of another kind."""
+def _read_target(target: FolderLocation) -> tuple[dict[str, ObjectInfo], ModelManifest | None]:
+    """The objects and the manifest of the target; nothing where it does not exist yet."""
     if target.local is not None and not target.local.is_dir():
         if target.local.exists():
             raise UsageError(f"{target.local} is a file, not a folder", f"ls -l {target.local}")
         return {}, None
     bucket = target.bucket()
     try:
-        there = {info.path: info for info in bucket.list()}
+        objects = {info.path: info for info in bucket.list()}
     except NotFoundError:
         if target.settings.s3_endpoint != EMBEDDED:
             raise
-        return {}, None  # on this machine a bucket costs nothing; it is made when there is something to put into it
-    return there, folder_manifest.load(bucket) if MANIFEST in there else None
+        return {}, None  # a bucket on this machine is created when something is written into it
+    return objects, folder_manifest.load(bucket) if MANIFEST in objects else None
 
 
-def _kept(
+def _unchanged(
     listing: FolderListing,
     target: FolderLocation,
-    there: Mapping[str, ObjectInfo],
+    objects: Mapping[str, ObjectInfo],
     manifest: ModelManifest | None,
     progress: ProgressCallback | None,
 ) -> dict[str, ModelFile]:
-    """The files that need not be sent: the target's manifest says what they hold, nobody has touched them since, and
-    the source holds the same. A local file without such a witness is read."""
-    known = {each.name: each for each in manifest.files} if manifest else {}
-    unchanged: dict[str, ModelFile] = {}
-    candidates = []
+    """The files that the target has already: by its manifest while their ETags are the same, else by reading them."""
+    listed = {each.name: each for each in manifest.files} if manifest else {}
+    trusted, unchanged = [], {}
     for entry in listing.entries:
-        file, found = known.get(entry.name), there.get(entry.name)
+        file, found = listed.get(entry.name), objects.get(entry.name)
         if found is None or found.bytes != entry.bytes:
             continue
         if file is not None and file.bytes == entry.bytes and file.etag and file.etag == found.etag:
-            candidates.append((entry, file))
+            trusted.append(entry)
         elif target.local is not None and entry.digest and digest.matches(target.local / entry.name, entry.digest):
-            content = entry.digest if entry.digest.startswith("blake3:") else digest.of_file(target.local / entry.name)
-            unchanged[entry.name] = replace(_file(entry), digest=content, etag=found.etag)
-    if listing.folder is not None:  # hashed now, and only these
-        only = replace(listing, entries=tuple(entry for entry, _ in candidates))
-        candidates = list(zip(hashed(only, progress=progress).entries, (file for _, file in candidates), strict=True))
-    for entry, file in candidates:
-        sha256 = entry.digest.removeprefix("sha256:") if entry.digest.startswith("sha256:") else ""
-        if entry.digest == file.digest or (sha256 and sha256 == file.sha256):
-            unchanged[entry.name] = file
+            unchanged[entry.name] = _local_file(entry, target.local / entry.name, found.etag)
+    if listing.folder is not None:  # hashed only now: other files are hashed while they are sent
+        trusted = list(hashed(replace(listing, entries=tuple(trusted)), progress=progress).entries)
+    for entry in trusted:
+        if entry.digest in (listed[entry.name].digest, f"sha256:{listed[entry.name].sha256}"):
+            unchanged[entry.name] = listed[entry.name]
     return unchanged
 
 
-def _is_not_older(found: ObjectInfo | None, entry: FileEntry) -> bool:
-    return found is not None and found.bytes == entry.bytes and (not entry.modified or found.modified >= entry.modified)
+def _is_current(objects: Mapping[str, ObjectInfo], entry: FileEntry) -> bool:
+    """Whether the target has an object of that size, no older than the source's."""
+    found = objects.get(entry.name)
+    if found is None or found.bytes != entry.bytes:
+        return False
+    return entry.modified is None or found.modified >= entry.modified
 
 
 def _fill(plan: SyncPlan, progress: ProgressCallback, bandwidth: Bandwidth | None) -> None:
-    """Bring a folder here or in a bucket to what the plan says."""
-    target = plan.target
-    bucket = target.bucket()
+    """Copy what a plan says to a local folder or into a bucket."""
+    target, listing, bucket = plan.target, plan.listing, plan.target.bucket()
     if target.local is not None:
         target.local.mkdir(parents=True, exist_ok=True)
-        files.require_space(target.local, plan.bytes_to_send, f"what is at {plan.listing.location.url}")
+        files.require_space(target.local, plan.bytes_to_send, f"what is at {listing.location.url}")
         for entry in plan.to_send:
             _require_no_link(target.local, entry.name)
     elif target.settings.s3_endpoint == EMBEDDED:
         bucket.create()
-    marker = None if plan.listing.foreign else _ManifestWriter(bucket, plan)
+    manifest = None if listing.foreign else _ManifestWriter(bucket, plan)
 
-    def move(entry: FileEntry, check: Callable[[], None]) -> None:
+    def move(entry: FileEntry, check: Check) -> None:
         check()
-        file = _move(plan.listing, entry, target, bucket, progress, bandwidth)
-        if marker is not None:
-            marker.add(file)
+        file = _move(listing, entry, target, bucket, progress, bandwidth)
+        if manifest is not None:
+            manifest.add(file)
 
-    rest = [entry for entry in plan.to_send if not (plan.listing.foreign and entry.name == MANIFEST)]
-    in_parallel(move, [entry for entry in rest if entry.bytes <= SMALL_BYTES], SMALL_LANES)
+    rest = [entry for entry in plan.to_send if not (listing.foreign and entry.name == MANIFEST)]
+    in_parallel(move, [entry for entry in rest if entry.bytes <= SMALL_BYTES], SMALL_FILES_AT_ONCE)
     for entry in rest:
         if entry.bytes > SMALL_BYTES:
             move(entry, lambda: None)
-    if marker is not None:
-        marker.complete()
+    if manifest is not None:
+        manifest.complete()
     elif MANIFEST not in plan.unchanged:
-        move(plan.listing.entries[-1], lambda: None)
+        move(listing.entries[-1], lambda: None)
 
 
 def _move(
@@ -300,58 +234,30 @@ def _move(
     progress: ProgressCallback,
     bandwidth: Bandwidth | None,
 ) -> ModelFile:
-    """One file, from wherever it is; what it is at the target."""
+    """Copy one file, verified; its record for the target's manifest."""
     if target.local is not None and listing.folder is None:
-        path = target.local / entry.name
         transfer.fetch(
             listing.bucket,
             entry.object,
-            path,
+            target.local / entry.name,
             size=entry.bytes,
             digest=entry.digest or None,
             progress=progress,
             bandwidth=bandwidth,
         )
-        content = entry.digest if entry.digest.startswith("blake3:") else digest.of_file(path)
-        return replace(_file(entry), digest=content, etag=bucket.info(entry.name).etag)
-    source = _Witness(FileSource(listing, entry), entry)
-    sent = deliver(source, bucket, entry.name, progress=progress, bandwidth=bandwidth)
+        return _local_file(entry, target.local / entry.name, bucket.info(entry.name).etag)
+    source = _HashingReader(FileSource(listing, entry), entry.digest)
+    sent = transfer.send(source, bucket, entry.name, progress=progress, bandwidth=bandwidth)
     require_unchanged(listing, entry)
-    if not source.saw(sent.digest):
+    if not source.matched(sent.digest):
         bucket.delete(entry.name)
-        raise CorruptError(
-            f"{listing.location.url}/{entry.object}: not what was written",
-            f"bafogpt storage verify {listing.location.url}",
-        )
-    return replace(_file(entry), digest=sent.digest, etag=sent.etag)
+        raise listing.corrupt(entry)
+    return replace(entry.to_model_file(), digest=sent.digest, etag=sent.etag)
 
 
-class _Witness:
-    """A source whose bytes are hashed as they pass when their sha256 is what is known of them."""
-
-    def __init__(self, source: FileSource, entry: FileEntry) -> None:
-        self.size = source.size
-        self._source = source
-        self._wanted = entry.digest
-        self._hasher = digest.hasher("sha256") if entry.digest.startswith("sha256:") else None
-        self._seen = 0
-
-    def read(self, start: int, length: int) -> bytes:
-        data = self._source.read(start, length)
-        if self._hasher is not None and start == self._seen:  # in order, and each byte once
-            self._hasher.update(data)
-            self._seen += len(data)
-        return data
-
-    def saw(self, blake3: str) -> bool:
-        """Whether what passed is what it should be. ``blake3`` is that of what passed."""
-        if self._hasher is not None:
-            return self._seen == self.size and f"sha256:{self._hasher.hexdigest()}" == self._wanted
-        return not self._wanted or self._wanted == blake3
-
-
-def _file(entry: FileEntry) -> ModelFile:
-    return ModelFile(name=entry.name, bytes=entry.bytes, digest=entry.digest, sha256=entry.sha256)
+def _local_file(entry: FileEntry, path: Path, etag: str) -> ModelFile:
+    content = entry.digest if entry.digest.startswith("blake3:") else digest.of_file(path)
+    return replace(entry.to_model_file(), digest=content, etag=etag)
 
 
 def _require_no_link(folder: Path, name: str) -> None:
@@ -361,3 +267,75 @@ def _require_no_link(folder: Path, name: str) -> None:
         path = path / part
         if path.is_symlink():
             raise StorageError(f"{path} is a symbolic link: what is fetched could leave {folder}", f"rm {path}")
+
+
+class _HashingReader:
+    """A source that computes the sha256 of what is read, where that is the known digest."""
+
+    def __init__(self, source: FileSource, expected: str) -> None:
+        self.size = source.size
+        self._source = source
+        self._expected = expected
+        self._hasher = digest.hasher("sha256") if expected.startswith("sha256:") else None
+        self._position = 0
+
+    def read(self, start: int, length: int) -> bytes:
+        data = self._source.read(start, length)
+        if self._hasher is not None and start == self._position:  # in order, and each byte once
+            self._hasher.update(data)
+            self._position += len(data)
+        return data
+
+    def matched(self, blake3: str) -> bool:
+        """Whether what was read, whose blake3 is given, has the known digest."""
+        if self._hasher is not None:
+            return self._position == self.size and f"sha256:{self._hasher.hexdigest()}" == self._expected
+        return self._expected in ("", blake3)
+
+
+class _ManifestWriter:
+    """The target's manifest while files arrive: it lists those that are complete."""
+
+    def __init__(self, bucket: Bucket, plan: SyncPlan) -> None:
+        self._bucket = bucket
+        self._id = uuid.uuid4().hex
+        self._metadata = dict(plan.listing.metadata)
+        self._files = dict(plan.unchanged)
+        self._lock = threading.Lock()
+        self._write("unfinished")
+
+    def add(self, file: ModelFile) -> None:
+        """List one more file."""
+        with self._lock:
+            self._require_own()
+            self._files[file.name] = file
+            self._write("unfinished")
+
+    def complete(self) -> None:
+        """Declare the folder complete. Raises :class:`CorruptError` unless it has every file, unchanged."""
+        self._require_own()
+        objects = {info.path: info for info in self._bucket.list()}
+        for file in self._files.values():
+            found = objects.get(file.name)
+            if found is None or found.bytes != file.bytes or (file.etag and found.etag != file.etag):
+                message = f"{self._bucket.url}/{file.name} was changed by another program meanwhile"
+                raise CorruptError(message, "give the command again")
+        self._write("complete")
+
+    def _require_own(self) -> None:
+        found = folder_manifest.load(self._bucket)
+        if found is None or found.writer != self._id:
+            raise ConflictError(
+                f"another copy to {self._bucket.url} began after this one",
+                "wait until it ends, then look at the result",
+            )
+
+    def _write(self, state: ManifestState) -> None:
+        manifest = ModelManifest(
+            files=tuple(self._files[name] for name in sorted(self._files)),
+            state=state,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            writer=self._id,
+            metadata=self._metadata,
+        )
+        self._bucket.put(MANIFEST, manifest.to_json())

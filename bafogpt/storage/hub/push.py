@@ -1,15 +1,14 @@
-"""Pushing to the Hub: large files first, in parts that outlive a kill, then all at once by one commit.
+"""Push to the Hub: large files first, in resumable parts, then everything by one commit.
 
-Until the commit nobody sees anything of it. A large file goes by Git LFS in the parts that the Hub asks for; which of
-them it has is kept in a journal below ``HOME/hub``, so an upload that was cut off goes on, and sends at most one part
-twice. With hf_xet installed (and no bound on the bandwidth, which it does not know) the Hub's own client sends them
-instead: it finds out by content what the Hub has.
+Nothing is visible before the commit. A large file goes by Git LFS in the parts that the Hub asks for; a journal below
+``HOME/hub`` keeps which parts the Hub has, so an interrupted upload resumes and sends at most one part twice. With
+hf_xet installed, and no limit on the bandwidth, the Hub's own client sends large files instead: it deduplicates by
+content.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from bafogpt.core.settings import Settings
 from bafogpt.storage.bucket import ProgressCallback
 from bafogpt.storage.folders import manifest as folder_manifest
 from bafogpt.storage.folders.listing import FileEntry, FileSource, FolderListing, require_unchanged
-from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
+from bafogpt.storage.folders.manifest import MANIFEST, ModelManifest
 from bafogpt.storage.hub import card
 from bafogpt.storage.hub.lfs import Uploads
 from bafogpt.storage.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, map_errors, token
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 LARGE_BYTES = 10_000_000
-"""The Hub keeps files above this outside git, whatever their name."""
+"""The Hub keeps larger files outside git, whatever their name."""
 
 
 def push(
@@ -41,32 +40,19 @@ def push(
     progress: ProgressCallback = lambda count: None,
     bandwidth: Bandwidth | None = None,
 ) -> str:
-    """Make the repository hold what ``listing`` (with all its hashes) lists, by one commit; that commit's id.
+    """Make the repository hold the files of ``listing`` (with all its hashes) by one commit; that commit's id.
 
     A new repository is private unless ``public``. A model card is written unless a person wrote one. Raises
-    :class:`UsageError` for a repository that is public and was not asked for as one, :class:`ConflictError` when
-    somebody else commits meanwhile, and what :func:`bafogpt.storage.hub.repository.map_errors` gives.
+    :class:`UsageError` for a repository that is public without ``public``, :class:`ConflictError` when another commit
+    comes first, and what :func:`bafogpt.storage.hub.repository.map_errors` raises.
     """
     with map_errors(location, "write"):
         api = client()
-        _make(api, location, public)
+        _create(api, location, public)
         before = HubRepo.at(location, settings)
-        with_xet = _xet_is_there() and bandwidth is None and listing.folder is not None
-        if not with_xet:
-            _without_xet()
-        operations = [_operation(listing, entry, with_xet) for entry in listing.entries]
         uploads = Uploads(api, location, Path(settings.home) / "hub", progress, bandwidth)
-        for entry, operation in zip(listing.entries, operations, strict=True):
-            if entry.bytes > LARGE_BYTES:
-                if with_xet:
-                    api.preupload_lfs_files(location.repo, [operation], revision=location.revision, free_memory=False)
-                    progress(entry.bytes)
-                else:
-                    uploads.send(entry.sha256, FileSource(listing, entry))
-            else:
-                progress(entry.bytes)
-            require_unchanged(listing, entry)
-        added, removed = _others(listing, location, before)
+        operations = _send_files(api, listing, location, uploads, progress, with_xet=bandwidth is None)
+        added, removed = _manifest_and_card(listing, location, before)
         info = api.create_commit(
             location.repo,
             operations=[*operations, *added, *removed],
@@ -75,43 +61,57 @@ def push(
             parent_commit=before.commit or None,
         )
         commit = str(info.oid)
-        _verify(listing, HubRepo.at(HubLocation(location.repo, commit), settings), operations)
+        _verify(listing, HubRepo.at(HubLocation(location.repo, commit), settings))
         uploads.forget(entry.sha256 for entry in listing.entries)
         return commit
 
 
-def unchanged(listing: FolderListing, location: HubLocation, settings: Settings) -> frozenset[str]:
-    """Names of the files that the repository has already, with the same content."""
+def _send_files(
+    api: HfApi,
+    listing: FolderListing,
+    location: HubLocation,
+    uploads: Uploads,
+    progress: ProgressCallback,
+    with_xet: bool,
+) -> list[CommitOperationAdd]:
+    """Send the large files; the operations that add all files to the commit."""
+    with_xet = with_xet and _has_xet() and listing.folder is not None
+    if not with_xet:
+        _disable_xet()
+    operations = [_operation(listing, entry, with_xet) for entry in listing.entries]
+    for entry, operation in zip(listing.entries, operations, strict=True):
+        if entry.bytes > LARGE_BYTES and not with_xet:
+            uploads.send(entry.sha256, FileSource(listing, entry))
+        else:
+            if entry.bytes > LARGE_BYTES:
+                api.preupload_lfs_files(location.repo, [operation], revision=location.revision, free_memory=False)
+            progress(entry.bytes)
+        require_unchanged(listing, entry)
+    return operations
+
+
+def compare(listing: FolderListing, location: HubLocation, settings: Settings) -> tuple[frozenset[str], str]:
+    """The names of the files that the repository has with the same content, and its commit if nothing is missing,
+    the manifest included."""
     try:
         repo = HubRepo.at(location, settings)
     except NotFoundError:
-        return frozenset()
-    there = {info.path for info in repo.list()}
-    return frozenset(entry.name for entry in listing.entries if entry.name in there and _holds(repo, listing, entry))
-
-
-def is_current(listing: FolderListing, location: HubLocation, settings: Settings) -> str:
-    """The commit that has all this already, manifest included; empty when there is none."""
+        return frozenset(), ""
+    objects = {info.path for info in repo.list()}
+    names = frozenset(entry.name for entry in listing.entries if entry.name in objects and _holds(repo, listing, entry))
     try:
-        repo = HubRepo.at(location, settings)
         manifest = folder_manifest.load(repo)
-    except (NotFoundError, CorruptError):
-        return ""
-    same = manifest is not None and manifest.metadata == dict(listing.metadata)
-    if not same or manifest is None or {each.name: each.digest for each in manifest.files} != _digests(listing):
-        return ""
-    there = {info.path for info in repo.list()}
-    whole = all(entry.name in there and _holds(repo, listing, entry) for entry in listing.entries)
-    return repo.commit if whole else ""
-
-
-def _digests(listing: FolderListing) -> dict[str, str]:
-    return {entry.name: entry.digest for entry in listing.entries}
+    except CorruptError:
+        manifest = None
+    digests = {entry.name: entry.digest for entry in listing.entries}
+    finished = manifest is not None and manifest.is_complete(names, listing.metadata)
+    finished = finished and manifest is not None and {each.name: each.digest for each in manifest.files} == digests
+    return names, repo.commit if finished else ""
 
 
 def require_allowed(location: HubLocation, *, public: bool) -> None:
-    """Raise what :func:`push` would before it sends anything: :class:`AuthError` without a token, :class:`UsageError`
-    for a repository that is public and was not asked for as one. Nothing is made."""
+    """Raise :class:`AuthError` without a token, :class:`UsageError` for a repository that is public without
+    ``public``. Changes nothing."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with map_errors(location, "write"):
@@ -128,8 +128,8 @@ def _require_private(private: bool | None, location: HubLocation, public: bool) 
         raise UsageError(f"hf://{location.repo} is public: everybody would see this", "add --public to agree")
 
 
-def _make(api: HfApi, location: HubLocation, public: bool) -> None:
-    """The repository, and the branch if one is named."""
+def _create(api: HfApi, location: HubLocation, public: bool) -> None:
+    """Create the repository, and the branch if one is named, unless they exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -143,7 +143,7 @@ def _make(api: HfApi, location: HubLocation, public: bool) -> None:
 
 
 def _operation(listing: FolderListing, entry: FileEntry, with_xet: bool) -> CommitOperationAdd:
-    """What the commit says of a file: of a small one its content, of a large one its hash."""
+    """The commit's entry for a file: with the content of a small file, with the hash of a large one."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.lfs import UploadInfo
 
@@ -158,8 +158,8 @@ def _operation(listing: FolderListing, entry: FileEntry, with_xet: bool) -> Comm
     return operation
 
 
-def _others(listing: FolderListing, location: HubLocation, before: HubRepo) -> tuple[list[Any], list[Any]]:
-    """What the commit holds besides the files: manifest and card; and what goes, as the manifest before named it."""
+def _manifest_and_card(listing: FolderListing, location: HubLocation, before: HubRepo) -> tuple[list[Any], list[Any]]:
+    """Operations that add manifest and card, and that delete files which only the previous manifest lists."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     there = {info.path for info in before.list()}
@@ -170,10 +170,7 @@ def _others(listing: FolderListing, location: HubLocation, before: HubRepo) -> t
     if listing.foreign:
         return added, []
     manifest = ModelManifest(
-        files=tuple(
-            ModelFile(name=entry.name, bytes=entry.bytes, digest=entry.digest, sha256=entry.sha256)
-            for entry in listing.entries
-        ),
+        files=tuple(entry.to_model_file() for entry in listing.entries),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         metadata=dict(listing.metadata),
     )
@@ -183,11 +180,11 @@ def _others(listing: FolderListing, location: HubLocation, before: HubRepo) -> t
     return added, [CommitOperationDelete(name, is_folder=False) for name in gone if name != card.CARD]
 
 
-def _verify(listing: FolderListing, repo: HubRepo, operations: Iterable[CommitOperationAdd]) -> None:
-    """Whether the commit holds every file: a ``.gitignore`` in the repository may have kept one out."""
-    there = {info.path for info in repo.list()}
-    for entry, _ in zip(listing.entries, operations, strict=True):
-        if entry.name not in there:
+def _verify(listing: FolderListing, repo: HubRepo) -> None:
+    """Raise unless the commit holds every file: a ``.gitignore`` in the repository may have excluded one."""
+    objects = {info.path for info in repo.list()}
+    for entry in listing.entries:
+        if entry.name not in objects:
             raise StorageError(f"{repo.url}: the commit does not hold {entry.name}", "look into its .gitignore")
         if not _holds(repo, listing, entry):
             raise CorruptError(f"{repo.url}/{entry.name}: not what was pushed", "give the same command again")
@@ -202,14 +199,14 @@ def _holds(repo: HubRepo, listing: FolderListing, entry: FileEntry) -> bool:
     return repo.git_id(entry.name) == git_id(FileSource(listing, entry).read(0, entry.bytes))
 
 
-def _xet_is_there() -> bool:
+def _has_xet() -> bool:
     from huggingface_hub import constants
 
     return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
 
 
-def _without_xet() -> None:
-    """2.x would send by Xet in the commit what has gone by LFS before."""
+def _disable_xet() -> None:
+    """huggingface_hub 2.x would send by Xet, in the commit, what LFS has sent already."""
     from huggingface_hub import constants
 
     constants.HF_HUB_DISABLE_XET = True

@@ -203,12 +203,10 @@ class _HubConnection(Connection):
         self._base = f"{endpoint()}/{repo}/resolve/{commit}"
 
     def open(self, *, retry: bool, silence_s: float | None = None) -> Any:
-        options = self._client_options(self._base, silence_s or self.settings.s3_timeout_s)
+        options = self._client_options(self._base, silence_s)
         if token():
             options["default_headers"] = {"authorization": f"Bearer {token()}"}
-        return HTTPStore(
-            self._base, client_options=options, retry_config=self._retry_config() if retry else {"max_retries": 0}
-        )
+        return HTTPStore(self._base, client_options=options, retry_config=self._retry_config(retry))
 
     def create(self) -> None:
         raise UsageError(f"hf://{self.location.store} is made by a push", "bafogpt storage push FOLDER hf://ORG/NAME")

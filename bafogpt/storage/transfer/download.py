@@ -1,4 +1,4 @@
-"""Fetching an object: parallel ranges into ``FILE.partial``, resumable, verified, renamed. See ``transfer``."""
+"""Fetch an object: parallel ranges into ``FILE.partial``, resumably, verified, then renamed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from bafogpt.core import digest as digests
 from bafogpt.core import files
 from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError
-from bafogpt.storage.bucket import Bucket, ProgressCallback
+from bafogpt.storage.bucket import Bucket, ProgressCallback, no_progress
 from bafogpt.storage.errors import retry_on_corruption
-from bafogpt.storage.parallel import in_parallel
+from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 RANGE_BYTES = 4 << 20
-RANGES_IN_FLIGHT = 2  # together no more than one part of an upload: all that an interruption costs
+RANGES_IN_FLIGHT = 2  # together no more than one part of an upload: that is what an interruption costs
 PARTIAL, JOURNAL = ".partial", ".partial.journal"
 
 
@@ -26,50 +26,47 @@ def fetch(
     *,
     size: int,
     digest: str | None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback = no_progress,
     bandwidth: Bandwidth | None = None,
 ) -> None:
     """Fetch the object ``path`` of ``size`` bytes into ``file``, which appears whole or not at all.
 
-    A fetch that was cut off goes on with the ranges that ``file.partial`` lacks. Content that does not match ``digest``
-    raises :class:`CorruptError` (see :func:`bafogpt.storage.errors.retry_on_corruption`); nothing of it stays. Without
-    a digest only the size is verified. Raises :class:`DiskFullError` when it does not fit, and what :class:`Bucket`
-    raises."""
+    An interrupted download resumes with the ranges that ``file.partial`` lacks. Content that never matches ``digest``
+    (see :func:`bafogpt.storage.errors.retry_on_corruption`) is removed and raises :class:`CorruptError`; without a
+    digest only the size is verified. Raises :class:`DiskFullError`, and what :class:`Bucket` raises.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
+    identity = digest
     if digest is None:
         info = bucket.info(path)
         if info.bytes != size:
-            raise CorruptError(
-                f"{bucket.url}/{path} has {info.bytes} bytes, not {size}", f"bafogpt storage ls {bucket.url}"
-            )
+            message = f"{bucket.url}/{path} has {info.bytes} bytes, not {size}"
+            raise CorruptError(message, f"bafogpt storage ls {bucket.url}")
         identity = info.etag
-    else:
-        identity = digest
+    partial = _PartialFile(file, json.dumps([bucket.url, path, size, identity, RANGE_BYTES]))
 
     def once() -> None:
         moved: list[int] = []
 
         def count(n: int) -> None:
             moved.append(n)
-            if progress is not None:
-                progress(n)
+            progress(n)
 
-        partial = _Partial(file, json.dumps([bucket.url, path, size, identity, RANGE_BYTES]))
         try:
             partial.fill(bucket, path, size, count, bandwidth)
             if digest is not None and not digests.matches(partial.path, digest):
                 raise CorruptError(f"{bucket.url}/{path}: not what was written", f"bafogpt storage ls {bucket.url}")
-            partial.finish()
         except (CorruptError, NotFoundError, DiskFullError):
-            partial.drop()
-            count(-sum(moved))  # none of it counts
+            partial.remove()
+            progress(-sum(moved))
             raise
 
     retry_on_corruption(once)
+    partial.rename()
 
 
-class _Partial:
-    """``FILE.partial``, and beside it a journal: what it is part of, then the number of every range that is whole."""
+class _PartialFile:
+    """``FILE.partial``, and a journal beside it: what it is part of, then the number of every complete range."""
 
     def __init__(self, file: Path, identity: str) -> None:
         self._file = file
@@ -80,9 +77,9 @@ class _Partial:
     def fill(
         self, bucket: Bucket, path: str, size: int, progress: ProgressCallback, bandwidth: Bandwidth | None
     ) -> None:
-        """Fetch the ranges that are missing."""
-        whole = self._whole()
-        missing = [number for number in range(-(-size // RANGE_BYTES)) if number not in whole]
+        """Fetch the missing ranges."""
+        complete = self._complete_ranges()
+        missing = [number for number in range(-(-size // RANGE_BYTES)) if number not in complete]
         files.require_space(self._file.parent, _bytes_of(missing, size), self._file.name)
         progress(size - _bytes_of(missing, size))
         with (
@@ -92,7 +89,7 @@ class _Partial:
         ):
             output.truncate(size)
 
-            def one(number: int, _: object) -> None:
+            def one(number: int, _: Check) -> None:
                 length = _bytes_of([number], size)
                 if bandwidth is not None:
                     bandwidth.take(length)
@@ -103,26 +100,25 @@ class _Partial:
 
             in_parallel(one, missing, RANGES_IN_FLIGHT)
 
-    def finish(self) -> None:
-        """The file under its own name."""
+    def rename(self) -> None:
+        """Give the complete file its name."""
         os.chmod(self.path, 0o644)
         os.replace(self.path, self._file)
         self._journal.unlink()
 
-    def drop(self) -> None:
-        """Nothing is left of it."""
+    def remove(self) -> None:
         self.path.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 
-    def _whole(self) -> set[int]:
-        """The ranges that are there already; the files of anything else are made anew."""
+    def _complete_ranges(self) -> set[int]:
+        """The ranges that are complete; files of another download are replaced."""
         try:
             first, *numbers = self._journal.read_text().split("\n")
         except (FileNotFoundError, UnicodeDecodeError):
             first, numbers = "", []
         if first == self._identity and self.path.is_file():
             return {int(number) for number in numbers if number.isdecimal()}
-        self.drop()
+        self.remove()
         with files.disk_full_named(self._file.parent):
             self.path.touch()
             self._journal.write_text(self._identity + "\n")
