@@ -9,5 +9,5 @@ from tests.workflows.tree import Tree
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """A copy of the project where nothing is installed and every outer command is to be stood in for."""
+    """A copy of the project with an empty ``.venv`` and a stand-in for every outer command."""
     return Tree(tmp_path / "project")

@@ -1,10 +1,9 @@
-"""What holds for every workflow, beyond what actionlint and zizmor know."""
+"""Rules for every workflow that actionlint and zizmor do not check."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,91 +13,71 @@ import yaml
 from tests.workflows.tree import ROOT
 
 FOLDER = ROOT / ".github" / "workflows"
-WORKFLOWS = sorted(FOLDER.glob("*.yml"))
-PIN = re.compile(r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+PATHS = sorted(FOLDER.glob("*.yml"))
 OUTSIDE = ("cosign sign ", "gh workflow run images.yml ")
-"""The commands of a step that are no script of ours."""
-BUILT = {".venv/bin/bafogpt"}
+"""The commands of a step that are no script of the project."""
+BUILT = ".venv/bin/bafogpt"
 """Called by a step, and made by ./scripts/setup."""
 
 
 def load(path: Path) -> dict[str, Any]:
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
-    workflow["on"] = workflow.pop(True)  # YAML 1.1 takes "on" for a boolean
+    workflow["on"] = workflow.pop(True)  # YAML 1.1 reads "on" as a boolean
     return dict(workflow)
 
 
-def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in WORKFLOWS:
-        for name, job in load(path)["jobs"].items():
-            yield f"{path.stem}/{name}", job
+WORKFLOWS = {path.stem: load(path) for path in PATHS}
+JOBS: dict[str, dict[str, Any]] = {
+    f"{workflow}/{name}": job for workflow, content in WORKFLOWS.items() for name, job in content["jobs"].items()
+}
+STEPS: dict[str, dict[str, Any]] = {
+    f"{name}/{number}": step for name, job in JOBS.items() for number, step in enumerate(job.get("steps", []), 1)
+}
+COMMANDS = {name: step["run"] for name, step in STEPS.items() if "run" in step}
 
 
-def steps() -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, job in jobs():
-        for number, step in enumerate(job.get("steps", []), start=1):
-            yield f"{name}/{number}", step
+def test_the_project_has_these_workflows() -> None:
+    assert list(WORKFLOWS) == ["ci", "images", "launch", "nightly", "release"]
 
 
-def commands(text: str) -> list[str]:
-    """The scripts that are called in ``text``, without what only changes who calls them."""
-    return re.findall(r"\./scripts/\S+", text.replace("./scripts/ci/as-root ", ""))
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_step_is_one_command_that_exists(name: str) -> None:
+    command = COMMANDS[name]
+    assert not re.search(r"\n|&&|\|\||;|\|", command.strip()), "more than one command: make it a script"
+    if not command.startswith(OUTSIDE):
+        assert command.startswith(("./scripts/", BUILT))
+        for word in command.split():
+            assert not word.startswith("./") or os.access(ROOT / word, os.X_OK), f"no script {word}"
 
 
-def test_the_workflows_that_the_project_needs_are_there() -> None:
-    assert [path.stem for path in WORKFLOWS] == ["ci", "images", "launch", "nightly", "release"]
+def test_every_action_is_pinned_to_one_commit_with_its_version() -> None:
+    pins: dict[str, set[str]] = {}
+    for path in PATHS:
+        for used in re.findall(r"uses: (?!\./)(.+)", path.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), f"{path.name}: {used}"
+            action, pin = used.split("@")
+            pins.setdefault(action, set()).add(pin)
+
+    assert len(pins) >= 10
+    assert {action: many for action, many in pins.items() if len(many) > 1} == {}
 
 
-def test_a_step_is_one_line_and_calls_a_script_that_is_there() -> None:
-    called = 0
-    for name, step in steps():
-        if command := step.get("run"):
-            assert "\n" not in command.strip(), f"{name} is more than a line: make it a script"
-            assert not re.search(r"&&|\|\||;|\|", command), f"{name} is more than one command"
-            if command.startswith(OUTSIDE):
-                continue
-            for word in command.split():
-                if word in BUILT:
-                    called += 1
-                elif word.startswith("./"):
-                    called += 1
-                    assert os.access(ROOT / word, os.X_OK), f"{name} calls {word}, which is no script"
-            assert command.split()[0] in BUILT or command.startswith("./scripts/"), f"{name}: {command}"
-    assert called >= 20
-
-
-def test_every_action_is_named_by_a_commit_and_its_version() -> None:
-    for path in WORKFLOWS:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if "uses:" in line and "uses: ./" not in line:
-                assert PIN.search(line), f"{path.name}: {line.strip()}"
-
-
-def test_an_action_has_one_commit_and_a_commit_one_version() -> None:
-    found: dict[str, set[tuple[str, str]]] = {}
-    for path in WORKFLOWS:
-        for action, commit, version in re.findall(r"uses: (\S+)@(\S+) # (\S+)", path.read_text(encoding="utf-8")):
-            found.setdefault(action, set()).add((commit, version))
-
-    assert len(found) >= 10
-    assert {action: pins for action, pins in found.items() if len(pins) > 1} == {}
-
-
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_may_do_nothing_until_a_job_says_what(path: Path) -> None:
-    workflow = load(path)
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_rights_and_time_are_given_job_by_job(name: str) -> None:
+    workflow = WORKFLOWS[name]
 
     assert workflow["permissions"] == {}
     assert "concurrency" in workflow
-    for name, job in workflow["jobs"].items():
-        assert job.get("permissions"), f"{name} does not say what it may do"
-        assert "uses" in job or "timeout-minutes" in job, f"{name} may run for six hours"
+    for job in workflow["jobs"].values():
+        assert job.get("permissions"), "a job without permissions"
+        assert "uses" in job or "timeout-minutes" in job, "a job that may run for six hours"
 
 
-def test_who_may_write_or_sign_is_known() -> None:
+def test_only_these_jobs_may_write_or_sign() -> None:
     """A new right is a change of this list, which a reviewer sees."""
     rights = {
-        name: sorted(right for right, level in job["permissions"].items() if level == "write") for name, job in jobs()
+        name: sorted(right for right, level in job["permissions"].items() if level == "write")
+        for name, job in JOBS.items()
     }
 
     assert {name: some for name, some in rights.items() if some} == {
@@ -113,71 +92,66 @@ def test_who_may_write_or_sign_is_known() -> None:
 
 
 def test_no_pull_request_reaches_a_secret() -> None:
-    for path in WORKFLOWS:
-        workflow = load(path)
-        assert "pull_request_target" not in workflow["on"]
-        for name, job in workflow["jobs"].items():
-            if "secrets." in str(job):
-                assert job.get("environment"), f"{path.stem}/{name} uses a secret that no environment guards"
-                if "pull_request" in workflow["on"]:
-                    assert "needs" in job or "pull_request'" in job.get("if", ""), f"{path.stem}/{name}"
+    assert not any("pull_request_target" in workflow["on"] for workflow in WORKFLOWS.values())
+    for name, job in JOBS.items():
+        if "secrets." in str(job):
+            assert job.get("environment"), f"{name} uses a secret that no environment guards"
+            if "pull_request" in WORKFLOWS[name.split("/")[0]]["on"]:
+                assert "needs" in job or "pull_request'" in job.get("if", ""), name
 
 
-def test_ci_runs_the_scripts_that_decide_here() -> None:
-    here = set(commands((ROOT / ".ci" / "run").read_text(encoding="utf-8")))
-    there = set()
-    for job in ("lint", "test"):
-        for step in load(FOLDER / "ci.yml")["jobs"][job]["steps"]:
-            there |= set(commands(step.get("run", "")))
-    makes_room = {"./scripts/ci/free-disk", "./scripts/setup"}  # what both of those call first, or a machine needs
+def test_ci_runs_the_same_scripts_as_the_local_check() -> None:
+    here = set(re.findall(r"\./scripts/\S+", (ROOT / ".ci" / "run").read_text(encoding="utf-8")))
+    there = " ".join(
+        command.replace("./scripts/ci/as-root ", "")
+        for name, command in COMMANDS.items()
+        if name.startswith(("ci/lint/", "ci/test/"))
+    )
 
     assert here == {"./scripts/lint", "./scripts/test"}
-    assert there - makes_room == here
+    assert set(re.findall(r"\./scripts/\S+", there)) - {"./scripts/ci/free-disk", "./scripts/setup"} == here
 
 
 def test_ci_waits_for_all_of_its_jobs_and_every_python() -> None:
-    all_jobs = load(FOLDER / "ci.yml")["jobs"]
+    jobs = WORKFLOWS["ci"]["jobs"]
 
-    assert set(all_jobs["passed"]["needs"]) == set(all_jobs) - {"passed"}
+    assert set(jobs["passed"]["needs"]) == set(jobs) - {"passed"}
     classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert all_jobs["test"]["strategy"]["matrix"]["python"] == classifiers
+    assert jobs["test"]["strategy"]["matrix"]["python"] == classifiers
 
 
 def test_an_image_is_tested_before_it_is_scanned_pushed_and_signed() -> None:
-    publish = load(FOLDER / "images.yml")["jobs"]["publish"]
-    told = [step.get("run", step.get("uses", "")) for step in publish["steps"]]
+    steps = [step.get("run", step.get("uses", "")) for step in JOBS["images/publish"]["steps"]]
     order = ["image build", "image test", "ci/sbom", "scan-action", "publish-image", "actions/attest", "cosign sign"]
-    places = [next(place for place, each in enumerate(told) if word in each) for word in order]
+    places = [next(place for place, each in enumerate(steps) if word in each) for word in order]
 
     assert places == sorted(places)
-    assert sum("actions/attest@" in each for each in told) == 2, "provenance, and what is in it"
-    assert not any("push" in str(step) for step in load(FOLDER / "images.yml")["jobs"]["build"]["steps"])
+    assert sum("actions/attest@" in each for each in steps) == 2, "provenance and contents"
+    assert not any("push" in str(step) for step in JOBS["images/build"]["steps"])
 
 
 def test_an_image_is_built_for_the_same_changes_before_and_after_they_land() -> None:
-    on = load(FOLDER / "images.yml")["on"]
+    on = WORKFLOWS["images"]["on"]
+    paths = on["push"]["paths"]
 
-    assert on["push"]["paths"] == on["pull_request"]["paths"]
-    assert "!docker/image.yaml" in on["push"]["paths"], "a new pin would build a new image, which asks for a new pin"
-    for path in on["push"]["paths"]:
-        if not path.startswith("!"):
-            assert (ROOT / path.removesuffix("/**")).exists(), f"there is no {path}"
+    assert paths == on["pull_request"]["paths"]
+    assert "!docker/image.yaml" in paths, "a new pin would build a new image, which asks for a new pin"
+    assert [path for path in paths if path[0] != "!" and not (ROOT / path.removesuffix("/**")).exists()] == []
 
 
-def test_the_night_starts_a_workflow_with_an_input_that_it_has() -> None:
-    started = load(FOLDER / "nightly.yml")["jobs"]["images"]["steps"][0]["run"]
-    inputs = load(FOLDER / "images.yml")["on"]["workflow_dispatch"]["inputs"]
+def test_the_nightly_build_passes_the_inputs_of_the_workflow_that_it_starts() -> None:
+    inputs = WORKFLOWS["images"]["on"]["workflow_dispatch"]["inputs"]
 
-    assert re.findall(r"--field ([\w-]+)=true", started) == list(inputs)
+    assert re.findall(r"--field ([\w-]+)=true", COMMANDS["nightly/images/1"]) == list(inputs)
 
 
 def test_a_launch_is_planned_then_approved_and_its_teardown_is_always_checked() -> None:
-    launch = load(FOLDER / "launch.yml")["jobs"]["launch"]
+    launch = JOBS["launch/launch"]
     last = launch["steps"][-1]
 
     assert launch["needs"] == "plan" and launch["environment"] == "launch"
-    assert "secrets." not in str(load(FOLDER / "launch.yml")["jobs"]["plan"])
+    assert "secrets." not in str(JOBS["launch/plan"])
     assert last["run"] == './scripts/ci/check-teardown "$RUN"'
     assert last["if"] == "${{ always() }}"
     spent = sum(step.get("timeout-minutes", 0) for step in launch["steps"])
-    assert spent < launch["timeout-minutes"] < 360, "GitHub would end the job before its teardown is checked"
+    assert spent < launch["timeout-minutes"] < 360, "GitHub would end the job before the teardown is checked"
