@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -140,8 +143,7 @@ def prepare_command(
         overwrite=overwrite,
     )
     chosen = tokenizers.load(tokenizer)
-    bucket = _ready(out, settings)
-    with sink.progress("reading", None, unit="documents") as advance:
+    with _new_dataset(out, settings) as bucket, sink.progress("reading", None, unit="documents") as advance:
         report = prepare(source, tokenizer=chosen, out=bucket, options=options, settings=settings, progress=advance)
     sink.result(report.to_dict(), _summary(report), id=report.url)
 
@@ -184,9 +186,8 @@ def instructions_command(
         overwrite=overwrite,
     )
     chosen = tokenizers.load(tokenizer)
-    bucket = _ready(out, settings)
     style_of = prompts.load(style, chosen)
-    with sink.progress("reading", None, unit="records") as advance:
+    with _new_dataset(out, settings) as bucket, sink.progress("reading", None, unit="records") as advance:
         report = prepare(
             files,
             style=style_of,
@@ -224,14 +225,20 @@ def _dataset(place: str, settings: Settings) -> Bucket:
     return Bucket.open(settings.bucket, settings).child(place)
 
 
-def _ready(place: str, settings: Settings) -> Bucket:
-    """The folder for a new dataset. On this machine a bucket costs nothing and is nobody else's: it is made."""
+@contextlib.contextmanager
+def _new_dataset(place: str, settings: Settings) -> Iterator[Bucket]:
+    """The folder for a new dataset. A local folder, or the bucket of the embedded server, is created if needed."""
+    from bafogpt.core import files
     from bafogpt.core import settings as configuration
 
     bucket = _dataset(place, settings)
-    if settings.s3_endpoint == configuration.EMBEDDED or bucket.url.startswith("file:"):
+    if bucket.url.startswith("file://"):
+        with files.created_folder(Path(bucket.url.removeprefix("file://"))):
+            yield bucket
+        return
+    if settings.s3_endpoint == configuration.EMBEDDED:
         bucket.create()
-    return bucket
+    yield bucket
 
 
 def _said(report: InstructionReport) -> str:

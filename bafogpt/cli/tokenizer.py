@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,7 @@ def extend_command(
     options = ExtendOptions(pieces=pieces, language=language, protect_language=protect_language, pad=pad)
     settings = configuration.load()
     report = extend(base, corpus, protect or [], out, options=options, settings=settings, stage=sink.progress)
-    sink.result(report.to_dict(), _extended(report, language, protect_language), id=report.out)
+    sink.result(asdict(report), _extended(report, language, protect_language), id=report.out)
 
 
 @app.command("train")
@@ -112,7 +113,7 @@ def train_command(
         f"{made.out}: {made.size:,} pieces, {made.merges:,} merges learned from {made.words:,} words of '{language}'"
         f" in {made.documents:,} documents, in {made.seconds:.1f} s"
     )
-    sink.result(made.to_dict(), text, id=made.out)
+    sink.result(asdict(made), text, id=made.out)
 
 
 @app.command("report")

@@ -117,6 +117,11 @@ class JobCancelledError(BafoError):
     exit_code = ExitCode.JOB_CANCELLED
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest of ``known``, or an empty string when nothing is near."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -61,6 +61,20 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def created_folder(path: Path) -> Iterator[None]:
+    """Make a folder and its parents; if the block raises, remove those made here that are still empty."""
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
     """A folder for what is needed for a while, on the disk where the result will be; gone afterwards."""
     beside.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
-"""Text in, token shards out, in curriculum order.
+"""Turns text into datasets of token shards.
 
-- ``documents``  one file of text as documents, and what is wrong with it by file and line
-- ``sources``    where text lies: files and folders, local or in a bucket
-- ``starter``    the corpus that ships with the project, as such files
-- ``tokenizer``  a ``tokenizer.json``, or the built-in bytes
-- ``messages``   conversations, and what is wrong with one that comes from a file
-- ``prompts``    how a conversation becomes tokens: Alpaca, a model's own chat template, plain
-- ``mixing``     which questions meet which answers, and which of them are held out
-- ``packing``    conversations into samples, so that none crosses a sample's border
-- ``instructions``  all of that together: instruction files to a dataset
-- ``spill``      tokenised documents on a local disk, one file a stage, so that a corpus need not fit in memory
-- ``curriculum`` the order of the stages, what is held out, how English replay is mixed in
-- ``prepare``    all of it together: sources to a dataset whose manifest is written last
+- ``documents``  reads documents from one file; errors name file and line
+- ``sources``    finds text files: local, in a bucket or on the web
+- ``starter``    the corpus that ships with the project
+- ``tokenizer``  a ``tokenizer.json``, or the built-in byte tokenizer
+- ``curriculum`` the order of the stages, validation, English replay
+- ``token_cache`` tokenised documents on a local disk, so that a corpus need not fit in memory
+- ``prepare``    text sources to a dataset for pretraining
+- ``messages``   conversations, checked
+- ``prompts``    prompt styles: Alpaca, a model's chat template, plain
+- ``instruction_mix`` which languages ask and answer, and which records are held out
+- ``packing``    packs conversations into samples
+- ``instructions``  instruction files to a dataset for fine-tuning
 """

@@ -1,9 +1,9 @@
-"""The order in which a model meets its text; what is shuffled is shuffled by a seed and the text itself.
+"""The order of training text, and the choice of validation documents.
 
-Stages come one after another, from single words to whole articles, and within a stage documents keep the order of
-their files and lines; or, where that is wanted, all documents are shuffled (``docs/experiments/001-curriculum.md``).
-English **replay** is mixed in evenly against forgetting (Ibrahim et al. 2024, arXiv:2403.08763). What is held out for
-validation is decided by a document's own text, so it does not change when files are moved, renamed or added.
+Stages follow one another, from single words to whole articles; within a stage documents keep the order of their files
+and lines. Alternatively all documents are shuffled (``docs/experiments/001-curriculum.md``). English **replay** is
+mixed in evenly against forgetting (Ibrahim et al. 2024, arXiv:2403.08763). Validation documents are chosen by a hash of
+their text, so the choice does not change when files are moved, renamed or added.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from bafogpt.core.errors import DataError, did_you_mean
 STAGES = ("dictionary", "translation", "transcription", "document", "news", "poem", "web", "wikipedia")
 """In the order of training."""
 REPLAY = "replay"
-"""The stage name of English text; it is mixed into the others."""
+"""Stage of English text, which is mixed into the others."""
 KNOWN = (*STAGES, REPLAY)
 SHUFFLED = "shuffled"
-"""The name of the one stage that shuffled text is trained on in."""
+"""The single stage of a shuffled dataset."""
 
 KEY_BYTES = 16
 SMALLEST_HELD_OUT = 20
@@ -37,32 +37,32 @@ def require_stage(name: str, where: str) -> None:
 
 
 def document_key(text: str) -> bytes:
-    """What makes two documents the same: 16 bytes of the hash of their text, white space around it left out."""
-    hasher = digest.hasher("blake3")
-    hasher.update(text.strip().encode())
-    return bytes.fromhex(hasher.hexdigest())[:KEY_BYTES]
+    """Identifies a document: 16 bytes of the hash of its text without surrounding white space."""
+    return _hash(text.strip().encode())[:KEY_BYTES]
 
 
 def held_out(document: bytes, fraction: float) -> bool:
-    """Whether the document with that key belongs to validation, where ``fraction`` of all documents do."""
+    """Whether the document with that key is one of the ``fraction`` for validation."""
     return int.from_bytes(document[:8], "big") < fraction * 2.0**64
 
 
 def shuffle_rank(document: bytes, seed: int) -> int:
-    """Where among 2^64 places the document with that key comes when all are shuffled by ``seed``."""
-    hasher = digest.hasher("blake3")
-    hasher.update(seed.to_bytes(8, "big") + document)
-    return int(hasher.hexdigest()[:16], 16)
+    """The sort key in [0, 2^64) of the document with that key when all are shuffled by ``seed``."""
+    return int.from_bytes(_hash(seed.to_bytes(8, "big") + document)[:8], "big")
+
+
+def _hash(data: bytes) -> bytes:
+    return bytes.fromhex(digest.of_bytes(data).partition(":")[2])
 
 
 def training_order(
     stages: Iterable[tuple[str, Iterable[T]]], replay: Iterable[T], ratio: float, size: Callable[[T], int]
 ) -> Iterator[tuple[str, T, bool]]:
-    """The training stream: (stage it is met in, document, whether it is replay).
+    """The training stream: (stage it is trained in, document, whether it is replay).
 
-    ``ratio`` is the replay tokens wanted for each other token, and ``size`` gives a document's tokens. A replay
-    document comes as soon as the stream is nearer to the ratio with it than without it, so the share holds within
-    every stage and not only at the end. Replay that is left over is not emitted.
+    ``ratio`` is the number of replay tokens per other token, and ``size`` gives a document's tokens. A replay document
+    is emitted as soon as that brings the stream nearer to the ratio, so the share holds within every stage. Replay that
+    is left over is not emitted.
     """
     waiting = iter(replay)
     coming = next(waiting, None)
@@ -78,8 +78,5 @@ def training_order(
 
 
 def replay_ratio(share: float, tokens: int, replay_tokens: int) -> float:
-    """Replay tokens for each other token so that ``share`` of the whole is replay.
-
-    Where there is less replay than that, what there is is spread over the whole stream.
-    """
+    """Replay tokens per other token for a ``share`` of replay; less where there is not enough replay text."""
     return min(share / (1 - share), replay_tokens / tokens) if tokens else 0.0

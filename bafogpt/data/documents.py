@@ -1,4 +1,4 @@
-"""One file of text as documents: what is in it, and what is wrong with it by file and line.
+"""Reads the documents of one text file; errors name file and line.
 
 ``.jsonl`` holds one document a line (``text``, and ``stage``, ``source``, ``lang`` where known); ``.txt`` and
 ``.md`` hold one document a file; each may be ``.gz`` or ``.zst``. Nothing here holds more than one document in memory.
@@ -33,34 +33,34 @@ class Document:
     stage: str
     """One of :data:`bafogpt.data.curriculum.KNOWN`."""
     source: str
-    """Where the text comes from, in words; the file's name where the record does not say."""
+    """Where the text comes from; the file's name where the record does not say."""
     lang: str
-    """ISO 639 code, ``eng-zul`` for text that holds both, or empty where the record does not say."""
+    """ISO 639 code, ``eng-zul`` for parallel text, or empty where the record does not say."""
     where: str
-    """``FILE:LINE``, for messages."""
+    """``FILE:LINE``, for errors."""
 
 
 @dataclass
 class TextFile:
-    """One file of text. After :meth:`read` has run to its end the last three fields hold what was read."""
+    """One file of text. The last three fields are set when :meth:`read` has finished."""
 
     path: str
-    """What messages call it."""
+    """Name in errors."""
     name: str
-    """What a manifest calls it: the path below the source that was asked for, never a path of this machine."""
+    """Name in manifests: the path below the source, never a path of this machine."""
     open: Callable[[], IO[bytes]]
     """The file's content, decompressed."""
     documents: int = 0
     empty: int = 0
-    """Records without any text, skipped."""
+    """Records without text, which are skipped."""
     digest: str = ""
-    """Of the decompressed content, so that compressing a file again does not change it."""
+    """Of the decompressed content."""
 
     def read(self, stage: str | None = None, language: str | None = None) -> Iterator[Document]:
         """The documents in the file's order. ``stage`` is for records that do not name one.
 
-        With ``language`` only what is in it: of a record that has a field of that name (parallel text has ``eng``
-        and ``zul``) that side, else the text of records that name no other language.
+        With ``language`` only text in that language: the field of that name where a record has one (parallel text has
+        ``eng`` and ``zul``), else the text of records that name no other language.
 
         Raises :class:`DataError` naming file and line for what is not text, not JSON, without ``text`` or without
         a known stage.
@@ -78,7 +78,7 @@ class TextFile:
         self.digest = f"blake3:{hasher.hexdigest()}"
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(``FILE:LINE``, object) of each line of a ``.jsonl`` file that is not blank, whatever its fields are.
+        """(``FILE:LINE``, object) of each line of a ``.jsonl`` file that is not blank.
 
         Raises :class:`DataError` naming file and line for what is not text or not a JSON object.
         """
@@ -144,7 +144,7 @@ class TextFile:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """Say which file it was when a disk, a decompressor or a bucket fails in the middle of it."""
+        """Name the file when a disk, a decompressor or a bucket fails."""
         try:
             yield
         except (EOFError, zlib.error, OSError) as error:
@@ -163,7 +163,7 @@ class TextFile:
 
 
 def in_memory(name: str, content: bytes) -> TextFile:
-    """A file that is not on any disk."""
+    """A file held in memory."""
     return TextFile(name, name, lambda: io.BytesIO(content))
 
 
@@ -189,7 +189,7 @@ def _record(text: str, where: str, path: str) -> dict[str, Any]:
 
 
 def _side(record: dict[str, Any], language: str | None) -> dict[str, Any] | None:
-    """The record's side in ``language``, the record as it is where it may be all in that language, else None."""
+    """The record's text in ``language``; None where it has none."""
     if language is None:
         return record
     if isinstance(record.get(language), str):

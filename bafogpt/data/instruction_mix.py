@@ -1,7 +1,7 @@
-"""Which questions meet which answers, and which of them are held out.
+"""Chooses the languages of questions and answers, and the records that are held out.
 
-Records that carry the same ``pair`` are one thing in several languages. A mix says in which languages questions are
-asked and answered; where a record asks and answers in one language, its pair's question and answer can be crossed.
+Records with the same ``pair`` are translations of each other. A mix names the languages of questions and answers; a
+question in one language is combined with the answer of its translation in another.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bafogpt.data import curriculum
 from bafogpt.data.messages import Message
 
 MIXES: dict[str, tuple[tuple[str, str], ...]] = {"all": (), "bilingual": (("zul", "eng"),), "zulu": (("zul", "zul"),)}
-"""(language of the question, of the answer) of each mix; ``all`` takes records as they are written. ``bilingual`` is
-that of the isiZulu instruction model: asked in isiZulu, answered in English."""
+"""(language of the question, of the answer) of each mix; ``all`` takes records as they are. The isiZulu instruction
+model was trained on ``bilingual``: asked in isiZulu, answered in English."""
 
 MIN_IDENTIFYING_WORDS = 4
-"""A question, an input or an answer of this many words makes two records the same one; shorter ones (``yes``, the
-name of an intent) are shared by records that have nothing in common."""
+"""Records that share a question, input or answer of at least this many words belong together; unrelated records share
+shorter ones (``yes``, the name of an intent)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class InstructionRecord:
     lang_in: str = ""
     lang_out: str = ""
     weight: float = 1.0
-    """How many times it is seen in an epoch; a fraction is the share of records that are."""
+    """How often it is seen per epoch; a fraction is the share of records that are seen."""
 
     @property
     def key(self) -> bytes:
@@ -48,7 +48,7 @@ class InstructionRecord:
 
 
 def apply_mix(records: Sequence[InstructionRecord], mix: str) -> list[InstructionRecord]:
-    """The records of a mix, in the order of the files; crossed ones stand where the question stands.
+    """The records of a mix, in the order of their questions in the files.
 
     Raises :class:`UsageError` for an unknown mix and :class:`DataError` when nothing is left.
     """
@@ -56,14 +56,14 @@ def apply_mix(records: Sequence[InstructionRecord], mix: str) -> list[Instructio
         raise UsageError(f"no mix '{mix}'{did_you_mean(mix, MIXES)}", f"--mix is one of {', '.join(MIXES)}")
     if not MIXES[mix]:
         return list(records)
-    answers = {(each.pair, each.lang_out): each for each in records if each.pair and _is_whole(each)}
+    answers = {(each.pair, each.lang_out): each for each in records if each.pair and _is_simple(each)}
     found = []
     for record in records:
         for asked, answered in MIXES[mix]:
             other = answers.get((record.pair, answered))
             if (record.lang_in, record.lang_out) == (asked, answered):
                 found.append(record)
-            elif other and _is_whole(record) and record.lang_in == asked:
+            elif other and _is_simple(record) and record.lang_in == asked:
                 crossed = (*record.messages[:-1], other.messages[-1])
                 found.append(dataclasses.replace(record, messages=crossed, lang_out=answered))
     if not found:
@@ -73,11 +73,11 @@ def apply_mix(records: Sequence[InstructionRecord], mix: str) -> list[Instructio
 
 
 def held_out(records: Sequence[InstructionRecord], share: float) -> list[bool]:
-    """For each record whether it is for validation: some ``share`` of them, chosen by what they say.
+    """For each record whether it is for validation: about ``share`` of them, chosen by a hash of their content.
 
-    Records of one group are on one side: those of one ``pair``, those that ask the same (whatever its case,
-    punctuation and spacing), and those of which one's question is the other's answer, as in translations both ways.
-    A group with more than a tenth of what is wanted for validation is trained on.
+    A group of related records is never split: those of one ``pair``, those with the same question (ignoring case,
+    punctuation and spacing), and those where one's question is the other's answer, as in translations both ways.
+    A group larger than a tenth of the validation split is trained on.
     """
     groups = _groups(records)
     members: dict[int, list[int]] = {}
@@ -93,7 +93,7 @@ def held_out(records: Sequence[InstructionRecord], share: float) -> list[bool]:
 
 
 def normalized(text: str) -> str:
-    """Letters and digits, lower case, one space between words: what makes two questions the same."""
+    """Letters and digits in lower case, one space between words."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
@@ -115,7 +115,7 @@ def _groups(records: Sequence[InstructionRecord]) -> list[int]:
 
 
 def _marks(record: InstructionRecord) -> Iterable[str]:
-    """What a record shares with those of its group."""
+    """Strings of which records of one group share at least one."""
     if record.pair:
         yield f"pair {record.pair}"
     asked = [message for message in record.messages if message.role == "user"]
@@ -126,6 +126,6 @@ def _marks(record: InstructionRecord) -> Iterable[str]:
             yield f"text {words}"
 
 
-def _is_whole(record: InstructionRecord) -> bool:
-    """Whether it asks and answers once, in one language."""
+def _is_simple(record: InstructionRecord) -> bool:
+    """Whether it is one question and one answer in the same language."""
     return bool(record.lang_in) and record.lang_in == record.lang_out and len(record.messages) == 2

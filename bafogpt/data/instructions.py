@@ -1,8 +1,8 @@
-"""Instruction files to a dataset: conversations packed into samples, with the answers' places beside the tokens.
+"""Turns instruction files into a dataset: conversations packed into samples, with the spans of the answers.
 
-The dataset is one like any other (:mod:`bafogpt.storage.tokens`), so the trainer's ledger, its exact resume and
-``runs verify`` hold for fine-tuning as they do for pretraining. Equal inputs give equal shards. All records are held
-in memory: a million conversations are some gigabytes.
+The dataset has the usual format (:mod:`bafogpt.storage.tokens`), so exact resume and ``runs verify`` work for
+fine-tuning as for pretraining. Equal inputs give equal shards. All records are held in memory: a million conversations
+take some gigabytes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bafogpt.core.errors import ConflictError, DataError, UsageError
+from bafogpt.core.errors import DataError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.data import curriculum, instruction_mix, packing, sources, starter
 from bafogpt.data.documents import TextFile, kind_of, stem_of
 from bafogpt.data.instruction_mix import InstructionRecord
 from bafogpt.data.messages import from_record
+from bafogpt.data.prepare import finish_dataset, require_no_dataset
 from bafogpt.data.prompts import PromptStyle, TokenizedExample
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.tokens.manifest import MANIFEST, Packing, TextSource, TokenizerInfo, TokenManifest
+from bafogpt.storage.tokens.manifest import Packing, TokenManifest
 from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
 
 if TYPE_CHECKING:
@@ -37,22 +38,22 @@ _WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionOptions:
-    """How conversations become a dataset. Raises :class:`UsageError` for values that make no sense."""
+    """How conversations become a dataset. Raises :class:`UsageError` for values out of range."""
 
     context: int = 2048
-    """Tokens a sample, T: the trainer's ``data.sequence_length``."""
+    """Tokens per sample, T: the trainer's ``data.sequence_length``."""
     mix: str = "all"
     """One of :data:`bafogpt.data.instruction_mix.MIXES`."""
     learn: Literal["answers", "all"] = "answers"
-    """What the loss is taken over."""
+    """Which tokens contribute to the loss."""
     too_long: Literal["cut", "drop"] = "cut"
-    """What becomes of a conversation of more than T tokens: its end goes, or all of it."""
+    """What happens to a conversation of more than T tokens: its end is cut, or it is dropped."""
     validation: float = 0.02
     """Share of the conversations that is held out."""
     seed: int = 1
-    """Of the order in which conversations are met."""
+    """Seed of the training order."""
     overwrite: bool = False
-    """Whether a dataset that is there already may be replaced."""
+    """Whether an existing dataset may be replaced."""
     shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self) -> None:
@@ -75,16 +76,16 @@ class InstructionReport:
     cut: int = 0
     """Conversations whose end did not fit."""
     dropped: int = 0
-    """Conversations that did not fit at all."""
+    """Conversations left out because they did not fit."""
     duplicates: int = 0
-    """Records left out because the very same one came before."""
+    """Records left out because an equal one came before."""
     samples: dict[str, int] = field(default_factory=lambda: {"train": 0, "validation": 0})
     tokens: int = 0
-    """Of the conversations that are trained on, what fills up samples left out."""
+    """Of the training conversations, without filling."""
     learned: int = 0
-    """Of these, tokens that are learned."""
+    """Of these, tokens that contribute to the loss."""
     filled: float = 0.0
-    """Share of the training samples that is conversation."""
+    """Share of the training samples that is not filling."""
     seconds: float = 0.0
     manifest: TokenManifest | None = None
 
@@ -101,46 +102,38 @@ def prepare(
     out: Bucket,
     options: InstructionOptions | None = None,
     settings: Settings | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> InstructionReport:
-    """Make the dataset ``out`` from JSON lines; ``FILE:2`` has each of its records seen twice an epoch.
+    """Write the dataset ``out`` from JSON lines; the records of ``FILE:2`` are seen twice an epoch.
 
-    Raises :class:`ConflictError` where a dataset is there already and ``overwrite`` is not set, :class:`DataError`
-    naming file and line for a record that cannot be used, and what the bucket raises.
+    Raises :class:`ConflictError` where a dataset exists and ``overwrite`` is not set, :class:`DataError` naming file
+    and line for an unusable record, and what the bucket raises.
     """
     options = options or InstructionOptions()
     began = time.monotonic()
-    if not options.overwrite and out.exists(MANIFEST):
-        raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
+    require_no_dataset(out, options.overwrite)
     found = [pair for each in files for pair in _find(each, settings)]
     report = InstructionReport(url=out.url, files=len(found))
     records = instruction_mix.apply_mix(_distinct(_read(found, progress), report), options.mix)
     is_held_out = instruction_mix.held_out(records, options.validation)
-    length, packed = options.context, Packing(options.context, style.name, style.template)
-    with tempfile.TemporaryDirectory(prefix="bafogpt-instructions-") as folder:
-        writer = TokenWriter(
+    packed = Packing(options.context, style.name, style.template)
+    with (
+        tempfile.TemporaryDirectory(prefix="bafogpt-instructions-") as folder,
+        TokenWriter(
             out, dtype=tokenizer.dtype, shard_bytes=options.shard_bytes, workdir=Path(folder), packing=packed
-        )
-        with writer:
-            for split, held in (("validation", True), ("train", False)):
-                side = [record for record, out_ in zip(records, is_held_out, strict=True) if out_ is held]
-                ordered = side if held else _order(side, options.seed)
-                for sample in packing.pack(_fitting(ordered, style, options, report), length):
-                    _write(writer, split, sample, tokenizer, report)
-            if not report.samples["train"]:
-                raise DataError("no conversation is left to train on", "--validation 0, or a larger --context")
-            for split in report.samples:  # the last sample's last target is the token after it
-                if report.samples[split]:
-                    writer.add(split, STAGE, "end", _full(1, tokenizer))
-            report.manifest = writer.finish(
-                tokenizer=TokenizerInfo(
-                    tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, tokenizer.add_bos
-                ),
-                vocab_size=tokenizer.vocab_size,
-                sources=[TextSource(file.name, file.digest, file.documents) for file, _ in found],
-                tokenizer_file=tokenizer.file,
-            )
-    report.filled = report.tokens / (report.samples["train"] * length)
+        ) as writer,
+    ):
+        for split, held in (("validation", True), ("train", False)):
+            side = [record for record, is_held in zip(records, is_held_out, strict=True) if is_held is held]
+            ordered = side if held else _order(side, options.seed)
+            for sample in packing.pack(_fitting(ordered, style, options, report), options.context):
+                _write(writer, split, sample, tokenizer, report)
+            if report.samples[split]:  # the last sample's last target is the token after it
+                writer.add(split, STAGE, "end", _end_tokens(1, tokenizer))
+        if not report.samples["train"]:
+            raise DataError("no conversation is left to train on", "--validation 0, or a larger --context")
+        report.manifest = finish_dataset(writer, tokenizer, [file for file, _ in found], add_bos=tokenizer.add_bos)
+    report.filled = report.tokens / (report.samples["train"] * options.context)
     report.seconds = time.monotonic() - began
     return report
 
@@ -158,9 +151,7 @@ def _find(spec: str, settings: Settings | None) -> list[tuple[TextFile, float]]:
     return [(file, weight) for file in usable]
 
 
-def _read(
-    files: Sequence[tuple[TextFile, float]], progress: Callable[[int], None] | None
-) -> Iterator[InstructionRecord]:
+def _read(files: Sequence[tuple[TextFile, float]], progress: Callable[[int], None]) -> Iterator[InstructionRecord]:
     """The records of all files in their order."""
     for file, weight in files:
         for where, raw in file.records():
@@ -178,12 +169,11 @@ def _read(
                 lang_out=str(raw.get("lang_out") or lang),
                 weight=weight,
             )
-            if progress is not None:
-                progress(1)
+            progress(1)
 
 
 def _distinct(records: Iterator[InstructionRecord], report: InstructionReport) -> list[InstructionRecord]:
-    """The records without those that say the very same as one before."""
+    """The records without duplicates."""
     seen: set[bytes] = set()
     kept = []
     for record in records:
@@ -199,7 +189,7 @@ def _distinct(records: Iterator[InstructionRecord], report: InstructionReport) -
 
 
 def _order(records: Sequence[InstructionRecord], seed: int) -> list[InstructionRecord]:
-    """Each record as often as its weight says, in an order that depends on seed and content alone."""
+    """Each record repeated by its weight, in an order that depends only on seed and content."""
     copies = []
     for record in records:
         whole = int(record.weight)
@@ -252,7 +242,7 @@ def _write(
     tokenizer: Tokenizer,
     report: InstructionReport,
 ) -> None:
-    """One sample: its conversations, the room that is left as the tail of the last one."""
+    """Write one sample; end tokens fill the room after its last conversation."""
     import numpy as np
 
     for number, (record, example) in enumerate(sample.items):
@@ -262,12 +252,12 @@ def _write(
             report.tokens += len(ids)
             report.learned += sum(end - begin for begin, end in example.answers)
         if number == len(sample.items) - 1 and sample.room:
-            ids = np.concatenate([ids, _full(sample.room, tokenizer)])
+            ids = np.concatenate([ids, _end_tokens(sample.room, tokenizer)])
         writer.add(split, STAGE, record.source, ids, example.answers)
     report.samples[split] += 1
 
 
-def _full(count: int, tokenizer: Tokenizer) -> NDArray[Any]:
+def _end_tokens(count: int, tokenizer: Tokenizer) -> NDArray[Any]:
     """``count`` end tokens."""
     import numpy as np
 

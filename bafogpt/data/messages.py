@@ -1,4 +1,4 @@
-"""Conversations as messages, and what is wrong with one that comes from a file."""
+"""Conversations as messages, and the checks of those read from files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Message:
     role: Role
     content: str
     input: str = ""
-    """What an instruction is about, where that stands apart from it (Alpaca's ``input``)."""
+    """Alpaca's ``input``: the text that an instruction refers to."""
 
 
 def from_record(record: Mapping[str, Any]) -> list[Message]:

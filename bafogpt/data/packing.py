@@ -1,7 +1,7 @@
-"""Conversations into samples of T tokens, so that none crosses a sample's border.
+"""Packs conversations into samples of T tokens, so that none crosses the border of a sample.
 
-Each goes where it leaves the least room among a few samples that are still open, as bin packing does ("best fit");
-what room is left at the end of a sample is filled with end tokens that nobody learns. Deterministic.
+Best-fit bin packing over a few open samples: each conversation goes where it leaves the least room. The remaining room
+is filled with end tokens that do not contribute to the loss. Deterministic.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 OPEN_SAMPLES = 64
-"""More of them would fill samples better by less than a hundredth, and mix the order more."""
+"""With more, samples would be less than 1 % fuller and the order would change more."""
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ class Bin(Generic[T]):
 
 
 def pack(items: Iterable[tuple[T, int]], size: int) -> Iterator[Bin[T]]:
-    """Samples of ``size`` tokens from (item, its tokens), every item in one of them, in the order they are full.
+    """Pack (item, its number of tokens) into samples of ``size`` tokens, and yield each when it is closed.
 
-    An item is at most ``size`` long. The sample that was opened first is closed when none of the open ones has room.
+    An item is at most ``size`` long. When no open sample has room, the one that was opened first is closed.
     """
     bins: list[Bin[T]] = []
     for item, length in items:

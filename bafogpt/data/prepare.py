@@ -1,8 +1,8 @@
-"""Sources to a dataset: documents are read and tokenised once, then written in the curriculum's order.
+"""Tokenises text sources into a dataset, in curriculum order or shuffled.
 
-The first pass reads every source in order, tokenises in batches and spills tokens by stage to a local disk; the
-second writes them, validation first, then training with replay mixed in, in the curriculum's order or shuffled. The
-manifest is written last, so a dataset exists whole or not at all, and equal inputs give equal shards.
+The first pass reads every source in order, tokenises in batches and caches the tokens by stage on a local disk. The
+second pass writes them: validation first, then training with replay mixed in. The manifest is written last, so a
+dataset exists whole or not at all, and equal inputs give equal shards.
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.data import curriculum
 from bafogpt.data import sources as text_sources
 from bafogpt.data.curriculum import REPLAY, STAGES
-from bafogpt.data.documents import Document
+from bafogpt.data.documents import Document, TextFile
 from bafogpt.data.token_cache import CachedDoc, CachedLocation, TokenCache
 from bafogpt.data.tokenizer import Tokenizer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import MANIFEST, TextSource, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.writer import SHARD_BYTES, TokenWriter
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Order = Literal["curriculum", "shuffled"]
+TrainingOrder = Literal["curriculum", "shuffled"]
 _Planned: TypeAlias = tuple[str, str, int, bool]
-"""A training document: the stage it is met in, the one it is of, where it lies there, whether it is replay."""
+"""A training document: the stage it is trained in, its own stage, its offset in that stage's cache, if it is replay."""
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 4 << 20
@@ -41,22 +38,21 @@ BATCH_CHARACTERS = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """How sources become a dataset. Raises :class:`UsageError` for shares that are none."""
+    """How sources become a dataset. Raises :class:`UsageError` for values out of range."""
 
     stage: str | None = None
-    """Stage of the documents whose record does not name one."""
+    """Stage of documents whose record does not name one."""
     replay_share: float = 0.05
-    """Share of the training tokens that is English replay, as far as there is any."""
-    order: Order = "curriculum"
-    """How training meets the documents; which they are is the same."""
+    """Target share of the training tokens that is English replay."""
+    order: TrainingOrder = "curriculum"
     seed: int = 1
-    """Of the shuffled order."""
+    """Seed of the shuffled order."""
     validation: float = 0.02
     """Share of each stage's documents that is held out."""
     bos: bool | None = None
-    """Whether documents and samples begin with the tokenizer's ``<bos>``; None: where the tokenizer itself adds it."""
+    """Whether documents and samples begin with the tokenizer's ``<bos>``; None: as the tokenizer itself does."""
     overwrite: bool = False
-    """Whether a dataset that is there already may be replaced."""
+    """Whether an existing dataset may be replaced."""
     shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self) -> None:
@@ -72,7 +68,7 @@ class PrepareOptions:
 
 @dataclass
 class Count:
-    """How much text there is of one kind, before anything is added to it."""
+    """Amount of text."""
 
     documents: int = 0
     words: int = 0
@@ -80,7 +76,6 @@ class Count:
     bytes: int = 0
 
     def add(self, text: str, tokens: int) -> None:
-        """Count one document."""
         self.documents += 1
         self.words += len(text.split())
         self.tokens += tokens
@@ -89,18 +84,17 @@ class Count:
 
 @dataclass
 class PrepareReport:
-    """What was read and what was written. Tokens of ``stages`` and ``sources`` include each document's end."""
+    """What was read and written. Token counts of ``stages`` and ``sources`` include each document's end token."""
 
     url: str
     stages: dict[str, Count] = field(default_factory=dict)
-    """What was read, by stage, in curriculum order."""
+    """By stage, in curriculum order."""
     sources: dict[str, Count] = field(default_factory=dict)
-    """What was read, by source."""
     files: int = 0
     empty: int = 0
     """Records without text."""
     duplicates: int = 0
-    """Documents dropped because the validation split holds their text already."""
+    """Documents left out because the validation split already holds their text."""
     train_tokens: int = 0
     validation_tokens: int = 0
     replay_share: float = 0.0
@@ -110,17 +104,13 @@ class PrepareReport:
 
     @property
     def total(self) -> Count:
-        """All that was read."""
-        counts = self.stages.values()
-        names = ("documents", "words", "tokens", "bytes")
-        return Count(*(sum(getattr(each, name) for each in counts) for name in names))
+        return Count(*map(sum, zip(*(astuple(each) for each in self.stages.values()), strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the manifest."""
-        counts = {"stages": self.stages, "sources": self.sources}
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*counts, "manifest")}
-        nested = {kind: {name: asdict(each) for name, each in named.items()} for kind, named in counts.items()}
-        return {**plain, "total": asdict(self.total), **nested}
+        plain = {**asdict(replace(self, manifest=None)), "total": asdict(self.total)}
+        del plain["manifest"]
+        return plain
 
 
 def prepare(
@@ -130,18 +120,17 @@ def prepare(
     out: Bucket,
     options: PrepareOptions | None = None,
     settings: Settings | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> PrepareReport:
-    """Make the dataset ``out`` from ``sources`` in their order; ``progress`` is told of documents as they are read.
+    """Write the dataset ``out`` from ``sources``; ``progress`` is called with the number of documents read.
 
-    Raises :class:`ConflictError` where a dataset is there already and ``overwrite`` is not set,
-    :class:`DataError` for text that is not usable, and what the bucket raises; nothing that a reader of ``out``
-    can see has changed then. The temporary folder (``TMPDIR``) needs room for all tokens and a shard of each split.
+    The temporary folder (``TMPDIR``) needs room for all tokens and one shard of each split. Raises
+    :class:`ConflictError` where a dataset exists and ``overwrite`` is not set, :class:`DataError` for unusable text,
+    and what the bucket raises; readers of ``out`` then see no change.
     """
     options = options or PrepareOptions()
     began = time.monotonic()
-    if not options.overwrite and out.exists(MANIFEST):
-        raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
+    require_no_dataset(out, options.overwrite)
     if options.bos and tokenizer.bos_id is None:
         raise UsageError(f"tokenizer {tokenizer.name} has no token for the begin of a text", "leave out --bos")
     add_bos = tokenizer.add_bos if options.bos is None else options.bos
@@ -149,119 +138,125 @@ def prepare(
     report = PrepareReport(url=out.url, files=len(files))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bafogpt-prepare-")))
-        spill = stack.enter_context(contextlib.closing(TokenCache(folder, tokenizer.dtype, options.validation)))
+        cache = stack.enter_context(contextlib.closing(TokenCache(folder, tokenizer.dtype, options.validation)))
         documents = (document for file in files for document in file.read(options.stage))
-        _spill(documents, tokenizer, add_bos, spill, report, progress)
+        _tokenise(documents, tokenizer, add_bos, cache, report, progress)
         report.empty = sum(file.empty for file in files)
         if not any(stage in report.stages for stage in STAGES):
             what = "only replay text" if report.stages else f"no text ({report.empty} empty records)"
             raise DataError(f"{', '.join(sources)}: {what}", f"add text of a stage: {', '.join(STAGES)}")
         writer = TokenWriter(out, dtype=tokenizer.dtype, shard_bytes=options.shard_bytes, workdir=folder)
-        _write(spill, stack.enter_context(writer), options, report)
-        report.manifest = writer.finish(
-            tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, add_bos),
-            vocab_size=tokenizer.vocab_size,
-            sources=[TextSource(file.name, file.digest, file.documents) for file in files],
-            tokenizer_file=tokenizer.file,
-        )
+        _write(cache, stack.enter_context(writer), options, report)
+        report.manifest = finish_dataset(writer, tokenizer, files, add_bos=add_bos)
     report.seconds = time.monotonic() - began
     return report
 
 
-def _spill(
+def require_no_dataset(out: Bucket, overwrite: bool) -> None:
+    """Raise :class:`ConflictError` where a dataset exists, unless it may be overwritten."""
+    if not overwrite and out.exists(MANIFEST):
+        raise ConflictError(f"{out.url} holds a dataset already", "add --overwrite, or choose another --out")
+
+
+def finish_dataset(
+    writer: TokenWriter, tokenizer: Tokenizer, files: Iterable[TextFile], *, add_bos: bool
+) -> TokenManifest:
+    """Write the last shards, the tokenizer and the manifest."""
+    return writer.finish(
+        tokenizer=TokenizerInfo(tokenizer.name, tokenizer.digest, tokenizer.eos_id, tokenizer.bos_id, add_bos),
+        vocab_size=tokenizer.vocab_size,
+        sources=[TextSource(file.name, file.digest, file.documents) for file in files],
+        tokenizer_file=tokenizer.file,
+    )
+
+
+def _tokenise(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     bos: bool,
-    spill: TokenCache,
+    cache: TokenCache,
     report: PrepareReport,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> None:
-    """First pass: tokenise, close every document with one end token, spill by stage, count."""
+    """First pass: tokenise documents, add one end token (and ``<bos>``) to each, cache them by stage, count."""
+    import numpy as np
+
     stages: dict[str, Count] = {}
     for batch in _batches(documents):
         encoded = tokenizer.encode_batch([document.text for document in batch])
         for document, ids in zip(batch, encoded, strict=True):
-            tokens = _framed(ids, tokenizer, bos)
+            begin = np.array([tokenizer.bos_id] if bos else [], ids.dtype)
+            tokens = np.concatenate([begin, ids, np.array([tokenizer.eos_id], ids.dtype)])
             key, size = curriculum.document_key(document.text), len(document.text.encode())
-            spill.add(document.stage, CachedDoc(key, document.source, tokens, size, document.lang))
+            cache.add(document.stage, CachedDoc(key, document.source, tokens, size, document.lang))
             stages.setdefault(document.stage, Count()).add(document.text, len(tokens))
             report.sources.setdefault(document.source, Count()).add(document.text, len(tokens))
-        if progress is not None:
-            progress(len(batch))
-    spill.close()
+        progress(len(batch))
+    cache.close()
     report.stages = {stage: stages[stage] for stage in curriculum.KNOWN if stage in stages}
 
 
-def _write(spill: TokenCache, writer: TokenWriter, options: PrepareOptions, report: PrepareReport) -> None:
+def _write(cache: TokenCache, writer: TokenWriter, options: PrepareOptions, report: PrepareReport) -> None:
     """Second pass: validation stage by stage, then training in its order with replay mixed in."""
-    exceptions = spill.exceptions()
+    exceptions = cache.exceptions()
 
     def is_held_out(document: CachedLocation | CachedDoc) -> bool:
         return document.key in exceptions or curriculum.held_out(document.key, options.validation)
 
+    def add(split: str, stage: str, document: CachedDoc, source: str) -> None:
+        writer.add(split, stage, source, document.tokens, size=document.bytes, language=document.language)
+
     seen: set[bytes] = set()
     for stage in curriculum.KNOWN:
-        for document in filter(is_held_out, spill.read(stage)):
+        for document in filter(is_held_out, cache.read(stage)):
             if document.key in seen:
                 report.duplicates += 1
                 continue
             seen.add(document.key)
-            source, tokens = document.source, document.tokens
-            writer.add("validation", stage, source, tokens, size=document.bytes, language=document.language)
+            add("validation", stage, document, document.source)
             report.validation_tokens += document.size
+    replayed = 0
+    with cache.reader() as read:
+        for stage, origin, start, is_replay in _training_documents(cache, options, is_held_out):
+            document = read(origin, start)
+            add("train", stage, document, f"{REPLAY}/{document.source}" if is_replay else document.source)
+            report.train_tokens += document.size
+            replayed += document.size if is_replay else 0
+    if not report.train_tokens:
+        raise DataError("every document is held out for validation, none is left to train on", "--validation 0")
+    report.replay_share = replayed / report.train_tokens
+
+
+def _training_documents(
+    cache: TokenCache, options: PrepareOptions, is_held_out: Callable[[CachedLocation], bool]
+) -> Iterator[_Planned]:
+    """The training documents in the order of ``options``."""
 
     def train(stage: str) -> Iterator[CachedLocation]:
-        return (place for place in spill.places(stage) if not is_held_out(place))
+        return (each for each in cache.locations(stage) if not is_held_out(each))
 
-    available = {stage: tally.train_tokens for stage, tally in spill.tallies.items()}
+    available = {stage: tally.train_tokens for stage, tally in cache.tallies.items()}
     replay_tokens = available.pop(REPLAY, 0)
     ratio = curriculum.replay_ratio(options.replay_share, sum(available.values()), replay_tokens)
     stages = ((stage, train(stage)) for stage in STAGES)
     ordered = curriculum.training_order(stages, train(REPLAY), ratio, lambda each: each.size)
-    plan = _in_order(ordered) if options.order == "curriculum" else _shuffled(ordered, options.seed)
-    _write_training(plan, spill, writer, report)
-
-
-def _in_order(ordered: Iterable[tuple[str, CachedLocation, bool]]) -> Iterator[_Planned]:
-    """As the curriculum has it."""
-    return ((stage, place.stage, place.start, is_replay) for stage, place, is_replay in ordered)
+    if options.order == "shuffled":
+        return _shuffled(ordered, options.seed)
+    return ((stage, each.stage, each.start, is_replay) for stage, each, is_replay in ordered)
 
 
 def _shuffled(ordered: Iterable[tuple[str, CachedLocation, bool]], seed: int) -> Iterator[_Planned]:
-    """The same documents by their ranks. 18 bytes of memory each."""
+    """The same documents, shuffled by ``seed``; takes 18 bytes of memory each."""
     import numpy as np
 
     stages, replays, starts, ranks = bytearray(), bytearray(), array("Q"), array("Q")
-    for _, place, is_replay in ordered:
-        stages.append(curriculum.KNOWN.index(place.stage))
+    for _, location, is_replay in ordered:
+        stages.append(curriculum.KNOWN.index(location.stage))
         replays.append(is_replay)
-        starts.append(place.start)
-        ranks.append(curriculum.shuffle_rank(place.key, seed))
+        starts.append(location.start)
+        ranks.append(curriculum.shuffle_rank(location.key, seed))
     for index in np.argsort(np.frombuffer(ranks, np.uint64), kind="stable"):
         yield curriculum.SHUFFLED, curriculum.KNOWN[stages[index]], starts[index], bool(replays[index])
-
-
-def _write_training(plan: Iterable[_Planned], spill: TokenCache, writer: TokenWriter, report: PrepareReport) -> None:
-    replayed = written = 0
-    with spill.reader() as at:
-        for stage, origin, start, is_replay in plan:
-            document = at(origin, start)
-            source = f"{REPLAY}/{document.source}" if is_replay else document.source
-            writer.add("train", stage, source, document.tokens, size=document.bytes, language=document.language)
-            report.train_tokens += document.size
-            replayed += document.size if is_replay else 0
-            written += 1
-    report.replay_share = replayed / report.train_tokens if report.train_tokens else 0.0
-    if not written:
-        raise DataError("every document is held out for validation, none is left to train on", "--validation 0")
-
-
-def _framed(ids: NDArray[Any], tokenizer: Tokenizer, bos: bool) -> NDArray[Any]:
-    """``ids`` with the one end token, and the begin token where it is wanted."""
-    import numpy as np
-
-    begin = [tokenizer.bos_id] if bos else []
-    return np.concatenate([np.array(begin, ids.dtype), ids, np.array([tokenizer.eos_id], ids.dtype)])
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

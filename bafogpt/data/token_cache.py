@@ -1,7 +1,7 @@
 """Tokenised documents on a local disk, one file a stage, written and read in order.
 
-The curriculum's order is known only once every source has been read, and a corpus need not fit in memory. Tokens
-are spilled instead of text: they are smaller, and then the second pass has nothing left to compute.
+The curriculum's order is known only after every source has been read, and a corpus need not fit in memory. Tokens are
+cached rather than text: they are smaller, and the second pass has nothing left to compute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bafogpt.core import files
 from bafogpt.data import curriculum
+from bafogpt.storage.tokens.manifest import ITEM_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +43,11 @@ class CachedDoc:
 
 @dataclass(frozen=True)
 class CachedLocation:
-    """Where a document lies, and what its place in the stream depends on."""
+    """Where a document is in the cache, and what its position in the training stream depends on."""
 
     stage: str
     start: int
-    """Bytes from the beginning of its stage's file."""
+    """Byte offset in its stage's file."""
     key: bytes
     size: int
     """Tokens."""
@@ -54,22 +55,23 @@ class CachedLocation:
 
 @dataclass
 class StageTally:
-    """What a stage holds, as far as the choice of validation needs it."""
+    """Counts of a stage that the choice of validation documents needs."""
 
     documents: int = 0
     held_out: int = 0
     train_tokens: int = 0
     least: bytes = b"\xff" * curriculum.KEY_BYTES
-    """The smallest key: the one document to hold out when the fraction picks none."""
+    """The smallest key: the document to hold out when the fraction picks none."""
 
 
 class TokenCache:
-    """Files of documents in ``folder``, which the caller removes. Raises :class:`DiskFullError` when it is full."""
+    """Files in ``folder``, which the caller removes. Raises :class:`DiskFullError` when the disk is full."""
 
     def __init__(self, folder: Path, dtype: str, validation: float) -> None:
         self.folder = folder
         self.dtype = dtype
         self.validation = validation
+        self._width = ITEM_BYTES[dtype]
         self.tallies: dict[str, StageTally] = {}
         self._files: dict[str, IO[bytes]] = {}
         self._numbers: dict[str, int] = {}
@@ -78,7 +80,7 @@ class TokenCache:
     def add(self, stage: str, document: CachedDoc) -> None:
         """Append a document to its stage."""
         if stage not in self._files:
-            self._files[stage] = (self.folder / f"{stage}.spill").open("wb", buffering=BUFFER_BYTES)
+            self._files[stage] = (self.folder / f"{stage}.tokens").open("wb", buffering=BUFFER_BYTES)
         number = self._numbers.setdefault(document.source, len(self._numbers))
         language = self._languages.setdefault(document.language, len(self._languages))
         with files.disk_full_named(self.folder):
@@ -93,57 +95,50 @@ class TokenCache:
             tally.train_tokens += document.size
 
     def close(self) -> None:
-        """End writing; :meth:`read` comes after it."""
+        """Finish writing; call it before :meth:`read`."""
         with files.disk_full_named(self.folder):
             for file in self._files.values():
                 file.close()
 
     def read(self, stage: str) -> Iterator[CachedDoc]:
-        """The documents of a stage in the order they were added; none for a stage that has none."""
-        with self.reader() as at:
-            for place in self.places(stage):
-                yield at(place.stage, place.start)
+        """The documents of a stage in the order they were added."""
+        with self.reader() as read:
+            for location in self.locations(stage):
+                yield read(stage, location.start)
 
-    def places(self, stage: str) -> Iterator[CachedLocation]:
-        """Where its documents lie, in that order."""
+    def locations(self, stage: str) -> Iterator[CachedLocation]:
+        """Where the documents of a stage are, in the order they were added."""
         if stage not in self.tallies:
             return
-        width = self._width()
-        with (self.folder / f"{stage}.spill").open("rb") as file:
+        with (self.folder / f"{stage}.tokens").open("rb") as file:
             while header := file.read(HEADER.size):
                 key, _, _, _, count = HEADER.unpack(header)
                 yield CachedLocation(stage, file.tell() - HEADER.size, key, count)
-                file.seek(count * width, 1)
+                file.seek(count * self._width, 1)
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[Callable[[str, int], CachedDoc]]:
-        """A function that reads the document at a stage's ``start``; quickest where one follows on the other."""
+        """A function that reads the document of a stage at ``start``; sequential reads are fastest."""
         import numpy as np
 
-        names, languages, width = list(self._numbers), list(self._languages), self._width()
+        names, languages = list(self._numbers), list(self._languages)
         with contextlib.ExitStack() as stack:
             opened = {
-                stage: stack.enter_context((self.folder / f"{stage}.spill").open("rb", buffering=BUFFER_BYTES))
+                stage: stack.enter_context((self.folder / f"{stage}.tokens").open("rb", buffering=BUFFER_BYTES))
                 for stage in self.tallies
             }
 
-            def at(stage: str, start: int) -> CachedDoc:
+            def read(stage: str, start: int) -> CachedDoc:
                 file = opened[stage]
                 file.seek(start)
                 key, number, language, size, count = HEADER.unpack(file.read(HEADER.size))
-                tokens = np.frombuffer(file.read(count * width), dtype=self.dtype)
+                tokens = np.frombuffer(file.read(count * self._width), dtype=self.dtype)
                 return CachedDoc(key, names[number], tokens, size, languages[language])
 
-            yield at
-
-    def _width(self) -> int:
-        """Bytes of a token."""
-        import numpy as np
-
-        return np.dtype(self.dtype).itemsize
+            yield read
 
     def exceptions(self) -> frozenset[bytes]:
-        """Keys held out although the fraction does not pick them: one for each large stage that would have none."""
+        """Keys to hold out besides those that the fraction picks: one for each large stage without any."""
         if not self.validation:
             return frozenset()
         large = (each for each in self.tallies.values() if each.documents >= curriculum.SMALLEST_HELD_OUT)

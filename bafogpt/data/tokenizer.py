@@ -1,7 +1,7 @@
-"""Text to token ids and back: a ``tokenizer.json``, or the built-in bytes.
+"""Text to token ids and back: a ``tokenizer.json``, or the built-in byte tokenizer.
 
-Ids come without anything added; the caller decides where a document begins and ends. Text that happens to spell a
-special token (``<eos>``) is tokenised as the text it is, so nothing in a corpus can end a document early.
+Nothing is added to the ids; the caller marks where a document begins and ends. Text that spells a special token
+(``<eos>``) is tokenised as plain text, so nothing in a corpus can end a document early.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bafogpt.core import digest
-from bafogpt.core.errors import DataError, NotFoundError
+from bafogpt.core.errors import DataError, NotFoundError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,21 +27,20 @@ UINT16_VOCAB = 1 << 16
 
 
 class Tokenizer(ABC):
-    """What the data, the trainer and the reports need of a tokenizer."""
+    """The interface of all tokenizers."""
 
     name: str
     digest: str
-    """``blake3:`` of the ``tokenizer.json``: two datasets with the same digest have the same ids."""
+    """``blake3:`` of the ``tokenizer.json``. Equal digests mean equal ids."""
     vocab_size: int
     eos_id: int
     bos_id: int | None
     add_bos: bool
-    """Whether the tokenizer itself puts :attr:`bos_id` before a text, as Gemma's does: its models were trained so."""
+    """Whether the tokenizer itself puts :attr:`bos_id` before a text, as Gemma's does."""
     file: Path | None
     """The ``tokenizer.json``; None for the built-in one."""
     controls: Mapping[str, int]
-    """The special tokens by their spelling (``<bos>``, ``<end_of_turn>``): what a prompt's template may write and a
-    text never means."""
+    """The special tokens by spelling (``<bos>``, ``<end_of_turn>``). Only a prompt template writes them, never text."""
 
     @property
     def dtype(self) -> Literal["uint16", "uint32"]:
@@ -54,7 +53,7 @@ class Tokenizer(ABC):
         return [self.bos_id] if self.add_bos and self.bos_id is not None else []
 
     def spelled(self, id: int | None) -> str:  # noqa: A002
-        """How the special token ``id`` is spelled; empty for None and for what is none."""
+        """The spelling of the special token ``id``; empty for any other id and for None."""
         return next((text for text, number in self.controls.items() if number == id), "")
 
     @abstractmethod
@@ -67,10 +66,9 @@ class Tokenizer(ABC):
 
 
 def load(name: str) -> Tokenizer:
-    """``bytes``, a ``tokenizer.json``, or a folder that holds one.
+    """``bytes``, a ``tokenizer.json``, or a folder with one.
 
-    Raises :class:`NotFoundError` where there is none, :class:`DataError` where it cannot be read or has no token
-    for the end of a text.
+    Raises :class:`NotFoundError`, and :class:`DataError` for one that is unreadable or has no end token.
     """
     if name == BYTES:
         return ByteTokenizer()
@@ -83,7 +81,7 @@ def load(name: str) -> Tokenizer:
 
 
 class ByteTokenizer(Tokenizer):
-    """UTF-8 bytes: 0 padding, 1 end, 2 begin, and byte *b* is id *b* + 3. Needs no file and knows every text."""
+    """UTF-8 bytes: 0 padding, 1 end, 2 begin, and byte *b* is id *b* + 3."""
 
     OFFSET = 3
 
@@ -103,7 +101,7 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) + self.OFFSET for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; special ones and those past the bytes have none, a torn character becomes U+FFFD."""
+        """The text of ``ids`` without special ones; an incomplete character becomes U+FFFD."""
         codes = (int(each) - self.OFFSET for each in ids)
         return bytes(code for code in codes if 0 <= code < 256).decode(errors="replace")
 
@@ -115,7 +113,7 @@ class JsonTokenizer(Tokenizer):
         self.file = file
         self.name = file.resolve().parent.name if file.name == "tokenizer.json" else file.stem
         self.digest = digest.of_file(file)
-        self._engine = _read(file)
+        self._engine = read_fast(file)
         self.vocab_size = max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not self.vocab_size:
             raise DataError(f"{file}: a tokenizer without a token", f"head -c 200 {file}")
@@ -146,7 +144,7 @@ class JsonTokenizer(Tokenizer):
         return str(self._engine.decode([int(each) for each in ids], skip_special_tokens=False))
 
     def _adds_bos(self, configured: Any) -> bool:
-        """What ``add_bos_token`` says, as transformers reads it; else what the post-processor does."""
+        """``add_bos_token`` as transformers reads it; without it what the post-processor does."""
         if configured is not None and not isinstance(configured, bool):
             raise DataError(f"{self.file}: add_bos_token is not true or false", "edit tokenizer_config.json beside it")
         if configured and self.bos_id is None:
@@ -156,20 +154,24 @@ class JsonTokenizer(Tokenizer):
         return bool(self._engine.encode("a").ids[:1] == [self.bos_id])
 
     def _special(self, configured: Any, names: Sequence[str]) -> int | None:
-        """The id of the token that the configuration names, else of the first of ``names`` there is."""
+        """The id of the token that the configuration names, else of the first known one of ``names``."""
         if isinstance(configured, dict):
             configured = configured.get("content")
         wanted = [configured] if isinstance(configured, str) and configured.isprintable() else names
         return next((found for each in wanted if (found := self._engine.token_to_id(each)) is not None), None)
 
 
-def _read(file: Path) -> FastTokenizer:
+def read_fast(file: Path) -> FastTokenizer:
+    """A ``tokenizer.json`` as the library reads it: nothing cut off or padded, special tokens in a text read as text.
+
+    Raises :class:`DataError`.
+    """
     from tokenizers import Tokenizer as FastTokenizer
 
     try:
         engine = FastTokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{file}: not a tokenizer.json ({error})", f"head -c 200 {file}") from error
+        raise DataError(f"{file}: not a tokenizer.json ({first_line(error)})", f"head -c 200 {file}") from None
     engine.no_truncation()
     engine.no_padding()
     engine.encode_special_tokens = True

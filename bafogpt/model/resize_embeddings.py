@@ -10,7 +10,6 @@ block of them and the new rows.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from bafogpt.model.formats.lazy_tensor import LazyTensor, joined
 from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
 
 Init = Literal["mean", "subtokens"]
-_PADDING = re.compile(PADDING.replace("{}", r"\d+"))
 INITS: tuple[Init, ...] = ("mean", "subtokens")
 
 
@@ -65,8 +63,8 @@ class Lineage:
             if type(first) is not int or not 0 < first <= size - len(pieces):
                 raise ValueError(f"a base of {first!r} ids and {len(pieces):,} pieces are not the tokenizer's {size:,}")
             unlearned = [names_of.get(number, "") for number in range(first + len(pieces), size)]
-            if not all(_PADDING.fullmatch(name) for name in unlearned):
-                raise ValueError(f"it lacks the piece {next(n for n in unlearned if not _PADDING.fullmatch(n))!r}")
+            if not all(PADDING.fullmatch(name) for name in unlearned):
+                raise ValueError(f"it lacks the piece {next(n for n in unlearned if not PADDING.fullmatch(n))!r}")
             read = cls(folder, str(base["digest"]), first, size, *_constituents(pieces, first))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptError(f"{file}: not a lineage ({error})", "make the tokenizer again") from None

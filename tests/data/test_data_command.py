@@ -55,6 +55,7 @@ def test_json_and_quiet_are_for_programs(tmp_path: Path, capsys: pytest.CaptureF
         (["prepare", "starter", "-t", "nowhere", "-o", "x"], 1, "no tokenizer at nowhere"),
         (["prepare", "starter", "-t", "bytes", "-o", "x", "--replay-share", "2"], 2, "replay share 2.0"),
         (["prepare", "starter", "-t", "bytes", "-o", "x", "--stage", "wen"], 1, "(did you mean 'web'?)"),
+        (["instructions", "starter", "-t", "bytes", "-o", "a/b", "--context", "16"], 1, "the prompt alone has"),
         (["show", "nothing"], 1, "no dataset at"),
     ],
 )
@@ -63,6 +64,7 @@ def test_mistakes_are_two_lines(
 ) -> None:
     (tmp_path / "bucket").mkdir()
     assert root.main(["data", *words]) == code
+    assert list((tmp_path / "bucket").iterdir()) == [], "a failed command leaves no folder"
     captured = capsys.readouterr()
     assert captured.out == ""
     assert problem in captured.err

@@ -112,7 +112,7 @@ def test_padding_is_unused_pieces(base: Path, tmp_path: Path) -> None:
 def wrong_merge_order(folder: Path) -> str:
     loaded = files.load(str(folder))
     loaded.content["model"]["merges"].reverse()
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model.continued(loaded, [], 0))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model.extended(loaded, [], 0))
     return "texts have other ids than in tokenizer.json"
 
 
@@ -121,7 +121,7 @@ def another_tokenizer(folder: Path) -> str:
     vocab = list(loaded.pieces)
     vocab[600], vocab[601] = vocab[601], vocab[600]
     swapped = files.Base(loaded.file, loaded.digest, loaded.content, loaded.engine, vocab, loaded.letters)
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model.continued(swapped, [], 0))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model.extended(swapped, [], 0))
     return "is of another tokenizer (id 600)"
 
 

@@ -138,7 +138,15 @@ def test_padding_comes_only_when_asked_for(made: Made, tmp_path: Path) -> None:
     assert ids(engine_of(tmp_path / "padded"), "<padding_0>") == ids(engine_of(made.base), "<padding_0>")
 
 
-def test_a_continued_tokenizer_can_be_continued(made: Made, tmp_path: Path) -> None:
+def test_a_padded_tokenizer_can_be_padded_again(made: Made, tmp_path: Path) -> None:
+    for base, out, expected in ((made.base, "once", 18), (tmp_path / "once", "twice", 14)):
+        options = ExtendOptions(pieces=50, pad=True)
+        assert extend(str(base), ["starter"], [], tmp_path / out, options=options, processes=1).padding == expected
+    vocab = content_of(tmp_path / "twice")["model"]["vocab"]
+    assert [vocab[f"<padding_{number}>"] for number in (0, 17, 18, 31)] == [750, 767, 818, 831]
+
+
+def test_an_extended_tokenizer_can_be_extended(made: Made, tmp_path: Path) -> None:
     extend(str(made.out), ["starter"], [], tmp_path / "more", options=ExtendOptions(pieces=64), processes=1)
     assert len(ids(engine_of(tmp_path / "more"), ZULU)) <= len(ids(engine_of(made.out), ZULU))
 
@@ -155,7 +163,7 @@ def test_a_pair_whose_text_is_cut_otherwise_when_alone_is_refused_and_another_ta
     learner = Learner(dataclasses.replace(base, engine=Odd()), units, set())  # type: ignore[arg-type]
     learner.learn(2, lambda _: None)
     assert odd not in [piece.text for piece in learner.learned]
-    assert learner.refused["cut in another way when alone"] >= 1
+    assert learner.refused["has other tokens on its own"] >= 1
 
 
 def test_a_pair_that_spells_a_piece_of_the_base_is_refused(made: Made, tmp_path: Path) -> None:
@@ -166,7 +174,7 @@ def test_a_pair_that_spells_a_piece_of_the_base_is_refused(made: Made, tmp_path:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     options = ExtendOptions(pieces=64)
     report = extend(str(tmp_path), ["starter"], [], tmp_path / "out", options=options, processes=1)
-    assert report.refused["spells a piece that is there"] >= 1
+    assert report.refused["spells an existing piece"] >= 1
     assert report.size == 768
 
 

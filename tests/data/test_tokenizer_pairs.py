@@ -130,9 +130,9 @@ def test_counting_in_processes_gives_what_counting_in_one_gives(tmp_path: Path) 
 
 KILLED = """
 import os, time
-from bafogpt.data.vocabulary import words
+from bafogpt.data.vocabulary import word_counts
 if __name__ == "__main__":
-    pool = words.pool(1)
+    pool = word_counts.pool(1)
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 600)
     time.sleep(600)

@@ -96,7 +96,7 @@ def test_the_picture_is_the_same_each_time_and_says_its_format(base: Path, pairs
     assert b"english" in drawn and f"{rows[0].text.tokens_per_word:.2f}".encode() in drawn
     plot.draw(report([str(base)], [str(pairs)]), tmp_path / "c.png", "zul", "eng")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UsageError, match="the ending says the format"):
+    with pytest.raises(UsageError, match=r"not a \.svg or \.png file"):
         plot.draw(rows, tmp_path / "a.jpeg", "zul", "eng")
 
 
@@ -179,7 +179,7 @@ def test_train_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
         (["extend", "-b", "BASE", "-c", "starter", "-o", "x", "--language", "zu"], 1, "no text in 'zu'"),
         (["extend", "-b", "BASE", "-c", "starter", "-o", "x", "--pieces", "0"], 2, "is not a number of pieces"),
         (["report", "BASE", "--text", "nowhere"], 1, "nowhere does not exist"),
-        (["report", "BASE", "--text", "starter", "--picture", "a.gif"], 2, "the ending says the format"),
+        (["report", "BASE", "--text", "starter", "--picture", "a.gif"], 2, "not a .svg or .png file"),
         (["train", "-c", "starter", "-o", "x", "--pieces", "3"], 2, "is too few"),
     ],
 )

@@ -1,12 +1,12 @@
-"""Tokenizers made: the base model's continued for another language, or one from nothing, and what they are worth.
+"""Makes tokenizers: extends a base model's for another language, or trains a new one; and compares them.
 
-- ``words``    the distinct words of a corpus, and the runs of base tokens in them that pieces are learned within
-- ``pairs``    byte-pair merges, learned incrementally
-- ``protect``  which merges would touch the text of the protected language
-- ``extend``   all of it together: continued BPE over the base's own segmentation
-- ``files``    ``tokenizer.json`` in and out, and ``tokenizer.lineage.json`` beside it
-- ``sentencepiece_model`` ``tokenizer.model`` for llama.cpp's converter, written where it gives the same ids
-- ``train``    a tokenizer from nothing
-- ``report``   tokens a word, pieces that cannot appear, sentences changed: of any tokenizers, side by side
-- ``picture``  the same as a figure
+- ``word_counts``  the distinct words of a corpus, and the runs of base tokens within which pieces are learned
+- ``bpe_merges``   byte-pair merges, learned incrementally
+- ``protected_merges`` the merges that would change text of the protected language
+- ``extend``       continued BPE over the base's tokens
+- ``files``        reads and writes ``tokenizer.json`` and ``tokenizer.lineage.json``
+- ``sentencepiece_model`` writes ``tokenizer.model`` for llama.cpp's converter
+- ``train``        a new tokenizer
+- ``report``       compares tokenizers on the same text
+- ``plot``         draws that comparison
 """

@@ -1,8 +1,8 @@
-"""Byte-pair merges, learned incrementally: which neighbours occur most often, and what is left when they are one.
+"""Learns byte-pair merges incrementally.
 
-The counts of all neighbouring pairs are kept up to date from merge to merge, with an index of the units that hold each
-pair and a heap for the highest count. A pair's count only falls after the step that makes it, so an entry of the heap
-that is too high is put back with what the count has become. Ties go to the pair with the lower ids.
+The counts of all neighbouring pairs are updated with each merge, using an index of the units that contain each pair and
+a heap of counts. A pair's count only falls after the step that creates it, so a heap entry that is too high is pushed
+back with the current count. Ties go to the pair with the lower ids.
 (Sennrich et al. 2016, arXiv:1508.07909; here over the tokens of another tokenizer in place of characters.)
 """
 
@@ -18,7 +18,7 @@ Pair = tuple[int, int]
 
 
 class PairIndex:
-    """The neighbouring pairs of a set of units, and the units as they are after the merges so far."""
+    """The neighbouring pairs of a set of units after the merges so far."""
 
     def __init__(self, units: Mapping[Unit, int], forbidden: Iterable[Pair] = ()) -> None:
         self._forbidden = set(forbidden)
@@ -26,7 +26,7 @@ class PairIndex:
         self._numbers = list(units.values())
         self._counts: defaultdict[Pair, int] = defaultdict(int)
         self._where: defaultdict[Pair, list[int]] = defaultdict(list)
-        """The units that a pair was once in; whether it still is, is seen when the pair is merged."""
+        """The units that have contained a pair; whether they still do is checked when it is merged."""
         for index, unit in enumerate(self._units):
             number = self._numbers[index]
             for pair in itertools.pairwise(unit):
@@ -36,7 +36,7 @@ class PairIndex:
         heapq.heapify(self._heap)
 
     def most_frequent(self) -> tuple[Pair, int] | None:
-        """The pair that occurs most often, and its count; None when no pair is left. It stays until it is used."""
+        """The most frequent pair and its count; None when no pair is left. The pair stays in the index."""
         while self._heap:
             negative, pair = self._heap[0]
             number = self._counts.get(pair, 0)
@@ -49,12 +49,12 @@ class PairIndex:
         return None
 
     def forbid(self, pair: Pair) -> None:
-        """Never offer ``pair`` again; it must be the one that :meth:`most_frequent` just gave."""
+        """Exclude ``pair``, which must be the result of the last :meth:`most_frequent`."""
         self._forbidden.add(pair)
         heapq.heappop(self._heap)
 
     def merge(self, pair: Pair, token: int) -> None:
-        """Replace ``pair`` by ``token`` wherever it is, left to right; it must be the one just given."""
+        """Replace ``pair``, the result of the last :meth:`most_frequent`, by ``token`` everywhere, left to right."""
         heapq.heappop(self._heap)
         made: set[Pair] = set()
         counts, where = self._counts, self._where
@@ -95,7 +95,7 @@ def merged(tokens: list[int], pair: Pair, token: int) -> list[int]:
 
 
 def apply(tokens: list[int], merges: Mapping[Pair, int]) -> list[int]:
-    """``tokens`` after ``merges`` (pair to the token it becomes; a lower token goes first), as an encoder does it."""
+    """Apply ``merges`` (pair to token; lower tokens first) to ``tokens`` as an encoder does."""
     while len(tokens) > 1:
         token, pair = min(
             ((merges[each], each) for each in itertools.pairwise(tokens) if each in merges),

@@ -1,16 +1,16 @@
-"""Continued BPE: the base's own merges first, then those that another language needs.
+"""Extends a BPE tokenizer with merges for another language (continued BPE).
 
-The corpus is cut by the base, merges are learned over what that leaves, and they are appended after all of the base's.
-So the new tokenizer cuts any text as the base does and then joins what it learned: text that holds no learned pair is
-cut as before, a piece crosses no word, and no new piece waits on a merge that cannot happen. A pair is refused where it
-spells a piece that is there already, where the protected text has it (``protect``), and where its text alone would be
-cut in another way: then its piece could appear within words but not be written down.
+The base tokenizes the corpus, merges are learned over its tokens, and they are appended after all of the base's. The
+new tokenizer therefore tokenizes any text as the base does and then applies the new merges: text without a learned pair
+keeps its tokens, a piece never crosses a word, and every new piece can occur. A pair is refused if it spells an
+existing piece, if the protected text contains it (``protected_merges``), or if its text on its own has other tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import shutil
 import time
 from collections import Counter
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
 MULTIPLE = 64
-"""The size of the whole vocabulary is a multiple of this: matrix kernels are faster then."""
+"""The vocabulary's size is a multiple of this, for fast matrix kernels."""
 MIN_PAIR_COUNT = 2
-"""A pair that occurs fewer times than this is not a pattern."""
+"""A pair must occur this often to become a piece."""
 PROGRESS_EVERY = 100
 
 Advance = Callable[[int], None]
 Stage = Callable[[str, int | None, str], AbstractContextManager[Advance]]
-"""(what is being done, how much there is or None, its unit) to something that is told of each part done."""
+"""(task, amount or None, unit) → context manager that yields a progress callback."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendOptions:
-    """How a tokenizer is continued. Raises :class:`UsageError` for what makes no sense."""
+    """How a tokenizer is extended. Raises :class:`UsageError`."""
 
     pieces: int = 40_000
-    """New pieces; rounded up so that the whole is a multiple of 64."""
+    """New pieces; rounded up so that the vocabulary is a multiple of 64."""
     language: str = "zul"
-    """What is learned: of parallel text this side, and no document that names another language."""
+    """Language to learn: this side of parallel text, and documents that name no other language."""
     protect_language: str = "eng"
-    """The same for what is protected."""
+    """Language of the protected text."""
     pad: bool = False
-    """Whether the multiple of 64 is reached by padding pieces, which no text has, in place of more real ones."""
+    """Whether the multiple of 64 is reached with padding pieces rather than more learned ones."""
 
     def __post_init__(self) -> None:
         if self.pieces < 1:
@@ -66,7 +66,7 @@ class ExtendOptions:
 
 @dataclass
 class ExtendReport:
-    """What was made. Seconds and counts; ``refused`` are pairs, by reason."""
+    """What was made; ``refused`` counts pairs by reason."""
 
     out: str
     base_size: int
@@ -81,14 +81,10 @@ class ExtendReport:
     forbidden_pairs: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     lowest_count: int = 0
-    """How often the last merge applied when it was learned."""
+    """How often the last learned pair occurred."""
     tokenizer_model: ModelCheck = field(default_factory=ModelCheck)
     """Whether a SentencePiece ``tokenizer.model`` was written, and what it was compared on."""
     seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def extend(
@@ -100,38 +96,33 @@ def extend(
     options: ExtendOptions | None = None,
     settings: Settings | None = None,
     processes: int | None = None,
-    stage: Stage | None = None,
+    stage: Stage = lambda *_: contextlib.nullcontext(lambda _: None),
 ) -> ExtendReport:
-    """Continue the tokenizer ``base`` with pieces learned from ``corpus``, and write it to the new folder ``out``.
+    """Extend the tokenizer ``base`` with pieces learned from ``corpus``, and write it to the new folder ``out``.
 
-    Text of ``protected`` keeps its tokens, but for words that the corpus uses more. Equal inputs give equal files.
-    Memory grows with the distinct words. Raises :class:`ConflictError` where ``out`` is there already,
-    :class:`DataError` where there is no text in the language or too little for so many pieces, and what
-    :func:`files.load` and reading raise; ``out`` does not appear then.
+    Text of ``protected`` keeps its tokens, except words that the corpus uses more. Equal inputs give equal files.
+    Memory grows with the number of distinct words. Raises :class:`ConflictError` where ``out`` exists,
+    :class:`DataError` for too little text, and what :func:`files.load` and reading raise; ``out`` is not created then.
     """
     options = options or ExtendOptions()
-    stage = stage or (lambda *_: contextlib.nullcontext(lambda _: None))
     began = time.monotonic()
     require_new(out)
     read = _read(corpus, options.language, False, settings, processes, stage)
     kept = _read(protected, options.protect_language, True, settings, processes, stage) if protected else WordCounts()
     with stage("loading the base", None, ""):
         loaded = files.load(base)
-    with stage("cutting words", None, ""):
-        found = word_counts.units(loaded.engine, read.counts.items(), loaded.letters)
+    with stage("tokenizing words", None, ""):
+        units = word_counts.units(loaded.engine, read.counts.items(), loaded.letters)
         guarded = protected_merges.protected_words(kept.counts, read.counts)
         forbidden = protected_merges.forbidden_pairs(loaded.engine, guarded, loaded.letters)
-    padding = -(loaded.size + options.pieces) % MULTIPLE
-    wanted = options.pieces + (0 if options.pad else padding)
-    padding = padding if options.pad else 0
-    learner = Learner(loaded, found, forbidden)
+    missing = -(loaded.size + options.pieces) % MULTIPLE
+    wanted, padding = (options.pieces, missing) if options.pad else (options.pieces + missing, 0)
+    learner = Learner(loaded, units, forbidden)
     with stage("learning", wanted, "pieces") as advance:
         learner.learn(wanted, advance)
-    if len(learner.learned) < wanted:
-        raise _too_few(len(learner.learned), wanted, loaded.size)
     report = ExtendReport(str(out), loaded.size, loaded.size + wanted + padding, wanted, padding)
     report.documents, report.words, report.distinct_words = read.documents, read.counts.total(), len(read.counts)
-    report.units, report.protected_words, report.forbidden_pairs = len(found), len(guarded), len(forbidden)
+    report.units, report.protected_words, report.forbidden_pairs = len(units), len(guarded), len(forbidden)
     report.refused, report.lowest_count = dict(learner.refused), learner.learned[-1].count
     facts = {"settings": asdict(options), "corpus": _facts(read), "protect": _facts(kept)}
     with stage("writing and checking", None, ""):
@@ -142,12 +133,12 @@ def extend(
 
 
 class Learner:
-    """Merges, one after the other, over the units of a corpus."""
+    """Learns merges, one after another, over the units of a corpus."""
 
     def __init__(self, base: Base, units: Counter[Unit], forbidden: set[Pair]) -> None:
         self.learned: list[LearnedPiece] = []
         self.refused: Counter[str] = Counter()
-        """Why pairs that occur often enough did not become pieces."""
+        """Pairs that did not become pieces, by reason."""
         self._base = base
         self._index = PairIndex(units, forbidden)
         self._texts = list(base.pieces)
@@ -155,11 +146,11 @@ class Learner:
         self._merges: dict[Pair, int] = {}
 
     def learn(self, wanted: int, advance: Advance) -> None:
-        """Learn until there are ``wanted`` pieces, or no pair is left that occurs often enough."""
+        """Learn ``wanted`` pieces. Raises :class:`DataError` where too few pairs occur often enough."""
         while len(self.learned) < wanted:
             best = self._index.most_frequent()
             if best is None or best[1] < MIN_PAIR_COUNT:
-                break
+                raise _too_few(len(self.learned), wanted, self._base.size)
             pair, number = best
             piece = self._piece(pair, number)
             if piece is None:
@@ -174,19 +165,19 @@ class Learner:
                 advance(PROGRESS_EVERY)
 
     def _piece(self, pair: Pair, number: int) -> LearnedPiece | None:
-        """The piece that ``pair`` would become, or None for one that may not be.
+        """The piece that ``pair`` becomes; None for one that is refused.
 
-        In plain BPE a text whose borders no merge crosses is cut the same alone as within its word, so the second
-        reason is not met there; it is looked at all the same, because a base may bring tokens with rules of their own.
+        In plain BPE a text whose borders no merge crosses has the same tokens alone as within its word. The second
+        reason is checked because a base may have tokens with rules of their own.
         """
         text = self._texts[pair[0]] + self._texts[pair[1]]
         if text in self._known:
-            self.refused["spells a piece that is there"] += 1
+            self.refused["spells an existing piece"] += 1
             return None
         constituents = (*self._constituents(pair[0]), *self._constituents(pair[1]))
         alone = self._base.engine.encode(text, add_special_tokens=False).ids
         if tuple(alone) != constituents or apply(alone, self._merges) != [*pair]:
-            self.refused["cut in another way when alone"] += 1
+            self.refused["has other tokens on its own"] += 1
             return None
         return LearnedPiece(len(self._texts), text, pair, constituents, number)
 
@@ -196,7 +187,7 @@ class Learner:
 
 
 def unreachable(engine: FastTokenizer, pieces: Sequence[tuple[int, str]]) -> list[str]:
-    """Those of ``pieces`` (id, text) whose text is not cut into just that id."""
+    """Those of ``pieces`` (id, text) whose text is not tokenized as that id."""
     encoded = engine.encode_batch_fast([text for _, text in pieces], add_special_tokens=False)
     return [text for (number, text), each in zip(pieces, encoded, strict=True) if each.ids != [number]]
 
@@ -220,7 +211,6 @@ def _read(
 
 
 def _too_few(there: int, wanted: int, base: int) -> DataError:
-    """The error that says how many pieces there were, with the largest number that would do."""
     most = (base + there) // MULTIPLE * MULTIPLE - base
     hint = f"--pieces {most}, or add text" if most > 0 else "add text"
     return DataError(
@@ -240,13 +230,13 @@ def _facts(read: WordCounts) -> dict[str, Any]:
 def _write(
     out: Path, base: Base, learned: Sequence[LearnedPiece], padding: int, facts: dict[str, Any], sample: Iterable[str]
 ) -> ModelCheck:
-    """Write the folder, after the ``tokenizers`` library tokenized every new piece as itself."""
+    """Write the folder, after checking that every new piece is tokenized as itself and every old one keeps its id."""
     from tokenizers import Tokenizer as FastTokenizer
 
-    made = files.dumped(files.continued(base, learned, padding))
+    made = json.dumps(files.extended(base, learned, padding), ensure_ascii=False, indent=2)
     engine = FastTokenizer.from_str(made)
     missed = unreachable(engine, [(piece.id, piece.text) for piece in learned])
-    assert not missed, f"{len(missed)} pieces are not cut into themselves: {missed[:5]}"
+    assert not missed, f"{len(missed)} pieces are not tokenized as themselves: {missed[:5]}"
     assert engine.get_vocab_size(with_added_tokens=True) == base.size + len(learned) + padding
     moved = [text for number, text in enumerate(base.pieces) if text and engine.id_to_token(number) != text]
     assert not moved, f"{len(moved)} of the base's tokens have other ids: {moved[:5]}"

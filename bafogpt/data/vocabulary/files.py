@@ -1,20 +1,22 @@
-"""A ``tokenizer.json`` to continue, the one that continues it, and where each of its pieces comes from.
+"""Reads a ``tokenizer.json`` to extend, and writes the extended one with its lineage.
 
-What is read is what Gemma, Mistral and Llama 2 have: BPE whose text has ``▁`` for the space and bytes to fall back on.
-What is written is the base's file with entries added to ``vocab`` and ``merges``; everything before them stays.
+Supported are tokenizers like those of Gemma, Mistral and Llama 2: BPE with ``▁`` for the space and byte fallback. The
+extended file is the base's with entries appended to ``vocab`` and ``merges``; nothing else changes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bafogpt.core import digest
-from bafogpt.core.errors import DataError, NotFoundError
-from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES
+from bafogpt.core.errors import DataError, NotFoundError, first_line
+from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES, read_fast
 from bafogpt.data.vocabulary.word_counts import SPACE, is_letters
 
 if TYPE_CHECKING:
@@ -25,8 +27,9 @@ CONFIG = "tokenizer_config.json"
 LINEAGE = "tokenizer.lineage.json"
 LINEAGE_SCHEMA = "bafogpt.tokenizer.lineage/1"
 COMPANION_FILES = ("special_tokens_map.json", "chat_template.jinja")
-"""What else belongs to a tokenizer and is copied along."""
-PADDING = "<padding_{}>"
+"""Other files of a tokenizer, copied along."""
+PADDING = re.compile(r"<padding_\d+>")
+"""Names of pieces that no text has."""
 HINT = "--base FOLDER of a Gemma, Mistral or Llama 2 checkpoint"
 
 
@@ -37,7 +40,7 @@ class LearnedPiece:
     id: int
     text: str
     merge: tuple[int, int]
-    """The two tokens, of the base or learned before, that it is made of."""
+    """The two tokens that it joins: of the base, or learned before."""
     constituents: tuple[int, ...]
     """The base's tokens for the same text."""
     count: int
@@ -46,30 +49,28 @@ class LearnedPiece:
 
 @dataclass(frozen=True)
 class Base:
-    """A tokenizer that can be continued."""
+    """A tokenizer that can be extended."""
 
     file: Path
     digest: str
     """``blake3:`` of the ``tokenizer.json``."""
     content: dict[str, Any]
     engine: FastTokenizer
-    """Cuts raw text as the base does, special tokens spelled in it being text, and nothing added."""
     pieces: Sequence[str]
-    """By id; empty where an id has no piece."""
+    """By id; empty for an id without a piece."""
     letters: Sequence[bool]
-    """By id: whether the piece is letters, so that it may be part of a new one."""
+    """By id: whether the piece is letters, so that a new one may contain it."""
 
     @property
     def size(self) -> int:
-        """The first id that is free."""
+        """The first free id."""
         return len(self.pieces)
 
 
 def load(name: str) -> Base:
-    """A ``tokenizer.json``, or the folder that holds one.
+    """Read a ``tokenizer.json``, or that of a folder.
 
-    Raises :class:`NotFoundError` where there is none and :class:`DataError` for what cannot be continued: no BPE,
-    no merges, or another way with spaces.
+    Raises :class:`NotFoundError`, and :class:`DataError` for one that cannot be extended.
     """
     path = Path(name)
     file = path / TOKENIZER if path.is_dir() else path
@@ -81,18 +82,10 @@ def load(name: str) -> Base:
         model = content["model"]
         reason = _unfit(content, model)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not a {TOKENIZER} ({_first_line(error)})", f"head -c 200 {file}") from None
+        raise DataError(f"{file}: not a {TOKENIZER} ({first_line(error)})", f"head -c 200 {file}") from None
     if reason:  # before the library reads it: some of these make it panic
         raise DataError(f"{file}: {reason}", HINT)
-    from tokenizers import Tokenizer as FastTokenizer
-
-    try:
-        engine = FastTokenizer.from_buffer(raw)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{file}: not a {TOKENIZER} ({_first_line(error)})", f"head -c 200 {file}") from None
-    engine.no_truncation()
-    engine.no_padding()
-    engine.encode_special_tokens = True
+    engine = read_fast(file)
     added = {each["id"]: each["content"] for each in content.get("added_tokens") or ()}
     by_id = {number: text for text, number in model["vocab"].items()} | added
     pieces = [by_id.get(number, "") for number in range(max(by_id) + 1)]
@@ -101,7 +94,7 @@ def load(name: str) -> Base:
 
 
 def _unfit(content: dict[str, Any], model: dict[str, Any]) -> str:
-    """Why this tokenizer cannot be continued, or nothing."""
+    """Why this tokenizer cannot be extended, or nothing."""
     if model.get("type") != "BPE":
         return f"a {model.get('type') or 'nameless'} model; only BPE can be continued"
     if not model.get("merges"):
@@ -120,11 +113,17 @@ def _unfit(content: dict[str, Any], model: dict[str, Any]) -> str:
     return ""
 
 
-def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> dict[str, Any]:
-    """The content of the new ``tokenizer.json``: the base's, with pieces, their merges and padding at the end.
+def padding_names(base: Base, count: int) -> list[str]:
+    """The next ``count`` names of padding pieces that the base does not have."""
+    names = (f"<padding_{number}>" for number in itertools.count())
+    return list(itertools.islice((name for name in names if name not in base.pieces), count))
+
+
+def extended(base: Base, learned: Sequence[LearnedPiece], padding: int) -> dict[str, Any]:
+    """The new ``tokenizer.json``: the base's with learned pieces, their merges and padding appended.
 
     An added token that is not in the base's vocabulary, as Gemma-3's ``<image_soft_token>``, is put into it: the
-    ``tokenizers`` library ignores the id in the file and gives such a token the first one after the vocabulary.
+    ``tokenizers`` library ignores its id in the file and assigns the first one after the vocabulary.
     """
     model = base.content["model"]
     texts = [*base.pieces, *(piece.text for piece in learned)]
@@ -132,18 +131,13 @@ def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> dict
     pairs = [[texts[first], texts[second]] for first, second in (piece.merge for piece in learned)]
     vocab = model["vocab"] | {each["content"]: each["id"] for each in base.content.get("added_tokens") or ()}
     vocab |= {piece.text: piece.id for piece in learned}
-    vocab |= {PADDING.format(number): len(texts) + number for number in range(padding)}
+    vocab |= {name: number for number, name in enumerate(padding_names(base, padding), start=len(texts))}
     merges = [*model["merges"], *((" ".join(pair) for pair in pairs) if spelled else pairs)]
     return {**base.content, "model": {**model, "vocab": vocab, "merges": merges}}
 
 
-def dumped(content: dict[str, Any]) -> str:
-    """A ``tokenizer.json`` as the ``tokenizers`` library lays it out."""
-    return json.dumps(content, ensure_ascii=False, indent=2)
-
-
 def lineage(base: Base, learned: Sequence[LearnedPiece], made: str, facts: dict[str, Any]) -> str:
-    """``tokenizer.lineage.json``: what the new tokenizer was made of, a line for each of its pieces."""
+    """``tokenizer.lineage.json``: the base, the corpus, and one line for each new piece."""
     about = {
         "schema": LINEAGE_SCHEMA,
         "tokenizer": digest.of_bytes(made.encode()),
@@ -151,43 +145,25 @@ def lineage(base: Base, learned: Sequence[LearnedPiece], made: str, facts: dict[
         **facts,
     }
     head = json.dumps(about, ensure_ascii=False, indent=1).removesuffix("\n}")
-    lines = (
-        json.dumps(
-            {
-                "id": piece.id,
-                "piece": piece.text,
-                "merge": piece.merge,
-                "constituents": piece.constituents,
-                "count": piece.count,
-            },
-            ensure_ascii=False,
-        )
-        for piece in learned
+    pieces = (
+        {"id": p.id, "piece": p.text, "merge": p.merge, "constituents": p.constituents, "count": p.count}
+        for p in learned
     )
+    lines = (json.dumps(piece, ensure_ascii=False) for piece in pieces)
     return f'{head},\n "pieces": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
 
 def companion_files(file: Path, engine: FastTokenizer) -> dict[str, str]:
-    """The small files that go with a tokenizer: the base's where it has them, else a ``tokenizer_config.json``."""
-    found = {
-        name: (file.parent / name).read_text(encoding="utf-8")
-        for name in (CONFIG, *COMPANION_FILES)
-        if (file.parent / name).is_file()
-    }
-    if CONFIG not in found:
-        found[CONFIG] = config_of(engine)
-    return found
+    """The files beside a base's ``tokenizer.json``; a new ``tokenizer_config.json`` where it has none."""
+    paths = [path for name in (CONFIG, *COMPANION_FILES) if (path := file.parent / name).is_file()]
+    return {CONFIG: config_of(engine)} | {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
 def config_of(engine: FastTokenizer) -> str:
-    """A ``tokenizer_config.json`` that names the tokens for begin and end by what they are usually called."""
+    """A ``tokenizer_config.json`` with the begin, end and unknown tokens, found by their usual names."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for key, names in (("bos_token", BEGIN_NAMES), ("eos_token", END_NAMES), ("unk_token", ("<unk>",))):
         known = next((each for each in names if engine.token_to_id(each) is not None), None)
         if known is not None:
             config[key] = known
     return json.dumps(config, indent=2) + "\n"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

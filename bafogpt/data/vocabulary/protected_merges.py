@@ -1,10 +1,10 @@
-"""Which merges would touch the text of a language that must stay as it is.
+"""Finds the merges that would change text of a protected language.
 
-The continued tokenizer first cuts as the base does and then applies the new merges, so it changes a text exactly when a
-new merge joins two base tokens that are neighbours in it. Forbid those pairs, and the text cannot change, whatever else
-is learned. To protect every word of an English text costs too much, because English texts hold isiZulu names: so a word
-is protected only as far as the protected side uses it more, word for word, than the corpus does. Those that are, are
-protected with and without a space before them, in lower case and with a capital: the text protects its like.
+The extended tokenizer tokenizes as the base does and then applies the new merges, so a text changes exactly when a new
+merge joins two neighbouring base tokens in it. Forbidding those pairs keeps the text unchanged. Protecting every word
+of an English text costs too much, because English texts contain isiZulu names: a word is protected only if it is more
+frequent in the protected text than in the corpus. Its variants with and without a space, capitalised or not, are
+protected too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def protected_words(protect: Mapping[str, int], corpus: Mapping[str, int]) -> list[str]:
-    """The words of ``protect`` that are a larger share of it than they are of ``corpus``, capitals not counted."""
+    """The words that are more frequent in ``protect`` than in ``corpus``, ignoring case."""
     ours, theirs = _folded(protect), _folded(corpus)
     our_total, their_total = sum(ours.values()), sum(theirs.values()) or 1
     return [word for word in protect if ours[key := _key(word)] / our_total > theirs[key] / their_total]
 
 
 def variants(word: str) -> set[str]:
-    """The same word at the beginning of a line and within it, in the middle of a sentence and at its beginning."""
+    """The word with and without a space before it, as it is, in lower case and capitalised."""
     bare = word.strip()
     spellings = (bare, bare.lower(), bare[:1].upper() + bare[1:])
     return {f"{space}{each}" for each in spellings for space in ("", " ")}

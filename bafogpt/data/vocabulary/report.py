@@ -1,8 +1,8 @@
-"""What tokenizers are worth: the same text in each, side by side. The first one is what the others are held against.
+"""Compares tokenizers on the same text; the first one is the baseline.
 
-A word is what white space surrounds. A line of the protected text has changed where a tokenizer cuts it into other
-pieces than the first one does. A piece is unreachable when its own text is not cut into it: no text holds it then, or
-only by chance of what is around it. Tokenizers are ``tokenizer.json`` or SentencePiece ``.model`` files.
+Words are separated by white space. A line of the protected text has changed if its pieces differ from the baseline's. A
+piece is unreachable if its own text is not tokenized as that piece. Tokenizers are ``tokenizer.json`` or SentencePiece
+``.model`` files.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ from typing import Any
 from bafogpt.core.errors import DataError, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.data import sources as text_sources
+from bafogpt.data.tokenizer import read_fast
+from bafogpt.data.vocabulary.sentencepiece_model import BYTES, open_model
 from bafogpt.data.vocabulary.word_counts import SPACE, texts
 
 BATCH_LINES = 2048
 CONTEXTS = ("-", "9", ")")
 UNKNOWN = "\u2603"
-"""A character that no piece holds: a snowman."""
+"""A character in no vocabulary: a snowman."""
 NAMED = 20
-"""Changed words that a report names at most."""
+"""Most words and pieces that a report lists."""
 
 
 class TokenizerAdapter(ABC):
-    """A tokenizer of whatever kind."""
+    """The common interface of both libraries."""
 
     name: str
     pieces: Sequence[str]
     """By id."""
     plain: Sequence[int]
-    """The ids that text may have: neither special nor bytes."""
+    """Ids of pieces that are neither special nor bytes."""
 
     @abstractmethod
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """The ids of each line, with nothing added."""
+        """The ids of each line, without special tokens."""
 
     @abstractmethod
     def encode_piece(self, piece: str) -> list[int]:
@@ -48,20 +50,20 @@ class TokenizerAdapter(ABC):
 
 @dataclass
 class TextStats:
-    """What one text costs."""
+    """Statistics of one text."""
 
     lines: int = 0
     words: int = 0
     bytes: int = 0
     tokens: int = 0
     used: int = 0
-    """Different pieces that occur."""
+    """Distinct pieces that occur."""
     used_new: int = 0
-    """Different ones among them that the first tokenizer lacks."""
+    """Those of them that the baseline lacks."""
     changed: int = 0
-    """Lines that the first tokenizer cuts in another way."""
+    """Lines whose pieces differ from the baseline's."""
     changed_words: list[str] = field(default_factory=list)
-    """The words in them that changed, most frequent first."""
+    """The words that changed, most frequent first."""
 
     @property
     def tokens_per_word(self) -> float:
@@ -72,15 +74,14 @@ class TextStats:
         return self.bytes / self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with the two ratios."""
         return {**asdict(self), "tokens_per_word": self.tokens_per_word, "bytes_per_token": self.bytes_per_token}
 
 
 @dataclass
 class TokenizerStats:
-    """One tokenizer. ``new`` are pieces that the first one lacks.
+    """One tokenizer. ``new`` counts pieces that the baseline lacks.
 
-    ``unreachable`` are among the new ones where the tokenizer continues the first, among all its pieces where not.
+    ``unreachable`` counts new pieces if the tokenizer extends the baseline, else all pieces.
     """
 
     name: str
@@ -88,12 +89,11 @@ class TokenizerStats:
     new: int
     unreachable: int
     unreachable_pieces: list[str]
-    """Some of them."""
+    """The first of them."""
     text: TextStats
     protected: TextStats | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
         protected = self.protected.to_dict() if self.protected else None
         return {**asdict(self), "text": self.text.to_dict(), "protected": protected}
 
@@ -106,45 +106,39 @@ def report(
     language: str = "zul",
     protect_language: str = "eng",
     settings: Settings | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> list[TokenizerStats]:
-    """A row for each of ``tokenizers``; ``progress`` is told of each that is done.
+    """Statistics of each of ``tokenizers``, on the side in ``language`` of parallel text.
 
-    Of parallel text the side in ``language`` (``protect_language`` for ``protected``) is taken. Texts are held in
-    memory. Raises :class:`NotFoundError` and :class:`DataError` for tokenizers and text that cannot be used.
+    Texts are held in memory. Raises :class:`NotFoundError` and :class:`DataError` for unusable tokenizers and text.
     """
     lines = read_lines(text, language, False, settings)
     others = read_lines(protected, protect_language, True, settings) if protected else []
-    rows: list[TokenizerStats] = []
+    stats: list[TokenizerStats] = []
     first: TokenizerAdapter | None = None
     before: list[list[list[str]]] = []
-    names = _names(tokenizers)
-    for path, name in zip(tokenizers, names, strict=True):
+    for path, name in zip(tokenizers, _names(tokenizers), strict=True):
         tokenizer = open_tokenizer(path, name)
         first = first or tokenizer
         known = set(first.pieces)
         new = [number for number in tokenizer.plain if tokenizer.pieces[number] not in known]
-        checked = new if tokenizer is not first and _extends(tokenizer, first) else tokenizer.plain
-        missed = [
-            tokenizer.pieces[number]
-            for number in checked
-            if tokenizer.encode_piece(tokenizer.pieces[number]) != [number]
-        ]
-        costs = []
-        for position, wanted in enumerate((lines, others)):
-            cost, encode = _cost(tokenizer, wanted, set(new))
-            if tokenizer is first:
-                before.append(encode)
-            else:
-                _compare(cost, before[position], encode)
-            costs.append(cost)
+        missed = _unreachable(tokenizer, new if tokenizer is not first and _extends(tokenizer, first) else None)
+        measured = [_measure(tokenizer, wanted, set(new)) for wanted in (lines, others)]
+        for (text_stats, tokens), old in zip(measured, before, strict=False):
+            _compare(text_stats, old, tokens)
+        before = before or [tokens for _, tokens in measured]
         size = sum(1 for piece in tokenizer.pieces if piece)
-        rows.append(
-            TokenizerStats(name, size, len(new), len(missed), missed[:NAMED], costs[0], costs[1] if others else None)
-        )
-        if progress is not None:
-            progress(1)
-    return rows
+        own, other = (text_stats for text_stats, _ in measured)
+        stats.append(TokenizerStats(name, size, len(new), len(missed), missed[:NAMED], own, other if others else None))
+        progress(1)
+    return stats
+
+
+def _unreachable(tokenizer: TokenizerAdapter, ids: Sequence[int] | None) -> list[str]:
+    """Those pieces of ``ids`` (None: of all plain ones) whose text is not tokenized as that piece."""
+    pieces = tokenizer.pieces
+    checked = tokenizer.plain if ids is None else ids
+    return [pieces[number] for number in checked if tokenizer.encode_piece(pieces[number]) != [number]]
 
 
 def read_lines(sources: Sequence[str], language: str, replay: bool, settings: Settings | None = None) -> list[str]:
@@ -158,24 +152,27 @@ def read_lines(sources: Sequence[str], language: str, replay: bool, settings: Se
     return lines
 
 
-def _cost(tokenizer: TokenizerAdapter, lines: Sequence[str], new: set[int]) -> tuple[TextStats, list[list[str]]]:
-    """What ``lines`` cost, and the pieces of each."""
-    cost = TextStats(lines=len(lines))
-    seen: set[int] = set()
-    encode: list[list[str]] = []
-    for begin in range(0, len(lines), BATCH_LINES):
-        for ids in tokenizer.encode(lines[begin : begin + BATCH_LINES]):
-            cost.tokens += len(ids)
-            seen.update(ids)
-            encode.append([tokenizer.pieces[number] for number in ids])
-    cost.words = sum(len(line.split()) for line in lines)
-    cost.bytes = sum(len(line.encode()) for line in lines)
-    cost.used, cost.used_new = len(seen), len(seen & new)
-    return cost, encode
+def _measure(tokenizer: TokenizerAdapter, lines: Sequence[str], new: set[int]) -> tuple[TextStats, list[list[str]]]:
+    """Statistics of ``lines``, and the pieces of each."""
+    ids = [
+        each
+        for start in range(0, len(lines), BATCH_LINES)
+        for each in tokenizer.encode(lines[start : start + BATCH_LINES])
+    ]
+    seen = set(itertools.chain.from_iterable(ids))
+    stats = TextStats(
+        lines=len(lines),
+        words=sum(len(line.split()) for line in lines),
+        bytes=sum(len(line.encode()) for line in lines),
+        tokens=sum(map(len, ids)),
+        used=len(seen),
+        used_new=len(seen & new),
+    )
+    return stats, [[tokenizer.pieces[number] for number in each] for each in ids]
 
 
 def _compare(cost: TextStats, before: Sequence[list[str]], after: Sequence[list[str]]) -> None:
-    """Count the lines that are cut in another way, and name the words that are."""
+    """Count the lines whose pieces changed, and list the words."""
     words: Counter[str] = Counter()
     for old, new in zip(before, after, strict=True):
         if old != new:
@@ -186,7 +183,7 @@ def _compare(cost: TextStats, before: Sequence[list[str]], after: Sequence[list[
 
 
 def _words(pieces: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """``pieces``, those of one word together."""
+    """``pieces`` grouped by word."""
     word: list[str] = []
     for piece in pieces:
         if piece.startswith(SPACE) and word:
@@ -203,7 +200,7 @@ def _extends(tokenizer: TokenizerAdapter, first: TokenizerAdapter) -> bool:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Short names: the folder of a ``tokenizer.json``, else the file without its ending; in full where two agree."""
+    """The folder of a ``tokenizer.json``, else the file's name without suffix; the whole path where two are equal."""
     short = []
     for each in paths:
         path = Path(each)
@@ -226,75 +223,43 @@ def open_tokenizer(path: str, name: str) -> TokenizerAdapter:
 
 class _Json(TokenizerAdapter):
     def __init__(self, file: Path, name: str) -> None:
-        from tokenizers import Tokenizer as FastTokenizer
-
-        try:
-            self._engine = FastTokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
-            raise DataError(f"{file}: not a tokenizer.json ({error})", f"head -c 200 {file}") from None
-        self._engine.no_truncation()
-        self._engine.no_padding()
-        self._engine.encode_special_tokens = True
+        self._engine = read_fast(file)
         self.name = name
         vocab: dict[str, int] = self._engine.get_vocab(with_added_tokens=True)
         by_id = {number: piece for piece, number in vocab.items()}
         self.pieces = [by_id.get(number, "") for number in range(max(by_id) + 1)]
         added = set(self._engine.get_added_tokens_decoder())
-        self.plain = [
-            number for number, piece in enumerate(self.pieces) if piece and number not in added and not _is_byte(piece)
-        ]
+        left_out = {"", *BYTES}
+        self.plain = [n for n, piece in enumerate(self.pieces) if n not in added and piece not in left_out]
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         return [each.ids for each in self._engine.encode_batch_fast(list(lines), add_special_tokens=False)]
 
     def encode_piece(self, piece: str) -> list[int]:
-        ids: list[int] = self._engine.encode(piece, add_special_tokens=False).ids
-        return ids
+        return list(self._engine.encode(piece, add_special_tokens=False).ids)
 
 
 class _SentencePiece(TokenizerAdapter):
     def __init__(self, file: Path, name: str) -> None:
-        try:
-            import sentencepiece
-        except ImportError:
-            raise DataError(
-                f"{file}: the sentencepiece package is not installed", "pip install sentencepiece"
-            ) from None
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(file))
-        except (OSError, RuntimeError) as error:
-            raise DataError(f"{file}: not a SentencePiece model ({error})", f"head -c 100 {file}") from None
+        model = self._model = open_model(file.read_bytes(), str(file))
         self.name = name
-        model = self._model
         self.pieces = [model.id_to_piece(number) for number in range(model.get_piece_size())]
         self._puts_space = str(model.encode("-", out_type=str)[0]).startswith(SPACE)
         odd = (model.is_byte, model.is_control, model.is_unknown, model.is_unused)
         self.plain = [number for number in range(len(self.pieces)) if not any(test(number) for test in odd)]
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._model.encode(list(lines), out_type=int)
-        return ids
+        return list(self._model.encode(list(lines), out_type=int))
 
     def encode_piece(self, piece: str) -> list[int]:
-        """Models made by default put a space before any text; a piece without one is looked for after other text."""
+        """By default models put a space before any text; then a piece without one is searched after other text."""
         text = piece.replace(SPACE, " ")
-        if not self._puts_space:
-            return self._cut(text)
-        if piece == SPACE:
-            return self._cut(UNKNOWN)[:1]
-        if text.startswith(" "):
-            return self._cut(text[1:])
-        number = self._model.piece_to_id(piece)
-        for context in CONTEXTS:
-            before, after = self._cut(context), self._cut(context + text)
-            if after == [*before, number]:
-                return [number]
-        return self._cut(text)
-
-    def _cut(self, text: str) -> list[int]:
-        ids: list[int] = self._model.encode(text, out_type=int)
-        return ids
-
-
-def _is_byte(piece: str) -> bool:
-    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+        if self._puts_space and piece == SPACE:
+            return self.encode([UNKNOWN])[0][:1]
+        if self._puts_space and not text.startswith(" "):
+            number = self._model.piece_to_id(piece)
+            for context in CONTEXTS:
+                before, after = self.encode([context, context + text])
+                if after == [*before, number]:
+                    return [number]
+        return self.encode([text[1:] if self._puts_space and text.startswith(" ") else text])[0]

@@ -1,16 +1,15 @@
-"""``tokenizer.model``: a continued tokenizer in SentencePiece's format, which llama.cpp's converter reads first.
+"""Writes ``tokenizer.model``: an extended tokenizer in SentencePiece's format, which llama.cpp's converter prefers.
 
-SentencePiece's BPE merges the neighbours that together spell the piece with the highest score; ``tokenizers`` merges
-the pair with the lowest rank. So a piece's score is minus the lowest rank of the merges that make it, and new pieces
-score below all of the base's, in the order in which they were learned. That holds for Gemma, whose merges list has
-every split of a piece; for other bases and for unusual text it is not proven, so the file is only written after both
-libraries gave the same ids for a sample of the corpus. One difference is known: where a text has a literal ``▁``
-(U+2581) beside a space or another ``▁``, SentencePiece takes it for a space, ``tokenizers`` for an added token.
+SentencePiece merges the neighbours that spell the piece with the highest score; ``tokenizers`` merges the pair with the
+lowest rank. So a piece's score is minus the lowest rank of its merges, and new pieces score below all of the base's, in
+the order they were learned. This is exact for Gemma, whose merges contain every split of a piece. For other bases and
+unusual text it is not proven, so the file is written only if both libraries give the same ids for a sample of the
+corpus. One known difference: SentencePiece reads a literal ``▁`` (U+2581) beside a space or another ``▁`` as a space,
+``tokenizers`` as an added token.
 
-The file is one protobuf message (``sentencepiece_model.proto`` in https://github.com/google/sentencepiece). It is
-encoded here, because the ``sentencepiece_model_pb2`` that the package ships needs a newer protobuf than other
-dependencies allow. Appending bytes to a message appends to its lists and replaces its numbers, so a base's own file is
-continued without being decoded.
+The file is one protobuf message (``sentencepiece_model.proto`` in https://github.com/google/sentencepiece), encoded by
+hand because the package's ``sentencepiece_model_pb2`` needs a newer protobuf than other dependencies allow. Appending
+bytes to a message appends to its lists and replaces its numbers, so a base's own file is extended without decoding it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core.errors import DataError
 from bafogpt.data.tokenizer import BEGIN_NAMES, END_NAMES
-from bafogpt.data.vocabulary.files import HINT, PADDING, Base, LearnedPiece
+from bafogpt.data.vocabulary.files import HINT, Base, LearnedPiece, padding_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -42,19 +41,19 @@ UNUSUAL = (
     *("def f(x: int) -> int:\n    return x**2  # ok\n", '{"a": [1, 2], "b": null}', "<b>x</b> &amp; https://a.b/c?d=e"),
     *("<bos><eos><unk><pad><mask>", "<start_of_turn>user\nx<end_of_turn>\n", "<0x09><0x41>", "<unused9>[@BOS@]"),
 )
-"""Texts that a corpus may lack: white space, emoji, scripts, digits, repeats, code, the spelling of special tokens."""
+"""Text that a corpus may lack: white space, emoji, scripts, digits, repetition, code, spelled-out special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCheck:
-    """How ``tokenizer.model`` compared with ``tokenizer.json``."""
+    """Comparison of ``tokenizer.model`` with ``tokenizer.json``."""
 
     texts: int = 0
     """Texts that were tokenized with both."""
     tokens: int = 0
-    """Ids that ``tokenizer.json`` gave for them."""
+    """Their ids in ``tokenizer.json``."""
     refused: str = ""
-    """Why no ``tokenizer.model`` was written; empty where it was."""
+    """Why ``tokenizer.model`` was not written; empty if it was."""
 
 
 def write(
@@ -62,11 +61,11 @@ def write(
 ) -> ModelCheck:
     """Write ``tokenizer.model`` into ``folder`` if it gives the ids of ``engine`` for all ``texts``.
 
-    ``engine`` is the new ``tokenizer.json``, with special tokens in a text read as text. Nothing is raised for a base
-    whose vocabulary SentencePiece cannot express: :attr:`ModelCheck.refused` has the reason.
+    ``engine`` is the new ``tokenizer.json``, with special tokens in a text read as text. If the file is not written,
+    :attr:`ModelCheck.refused` has the reason.
     """
     try:
-        content = continued(base, learned, padding)
+        content = extended(base, learned, padding)
         check = compare(content, engine, texts)
     except DataError as error:
         return ModelCheck(refused=error.message)
@@ -75,11 +74,11 @@ def write(
     return check
 
 
-def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> bytes:
-    """The base's SentencePiece model, its own or one made of its ``tokenizer.json``, with the new pieces appended.
+def extended(base: Base, learned: Sequence[LearnedPiece], padding: int) -> bytes:
+    """The base's SentencePiece model, its own or one made from its ``tokenizer.json``, with the new pieces appended.
 
-    Raises :class:`DataError` where the base's ``tokenizer.model`` is unreadable or of another tokenizer, and where its
-    ``tokenizer.json`` cannot be expressed.
+    Raises :class:`DataError` where the base's ``tokenizer.model`` is unreadable or of another tokenizer, and where
+    SentencePiece cannot express its ``tokenizer.json``.
     """
     own = base.file.parent / MODEL
     content, lowest = _read_own(own, base) if own.is_file() else _from_json(base)
@@ -88,7 +87,7 @@ def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> byte
         (
             content,
             *(_piece(piece.text, lowest - 1 - index, NORMAL) for index, piece in enumerate(learned)),
-            *(_piece(PADDING.format(number), 0, UNUSED) for number in range(padding)),
+            *(_piece(name, 0, UNUSED) for name in padding_names(base, padding)),
             _field(2, _number(4, size)),
         )
     )
@@ -96,7 +95,7 @@ def continued(base: Base, learned: Sequence[LearnedPiece], padding: int) -> byte
 
 def compare(content: bytes, engine: FastTokenizer, texts: Iterable[str]) -> ModelCheck:
     """Tokenize ``texts`` with both libraries. Raises :class:`DataError` where SentencePiece cannot read ``content``."""
-    model = _open(content, "the new tokenizer.model")
+    model = open_model(content, "the new tokenizer.model")
     if model.get_piece_size() != engine.get_vocab_size(with_added_tokens=True):
         return ModelCheck(refused="it has another number of pieces than tokenizer.json")
     compared = tokens = differing = 0
@@ -114,22 +113,22 @@ def compare(content: bytes, engine: FastTokenizer, texts: Iterable[str]) -> Mode
     return ModelCheck(texts=compared, tokens=tokens, refused=refused if differing else "")
 
 
-def _open(content: bytes, name: str) -> Any:
+def open_model(content: bytes, name: str) -> Any:
     """A ``SentencePieceProcessor``. Raises :class:`DataError` where the package is missing or cannot read it."""
     try:
         import sentencepiece
     except ImportError:
-        raise DataError("the sentencepiece package is not installed", "pip install sentencepiece") from None
+        raise DataError(f"{name}: the sentencepiece package is not installed", "pip install sentencepiece") from None
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except (RuntimeError, OSError, ValueError) as error:
-        raise DataError(f"{name}: not a SentencePiece model ({error})", "pull the base again") from None
+        raise DataError(f"{name}: not a SentencePiece model ({error})", f"head -c 100 {name}") from None
 
 
 def _read_own(file: Path, base: Base) -> tuple[bytes, float]:
     """The base's ``tokenizer.model`` with an entry for every id of its ``tokenizer.json``, and its lowest score."""
     content = file.read_bytes()
-    model = _open(content, str(file))
+    model = open_model(content, str(file))
     size, added = int(model.get_piece_size()), _added(base)
     for number in range(max(size, base.size)):
         if number in added or (number < size and model.is_byte(number)):

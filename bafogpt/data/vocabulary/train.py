@@ -1,9 +1,8 @@
-"""A tokenizer from nothing: BPE over ``▁``-marked text with bytes to fall back on, as SentencePiece makes it.
+"""Trains a new tokenizer: BPE with ``▁`` for the space and byte fallback, as SentencePiece makes it.
 
-The ``tokenizers`` library learns the merges. Pieces are learned within words, digits stand alone, and letters are not
-joined with punctuation; since no merge crosses such a border, the file needs no rule for where to split, and
-``extend`` can continue it like Gemma's. A ``▁`` in the text itself becomes a space, as with every tokenizer of this
-kind.
+The ``tokenizers`` library learns the merges. Pieces are learned within words, digits are single, and letters are never
+joined with punctuation. No merge crosses such a border, so the file needs no pre-tokenizer, and ``extend`` can extend
+it like Gemma's. A ``▁`` in the text becomes a space, as with every tokenizer of this kind.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,17 @@ from bafogpt.data.vocabulary.extend import MIN_PAIR_COUNT, unreachable
 from bafogpt.data.vocabulary.word_counts import SPACE, Progress
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
-"""With the ids that they have in Gemma."""
+"""With their ids in Gemma."""
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 ALPHABET = 1000
-"""Different characters that become pieces at most, or half of all that there is room for; the others are bytes."""
+"""Most characters that become pieces, at most half of all pieces; the others are bytes."""
 FEWEST = 512
 SPLIT = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}|{SPACE}?[^{SPACE}\s\p{{L}}\p{{M}}\p{{N}}]+|\s|{SPACE}+"
 
 
 @dataclass
 class TrainReport:
-    """What was made."""
+    """What was trained."""
 
     out: str
     size: int
@@ -44,10 +43,6 @@ class TrainReport:
     documents: int
     words: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def train(
@@ -57,13 +52,12 @@ def train(
     pieces: int = 40_000,
     language: str = "zul",
     settings: Settings | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda _: None,
 ) -> TrainReport:
-    """Learn a tokenizer of ``pieces`` in all (special ones and bytes too) and write it to the new folder ``out``.
+    """Train a tokenizer of ``pieces`` in all, special ones and bytes included, and write it to the new folder ``out``.
 
-    ``progress`` is told of documents. Raises :class:`UsageError` for too few pieces to hold an alphabet,
-    :class:`ConflictError` where ``out`` is there already, and :class:`DataError` where there is no text in
-    ``language`` or too little for so many pieces.
+    ``progress`` counts documents. Raises :class:`UsageError` for too few pieces, :class:`ConflictError` where ``out``
+    exists, and :class:`DataError` for too little text in ``language``.
     """
     if pieces < FEWEST:
         raise UsageError(f"--pieces {pieces} is too few: bytes alone need {len(BYTES)}", f"--pieces {FEWEST}")
@@ -84,13 +78,13 @@ def train(
 
 
 class _Reader:
-    """The texts of files, counted as they pass."""
+    """Reads the texts of files and counts them."""
 
-    def __init__(self, files: Sequence[TextFile], language: str, progress: Progress | None) -> None:
+    def __init__(self, files: Sequence[TextFile], language: str, progress: Progress) -> None:
         self.files = files
         self.language = language
         self.documents = self.words = 0
-        self._progress = progress or (lambda _: None)
+        self._progress = progress
 
     def texts(self) -> Iterator[str]:
         for file in self.files:
@@ -102,7 +96,7 @@ class _Reader:
 
 
 def _learned(texts: Iterator[str], size: int) -> dict[str, Any]:
-    """The library's model, ``size`` pieces without special ones and bytes."""
+    """The library's model: ``size`` pieces without special ones and bytes."""
     from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as FastTokenizer
 
@@ -122,7 +116,7 @@ def _learned(texts: Iterator[str], size: int) -> dict[str, Any]:
 
 
 def _content(model: dict[str, Any]) -> dict[str, Any]:
-    """``tokenizer.json`` as Gemma's is: special pieces, bytes, then what was learned."""
+    """The ``tokenizer.json``, laid out like Gemma's: special pieces, bytes, learned pieces."""
     learned = sorted(model["vocab"], key=model["vocab"].__getitem__)
     vocab = {piece: number for number, piece in enumerate((*SPECIAL, *BYTES, *learned))}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -157,12 +151,12 @@ def _content(model: dict[str, Any]) -> dict[str, Any]:
 def _write(out: Path, model: dict[str, Any], read: _Reader) -> None:
     from tokenizers import Tokenizer as FastTokenizer
 
-    made = files.dumped(_content(model))
+    made = json.dumps(_content(model), ensure_ascii=False, indent=2)
     engine = FastTokenizer.from_str(made)
     first = len(SPECIAL) + len(BYTES)
     learned = [(number, piece) for piece, number in engine.get_vocab().items() if number >= first]
     missed = unreachable(engine, learned)
-    assert not missed, f"{len(missed)} pieces are not cut into themselves: {missed[:5]}"
+    assert not missed, f"{len(missed)} pieces are not tokenized as themselves: {missed[:5]}"
     origin = {
         "schema": files.LINEAGE_SCHEMA,
         "tokenizer": digest.of_bytes(made.encode()),

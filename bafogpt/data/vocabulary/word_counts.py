@@ -1,9 +1,9 @@
-"""What there is to learn from: the distinct words of a corpus, as the base tokenizer cuts them.
+"""Counts the distinct words of a corpus, as the base tokenizes them.
 
-A *word* is a run of characters without white space, with the one space before it where there is one; Gemma's pieces
-hold a space at their beginning only, so a word is cut the same alone as within its text. A *unit* is a run of
-neighbouring tokens of one word that are letters: what new pieces are made within. Digits, punctuation and bytes are
-in no unit, and so stay as the base has them. Memory grows with distinct words, not with text.
+A *word* is a run of characters without white space, with the space before it if there is one; Gemma's pieces have a
+space only at their beginning, so a word has the same tokens alone as within its text. A *unit* is a run of letter
+tokens within a word; new pieces are learned within units. Digits, punctuation and bytes are in no unit and stay as in
+the base. Memory grows with the number of distinct words, not with the text.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
 SPACE = "▁"
-"""How pieces spell the space (U+2581)."""
+"""The space in pieces (U+2581)."""
 BATCH = 8192
-"""Words that are handed to the tokenizer at a time."""
+"""Words that are tokenized at a time."""
 SAMPLE = 200
-"""Texts of each file that are kept whole in :attr:`WordCounts.sample`."""
+"""Texts of each file in :attr:`WordCounts.sample`."""
 SAMPLE_CHARACTERS = 4096
-"""Characters of such a text."""
+"""Most characters of such a text."""
 
 Progress = Callable[[int], None]
 Unit = tuple[int, ...]
@@ -45,18 +45,18 @@ _WORD = re.compile(r"(?:(?<!\s) )?\S+")
 
 @dataclass
 class WordCounts:
-    """The distinct words of some files, and what was read to find them."""
+    """The distinct words of some files, and which files were read."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """A word, with the space before it where it has one, and how often it occurs."""
+    """Each word, with the space before it, and how often it occurs."""
     documents: int = 0
     digests: dict[str, str] = field(default_factory=dict)
-    """Each file's name, and the digest of its content."""
+    """File name → digest of its content."""
     sample: list[str] = field(default_factory=list)
-    """The beginnings of each file's first texts, with their white space."""
+    """The beginnings of each file's first texts."""
 
     def add(self, other: WordCounts) -> None:
-        """Take in what another process counted."""
+        """Add the counts of another process."""
         self.counts.update(other.counts)
         self.documents += other.documents
         self.digests.update(other.digests)
@@ -70,13 +70,12 @@ def count(
     replay: bool,
     settings: Settings | None = None,
     processes: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda _: None,
 ) -> WordCounts:
-    """The words of ``sources`` in ``language``: one side of parallel text, and documents that do not name another.
+    """Count the words of ``sources`` in ``language``: one side of parallel text, and documents that name no other.
 
-    Replay is English by definition, so without ``replay`` documents of that stage that name no language are left
-    out. Files are read by ``processes`` at once (default: one for each core, where there is more than one file);
-    ``progress`` is told of files. Raises what :func:`bafogpt.data.sources.find` and reading raise.
+    Replay is English, so without ``replay`` documents of that stage that name no language are left out. ``processes``
+    (default: one per core) read files in parallel; ``progress`` counts files. Raises what reading raises.
     """
     tasks = [
         (source, index, language, replay, settings)
@@ -87,8 +86,7 @@ def count(
     words = WordCounts()
     for part in _counted(tasks, workers):
         words.add(part)
-        if progress is not None:
-            progress(1)
+        progress(1)
     return words
 
 
@@ -96,7 +94,7 @@ _Task = tuple[str, int, str, bool, Settings | None]
 
 
 def _counted(tasks: Sequence[_Task], workers: int) -> Iterator[WordCounts]:
-    """Each file's words in the order of the files, so that nothing depends on which process was first."""
+    """The words of each file, in the order of the files."""
     if workers <= 1:
         yield from map(_count_file, tasks)
         return
@@ -105,7 +103,7 @@ def _counted(tasks: Sequence[_Task], workers: int) -> Iterator[WordCounts]:
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
-    """Processes of their own, not forked from one that may have threads, which end with this one however it ends."""
+    """A pool of spawned processes (this one may have threads) that end when this process ends, however it ends."""
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
 
 
@@ -134,14 +132,14 @@ def _count_file(task: _Task) -> WordCounts:
 
 
 def texts(file: TextFile, language: str, *, replay: bool) -> Iterator[str]:
-    """The texts of a file that are in ``language``; replay that names no language only with ``replay``."""
+    """The texts of a file in ``language``; replay that names no language only with ``replay``."""
     for document in file.read(REPLAY if replay else "document", language):
         if replay or document.stage != REPLAY or document.lang == language:
             yield document.text
 
 
 def units(engine: FastTokenizer, words: Iterable[tuple[str, int]], letters: Sequence[bool]) -> Counter[Unit]:
-    """How often each unit of two tokens or more occurs in ``words`` (word, count); ``letters`` is by token id."""
+    """How often each unit of at least two tokens occurs in ``words`` (word, count); ``letters`` is by token id."""
     found: Counter[Unit] = Counter()
     waiting = iter(words)
     while batch := list(itertools.islice(waiting, BATCH)):
@@ -155,5 +153,5 @@ def units(engine: FastTokenizer, words: Iterable[tuple[str, int]], letters: Sequ
 
 
 def is_letters(piece: str) -> bool:
-    """Whether a piece is letters (with their marks), perhaps after a space, or that space alone."""
+    """Whether a piece is only letters and their marks after an optional space."""
     return all(unicodedata.category(character)[0] in "LM" for character in piece.removeprefix(SPACE))
