@@ -202,7 +202,7 @@ def test_a_second_launch_with_the_same_name(bafogpt: Command, dataset: Bucket):
     assert "run twice" in second.last[0]
     followed = bafogpt("cloud", "logs", "-f", "twice")
     assert "twice: succeeded" in followed.out  # the first was not disturbed
-    says(bafogpt(*launch), ExitCode.FAILURE, "there is a run twice already (succeeded)", "--resume")
+    says(bafogpt(*launch), ExitCode.FAILURE, "run twice exists already (succeeded)", "--resume")
 
 
 def test_unknown_runs(bafogpt: Command, tmp_path: Path):

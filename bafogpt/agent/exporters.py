@@ -12,7 +12,7 @@ from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.tracking.sidecar import Sidecar
 from bafogpt.core import schema, settings
 from bafogpt.jobs.job import Job
-from bafogpt.jobs.tracking import Tracked, tracker_run_id
+from bafogpt.jobs.tracking import TrackedRun, tracker_run_id
 from bafogpt.runs.store import RunState
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.trainer_io import TrainerFiles
@@ -32,7 +32,7 @@ class Exporters:
             self._publisher = HubPublisher(folder, job.supervisor.publish_to, settings.load(), recorder.event)
         self._sidecars = [
             Sidecar(
-                Tracked(
+                TrackedRun(
                     service=service,
                     config=job.tracking,
                     name=record.name,

@@ -33,7 +33,7 @@ def require_fit(
     vocab_size = None
     with contextlib.suppress(BafoError):  # the trainers say what is wrong with the dataset
         vocab_size = manifest.load(bucket.child(job.train.data.path)).vocab_size
-    wanted = request(model_shape.described(job, bucket), recorder.record, folder, vocab_size)
+    wanted = request(model_shape.with_network_sizes(job, bucket), recorder.record, folder, vocab_size)
     run = RunStore(bucket).folder(recorder.record.name)
     report = preflight.check(wanted, run, say=recorder.log, stopped=stopped)
     findings = [each.message for each in report.findings]

@@ -65,7 +65,7 @@ def supervise(
     :class:`ExitOutcome`.
     """
     config = job.supervisor
-    limits = Limits(max_cost=config.max_cost, max_hours=config.max_hours).overlaid()
+    limits = Limits(max_cost=config.max_cost, max_hours=config.max_hours).with_environment()
     if nodes.rank:
         return follower.follow(job, name, bucket, folder, nodes, worker)
     limits.check_price(place.price_per_hour)

@@ -78,16 +78,15 @@ def launch(
     from bafogpt.core import settings
     from bafogpt.core.errors import ExitCode
     from bafogpt.jobs import task as tasks
-    from bafogpt.launch import plan as plans
     from bafogpt.launch.engines import engine_for
+    from bafogpt.launch.plan import LaunchOptions
+    from bafogpt.launch.plan import make as make_plan
     from bafogpt.launch.quote import ExchangeRate
     from bafogpt.runs.store import MAX_UNFIT
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
-    plan = plans.make(
-        job,
-        config,
+    options = LaunchOptions(
         name=name,
         gpus=gpus,
         infra=infra,
@@ -102,14 +101,15 @@ def launch(
         retry_until_up=retry_until_up,
         clean=clean,
     )
+    plan = make_plan(job, config, options)
     if dry_run:
         if not plan.is_local:
-            out.say(f"# {plan.bill.words(ExchangeRate.of(config))}")
-        record = {"name": plan.name, "infra": plan.infra, "price": plan.bill.to_dict(), "task": plan.task}
+            out.say(f"# {plan.quote.describe(ExchangeRate.of(config))}")
+        record = {"name": plan.name, "infra": plan.infra, "price": plan.quote.to_dict(), "task": plan.task}
         out.result(record, tasks.to_yaml(plan.task), plan.name)
         return
     engine = engine_for(plan.infra, config)
-    question = f"launch {plan.name} on {plan.infra} at {plan.bill.words(ExchangeRate.of(config))}?"
+    question = f"launch {plan.name} on {plan.infra} at {plan.quote.describe(ExchangeRate.of(config))}?"
     if not plan.is_local and not out.confirm(question, yes):
         raise typer.Exit(1)
     run = engine.launch(plan, resume=resume)
@@ -162,7 +162,7 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
     out.rows(
         [_record(run) for run in runs],
         columns={
-            **{key: key for key in ("name", "infra", "state", "started", "place")},
+            **{key: key for key in ("name", "infra", "state", "started", "location")},
             "price_per_hour": "$/hour",
         },
         id="name",

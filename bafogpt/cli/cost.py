@@ -55,11 +55,11 @@ def plan(
 ) -> None:
     """Show what JOB would take and cost, wherever its GPUs are offered: on demand and spot, in dollars and rand."""
     from bafogpt.core import settings
-    from bafogpt.launch import forecast as outlook
+    from bafogpt.launch import forecast as forecasts
 
     out = Output.of(json=json, quiet=quiet)
     config = settings.load({"bucket": bucket})
-    forecast = outlook.look(
+    forecast = forecasts.of_job(
         job,
         config,
         gpus=gpus,
@@ -69,14 +69,14 @@ def plan(
         tokens_per_s=tokens_per_s,
         assignments=set_ or (),
         offline=offline,
-        say=out.say,
+        log=out.say,
     )
     if json:
         out.result({"job": job, **forecast.to_dict()})
         return
     _explain(forecast, out)
     out.rows(_plan_rows(forecast), columns=PLAN_COLUMNS, id="cloud")
-    if not forecast.cautions:
+    if forecast.warning is None:
         best = forecast.estimates[0]
         hint = f"bafogpt cloud launch {job} --gpus {forecast.gpu}:{forecast.gpus} --infra {best.offer.cloud}"
         out.say(f"launch the first: {hint}{' --spot' if best.offer.spot else ''}")
@@ -90,12 +90,12 @@ def _explain(forecast: Forecast, out: Output) -> None:
         out.say("speed: not known for this model and GPU; give one with --tokens-per-s")
     else:
         mfu = "" if forecast.speed.mfu is None else f" = MFU {100 * forecast.speed.mfu:.1f} %"
-        out.say(f"speed: {forecast.speed.tokens_per_s:,.0f} tokens/s{mfu} ({forecast.speed.words})")
+        out.say(f"speed: {forecast.speed.tokens_per_s:,.0f} tokens/s{mfu} ({forecast.speed.description})")
     _explain_projection(forecast, out)
-    for each in forecast.cautions:
-        out.say(f"careful: {each}")
-    out.say(f"prices: {forecast.prices.words}")
-    out.say(f"rand: {forecast.rate.words}")
+    if forecast.warning is not None:
+        out.say(f"warning: {forecast.warning}")
+    out.say(f"prices: {forecast.prices.describe()}")
+    out.say(f"rand: {forecast.rate.describe()}")
 
 
 def _explain_projection(forecast: Forecast, out: Output) -> None:
@@ -113,7 +113,7 @@ def _explain_projection(forecast: Forecast, out: Output) -> None:
         hours = forecast.tokens / slow.tokens_per_s / 3600
         out.say(f"  pessimistic is {slow.tokens_per_s:,.0f} tokens/s = MFU {100 * slow.mfu:.1f} %, {hours:.1f} h")
     if projection.refused is not None:
-        return  # the caution says what to change; another recipe would not help
+        return  # the warning has the change to make; another recipe would not help
     if best is None:
         out.say("recommended: another card; no micro-batch of this job fits this one with 2 GB to spare")
     elif not now.fits or best.time.total < 0.97 * now.time.total:
@@ -169,7 +169,7 @@ def cost(
         return
     out.rows([_cost_row(each, rate) for each in found], columns=COST_COLUMNS, id="name")
     out.say(f"in all: {whole.usd:,.2f} $ (R{rate.rand(whole.usd):,.2f}) for {whole.hours:,.1f} machine hours")
-    out.say(f"rand: {rate.words}")
+    out.say(f"rand: {rate.describe()}")
     out.say("counted is what the supervisors saw; a machine's boot and its last idle minutes come on top")
 
 

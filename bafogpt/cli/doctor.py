@@ -27,24 +27,24 @@ def doctor(
     from bafogpt.launch import doctor as checks
 
     out = Output.of(json=json, quiet=quiet)
-    patient = checks.CheckContext.of(job, settings.load({"bucket": bucket}), gpus=gpus, infra=infra)
+    context = checks.CheckContext.of(job, settings.load({"bucket": bucket}), gpus=gpus, infra=infra)
     found = []
-    for each in checks.run_checks(patient):
+    for each in checks.run_checks(context):
         found.append(each)
         if not json and not quiet:
-            print(f"{MARKS[each.state]:<8} {each.name:<12} {each.words}", flush=True)
-            if each.mend:
-                print(f"{'':<8} {'':<12} → {each.mend}", flush=True)
+            print(f"{MARKS[each.state]:<8} {each.name:<12} {each.message}", flush=True)
+            if each.hint:
+                print(f"{'':<8} {'':<12} → {each.hint}", flush=True)
     bad = [each.name for each in found if each.state == "failed"]
     if json:
-        out.result({"ok": not bad, "infra": patient.infra, "checks": [each.to_dict() for each in found]})
+        out.result({"ok": not bad, "infra": context.infra, "checks": [each.to_dict() for each in found]})
     elif quiet:
         for name in bad:
             print(name)
     elif bad:
-        out.say(f"a launch on {patient.infra} would be stopped by: {', '.join(bad)}")
+        out.say(f"a launch on {context.infra} would be stopped by: {', '.join(bad)}")
     else:
-        out.say(f"nothing stops a launch on {patient.infra}")
+        out.say(f"nothing stops a launch on {context.infra}")
     if bad:
         raise typer.Exit(1)
 

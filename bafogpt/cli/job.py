@@ -84,5 +84,5 @@ def _found(job: str, run: str | None, assignments: list[str] | None, config: Set
     from bafogpt.runs import store
 
     source = resolve.find(job, config, assignments or ())
-    name = store.check_name(run or claim.name_from_environment(source.stem))
+    name = store.check_name(run or claim.name_from_environment(source.name_stem))
     return source.job, name, work_folder(config, name)

@@ -81,8 +81,8 @@ def reap(
 
     out = Output.of(json=json, quiet=quiet)
     engine = SkyPilotEngine(settings.load({"bucket": bucket}))
-    found = reaping.find(engine.client, engine.sight.record, older_than_hours=older_than)
-    columns = ["name", "reason", "hours", "place", "price_per_hour", "outcome"]
+    found = reaping.find(engine.client, engine.status_reader.record, older_than_hours=older_than)
+    columns = ["name", "reason", "hours", "location", "price_per_hour", "outcome"]
     if dry_run or not found:
         out.rows([asdict(each) for each in found], columns, id="name")
         out.say(f"{len(found)} to reap" if found else "nothing to reap")
@@ -91,7 +91,7 @@ def reap(
         Output.of().rows([asdict(each) for each in found], columns[:-1], id="name")
     if not out.confirm(f"end {', '.join(each.name for each in found)}?", yes):
         raise typer.Exit(1)
-    ended = [reaping.end(engine.guard, engine.down, each) for each in found]
+    ended = [reaping.end(engine.teardown, engine.down, each) for each in found]
     out.rows([asdict(each) for each in ended], columns, id="name")
     if any(each.outcome not in reaping.GOOD for each in ended):
         raise typer.Exit(1)

@@ -134,7 +134,7 @@ def rerun(
 
     record = _store(bucket).load(run)
     where = infra or record.infra
-    if changed := code_snapshot.change_of_code(record, project.root()):
+    if changed := code_snapshot.describe_change(record, project.root()):
         Output.of(json=json, quiet=quiet).say(changed)
     cloud.launch(
         f"{resolve.PREFIX}{run}",

@@ -12,9 +12,9 @@ from bafogpt.storage.bucket import Bucket
 
 
 def describe(data: Bucket) -> dict[str, Any]:
-    """Which tokens a run reads: the manifest's own digest, or that of its bytes where it names none.
+    """``digest``, ``created`` and ``tokenizer`` (its digest) of a dataset, from its manifest alone.
 
-    Whether the tokens are what the manifest says is for those to find out who read them.
+    A manifest without a digest is identified by the digest of its bytes. Raises :class:`CorruptError`.
     """
     raw = data.get("manifest.json")
     try:
@@ -32,17 +32,15 @@ def describe(data: Bucket) -> dict[str, Any]:
 
 
 def check_same_data(recorded: Mapping[str, Any], data: Bucket, run: str) -> None:
-    """Raise :class:`CorruptError` when the dataset is no longer the one that ``run`` read."""
-    expected = recorded.get("digest")
+    """Raise :class:`CorruptError` when ``data`` is not the dataset that ``run`` read."""
+    hint = f"bafogpt runs rerun {run} --set train.data.path=FOLDER"
     try:
         found = describe(data)["digest"]
     except NotFoundError:
-        raise NotFoundError(
-            f"the dataset of {run} is not at {data.url} any more",
-            f"bafogpt runs rerun {run} --set train.data.path=FOLDER",
-        ) from None
+        raise NotFoundError(f"the dataset of {run} is no longer at {data.url}", hint) from None
+    expected = recorded.get("digest")
     if expected and found != expected:
         raise CorruptError(
             f"{data.url} is not what {run} was trained on: its digest is {found}, was {expected}",
-            f"bafogpt runs rerun {run} --set train.data.path=FOLDER (naming it says that you mean this one)",
+            f"{hint} accepts another dataset",
         )

@@ -1,6 +1,6 @@
-"""References of container images, ``REGISTRY/REPOSITORY[:TAG][@sha256:…]``, as SkyPilot's ``image_id`` writes them too.
+"""References of container images: ``REGISTRY/REPOSITORY[:TAG][@sha256:…]``.
 
-The grammar is that of the OCI distribution project (``reference/regexp.go``), with the registry always spelled out.
+The grammar is that of the OCI distribution project (``reference/regexp.go``), with a mandatory registry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bafogpt.core.errors import UsageError
 
 PREFIX = "docker:"
-"""What SkyPilot's ``image_id`` has before the reference of a container image."""
+"""SkyPilot's ``image_id`` of a container image begins with this."""
 
 _HOST = re.compile(r"(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|[A-Za-z0-9-]+(?=:))(:[0-9]{1,5})?")
 _PATH = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
@@ -20,8 +20,8 @@ SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
-    """``REGISTRY/REPOSITORY[:TAG][@sha256:…]`` in its parts; ``repository`` has the registry in it."""
+class ImageReference:
+    """The parts of ``REGISTRY/REPOSITORY[:TAG][@sha256:…]``; ``repository`` includes the registry."""
 
     repository: str
     tag: str | None = None
@@ -39,8 +39,8 @@ class Reference:
             raise ValueError(f"'{self.digest}' is not a digest: sha256: and 64 small hexadecimal digits")
 
     @classmethod
-    def parse(cls, text: str) -> Reference:
-        """The reference that ``text`` spells, with or without SkyPilot's ``docker:``. Raises :class:`UsageError`."""
+    def parse(cls, text: str) -> ImageReference:
+        """Parse a reference, with or without SkyPilot's ``docker:``. Raises :class:`UsageError`."""
         rest, at, digest = text.strip().removeprefix(PREFIX).partition("@")
         name, colon, tag = rest.rpartition(":")
         if not colon or "/" in tag:  # the colon of a port
@@ -55,32 +55,32 @@ class Reference:
         return f"{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
 
 
-def pinnable(text: str | None, digest: str | None, repository: str) -> Reference:
-    """The image to pin from a command's words, with a digest.
+def pinnable(text: str | None, digest: str | None, repository: str) -> ImageReference:
+    """The image to pin, with a digest.
 
-    ``text`` is a reference, or None for ``repository``; ``digest`` is what a push wrote down: ``sha256:…``, or a
-    reference with one. Raises :class:`UsageError`, also when both give a digest and they differ.
+    ``text`` is a reference, or None for ``repository``; ``digest`` is the output of a push: ``sha256:…``, or a
+    reference with one. Raises :class:`UsageError`, also for two different digests.
     """
     hint = "bafogpt image pin ghcr.io/bafogpt/train@sha256:…"
     if text is None and digest is None:
         raise UsageError("no image to pin", hint)
-    given = Reference.parse(text) if text is not None else None
+    given = ImageReference.parse(text) if text is not None else None
     if digest is not None:
-        pushed = Reference.parse(digest if "@" in digest else f"{repository}@{digest.strip()}")
+        pushed = ImageReference.parse(digest if "@" in digest else f"{repository}@{digest.strip()}")
         if given is None:
             given = pushed
         if "@" in digest and pushed.repository != given.repository:
             raise UsageError(f"the digest is of {pushed.repository}, not of {given.repository}", hint)
         if given.digest not in (None, pushed.digest):
             raise UsageError(f"two digests: {given.digest} and {pushed.digest}", "give one of them")
-        given = Reference(repository=given.repository, tag=given.tag, digest=pushed.digest)
+        given = ImageReference(repository=given.repository, tag=given.tag, digest=pushed.digest)
     assert given is not None
     if given.digest is None:
-        raise UsageError(f"{given} is not pinned by its name: a tag can move", f"bafogpt image pin {given}@sha256:…")
+        raise UsageError(f"{given} has no digest: a tag can move", f"bafogpt image pin {given}@sha256:…")
     return given
 
 
 def digest_of(reference: str | None) -> str | None:
-    """``sha256:…`` of a reference by digest, else None. Never raises: records what a machine was told."""
+    """``sha256:…`` of a reference by digest, else None; never raises."""
     digest = (reference or "").rpartition("@")[2]
     return digest if SHA256.fullmatch(digest) else None

@@ -1,8 +1,8 @@
 """A job file: what is trained. ``jobs/pretrain.yaml`` is the one to read.
 
-Keys: ``extends`` (another job file beside this one, on which this one is laid), ``task`` (the file in ``sky/`` that
-says where it runs by default), ``trainer``, ``train`` (see :mod:`bafogpt.train.config`), ``supervisor`` and
-``tracking`` (see :mod:`bafogpt.jobs.tracking`).
+Keys: ``extends`` (another job file beside this one, whose values apply where this one has none), ``task`` (the file in
+``sky/`` with the machine), ``trainer``, ``train`` (:mod:`bafogpt.train.config`), ``supervisor``
+(:class:`SupervisorConfig`) and ``tracking`` (:mod:`bafogpt.jobs.tracking`).
 """
 
 from __future__ import annotations
@@ -21,45 +21,44 @@ from bafogpt.train.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorConfig:
-    """How a job is kept alive."""
+    """How the supervisor keeps a job running, and when it ends it."""
 
     processes: int = 0
-    """Trainer processes on each machine; 0 is one a GPU, and one where there is none."""
+    """Trainer processes on each machine; 0 is one for each GPU, and one where there is none."""
     max_restarts: int = 3
-    """How often in a row crashed trainers are started again, without getting further, before the run has failed."""
+    """Restarts of crashed trainers in a row, without progress between them, before the run fails."""
     grace_s: float = 90.0
-    """Seconds from SIGTERM until trainers that have not saved and left are killed."""
+    """Seconds from SIGTERM until trainers that have not saved and exited are killed."""
     flush_s: float = 5.0
-    """Seconds between sendings of logs, metrics and events to the bucket."""
+    """Seconds between uploads of logs, metrics and events to the bucket."""
     system_stats_s: float = 10.0
     """Seconds between two measurements of the machine: GPUs, CPU, memory, disk, network."""
     storage_timeout_s: float = 300.0
-    """How long the bucket may be out of reach before the run ends, to be resumed later."""
+    """How long the bucket may be unreachable before the run ends; it can be resumed later."""
     publish_to: str | None = None
-    """Repository of the Hugging Face Hub (``hf://ORG/NAME``) that gets the newest checkpoint while training goes on; it
-    is made private. The token is read from HF_TOKEN."""
+    """A repository of the Hugging Face Hub (``hf://ORG/NAME``), created as private, that gets the newest checkpoint
+    during training. The token is HF_TOKEN."""
     max_cost: float | None = None
-    """Dollars that the run may cost, over all its attempts and nodes; at the limit it saves and ends. ``--max-cost`` of
-    the launch comes before it."""
+    """Dollars that the run may cost, over all attempts and nodes; at the limit it saves and ends. ``--max-cost``
+    overrides it."""
     max_hours: float | None = None
-    """Hours that the run may take, over all its attempts; ``--max-hours`` of the launch comes before it."""
+    """Hours that the run may take, over all attempts; ``--max-hours`` overrides it."""
     hang_timeout_s: float = 600.0
-    """How long trainers may go on without a step, a validation or a piece of a checkpoint before they are killed and
-    started again, as after a crash. Waiting for the bucket is no hanging."""
+    """How long trainers may make no progress (a step, a validation, a part of a checkpoint) before they are killed and
+    restarted, as after a crash. Waiting for the bucket does not count."""
     first_step_s: float = 1800.0
-    """The same until their first step, for weights to be read and kernels to be compiled."""
+    """The same until the first step, for reading weights and compiling kernels."""
     heartbeat_s: float = 2.0
-    """Seconds between two signs of life among the nodes of a run, where there are more than one."""
+    """Seconds between two heartbeats of a node, in a run of several nodes."""
     heartbeat_timeout_s: float = 60.0
-    """How long a node may give no sign of life before the trainers are ended, to go on together from a checkpoint."""
+    """How long a node's heartbeat may be missing before all trainers stop, to continue from a checkpoint."""
     require_gpus: bool = True
-    """Whether the GPUs that the launch asked for must be there. False trains on the CPU of a machine without any, to
-    try a launch out."""
+    """Whether the launch's GPUs must be there; false trains on the CPU of a machine without any, to test a launch."""
     collective_timeout_s: float = 60.0
-    """Seconds that a first all-reduce may take, among the GPUs of a machine and then among all nodes; 0 has no limit,
-    and leaves out the check before anything is fetched."""
+    """Seconds for a test all-reduce among a machine's GPUs, and one among all nodes, before anything is downloaded; 0
+    leaves the tests out."""
     drill_kill_at_step: int | None = None
-    """A fire drill: SIGKILL the trainers once, when they reach this step, and let the run come back by itself."""
+    """A fire drill: SIGKILL the trainers once at this step, to see the run recover."""
 
     def __post_init__(self) -> None:
         for name in ("processes", "max_restarts", "grace_s", "storage_timeout_s", "collective_timeout_s"):
@@ -69,16 +68,8 @@ class SupervisorConfig:
             raise ValueError(f"collective_timeout_s is {self.collective_timeout_s}; at most 3600")
         if self.publish_to is not None and not self.publish_to.startswith("hf://"):
             raise ValueError(f"publish_to is {self.publish_to!r}; hf://ORG/NAME")
-        above_0 = (
-            "flush_s",
-            "system_stats_s",
-            "max_cost",
-            "max_hours",
-            "hang_timeout_s",
-            "first_step_s",
-            "heartbeat_s",
-        )
-        for name in (*above_0, "heartbeat_timeout_s"):
+        intervals = ("flush_s", "system_stats_s", "hang_timeout_s", "first_step_s")
+        for name in ("max_cost", "max_hours", "heartbeat_s", "heartbeat_timeout_s", *intervals):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; must be above 0")
@@ -86,7 +77,7 @@ class SupervisorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A resolved job: nothing left to look up."""
+    """A resolved job."""
 
     train: TrainConfig
     trainer: Literal["pretrain"] = "pretrain"
@@ -97,7 +88,7 @@ class Job:
 
 
 def load(path: Path, assignments: Sequence[str] = ()) -> Job:
-    """The job in a file, with ``--set`` assignments laid on it. Raises :class:`ConfigError`."""
+    """The job in a file, with ``--set`` assignments applied. Raises :class:`ConfigError`."""
     values = _with_ancestors(path, seen=())
     for text in assignments:
         values = schema.merge(values, schema.parse_assignment(text))
@@ -105,7 +96,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Job:
 
 
 def _with_ancestors(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's mapping laid on what it extends."""
+    """The file's mapping, merged over the ones that it extends."""
     if path in seen:
         raise ConfigError(f"{path} extends itself", f"edit {path}")
     values = schema.load_yaml(path)

@@ -20,7 +20,7 @@ class Limits:
     """Dollars."""
     max_hours: float | None = None
 
-    def overlaid(self, environment: Mapping[str, str] = os.environ) -> Limits:
+    def with_environment(self, environment: Mapping[str, str] = os.environ) -> Limits:
         """These limits, replaced by those that the launch set in the environment.
 
         Raises :class:`UsageError` for a variable that is not a number above 0.

@@ -1,4 +1,4 @@
-"""The sizes of a job's network, known without torch or litgpt: for prices, memory and disk."""
+"""The sizes of a job's network, without torch or litgpt: for prices, memory and disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bafogpt.train.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The sizes that decide what a token costs; names and meanings are litgpt's."""
+    """The sizes that decide the cost of a token; names and meanings are litgpt's."""
 
     n_layer: int
     n_embd: int
@@ -24,11 +24,11 @@ class ModelShape:
     head_size: int
     intermediate_size: int
     padded_vocab_size: int = 256_000
-    """Rows of the published model; a job's dataset may have more ids, and its manifest says so."""
+    """Rows of the published model; the manifest of a job's dataset may have more ids."""
     mlp_class_name: str = "GemmaMLP"
     sliding_window_size: int | None = 4096
     full_every: int = 2
-    """Every so many layers one has no sliding window."""
+    """Every ``full_every``-th layer has no sliding window."""
 
     @property
     def sliding_window_indices(self) -> list[int]:
@@ -61,27 +61,19 @@ _GEMMA_2 = {
     "9b": _gemma_2(42, 3584, 16, 256, 14_336),
     "27b": _gemma_2(46, 4608, 32, 128, 36_864),
 }
-
-
 _GEMMA_3 = {
     "1b": _gemma_3(26, 1152, 4, 1, 256, 6912, 512),
     "4b": _gemma_3(34, 2560, 8, 4, 256, 10_240, 1024),
     "12b": _gemma_3(48, 3840, 16, 8, 256, 15_360, 1024),
     "27b": _gemma_3(62, 5376, 32, 16, 128, 21_504, 1024),
 }
-
-
 KNOWN = {
     **{f"Gemma-2-{size}{kind}": shape for size, shape in _GEMMA_2.items() for kind in ("", "-it")},
     "Gemma-3-270m": _gemma_3(18, 640, 4, 1, 256, 2048, 512),
     **{f"Gemma-3-{size}{kind}": shape for size, shape in _GEMMA_3.items() for kind in ("-pt", "-it")},
 }
-"""Gemma's sizes, so that pricing needs neither torch nor litgpt; a test holds them against litgpt's."""
-
-
+"""Gemma's sizes; a test compares them with litgpt's."""
 _OF_TYPE = {"gemma2": "Gemma-2-2b", "gemma3_text": "Gemma-3-1b-pt"}
-
-
 _IN_CONFIG = {
     "num_hidden_layers": "n_layer",
     "hidden_size": "n_embd",
@@ -93,16 +85,14 @@ _IN_CONFIG = {
     "sliding_window": "sliding_window_size",
 }
 """Sizes in a model folder's ``config.json``; the families in :data:`_OF_TYPE` write all of them."""
-
-
-CHAIN = 8
-"""Runs that one may have gone on from, one after the other."""
+MAX_CHAIN = 8
+"""Longest chain of runs that started from each other's checkpoints."""
 
 
 def shape_of(config: TrainConfig, vocab_size: int | None = None) -> ModelShape | None:
-    """The model's sizes with the job's overrides.
+    """The model's sizes with the job's overrides; None for an unknown model, or one that only the checkpoint defines.
 
-    None for a model that is not known here, and for one that only the job's first weights in the bucket tell.
+    Rows of the vocabulary are padded to a multiple of 64, as in the trainer.
     """
     model = config.model
     known = KNOWN.get(model.network) if model.name or not model.checkpoint else None
@@ -114,23 +104,23 @@ def shape_of(config: TrainConfig, vocab_size: int | None = None) -> ModelShape |
     return replace(known, padded_vocab_size=-(-int(vocabulary) // 64) * 64, **changed)
 
 
-def described(job: Job, bucket: Bucket) -> Job:
-    """``job`` with its network's name and sizes, where only the folder of its first weights in ``bucket`` has them.
+def with_network_sizes(job: Job, bucket: Bucket) -> Job:
+    """``job`` with the name and sizes of its network, read from its first weights in ``bucket``.
 
-    It is returned as it is where nothing in the bucket says what the network is.
+    The job itself where it names its network, or where the bucket has no description of it.
     """
     model = schema.to_dict(job.train.model)
-    for _ in range(CHAIN):
+    for _ in range(MAX_CHAIN):
         if model.get("name") or not model.get("checkpoint"):
             break
-        began, model = str(model["checkpoint"]), {}
+        folder, model = str(model["checkpoint"]), {}
         with contextlib.suppress(BafoError, ValueError, KeyError, TypeError, AttributeError):
-            if bucket.exists(f"{began}/config.json"):
-                content = json.loads(bucket.get(f"{began}/config.json"))
+            if bucket.exists(f"{folder}/config.json"):
+                content = json.loads(bucket.get(f"{folder}/config.json"))
                 sizes = {ours: int(content[theirs]) for theirs, ours in _IN_CONFIG.items()}
                 model = {"name": _OF_TYPE[content["model_type"]], "overrides": sizes}
             else:
-                model = dict(json.loads(bucket.get(f"{began}/run.json"))["job"]["train"]["model"])
+                model = dict(json.loads(bucket.get(f"{folder}/run.json"))["job"]["train"]["model"])
     if job.train.model.name or not model.get("name"):
         return job
     changed = replace(job.train.model, name=model["name"], overrides=dict(model.get("overrides") or {}))

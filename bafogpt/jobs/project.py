@@ -1,4 +1,4 @@
-"""Where ``jobs/`` and ``sky/`` are found: beside where you stand, else the project's own."""
+"""Finds ``jobs/`` and ``sky/``: those of the current folder or one above it, else the ones that come with bafogpt."""
 
 from __future__ import annotations
 

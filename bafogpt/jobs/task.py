@@ -1,7 +1,7 @@
 """A task file: where a job runs. Every ``sky/*.yaml`` is a SkyPilot task that plain ``sky launch`` accepts.
 
-A launch lays its flags on the file; the result is again such a task, and what ``--dry-run`` prints. SkyPilot itself is
-not needed for any of this.
+A launch applies its options to the file; the result is again such a task, and is what ``--dry-run`` prints. SkyPilot
+itself is not needed here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import yaml
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, UsageError
 from bafogpt.jobs import env
-from bafogpt.jobs.image_ref import PREFIX
+from bafogpt.jobs.image_ref import PREFIX, ImageReference
 
 NO_IMAGE = "none"
-"""In place of an image: the task runs on the machine as it is, which has ``bafogpt`` on its PATH (a Slurm site)."""
+"""``--image none``: the task runs without a container, where ``bafogpt`` is on the PATH (a Slurm site)."""
 
 _GPUS = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?::([1-9][0-9]*))?")
 _SUPERVISOR = re.compile(r"^(?:exec )?bafogpt job run\b.*$", re.MULTILINE)
@@ -42,7 +42,7 @@ def parse_gpus(text: str) -> tuple[str, int]:
     return match[1], int(match[2] or 1)
 
 
-def overlay(
+def with_options(
     task: Mapping[str, Any],
     *,
     name: str,
@@ -56,48 +56,50 @@ def overlay(
     nodes: int | None = None,
     spot: bool = False,
 ) -> dict[str, Any]:
-    """The task with a launch's flags laid on it. Secrets appear by name with no value.
+    """The task with a launch's options applied. Secrets are names without values.
 
-    ``image`` is a reference that takes the place of the file's, or :data:`NO_IMAGE`. Whatever image the task then has
-    on a rented machine is told to it as ``BAFOGPT_IMAGE``, for the run's record; ``local`` runs in no image.
+    ``image`` is a reference, or :data:`NO_IMAGE`. A rented machine gets the final image as :data:`.env.IMAGE`, for the
+    run's record; ``local`` runs in no image.
     """
     words = ["exec", "bafogpt", "job", "run", job_file, "--run", name]
-    for assignment in assignments:
-        words += ["--set", assignment]
-    run = _SUPERVISOR.sub(lambda _: shlex.join(words), str(task["run"]))
-    over: dict[str, Any] = {"name": name, "run": run, "envs": dict(envs or {})}
-    resources: dict[str, Any] = {}
+    words += [word for each in assignments for word in ("--set", each)]
+    changes: dict[str, Any] = {
+        "name": name,
+        "run": _SUPERVISOR.sub(lambda _: shlex.join(words), str(task["run"])),
+        "envs": dict(envs or {}),
+        "resources": _resource_options(task, gpus, infra, image, spot),
+        "secrets": dict.fromkeys(secrets),
+        "num_nodes": nodes,
+    }
+    merged = schema.merge(task, {key: value for key, value in changes.items() if key == "envs" or value})
+    if image == NO_IMAGE:
+        del merged["resources"]["image_id"]
+    if infra != "local" and (final := image_id(merged)) is not None:
+        merged["envs"] = {**merged["envs"], env.IMAGE: final}
+    return merged
+
+
+def _resource_options(
+    task: Mapping[str, Any], gpus: str | None, infra: str | None, image: str | None, spot: bool
+) -> dict[str, Any]:
+    """A launch's options as keys of ``resources:``."""
+    resources: dict[str, Any] = {"use_spot": True} if spot else {}
     if gpus is not None:
         kind, count = parse_gpus(gpus)
         resources["accelerators"] = f"{kind}:{count}"
         if (memory := _memory_for(task, count)) is not None:
             resources["memory"] = memory
-    if infra is not None and infra != "local":
+    if infra not in (None, "local"):
         resources["infra"] = infra
     if image is not None:
-        resources["image_id"] = f"{PREFIX}{image}" if image != NO_IMAGE else None
-    if spot:
-        resources["use_spot"] = True
-    if nodes is not None:
-        over["num_nodes"] = nodes
-    if resources:
-        over["resources"] = resources
-    merged = schema.merge(task, over)
-    named = {**(task.get("secrets") or {}), **dict.fromkeys(secrets)}
-    if named:
-        merged["secrets"] = named
-    if image == NO_IMAGE:
-        merged["resources"].pop("image_id", None)
-    final = image_id(merged)
-    if final is not None and infra != "local":
-        merged["envs"] = {**merged["envs"], env.IMAGE: final}
-    return merged
+        resources["image_id"] = None if image == NO_IMAGE else f"{PREFIX}{ImageReference.parse(image)}"
+    return resources
 
 
 def with_recorded_setup(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The task with its ``setup:``, if it has one, under ``bafogpt job setup``: a failure is in the bucket then.
+    """The task with its ``setup:``, if it has one, run by ``bafogpt job setup``, which records a failure in the bucket.
 
-    On a machine that has no ``bafogpt`` yet (the setup may bring it) it runs as it is.
+    On a machine without ``bafogpt`` (the setup may install it) it runs unchanged.
     """
     supervisor = _SUPERVISOR.search(str(task.get("run", "")))
     if not task.get("setup") or supervisor is None:
@@ -109,7 +111,7 @@ def with_recorded_setup(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_id(task: Mapping[str, Any]) -> str | None:
-    """The image that a task runs in, as SkyPilot names it; None where it names none, or one of several."""
+    """The image of a task, as SkyPilot's ``image_id``; None for none or several."""
     resources = task.get("resources") or {}
     choices = [resources, *(resources.get("any_of") or ()), *(resources.get("ordered") or ())]
     found: set[str] = set()
@@ -119,18 +121,18 @@ def image_id(task: Mapping[str, Any]) -> str | None:
 
 
 def accelerators(task: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The GPU and count that a task asks for, or None."""
-    asked = (task.get("resources") or {}).get("accelerators")
-    if isinstance(asked, Mapping):
-        kind, count = next(iter(asked.items()))
+    """The GPU and count of a task, or None."""
+    value = (task.get("resources") or {}).get("accelerators")
+    if isinstance(value, Mapping):
+        kind, count = next(iter(value.items()))
         return str(kind), int(count)
-    return parse_gpus(str(asked)) if asked else None
+    return parse_gpus(str(value)) if value else None
 
 
 def _memory_for(task: Mapping[str, Any], count: int) -> str | None:
-    """The task's ``memory`` ("96+", GiB of the machine) for more GPUs than it names: each has a process of its own.
+    """The task's ``memory`` ("96+", GiB of the machine), scaled for more GPUs than it names: one process each.
 
-    Not less for fewer: they hold the same checkpoint. None where the task names no such memory or no single GPU.
+    Never less, because fewer GPUs hold the same checkpoint. None for a task without such memory or a single GPU type.
     """
     resources = task.get("resources") or {}
     asked, gpus = str(resources.get("memory") or "").removesuffix("+"), resources.get("accelerators")
@@ -140,7 +142,7 @@ def _memory_for(task: Mapping[str, Any], count: int) -> str | None:
 
 
 def to_yaml(task: Mapping[str, Any]) -> str:
-    """The task as YAML, keys in the order in which a reader wants them, multi-line commands as blocks."""
+    """The task as YAML, keys in the given order, multi-line commands as blocks."""
     return yaml.dump(dict(task), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -22,7 +22,7 @@ MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class CodeVersion:
     """Which code a folder holds."""
 
     commit: str
@@ -35,24 +35,24 @@ class Code:
         return f"{self.commit}+dirty.{self.changes}" if self.changes else self.commit
 
 
-def look(root: Path) -> Code:
+def current_version(root: Path) -> CodeVersion:
     """The code in ``root``; outside a repository, or without git, one without a commit."""
     try:
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         changed = _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ".")
         new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", ".").decode().split("\0")
     except (FileNotFoundError, subprocess.SubprocessError):
-        return Code(commit="")
+        return CodeVersion(commit="")
     digest = hashlib.sha256(changed)
     for name in sorted(filter(None, new)):
         with contextlib.suppress(OSError):  # it may just have gone
             digest.update(b"\0" + name.encode() + b"\0" + hashlib.sha256((root / name).read_bytes()).digest())
-    return Code(commit=commit, changes=digest.hexdigest()[:12] if changed or any(new) else "")
+    return CodeVersion(commit=commit, changes=digest.hexdigest()[:12] if changed or any(new) else "")
 
 
 def require_clean(root: Path) -> None:
     """Raise :class:`UsageError` unless ``root`` is a commit and nothing else."""
-    code = look(root)
+    code = current_version(root)
     if not code.commit:
         raise UsageError(f"--clean: {root} is not in a git repository", "git init")
     if code.changes:
@@ -64,7 +64,7 @@ def export(root: Path, into: Path) -> Path:
 
     Returns ``into``, or ``root`` itself outside a repository. Raises :class:`ConfigError` when a file cannot be read.
     """
-    code = look(root)
+    code = current_version(root)
     if not code.commit:
         return root
     shutil.rmtree(into, ignore_errors=True)
@@ -109,11 +109,11 @@ def _git(root: Path, *words: str) -> bytes:
     return done.stdout
 
 
-def change_of_code(record: RunRecord, root: Path) -> str:
+def describe_change(record: RunRecord, root: Path) -> str:
     """In words, how the code in ``root`` differs from what the run was made with; empty when it does not."""
     if not record.git:
         return f"which code {record.name} ran is not known"
-    here = str(look(root))
+    here = str(current_version(root))
     if here == record.git:
         return ""
     return f"the code is not what {record.name} ran: then {_short(record.git)}, here {_short(here) or 'no commit'}"

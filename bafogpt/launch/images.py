@@ -19,7 +19,7 @@ from bafogpt.core import digest as digests
 from bafogpt.core import files, schema
 from bafogpt.core.errors import ConfigError, ConflictError, NotFoundError
 from bafogpt.jobs import project
-from bafogpt.jobs.image_ref import PREFIX, SHA256, Reference
+from bafogpt.jobs.image_ref import PREFIX, SHA256, ImageReference
 
 PLACE = Path("docker/image.yaml")
 CONSTRAINTS = Path("constraints.txt")
@@ -41,7 +41,7 @@ class Image:
     """Commit that the image was built from."""
 
     def __post_init__(self) -> None:
-        Reference(repository=self.repository, tag=self.tag, digest=self.digest)
+        ImageReference(repository=self.repository, tag=self.tag, digest=self.digest)
         if self.tag is None and self.digest is None:
             raise ValueError("neither a tag nor a digest")
         if (self.digest is None) != (self.constraints is None):
@@ -100,7 +100,7 @@ def check(root: Path) -> Image:
     return image
 
 
-def pin(root: Path, reference: Reference, revision: str | None = None) -> list[Path]:
+def pin(root: Path, reference: ImageReference, revision: str | None = None) -> list[Path]:
     """Write the image into ``docker/image.yaml`` and every task file; returns the files that changed.
 
     ``revision`` is the commit that the image was built from; the digest of ``constraints.txt`` is then taken of that
@@ -120,7 +120,7 @@ def pin(root: Path, reference: Reference, revision: str | None = None) -> list[P
     return list(changed)
 
 
-def _described(root: Path, reference: Reference, revision: str | None) -> Image:
+def _described(root: Path, reference: ImageReference, revision: str | None) -> Image:
     """What ``docker/image.yaml`` is to say about a reference.
 
     Of the image that is pinned already, what is known stays: that ``constraints.txt`` has changed since does not change

@@ -1,4 +1,4 @@
-"""A plan: a job, a task and a name, frozen. All that an engine needs to run it, and what ``--dry-run`` prints."""
+"""A plan: a job, a task and a name, frozen. It is what an engine runs and what ``--dry-run`` prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import env, resolve, tracking
 from bafogpt.jobs import task as tasks
-from bafogpt.jobs.image_ref import Reference
 from bafogpt.jobs.job import Job
 from bafogpt.launch import code_snapshot, quote
 from bafogpt.launch.quote import Quote
@@ -23,8 +22,27 @@ LOCAL = "local"
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """The options of ``cloud launch`` that shape a plan; None is the value of the job, the task or the settings."""
+
+    name: str | None = None
+    gpus: str | None = None
+    infra: str | None = None
+    image: str | None = None
+    assignments: Sequence[str] = ()
+    env_names: Sequence[str] = ()
+    max_cost: float | None = None
+    max_hours: float | None = None
+    nodes: int | None = None
+    spot: bool = False
+    managed: bool = False
+    retry_until_up: bool = False
+    clean: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will run, under which name, where."""
+    """What runs, under which name, where."""
 
     name: str
     job: Job
@@ -32,100 +50,90 @@ class Plan:
     """A SkyPilot task; secrets by name only."""
     infra: str
     root: Path
-    """The folder that is the job's working directory."""
+    """The job's working directory."""
     required_secrets: tuple[str, ...] = ()
-    """Variables that the launch names with ``--env``: without a value there is no launch."""
+    """Variables of ``--env``; the launch fails without their values."""
     managed: bool = False
-    """Whether SkyPilot's jobs controller recovers it on another machine when one is lost."""
+    """Whether SkyPilot's jobs controller recovers the run on another machine."""
     retry_until_up: bool = False
-    """Whether to go on asking while nobody has the machine."""
-    bill: Quote = field(default_factory=lambda: Quote(usd_per_hour=None, source="not asked"))
-    """What it costs an hour and in all, and its limits; the job is told them too."""
+    """Whether to retry while there is no capacity."""
+    quote: Quote = field(default_factory=lambda: Quote(usd_per_hour=None, source="none"))
+    """Price and limits; both are also in the task's variables."""
 
     @property
     def is_local(self) -> bool:
         return self.infra == LOCAL
 
 
-def make(
-    job_name: str,
-    settings: Settings,
-    *,
-    name: str | None = None,
-    gpus: str | None = None,
-    infra: str | None = None,
-    image: str | None = None,
-    assignments: Sequence[str] = (),
-    env_names: Sequence[str] = (),
-    max_cost: float | None = None,
-    max_hours: float | None = None,
-    nodes: int | None = None,
-    spot: bool = False,
-    managed: bool = False,
-    retry_until_up: bool = False,
-    clean: bool = False,
-) -> Plan:
-    """The plan of one launch. Everything that can be wrong with its words is found here, before anything starts.
+def make(job_name: str, settings: Settings, options: LaunchOptions | None = None) -> Plan:
+    """The plan of one launch. Every mistake in its options is found here, before anything starts.
 
-    ``max_cost`` (dollars) and ``max_hours`` come before those of the job's ``supervisor:`` section. Raises
-    :class:`~bafogpt.core.errors.ConfigError`, :class:`~bafogpt.core.errors.UsageError`, and
-    :class:`~bafogpt.core.errors.NotFoundError` for a GPU that nobody offers.
+    Raises :class:`~bafogpt.core.errors.ConfigError`, :class:`~bafogpt.core.errors.UsageError`, and
+    :class:`~bafogpt.core.errors.NotFoundError` for a GPU that no cloud offers.
     """
-    source = resolve.find(job_name, settings, assignments)
-    job, root = source.job, source.root
-    run = store.check_name(name or f"{source.stem}-{secrets.token_hex(2)}")
-    where = infra or settings.infra
-    if image is not None:
-        image = image if image == tasks.NO_IMAGE else str(Reference.parse(image))
-        if where == LOCAL:
-            raise UsageError(f"--image {image}: a job on this machine runs in no image", "--infra runpod")
-    if where == LOCAL:
-        rented = {"--spot": spot, "--managed": managed, "--nodes": (nodes or 1) > 1, "--retry-until-up": retry_until_up}
-        for flag in (flag for flag, given in rented.items() if given):
+    options = options or LaunchOptions()
+    source = resolve.find(job_name, settings, options.assignments)
+    job, infra = source.job, options.infra or settings.infra
+    name = store.check_name(options.name or f"{source.name_stem}-{secrets.token_hex(2)}")
+    _check_options(options, infra, job, source.root)
+    task = tasks.with_options(
+        tasks.load(source.root / "sky" / f"{job.task}.yaml"),
+        name=name,
+        job_file=source.argument,
+        assignments=options.assignments,
+        gpus=options.gpus,
+        infra=infra,
+        image=options.image,
+        envs=_envs(settings, infra, source.root),
+        secrets=[*options.env_names, *tracking.variables(job.tracking)],
+        nodes=options.nodes,
+        spot=options.spot,
+    )
+    gpus = tasks.accelerators(task)
+    if gpus and (options.gpus or infra != LOCAL):
+        task["envs"][env.GPUS] = f"{gpus[0]}:{gpus[1]}"
+    max_cost = job.supervisor.max_cost if options.max_cost is None else options.max_cost
+    max_hours = job.supervisor.max_hours if options.max_hours is None else options.max_hours
+    price = quote.compute(job, task, infra, max_cost=max_cost, max_hours=max_hours)
+    ceiling = {"resources": price.resources()} if price.resources() else {}
+    return Plan(
+        name=name,
+        job=job,
+        task=schema.merge(task, {"envs": price.envs(), **ceiling}),
+        infra=infra,
+        root=source.root,
+        required_secrets=tuple(options.env_names),
+        managed=options.managed or options.spot,
+        retry_until_up=options.retry_until_up,
+        quote=price,
+    )
+
+
+def _check_options(options: LaunchOptions, infra: str, job: Job, root: Path) -> None:
+    """Raise :class:`UsageError` for options that do not fit together, and what the job's tracking lacks."""
+    if infra == LOCAL:
+        if options.image is not None:
+            raise UsageError(f"--image {options.image}: a job on this machine runs in no image", "--infra runpod")
+        rented_only = {
+            "--spot": options.spot,
+            "--managed": options.managed,
+            "--nodes": (options.nodes or 1) > 1,
+            "--retry-until-up": options.retry_until_up,
+        }
+        if flag := next((flag for flag, given in rented_only.items() if given), None):
             raise UsageError(f"{flag}: a job on this machine rents nothing", "--infra runpod")
-        tracking.require(job.tracking)
+        tracking.require_packages(job.tracking)
     else:
         tracking.check_reachable(job.tracking)
-    if clean:
+    if options.clean:
         code_snapshot.require_clean(root)
-    envs = {env.BUCKET: settings.bucket, env.INFRA: where, env.GIT: str(code_snapshot.look(root))}
+
+
+def _envs(settings: Settings, infra: str, root: Path) -> dict[str, str]:
+    """The task's variables for bucket, infra and code."""
+    envs = {env.BUCKET: settings.bucket, env.INFRA: infra, env.GIT: str(code_snapshot.current_version(root))}
     if settings.s3_region != Settings().s3_region:
         envs[env.S3_REGION] = settings.s3_region
-    if where != LOCAL:
+    if infra != LOCAL:
         envs[env.S3_ENDPOINT] = settings.s3_endpoint
-    task = tasks.overlay(
-        tasks.load(root / "sky" / f"{job.task}.yaml"),
-        name=run,
-        job_file=source.word,
-        assignments=assignments,
-        gpus=gpus,
-        infra=where,
-        image=image,
-        envs=envs,
-        secrets=[*env_names, *tracking.variables(job.tracking)],
-        nodes=nodes,
-        spot=spot,
-    )
-    asked = tasks.accelerators(task)
-    if asked and (gpus or where != LOCAL):
-        task["envs"][env.GPUS] = f"{asked[0]}:{asked[1]}"
-    keeps = job.supervisor
-    bill = quote.bill(
-        job,
-        task,
-        where,
-        max_cost=keeps.max_cost if max_cost is None else max_cost,
-        max_hours=keeps.max_hours if max_hours is None else max_hours,
-    )
-    told = {"envs": bill.envs(), **({"resources": bill.resources()} if bill.resources() else {})}
-    return Plan(
-        name=run,
-        job=job,
-        task=schema.merge(task, told),
-        infra=where,
-        root=root,
-        required_secrets=tuple(env_names),
-        managed=managed or spot,
-        retry_until_up=retry_until_up,
-        bill=bill,
-    )
+    return envs

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from bafogpt.core.errors import BafoError
 from bafogpt.launch.engines.skypilot.client import Client, Cluster
 from bafogpt.launch.engines.skypilot.task_config import IDLE_MINUTES
-from bafogpt.launch.engines.skypilot.teardown import Guard
+from bafogpt.launch.engines.skypilot.teardown import Teardown
 from bafogpt.runs.store import RunRecord
 
 MARGIN_S = 15 * 60.0
@@ -32,7 +32,7 @@ class OrphanCluster:
     reason: str
     hours: float
     """Since it was launched."""
-    place: str
+    location: str
     price_per_hour: float | None
     outcome: str = "up"
     """``up``, ``ended``, ``has an autodown again``, or why it could not be ended."""
@@ -63,21 +63,21 @@ def find(
                     reason=why[0],
                     keep=why[1],
                     hours=(now() - cluster.launched) / 3600,
-                    place=cluster.place,
+                    location=cluster.location,
                     price_per_hour=cluster.price_per_hour,
                 )
             )
     return sorted(found, key=lambda each: -each.hours)
 
 
-def end(guard: Guard, down: Callable[[str], None], forgotten: OrphanCluster) -> OrphanCluster:
+def end(teardown: Teardown, down: Callable[[str], None], forgotten: OrphanCluster) -> OrphanCluster:
     """See to one: a run at work that only lost its autodown gets it back, anything else goes down.
 
     ``down`` is the engine's, which lets a run save first. What cannot be ended says why, and holds up no other.
     """
     try:
         if forgotten.keep:
-            guard.secure(forgotten.name, IDLE_MINUTES)
+            teardown.ensure_autodown(forgotten.name, IDLE_MINUTES)
             return replace(forgotten, outcome="has an autodown again")
         down(forgotten.name)
     except BafoError as error:

@@ -1,7 +1,7 @@
 """How fast a job will train on machines that have not been rented yet.
 
-Where an earlier run of this model on this GPU has left its metrics in the bucket, they are the answer: measured. Where
-none has, the answer is projected by the model of :mod:`bafogpt.train.estimates.step_time`, and carries that label.
+Measured, where an earlier run of this model on this GPU has its metrics in the bucket; otherwise projected by
+:mod:`bafogpt.train.estimates.step_time`, and labelled so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bafogpt.train.estimates.recipes import Recipe
 from bafogpt.train.estimates.step_time import EXPECTED, PESSIMISTIC
 
 RUNS_READ = 5
-"""How many earlier runs are looked at, newest first: each is a few requests."""
+"""How many earlier runs are read, newest first; each takes a few requests."""
 
 Basis = Literal["given", "measured", "scaled", "projected"]
 
@@ -35,22 +35,22 @@ class Throughput:
 
     tokens_per_s: float
     mfu: float | None
-    """Model FLOPs utilisation, 0 to 1; None where a speed was given for a GPU or a model that is not known."""
+    """Model FLOPs utilisation, 0 to 1; None for a given speed of an unknown GPU or model."""
     basis: Basis
-    words: str
-    """Where it comes from, for people: ``"projected: MFU 56 %"``, ``"measured: run zulu-1"``."""
+    description: str
+    """The source: ``"projected: MFU 56 %"``, ``"measured: zulu-1"``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """What the models of memory and time say about a job on a card: nothing of it is measured."""
+    """Memory and time of a job on a card by the models of :mod:`bafogpt.train.estimates`; nothing is measured."""
 
     gpu: Gpu
     gpus: int
     """Over all machines."""
     nodes: int
     fp8: bool
-    """Whether the job asks for products in fp8."""
+    """Whether the job computes products in fp8."""
     refused: ConfigError | None
     """Why the trainer would refuse the job on so many of these cards, whatever their memory."""
     recipe: Recipe
@@ -62,7 +62,7 @@ class Projection:
 
     @property
     def assumptions(self) -> dict[str, str]:
-        """What the two projections rest on, in words."""
+        """The assumptions of both projections, as text."""
         return {
             each.name: each.describe(self.gpu, self.gpus, self.nodes, fp8=self.fp8) for each in (EXPECTED, PESSIMISTIC)
         }
@@ -78,8 +78,8 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What an earlier run reached: medians over its steps."""
+class MeasuredThroughput:
+    """An earlier run's speed: medians over its steps."""
 
     run: str
     gpu: str
@@ -91,14 +91,13 @@ class Measured:
 def projected(
     job: Job, gpu: str, gpus_in_all: int, *, nodes: int = 1, vocab_size: int | None = None
 ) -> Projection | None:
-    """What ``job`` is projected to reach on ``gpus_in_all`` GPUs over ``nodes`` machines.
+    """The projection of ``job`` on ``gpus_in_all`` GPUs over ``nodes`` machines.
 
-    None for a model or a card that is not known here, and for float32, which the model of the time does not have.
+    None for an unknown model or card, and for float32, which the model of time does not cover.
     """
-    card, shape = gpus.of_accelerator(gpu), shape_of(job.train, vocab_size)
-    if card is None or shape is None or job.train.precision == "32-true":
+    train, card, shape = job.train, gpus.of_accelerator(gpu), shape_of(job.train, vocab_size)
+    if card is None or shape is None or train.precision == "32-true":
         return None
-    train = job.train
     return Projection(
         gpu=card,
         gpus=gpus_in_all,
@@ -117,59 +116,61 @@ def expected(
     gpus_in_all: int,
     *,
     nodes: int = 1,
-    earlier: Iterable[Measured] = (),
+    earlier: Iterable[MeasuredThroughput] = (),
     vocab_size: int | None = None,
     tokens_per_s: float | None = None,
 ) -> Throughput | None:
-    """The speed of ``job`` on ``gpus_in_all`` GPUs (over all machines), from the best that is known.
+    """The speed of ``job`` on ``gpus_in_all`` GPUs (over all machines), from the best source.
 
-    ``tokens_per_s`` is a speed that the user gives. None where neither the model nor a run says anything.
+    ``tokens_per_s`` is a speed that the user gives. None where neither the models nor an earlier run have a figure.
     """
     if tokens_per_s is not None:
-        card, shape = gpus.of_accelerator(gpu), shape_of(job.train, vocab_size)
-        mfu = None
-        if card is not None and shape is not None:
-            cost = flops.flops_per_token(shape, job.train.data.sequence_length, job.train.adapter)
-            mfu = tokens_per_s * cost / (card.bf16 * gpus_in_all)
-        return Throughput(tokens_per_s=tokens_per_s, mfu=mfu, basis="given", words="given: --tokens-per-s")
-    same_gpu = [each for each in earlier if gpus.same(each.gpu, gpu)]
-    for each in same_gpu:
-        if each.gpus == gpus_in_all:
-            return Throughput(
-                tokens_per_s=each.tokens_per_s, mfu=each.mfu, basis="measured", words=f"measured: {each.run}"
-            )
-    for each in same_gpu:  # MFU falls with more GPUs, so the words name the run
-        speed = each.tokens_per_s / each.gpus * gpus_in_all
-        words = f"scaled from {each.run} on {each.gpu}:{each.gpus}"
-        return Throughput(tokens_per_s=speed, mfu=each.mfu, basis="scaled", words=words)
-    found = projected(job, gpu, gpus_in_all, nodes=nodes, vocab_size=vocab_size)
-    if found is None:
+        mfu = _mfu(job, gpu, gpus_in_all, vocab_size, tokens_per_s)
+        return Throughput(tokens_per_s=tokens_per_s, mfu=mfu, basis="given", description="given: --tokens-per-s")
+    same_gpu = sorted((each for each in earlier if gpus.same(each.gpu, gpu)), key=lambda each: each.gpus != gpus_in_all)
+    if same_gpu:
+        run, exact = same_gpu[0], same_gpu[0].gpus == gpus_in_all
+        return Throughput(
+            tokens_per_s=run.tokens_per_s / run.gpus * gpus_in_all,
+            mfu=run.mfu,  # it falls with more GPUs, so the description has the run's number
+            basis="measured" if exact else "scaled",
+            description=f"measured: {run.run}" if exact else f"scaled from {run.run} on {run.gpu}:{run.gpus}",
+        )
+    projection = projected(job, gpu, gpus_in_all, nodes=nodes, vocab_size=vocab_size)
+    if projection is None:
         return None
-    time = found.recipe.time
-    return Throughput(
-        tokens_per_s=time.tokens_per_s, mfu=time.mfu, basis="projected", words=f"projected: MFU {100 * time.mfu:.0f} %"
-    )
+    time = projection.recipe.time
+    description = f"projected: MFU {100 * time.mfu:.0f} %"
+    return Throughput(tokens_per_s=time.tokens_per_s, mfu=time.mfu, basis="projected", description=description)
 
 
-def measured(store: RunStore, job: Job, gpu: str) -> list[Measured]:
-    """What earlier runs of this model at this length on this GPU reached, newest first.
+def _mfu(job: Job, gpu: str, gpus_in_all: int, vocab_size: int | None, tokens_per_s: float) -> float | None:
+    card, shape = gpus.of_accelerator(gpu), shape_of(job.train, vocab_size)
+    if card is None or shape is None:
+        return None
+    cost = flops.flops_per_token(shape, job.train.data.sequence_length, job.train.adapter)
+    return tokens_per_s * cost / (card.bf16 * gpus_in_all)
 
-    Runs that cannot be read are left out: a price is no reason to fail. Raises nothing of the bucket's.
+
+def measured(store: RunStore, job: Job, gpu: str) -> list[MeasuredThroughput]:
+    """The speeds of earlier runs of this model at this length on this GPU, newest first.
+
+    Runs that cannot be read are left out, and no error of the bucket is raised: a plan works without them.
     """
     try:
         records = [record for name in store.names() if (record := store.find(name)) is not None]
     except BafoError:
         return []
-    fitting = [each for each in records if _fits(each, job, gpu)]
-    fitting.sort(key=lambda each: each.updated, reverse=True)
-    found = (_measured(store, record) for record in fitting[:RUNS_READ])
+    comparable = [each for each in records if _is_comparable(each, job, gpu)]
+    comparable.sort(key=lambda each: each.updated, reverse=True)
+    found = (_measured(store, record) for record in comparable[:RUNS_READ])
     return [each for each in found if each is not None]
 
 
-def gpus_of(record: RunRecord) -> tuple[str, int]:
-    """The GPU that a run's last attempt had, as SkyPilot calls it, and how many over all nodes; ``("", 0)`` for none.
+def _gpus_of(record: RunRecord) -> tuple[str, int]:
+    """SkyPilot's name of the GPU of a run's last attempt, and their number over all nodes; ``("", 0)`` for none.
 
-    The launch said so; else the driver did, whose name for it is looked up among those that are known.
+    By the launch where it named one, else by the driver's name for it.
     """
     last = record.machines[-1] if record.machines else {}
     nodes = int(last.get("nodes") or 1)
@@ -180,40 +181,35 @@ def gpus_of(record: RunRecord) -> tuple[str, int]:
     return (card.accelerators[0], int(last.get("gpus") or 1) * nodes) if card else ("", 0)
 
 
-def _fits(record: RunRecord, job: Job, gpu: str) -> bool:
-    """Whether what a run reached says something about ``job`` on ``gpu``."""
-    if not gpus.same(gpus_of(record)[0], gpu):
-        return False
-    train, mine = record.job.get("train") or {}, job.train
-    model, data = train.get("model") or {}, train.get("data") or {}
+def _is_comparable(record: RunRecord, job: Job, gpu: str) -> bool:
+    """Whether a run's speed applies to ``job`` on ``gpu``."""
+    recorded = record.job.get("train") or {}
     return (
-        _network(model) == _network(schema.to_dict(mine.model))
-        and data.get("sequence_length") == mine.data.sequence_length
-        and train.get("precision") == mine.precision
-        and train.get("activation_checkpointing") == mine.activation_checkpointing
-        and _adapter(train.get("adapter")) == _adapter(schema.to_dict(mine.adapter) if mine.adapter else None)
-        and train.get("float8", "none") == mine.float8  # records of older runs do not have the key
+        bool(recorded)
+        and gpus.same(_gpus_of(record)[0], gpu)
+        and (_speed_keys(recorded) == _speed_keys(schema.to_dict(job.train)))
     )
 
 
-def _network(model: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a ``train.model`` section decides about speed: its sizes, or the folder that has them."""
-    folder = None if model.get("name") else model.get("checkpoint")
-    return model.get("name") or folder or NEW_NETWORK, _sizes(model.get("overrides"))
+def _speed_keys(train: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of a ``train`` section that decide about speed."""
+    model, adapter = train.get("model") or {}, train.get("adapter")
+    network = model.get("name") or model.get("checkpoint") or NEW_NETWORK
+    overrides = (model.get("overrides") or {}).items()
+    return (
+        network,
+        {key: value for key, value in overrides if key in ModelShape.__dataclass_fields__},
+        (train.get("data") or {}).get("sequence_length"),
+        train.get("precision"),
+        train.get("activation_checkpointing"),
+        train.get("float8", "none"),
+        adapter and (adapter.get("base"), adapter.get("r"), sorted(adapter.get("targets") or ())),
+    )
 
 
-def _adapter(values: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
-    """What of an adapter decides about speed; None where the whole model learns."""
-    return None if values is None else (values.get("base"), values.get("r"), sorted(values.get("targets") or ()))
-
-
-def _sizes(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (overrides or {}).items() if key in ModelShape.__dataclass_fields__}
-
-
-def _measured(store: RunStore, record: RunRecord) -> Measured | None:
-    """The medians of a run that has metrics, as the report of it shows them."""
-    gpu, count = gpus_of(record)
+def _measured(store: RunStore, record: RunRecord) -> MeasuredThroughput | None:
+    """The medians of a run that has metrics, as in its report."""
+    gpu, count = _gpus_of(record)
     try:
         lines = runs.curve(store.metrics(record.name))
     except BafoError:
@@ -221,4 +217,4 @@ def _measured(store: RunStore, record: RunRecord) -> Measured | None:
     summary = Summary(record=record, lines=lines, events=(), in_bucket=())
     if not summary.tokens_per_s or not summary.mfu:
         return None
-    return Measured(run=record.name, gpu=gpu, gpus=count, tokens_per_s=summary.tokens_per_s, mfu=summary.mfu)
+    return MeasuredThroughput(run=record.name, gpu=gpu, gpus=count, tokens_per_s=summary.tokens_per_s, mfu=summary.mfu)

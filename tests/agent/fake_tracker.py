@@ -10,14 +10,14 @@ from pathlib import Path
 
 from bafogpt.agent.tracking import process
 from bafogpt.agent.tracking.services import TRACKERS, Row, SyncedState
-from bafogpt.jobs.tracking import Tracked
+from bafogpt.jobs.tracking import TrackedRun
 from bafogpt.runs.store import RunState
 
 
 class Odd:
     """A service whose package does what no package should."""
 
-    def __init__(self, run: Tracked, folder: Path) -> None:
+    def __init__(self, run: TrackedRun, folder: Path) -> None:
         self._behaviour = os.environ["FAKE_TRACKER"]
 
     def begin(self) -> SyncedState:

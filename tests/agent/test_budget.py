@@ -108,11 +108,11 @@ def test_no_more_is_spent_than_the_limit_and_one_look_when_the_save_takes_what_w
 
 def test_the_launch_comes_before_the_job_and_must_be_a_number():
     job = Limits(max_cost=10, max_hours=5)
-    assert job.overlaid({}) == job
-    assert job.overlaid({"BAFOGPT_MAX_COST": "20"}) == Limits(max_cost=20, max_hours=5)
+    assert job.with_environment({}) == job
+    assert job.with_environment({"BAFOGPT_MAX_COST": "20"}) == Limits(max_cost=20, max_hours=5)
     for text in ("-1", "0", "nan", "inf", "much"):
         with pytest.raises(UsageError, match="BAFOGPT_MAX_HOURS is"):
-            job.overlaid({"BAFOGPT_MAX_HOURS": text})
+            job.with_environment({"BAFOGPT_MAX_HOURS": text})
 
 
 def test_a_limit_in_dollars_needs_a_price():

@@ -19,6 +19,7 @@ from bafogpt.jobs import resolve
 from bafogpt.jobs import task as tasks
 from bafogpt.launch import code_snapshot
 from bafogpt.launch import plan as plans
+from bafogpt.launch.plan import LaunchOptions
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from tests.small_job import make_job
@@ -101,7 +102,7 @@ def test_the_cuda_version_is_that_of_torchs_own_file(tmp_path: Path, monkeypatch
 
 def test_a_recorded_job_becomes_the_same_plan_without_its_job_file(settings: Settings, tmp_path: Path):
     record = ran(settings, tmp_path)
-    plan = plans.make("runs/first", settings, infra="runpod", gpus="L40:2")
+    plan = plans.make("runs/first", settings, LaunchOptions(infra="runpod", gpus="L40:2"))
     assert schema.to_dict(plan.job) == record.job
     assert plan.name.startswith("first-")
     assert plan.task["run"].strip() == f"exec bafogpt job run runs/first --run {plan.name}"
@@ -111,11 +112,11 @@ def test_a_recorded_job_becomes_the_same_plan_without_its_job_file(settings: Set
 
 def test_what_is_set_is_laid_on_the_recorded_job_here_and_on_the_machine(settings: Settings, tmp_path: Path):
     ran(settings, tmp_path)
-    plan = plans.make("runs/first", settings, name="second", assignments=["train.seed=9"])
+    plan = plans.make("runs/first", settings, LaunchOptions(name="second", assignments=["train.seed=9"]))
     assert plan.job.train.seed == 9
     assert plan.task["run"].strip().endswith("--set train.seed=9")
     with pytest.raises(ConfigError, match=r"train\.sead"):
-        plans.make("runs/first", settings, assignments=["train.sead=9"])
+        plans.make("runs/first", settings, LaunchOptions(assignments=["train.sead=9"]))
 
 
 def test_a_dataset_that_has_changed_is_refused_unless_it_is_named(settings: Settings, tmp_path: Path):
@@ -126,7 +127,7 @@ def test_a_dataset_that_has_changed_is_refused_unless_it_is_named(settings: Sett
         resolve.find("runs/first", settings)
     assert resolve.find("runs/first", settings, ["train.data.path=data/x"]).job.train.data.path == "data/x"
     bucket.delete("data/x/manifest.json")
-    with pytest.raises(NotFoundError, match="the dataset of first is not at"):
+    with pytest.raises(NotFoundError, match="the dataset of first is no longer at"):
         resolve.find("runs/first", settings)
 
 
@@ -147,12 +148,12 @@ def test_the_code_is_compared_with_the_checkout(tmp_path: Path):
     (tmp_path / "a.py").write_text("1")
     git("add", ".")
     git("commit", "-qm", "one")
-    clean = str(code_snapshot.look(tmp_path))
-    assert code_snapshot.change_of_code(run_of(clean), tmp_path) == ""
+    clean = str(code_snapshot.current_version(tmp_path))
+    assert code_snapshot.describe_change(run_of(clean), tmp_path) == ""
     (tmp_path / "a.py").write_text("2")
-    changed = str(code_snapshot.look(tmp_path))
-    assert code_snapshot.change_of_code(run_of(changed), tmp_path) == ""
-    assert f"then {clean[:10]}, here {clean[:10]}+dirty" in code_snapshot.change_of_code(run_of(clean), tmp_path)
+    changed = str(code_snapshot.current_version(tmp_path))
+    assert code_snapshot.describe_change(run_of(changed), tmp_path) == ""
+    assert f"then {clean[:10]}, here {clean[:10]}+dirty" in code_snapshot.describe_change(run_of(clean), tmp_path)
     (tmp_path / "a.py").write_text("3")
-    assert code_snapshot.change_of_code(run_of(changed), tmp_path) != ""
-    assert "not known" in code_snapshot.change_of_code(run_of(""), tmp_path)
+    assert code_snapshot.describe_change(run_of(changed), tmp_path) != ""
+    assert "not known" in code_snapshot.describe_change(run_of(""), tmp_path)

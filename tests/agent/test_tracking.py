@@ -61,7 +61,8 @@ def test_what_is_wrong_with_the_setting_is_said(values: dict[str, Any], words: s
 def make(monkeypatch: pytest.MonkeyPatch, infra: str, assignments: Sequence[str] = ASKED) -> plan.Plan:
     monkeypatch.chdir(ROOT)
     settings = Settings(bucket="s3://b", s3_endpoint="")
-    return plan.make("demo", settings, name="zulu-1", infra=infra, gpus="L40:1", assignments=assignments)
+    options = plan.LaunchOptions(name="zulu-1", infra=infra, gpus="L40:1", assignments=assignments)
+    return plan.make("demo", settings, options)
 
 
 def test_a_missing_package_is_said_before_a_run_of_this_machine_starts(monkeypatch: pytest.MonkeyPatch):
@@ -91,7 +92,7 @@ def test_keys_reach_a_rented_machine_by_name_and_must_be_there(monkeypatch: pyte
 
 def test_a_store_of_this_machine_is_refused_for_a_rented_one(monkeypatch: pytest.MonkeyPatch):
     for uri in ("sqlite:///x.db", "mlruns", "file:///tmp/mlruns"):
-        with pytest.raises(ConfigError, match="a rented one cannot see it"):
+        with pytest.raises(ConfigError, match="a rented machine cannot reach it"):
             make(monkeypatch, "runpod", ["tracking.mlflow.experiment=zulu", f"tracking.mlflow.uri={uri}"])
 
 
@@ -217,7 +218,7 @@ def mlflow(tmp_path: Path, uri: str) -> Callable[[], Any]:
     pytest.importorskip("mlflow", reason="needs bafogpt[tracking]")
     config = TrackingConfig(mlflow=MlflowConfig(experiment="zulu", uri=uri))
     values = {"name": "run", "id": "run-1", "attempt": 1, "bucket": "", "job": {"train": {"seed": 1, "tokens": 9}}}
-    return lambda: trackers.Mlflow(tracking.Tracked(service="mlflow", config=config, **values), tmp_path)
+    return lambda: trackers.Mlflow(tracking.TrackedRun(service="mlflow", config=config, **values), tmp_path)
 
 
 def test_mlflow_says_what_it_has_of_each_metric_and_finds_the_run_by_its_tag(
@@ -280,7 +281,9 @@ def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(wandb, "init", lambda **words: asked.update(words) or Resumed())
     config = TrackingConfig(wandb=WandbConfig(project="zulu", entity="team"))
-    run = tracking.Tracked(service="wandb", config=config, name="run", id="run-1", attempt=2, bucket="", job={"a": 1})
+    run = tracking.TrackedRun(
+        service="wandb", config=config, name="run", id="run-1", attempt=2, bucket="", job={"a": 1}
+    )
     sender = Sender(Wandb(run, tmp_path), pytest.fail)
     assert sender.send([Row(number, 0.0, {"train/loss": 1.0}) for number in range(4, 10)])
     assert logged == [7, 8, 9]

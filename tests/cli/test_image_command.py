@@ -67,7 +67,7 @@ def test_a_checkout_without_a_pinned_image_is_in_order_and_says_so(cli, checkout
         (
             (f"{REPOSITORY}:0.1.0",),
             2,
-            f"{REPOSITORY}:0.1.0 is not pinned by its name: a tag can move",
+            f"{REPOSITORY}:0.1.0 has no digest: a tag can move",
             f"bafogpt image pin {REPOSITORY}:0.1.0@sha256:…",
         ),
         (

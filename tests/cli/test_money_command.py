@@ -72,7 +72,7 @@ def test_a_plan_says_what_its_projection_rests_on_and_which_values_are_projected
     assert "projected, not measured: " in ran.err
     assert "expected: products at 72% of 181 TFLOP/s, attention 35%, memory at 85% of 864 GB/s" in ran.err
     assert "pessimistic: products at 55%" in ran.err
-    assert "careful" not in ran.err
+    assert "warning" not in ran.err
     assert "recommended: --set train.batch.micro_batch_size=2 --set train.activation_checkpointing=selective" in ran.err
     given = cli("cloud", "plan", "pretrain", "--offline", "--tokens-per-s", "1543")
     assert "projected, not measured" not in given.err and "recommended" not in given.err
@@ -82,7 +82,7 @@ def test_a_job_that_the_trainer_would_refuse_is_told_why_and_not_to_take_another
     change = ("--set", "train.optimizer.name=adamw8bit-paged")
     ran = cli("cloud", "plan", "pretrain", "--gpus", "L40:4", "--offline", *change)
 
-    assert "careful: adamw8bit-paged is for one process, here are 4; --set train.optimizer.name=adamw" in ran.err
+    assert "warning: adamw8bit-paged is for one process, here are 4; --set train.optimizer.name=adamw" in ran.err
     assert "recommended" not in ran.err
 
 
@@ -97,7 +97,7 @@ def test_fewer_tokens_and_ones_own_machines_and_quiet(cli, catalog):
 @pytest.mark.parametrize(
     ("words", "code", "message", "hint"),
     [
-        (["--gpus", "A10G:4"], ExitCode.FAILURE, "nobody offers A10G:4", "--gpus A10G:1 --infra aws"),
+        (["--gpus", "A10G:4"], ExitCode.FAILURE, "no cloud offers A10G:4", "--gpus A10G:1 --infra aws"),
         (["--gpus", "L40:x"], ExitCode.USAGE, "not NAME or NAME:COUNT", "--gpus L40:4"),
         (["--tokens-per-s", "0"], ExitCode.USAGE, "must be above 0", "1543"),
         (["--tokens", "0"], ExitCode.USAGE, "--tokens", "--help"),
@@ -120,7 +120,7 @@ def test_an_unreachable_bucket_is_no_reason_not_to_plan(cli, catalog, monkeypatc
     ran = cli("cloud", "plan", "pretrain", "--spot")
 
     assert ran.code == 0
-    assert "earlier runs are not looked at" in ran.err
+    assert "earlier runs are not used" in ran.err
     assert "projected: MFU" in ran.err
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bafogpt.core.errors import UsageError
-from bafogpt.jobs.image_ref import Reference, digest_of, pinnable
+from bafogpt.jobs.image_ref import ImageReference, digest_of, pinnable
 
 REPOSITORY = "ghcr.io/bafogpt/train"
 DIGEST, OTHER = (f"sha256:{digit * 64}" for digit in "ab")
@@ -23,7 +23,7 @@ DIGEST, OTHER = (f"sha256:{digit * 64}" for digit in "ab")
     ],
 )
 def test_a_reference_is_read_and_written_the_same(text: str, parts: tuple[str, str | None, str | None]):
-    reference = Reference.parse(text)
+    reference = ImageReference.parse(text)
     assert (reference.repository, reference.tag, reference.digest) == parts
     assert str(reference) == text.strip().removeprefix("docker:")
 
@@ -53,7 +53,7 @@ def test_a_reference_is_read_and_written_the_same(text: str, parts: tuple[str, s
 )
 def test_what_is_not_a_reference_is_refused(text: str, says: str):
     with pytest.raises(UsageError, match=says):
-        Reference.parse(text)
+        ImageReference.parse(text)
 
 
 @pytest.mark.parametrize(

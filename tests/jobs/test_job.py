@@ -78,7 +78,7 @@ def test_bad_gpus_are_refused(text: str):
 
 
 def make(**options: object) -> plan.Plan:
-    return plan.make("demo", Settings(bucket="s3://b", s3_endpoint=""), **options)  # type: ignore[arg-type]
+    return plan.make("demo", Settings(bucket="s3://b", s3_endpoint=""), plan.LaunchOptions(**options))  # type: ignore[arg-type]
 
 
 def test_a_plan_lays_the_launch_on_the_task_and_names_secrets_without_values(monkeypatch: pytest.MonkeyPatch):
@@ -140,7 +140,7 @@ def test_a_dry_run_prints_a_task_that_skypilot_accepts(tmp_path: Path, monkeypat
 def test_the_memory_asked_of_a_machine_follows_its_number_of_gpus(gpus: str | None, memory: str):
     file = task.load(ROOT / "sky" / "pretrain.yaml")
 
-    laid = task.overlay(file, name="a", job_file="jobs/pretrain.yaml", gpus=gpus)
+    laid = task.with_options(file, name="a", job_file="jobs/pretrain.yaml", gpus=gpus)
 
     assert laid["resources"]["memory"] == memory
 
@@ -149,6 +149,6 @@ def test_memory_stays_as_it_is_where_a_task_names_several_gpus():
     file = task.load(ROOT / "sky" / "pretrain.yaml")
     file["resources"]["accelerators"] = ["L40:4", "A100:2"]
 
-    laid = task.overlay(file, name="a", job_file="jobs/pretrain.yaml", gpus="L40:8")
+    laid = task.with_options(file, name="a", job_file="jobs/pretrain.yaml", gpus="L40:8")
 
     assert laid["resources"]["memory"] == "96+"

@@ -187,27 +187,27 @@ class Rented:
         """The run's pods at the cloud, whatever SkyPilot knows of them."""
         return [pod for pod in pods.control()["pods"] if pod["name"].startswith(f"{name}-")]
 
-    def until(self, what: Callable[[], Any], storage_timeout_s: float = 300.0) -> Any:
+    def until(self, what: Callable[[], Any], timeout_s: float = 300.0) -> Any:
         """What ``what`` returns as soon as that is true."""
-        deadline = time.monotonic() + storage_timeout_s
+        deadline = time.monotonic() + timeout_s
         while not (found := what()):
             assert time.monotonic() < deadline, what
             time.sleep(0.5)
         return found
 
-    def until_step(self, name: str, step: int, storage_timeout_s: float = 300.0) -> None:
+    def until_step(self, name: str, step: int, timeout_s: float = 300.0) -> None:
         """Until the record in the bucket says that the run is that far."""
 
         def there() -> bool:
             record = self.store.find(name)
             return record is not None and record.step >= step
 
-        self.until(there, storage_timeout_s)
+        self.until(there, timeout_s)
 
-    def until_gone(self, name: str, storage_timeout_s: float = GONE_S) -> float:
+    def until_gone(self, name: str, timeout_s: float = GONE_S) -> float:
         """Seconds until the run has no pod at the cloud, and SkyPilot no cluster."""
         began = time.monotonic()
-        self.until(lambda: not self.pods(name), storage_timeout_s)
+        self.until(lambda: not self.pods(name), timeout_s)
         return time.monotonic() - began
 
     def told(self, name: str) -> tuple[str, int]:

@@ -106,12 +106,12 @@ def start_api_server(place: Place, environment: Mapping[str, str]) -> None:
         raise LabError(f"SkyPilot's API server did not start: {said.strip()[-800:]}")
 
 
-def enable(place: Place, environment: Mapping[str, str], cloud: str, storage_timeout_s: float = 240) -> None:
+def enable(place: Place, environment: Mapping[str, str], cloud: str, timeout_s: float = 240) -> None:
     """Check the cloud until SkyPilot takes it for usable, which it remembers.
 
     Its own first check, in the middle of a launch, is made once, and on a busy machine it gives up too soon.
     """
-    deadline = time.monotonic() + storage_timeout_s
+    deadline = time.monotonic() + timeout_s
     while True:
         done = subprocess.run(
             [str(VENV / "bin/sky"), "check", cloud],
@@ -129,8 +129,8 @@ def enable(place: Place, environment: Mapping[str, str], cloud: str, storage_tim
         time.sleep(1)
 
 
-def _answers_health(place: Place, storage_timeout_s: float) -> bool:
-    deadline = time.monotonic() + storage_timeout_s
+def _answers_health(place: Place, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{place.api_port}/api/health", timeout=10):
             return True

@@ -53,7 +53,7 @@ def test_out_of_stock_everywhere_says_so_and_rents_nothing(rented: Rented, name:
     error, hint = two_lines(rented, name, *rented.words(name, "--yes"), code=ExitCode.FAILURE)
 
     print(error)
-    assert error.startswith("no machine to be had: ")
+    assert error.startswith("no capacity: ")
     assert "no longer any instances available" in error
     assert "--retry-until-up" in hint
     assert rents(name) == ["capacity"] * PLACES

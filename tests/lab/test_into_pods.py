@@ -19,10 +19,10 @@ from tests.lab.rented import LONG, Rented
 pytestmark = pytest.mark.slow
 
 
-def fetch(url: str, storage_timeout_s: float = 120.0, until: Callable[[bytes], Any] = bool) -> bytes:
+def fetch(url: str, timeout_s: float = 120.0, until: Callable[[bytes], Any] = bool) -> bytes:
     """What the address answers as soon as ``until`` accepts it, past any proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + storage_timeout_s
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), opener.open(url, timeout=10) as answer:
             body: bytes = answer.read()

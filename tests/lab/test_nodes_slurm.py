@@ -50,8 +50,8 @@ def supervisors(run: str) -> dict[int, int]:
     return found
 
 
-def until(what: Any, storage_timeout_s: float = 300.0) -> Any:
-    deadline = time.monotonic() + storage_timeout_s
+def until(what: Any, timeout_s: float = 300.0) -> Any:
+    deadline = time.monotonic() + timeout_s
     while not (found := what()):
         assert time.monotonic() < deadline, what
         time.sleep(0.5)

@@ -15,8 +15,8 @@ def resources() -> dict[str, str]:
     return {"infra": "runpod", "accelerators": "L40:4", "image_id": f"docker:{pods.image()}"}
 
 
-def wait_gone(name: str, storage_timeout_s: float) -> bool:
-    deadline = time.monotonic() + storage_timeout_s
+def wait_gone(name: str, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if not any(pod["name"].startswith(name) for pod in pods.control()["pods"]):
             return True

@@ -11,7 +11,7 @@ CATALOG = Path(__file__).parent / "catalog"
 """Written for these tests; the prices are invented."""
 
 
-def lay_catalog(home: Path, monkeypatch: pytest.MonkeyPatch, source: Path = CATALOG) -> Path:
+def install_catalog(home: Path, monkeypatch: pytest.MonkeyPatch, source: Path = CATALOG) -> Path:
     """Make ``home`` the home, with the catalog where SkyPilot keeps its own; returns the catalog's folder."""
     folder = home / ".sky" / "catalogs" / "v8"
     shutil.copytree(source, folder)

@@ -15,14 +15,14 @@ import pytest
 from bafogpt.core.errors import NotFoundError
 from bafogpt.launch import catalog as prices
 from bafogpt.launch import sky_probe
-from tests.launch.prices import lay_catalog
+from tests.launch.prices import install_catalog
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return lay_catalog(tmp_path / "home", monkeypatch)
+    return install_catalog(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_nowhere_offered_names_the_nearest_and_the_hint_is_an_offer(catalog, gpu
     with pytest.raises(NotFoundError) as caught:
         prices.cached_offers(gpu, count, infra, spot)
 
-    assert caught.value.message.startswith(f"nobody offers {gpu}:{count}")
+    assert caught.value.message.startswith(f"no cloud offers {gpu}:{count}")
     assert near in caught.value.message
     words = caught.value.hint.split()
     nearest, _, number = words[words.index("--gpus") + 1].partition(":")
@@ -126,7 +126,7 @@ def test_without_a_catalog_the_dated_prices_that_come_along_stand_in(no_catalog)
         ("primeintellect", "CA", False, 4.0),
         ("runpod", "CA", False, 4.56),
     ]
-    assert found.words == f"prices that come with bafogpt, {found.as_of.isoformat()}"
+    assert found.describe() == f"prices that come with bafogpt, {found.as_of.isoformat()}"
     assert prices.cached_offers("A10").offers[0].usd_per_hour == 1.29
     assert not prices.has_prices("runpod")  # that a GPU is not among a few dated prices says nothing
 

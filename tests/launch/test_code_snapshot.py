@@ -32,20 +32,20 @@ def sent(root: Path) -> dict[str, str]:
 
 def test_a_clean_tree_is_sent_as_its_commit(tree: Path):
     assert sent(tree) == {"jobs/x.yaml": "a: 1\n", ".gitignore": "secret\n"}
-    assert str(code_snapshot.look(tree)) == code_snapshot.look(tree).commit
+    assert str(code_snapshot.current_version(tree)) == code_snapshot.current_version(tree).commit
     code_snapshot.require_clean(tree)
 
 
 def test_a_tree_with_changes_is_sent_as_it_is_and_named_by_them(tree: Path):
     (tree / "jobs/x.yaml").write_text("a: 2\n")
-    changed = str(code_snapshot.look(tree))
+    changed = str(code_snapshot.current_version(tree))
     (tree / "new.py").write_text("new")
     assert sent(tree) == {"jobs/x.yaml": "a: 2\n", ".gitignore": "secret\n", "new.py": "new"}
-    both = str(code_snapshot.look(tree))
+    both = str(code_snapshot.current_version(tree))
     (tree / "new.py").write_text("newer")
-    assert "+dirty." in changed and len({changed, both, str(code_snapshot.look(tree))}) == 3
+    assert "+dirty." in changed and len({changed, both, str(code_snapshot.current_version(tree))}) == 3
     (tree / "new.py").write_text("new")
-    assert str(code_snapshot.look(tree)) == both
+    assert str(code_snapshot.current_version(tree)) == both
     with pytest.raises(UsageError, match="not committed"):
         code_snapshot.require_clean(tree)
 
@@ -60,7 +60,7 @@ def test_outside_a_repository_the_folder_is_sent_and_has_no_commit(tmp_path: Pat
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "a").write_text("1")
-    assert sent(folder) == {"a": "1"} and str(code_snapshot.look(folder)) == ""
+    assert sent(folder) == {"a": "1"} and str(code_snapshot.current_version(folder)) == ""
     with pytest.raises(UsageError, match="not in a git repository"):
         code_snapshot.require_clean(folder)
 

@@ -23,7 +23,8 @@ LABELS = {"revision": "0" * 40, "constraints": f"sha256:{'c' * 64}", "base": "de
 
 
 def make(infra: str, **options: str) -> plan.Plan:
-    return plan.make("demo", Settings(bucket="s3://b", s3_endpoint=""), name="run", infra=infra, **options)  # type: ignore[arg-type]
+    chosen = plan.LaunchOptions(name="run", infra=infra, **options)  # type: ignore[arg-type]
+    return plan.make("demo", Settings(bucket="s3://b", s3_endpoint=""), chosen)
 
 
 @pytest.fixture(autouse=True)

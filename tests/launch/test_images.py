@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, NotFoundError
-from bafogpt.jobs.image_ref import Reference
+from bafogpt.jobs.image_ref import ImageReference
 from bafogpt.launch import images
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "ghcr.io/bafogpt/train"
 DIGEST, OTHER = (f"sha256:{digit * 64}" for digit in "ab")
-PINNED = Reference(repository=REPOSITORY, tag="sha-1", digest=DIGEST)
+PINNED = ImageReference(repository=REPOSITORY, tag="sha-1", digest=DIGEST)
 ODD = """\
 # a task in another hand: quotes, a flow mapping, an anchor, a comment that names image_id: docker:x/y:1
 resources:
@@ -116,7 +116,7 @@ def test_line_ends_modes_and_links_stay(checkout: Path):
 def test_a_second_pin_of_the_same_changes_nothing_and_a_newer_one_replaces_it(checkout: Path):
     images.pin(checkout, PINNED)
     assert images.pin(checkout, PINNED) == []
-    images.pin(checkout, Reference(repository="127.0.0.1:5000/own/train", digest=OTHER))
+    images.pin(checkout, ImageReference(repository="127.0.0.1:5000/own/train", digest=OTHER))
     assert images.check(checkout).reference == f"127.0.0.1:5000/own/train@{OTHER}"
     assert not any(DIGEST.encode() in raw for raw in contents(checkout).values())
 
@@ -162,7 +162,7 @@ def test_the_hint_of_a_check_mends_what_it_found(checkout: Path):
     with pytest.raises(ConflictError) as caught:
         images.check(checkout)
     before = images.load(checkout)
-    images.pin(checkout, Reference.parse(caught.value.hint.removeprefix("bafogpt image pin ")))
+    images.pin(checkout, ImageReference.parse(caught.value.hint.removeprefix("bafogpt image pin ")))
     assert images.check(checkout) == before
 
 
@@ -175,7 +175,7 @@ def test_constraints_that_changed_since_the_image_was_built_are_found_and_not_ta
     images.pin(checkout, PINNED)  # the same image is still the one that was built with the old pins
     with pytest.raises(ConflictError, match=r"constraints\.txt"):
         images.check(checkout)
-    images.pin(checkout, Reference(repository=REPOSITORY, digest=OTHER))
+    images.pin(checkout, ImageReference(repository=REPOSITORY, digest=OTHER))
     images.check(checkout)
 
 
@@ -230,7 +230,7 @@ def test_when_one_file_cannot_be_written_the_others_get_their_old_content_back(c
     before = contents(checkout)
     script = (
         "import sys; from pathlib import Path; from bafogpt.jobs import image_ref; from bafogpt.launch import images\n"
-        f"images.pin(Path(sys.argv[1]), image_ref.Reference.parse({str(PINNED)!r}))"
+        f"images.pin(Path(sys.argv[1]), image_ref.ImageReference.parse({str(PINNED)!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(checkout)],

@@ -19,7 +19,7 @@ def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Pa
     settled = tmp_path / "settled"
     (tmp_path / "sitecustomize.py").write_text(
         "from bafogpt.launch.engines.skypilot import teardown\n"
-        f"teardown.Guard.settle = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
+        f"teardown.Teardown.clean_up = lambda self, *words: open({str(settled)!r}, 'w').write(repr(words))\n"
     )
     script = (
         "import os, signal, sys; from pathlib import Path\n"
@@ -38,9 +38,9 @@ def test_a_launch_whose_client_is_killed_is_settled_by_its_watchman(tmp_path: Pa
     assert settled.read_text() == "('r1', 7)", (tmp_path / "log").read_text()
 
 
-def test_the_watchmans_word_is_what_releases_him(monkeypatch: pytest.MonkeyPatch):
+def test_the_message_is_what_releases_him(monkeypatch: pytest.MonkeyPatch):
     settled: list[str] = []
-    monkeypatch.setattr(teardown.Guard, "settle", lambda self, name, idle: settled.append(name))
+    monkeypatch.setattr(teardown.Teardown, "clean_up", lambda self, name, idle: settled.append(name))
     for said in (launch_watchdog.DONE, b"", b"do"):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(said)))
         launch_watchdog.main("r1", 7)

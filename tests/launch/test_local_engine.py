@@ -96,7 +96,7 @@ def test_cancel_asks_and_waits(engine: LocalEngine):
     assert list(engine.logs("r1", follow=False))[-2:] == ["saving", "saved"]
 
 
-def test_a_killed_keeper_takes_the_run_with_it_and_the_engine_says_gone(engine: LocalEngine, tmp_path: Path):
+def test_a_killed_runner_takes_the_run_with_it_and_the_engine_says_gone(engine: LocalEngine, tmp_path: Path):
     run = engine.launch(plan("trap 'exit 103' TERM; while :; do sleep 0.05; done"), resume=False)
     assert run.pid
     os.kill(run.pid, signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_a_second_launch_with_the_same_name_is_refused_and_the_first_goes_on(eng
     with pytest.raises(ConflictError, match="run r1 is running already"):
         engine.launch(plan("echo other"), resume=True)
     assert finish(engine) == ["done"]
-    with pytest.raises(ConflictError, match="there is a run r1 already") as caught:
+    with pytest.raises(ConflictError, match="run r1 exists already") as caught:
         engine.launch(plan("echo other"), resume=False)
     assert "--resume" in caught.value.hint
     engine.launch(plan("echo more"), resume=True)

@@ -11,8 +11,9 @@ import pytest
 from bafogpt.core.errors import ConfigError, NotFoundError, UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.launch import plan, quote
+from bafogpt.launch.plan import LaunchOptions
 from bafogpt.launch.quote import ExchangeRate
-from tests.launch.prices import lay_catalog
+from tests.launch.prices import install_catalog
 from tests.launch.test_throughput import job
 
 SETTINGS = Settings(bucket="s3://somewhere", s3_endpoint="", home="unused")
@@ -21,7 +22,7 @@ SETTINGS = Settings(bucket="s3://somewhere", s3_endpoint="", home="unused")
 @pytest.fixture(autouse=True)
 def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("BAFOGPT_PRICE_PER_HOUR", raising=False)
-    return lay_catalog(tmp_path / "home", monkeypatch)
+    return install_catalog(tmp_path / "home", monkeypatch)
 
 
 def task(gpus: str | None = "L40:4", **more: Any) -> dict[str, Any]:
@@ -30,41 +31,41 @@ def task(gpus: str | None = "L40:4", **more: Any) -> dict[str, Any]:
 
 
 def test_the_cheapest_offer_on_demand_with_hours_and_total():
-    bill = quote.bill(job(), task(), "runpod")
+    price = quote.compute(job(), task(), "runpod")
 
-    assert (bill.usd_per_hour, bill.offer and bill.offer.machine) == (4.4, "4x_L40_SECURE")
-    assert bill.hours is not None
-    assert bill.usd == pytest.approx(bill.hours * 4.4)
-    assert bill.words(ExchangeRate(zar_per_usd=18.0, as_of=None)).startswith("4.40 $/h (runpod; SkyPilot's catalog")
-    assert f"{bill.usd:.2f} $ (R{bill.usd * 18:,.2f}), projected: MFU " in bill.words(
+    assert (price.usd_per_hour, price.offer and price.offer.machine) == (4.4, "4x_L40_SECURE")
+    assert price.hours is not None
+    assert price.usd == pytest.approx(price.hours * 4.4)
+    assert price.describe(ExchangeRate(zar_per_usd=18.0, as_of=None)).startswith("4.40 $/h (runpod; SkyPilot's catalog")
+    assert f"{price.usd:.2f} $ (R{price.usd * 18:,.2f}), projected: MFU " in price.describe(
         ExchangeRate(zar_per_usd=18, as_of=None)
     )
 
 
 def test_spot_and_nodes_are_in_the_price():
-    bill = quote.bill(job(), task(num_nodes=2, resources={"use_spot": True}), "runpod")
+    price = quote.compute(job(), task(num_nodes=2, resources={"use_spot": True}), "runpod")
 
-    assert bill.usd_per_hour == 4.8
-    assert "spot" in bill.words()
-    one = quote.bill(job(), task(resources={"use_spot": True}), "runpod")
-    assert bill.hours is not None and one.hours is not None
-    assert one.hours / 2 < bill.hours < 0.6 * one.hours  # two machines share a network
-    assert bill.usd == pytest.approx(bill.hours * 4.8)
+    assert price.usd_per_hour == 4.8
+    assert "spot" in price.describe()
+    one = quote.compute(job(), task(resources={"use_spot": True}), "runpod")
+    assert price.hours is not None and one.hours is not None
+    assert one.hours / 2 < price.hours < 0.6 * one.hours  # two machines share a network
+    assert price.usd == pytest.approx(price.hours * 4.8)
 
 
 def test_the_job_is_told_the_price_and_the_limits():
-    bill = quote.bill(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
+    price = quote.compute(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
 
-    assert bill.envs() == {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "2.5"}
-    assert bill.resources() == {"max_hourly_cost": 4.4}  # a dearer machine would outrun the budget
-    assert bill.usd == pytest.approx(2.5 * 4.4)
-    assert bill.words().endswith("at most 20.00 $ and 2.5 h, which is not enough for the whole job")
+    assert price.envs() == {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "2.5"}
+    assert price.resources() == {"max_hourly_cost": 4.4}  # a dearer machine would outrun the budget
+    assert price.usd == pytest.approx(2.5 * 4.4)
+    assert price.describe().endswith("at most 20.00 $ and 2.5 h, which is not enough for the whole job")
 
 
 def test_a_limit_that_is_wide_enough_is_no_warning():
-    bill = quote.bill(job(), task(), "runpod", max_cost=100.0)
+    price = quote.compute(job(), task(), "runpod", max_cost=100.0)
 
-    assert bill.words().endswith(", at most 100.00 $")
+    assert price.describe().endswith(", at most 100.00 $")
 
 
 @pytest.mark.parametrize(
@@ -75,13 +76,13 @@ def test_a_limit_that_is_wide_enough_is_no_warning():
         ("runpod", {"max_cost": 0.0}, "--max-cost 0: must be above 0", "--max-cost 20"),
         ("runpod", {"max_hours": -1.0}, "--max-hours -1: must be above 0", "--max-hours 20"),
         ("runpod", {"max_hours": float("nan")}, "must be above 0", "--max-hours"),
-        ("slurm", {"max_cost": 5.0}, "nobody sends a bill for an hour on slurm", "--max-hours 8"),
-        ("azure", {"max_cost": 5.0}, "nobody knows the price of an hour on azure", "--max-hours 8"),
+        ("slurm", {"max_cost": 5.0}, "slurm is not billed by the hour", "--max-hours 8"),
+        ("azure", {"max_cost": 5.0}, "azure has an unknown price", "--max-hours 8"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(infra, limits, message, hint):
     with pytest.raises(UsageError) as caught:
-        quote.bill(job(), task(), infra, **limits)
+        quote.compute(job(), task(), infra, **limits)
 
     assert message in caught.value.message
     assert hint in caught.value.hint
@@ -89,33 +90,33 @@ def test_a_budget_that_makes_no_sense_is_refused(infra, limits, message, hint):
 
 @pytest.mark.parametrize("limits", [{"max_cost": 4.4}, {"max_cost": 2.2, "max_hours": 0.5}])
 def test_the_least_budget_is_accepted(limits):
-    assert quote.bill(job(), task(), "runpod", **limits).max_cost == limits["max_cost"]
+    assert quote.compute(job(), task(), "runpod", **limits).max_cost == limits["max_cost"]
 
 
 def test_a_gpu_that_a_known_cloud_does_not_have_is_refused_and_of_an_unknown_one_nothing_is_said():
-    with pytest.raises(NotFoundError, match="nobody offers H100:8 on demand at runpod"):
-        quote.bill(job(), task("H100:8"), "runpod")
-    bill = quote.bill(job(), task("H100:8"), "azure")
+    with pytest.raises(NotFoundError, match="no cloud offers H100:8 on demand at runpod"):
+        quote.compute(job(), task("H100:8"), "runpod")
+    price = quote.compute(job(), task("H100:8"), "azure")
 
-    assert (bill.usd_per_hour, bill.envs(), bill.words()) == (None, {}, "a price that nobody knows")
+    assert (price.usd_per_hour, price.envs(), price.describe()) == (None, {}, "unknown price")
 
 
 def test_machines_of_ones_own_cost_what_one_says(monkeypatch):
-    assert quote.bill(job(), task(), "slurm").envs() == {}
+    assert quote.compute(job(), task(), "slurm").envs() == {}
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "0.5")
-    assert quote.bill(job(), task(), "local", max_cost=1.0).envs()["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
+    assert quote.compute(job(), task(), "local", max_cost=1.0).envs()["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "cheap")
     with pytest.raises(UsageError, match="BAFOGPT_PRICE_PER_HOUR is 'cheap'"):
-        quote.bill(job(), task(), "local")
+        quote.compute(job(), task(), "local")
 
 
 def test_the_rate_says_its_day_and_a_rate_without_one_says_that():
     assert ExchangeRate.of(Settings()).as_of == date.fromisoformat(Settings().zar_per_usd_date)
-    assert "a round figure" in ExchangeRate.of(Settings()).words
+    assert "rounded" in ExchangeRate.of(Settings()).describe()
     mine = ExchangeRate.of(Settings(zar_per_usd=17.31, zar_per_usd_date="2026-12-01"))
-    assert mine.words == "R17.31 a dollar, rate of 2026-12-01"
+    assert mine.describe() == "R17.31 a dollar, rate of 2026-12-01"
     assert (
-        ExchangeRate.of(Settings(zar_per_usd=17.31)).words
+        ExchangeRate.of(Settings(zar_per_usd=17.31)).describe()
         == "R17.31 a dollar, rate without a date: set zar_per_usd_date"
     )
     with pytest.raises(ConfigError, match="zar_per_usd_date is 'today'"):
@@ -123,9 +124,9 @@ def test_the_rate_says_its_day_and_a_rate_without_one_says_that():
 
 
 def test_the_plan_of_a_launch_carries_its_price_into_the_task():
-    made = plan.make("pretrain", SETTINGS, infra="runpod", max_cost=30.0)
+    made = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", max_cost=30.0))
 
-    assert made.bill.usd_per_hour == 4.4
+    assert made.quote.usd_per_hour == 4.4
     assert made.task["envs"]["BAFOGPT_PRICE_PER_HOUR"] == "4.4"
     assert made.task["envs"]["BAFOGPT_MAX_COST"] == "30"
     assert made.task["resources"]["max_hourly_cost"] == 4.4
@@ -133,7 +134,7 @@ def test_the_plan_of_a_launch_carries_its_price_into_the_task():
 
 
 def test_a_plan_without_a_budget_lets_skypilot_choose():
-    made = plan.make("pretrain", SETTINGS, infra="runpod")
+    made = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod"))
 
     assert "max_hourly_cost" not in made.task["resources"]
     assert "BAFOGPT_MAX_COST" not in made.task["envs"]
@@ -142,15 +143,15 @@ def test_a_plan_without_a_budget_lets_skypilot_choose():
 def test_the_limits_of_a_job_file_count_and_those_of_the_launch_come_first():
     assignment = ["supervisor.max_cost=25"]
 
-    assert plan.make("pretrain", SETTINGS, infra="runpod", assignments=assignment).bill.max_cost == 25.0
-    first = plan.make("pretrain", SETTINGS, infra="runpod", assignments=assignment, max_cost=40.0)
-    assert first.bill.max_cost == 40.0
+    assert plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", assignments=assignment)).quote.max_cost == 25.0
+    first = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", assignments=assignment, max_cost=40.0))
+    assert first.quote.max_cost == 40.0
 
 
 @pytest.mark.slow
 def test_skypilot_accepts_the_ceiling_on_the_hourly_price():
     sky = pytest.importorskip("sky")
-    made = plan.make("pretrain", SETTINGS, infra="runpod", max_cost=30.0)
+    made = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", max_cost=30.0))
     values = {key: value for key, value in made.task.items() if key not in ("secrets", "workdir")}
     (resources,) = sky.Task.from_yaml_config(values).resources
 

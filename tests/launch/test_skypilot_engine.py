@@ -80,7 +80,7 @@ def _no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_launch_asks_for_its_own_end_and_sees_that_it_was_heard(engine: SkyPilotEngine, sky: FakeSky):
     run = engine.launch(plan(), resume=False)
 
-    assert (run.state, run.autodown_minutes, run.place) == ("starting", 7, "RunPod CA")
+    assert (run.state, run.autodown_minutes, run.location) == ("starting", 7, "RunPod CA")
     assert sky.clusters["r1"]["to_down"] and sky.clusters["r1"]["autostop"] == 7
     assert "autostop" not in sky.calls
     assert "queue" not in sky.calls and "queue_v2" not in sky.calls  # seconds each, and nothing to be learned
@@ -95,7 +95,7 @@ def test_a_launch_leaves_skypilots_files_to_nobody_else(
     engine.launch(plan(), resume=False)
 
     assert (tmp_path / ".sky").stat().st_mode & 0o777 == 0o700
-    task_config.keep_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
+    task_config.make_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
 
 
 def test_an_autodown_that_skypilot_lost_is_set_again(engine: SkyPilotEngine, sky: FakeSky):
@@ -134,7 +134,7 @@ def test_a_machine_that_cannot_be_made_ready_is_given_back_and_another_one_taken
     engine.launch(plan(), resume=False)
     assert [each["status"] for each in sky.clusters.values()] == [Status.UP]
     assert sky.calls.count("launch") == 2 and sky.calls.count("down") == 1
-    assert "could not make the machine ready" in capsys.readouterr().err
+    assert "could not set up the machine" in capsys.readouterr().err
 
 
 def test_the_second_machine_that_cannot_be_made_ready_is_the_last(engine: SkyPilotEngine, sky: FakeSky):
@@ -151,7 +151,7 @@ def test_down_is_called_until_the_cluster_is_gone(engine: SkyPilotEngine, sky: F
     sky.add("r1")
     sky.faults["down"] = [RuntimeError("500 Internal Server Error")] * 4
 
-    engine.guard.down("r1")
+    engine.teardown.down("r1")
 
     assert sky.clusters == {} and sky.calls.count("down") == 5
 
@@ -162,7 +162,7 @@ def test_down_gives_up_after_its_patience_and_says_what_stays(engine: SkyPilotEn
     started = clock()
 
     with pytest.raises(BafoError, match=r"r1 is still up: .*502 Bad Gateway"):
-        engine.guard.down("r1")
+        engine.teardown.down("r1")
     assert 200 < clock() - started <= 300
 
 
@@ -171,7 +171,7 @@ def test_down_does_not_go_on_with_credentials_that_are_refused(engine: SkyPilotE
     sky.faults["down"] = [RuntimeError("401 Unauthorized")] * 9
 
     with pytest.raises(AuthError):
-        engine.guard.down("r1")
+        engine.teardown.down("r1")
     assert sky.calls.count("down") == 1
 
 
@@ -189,9 +189,9 @@ def test_settling_waits_for_the_server_and_keeps_a_run_that_came_up(engine: SkyP
             sky.add("r1", autostop=-1)
             sky.add_job("r1", Status.RUNNING)
 
-    from bafogpt.launch.engines.skypilot.teardown import Guard
+    from bafogpt.launch.engines.skypilot.teardown import Teardown
 
-    Guard(client=engine.client, clock=clock, sleep=pass_time).settle("r1", 7)
+    Teardown(client=engine.client, clock=clock, sleep=pass_time).clean_up("r1", 7)
     assert sky.clusters["r1"]["autostop"] == 7
 
 
@@ -211,7 +211,7 @@ def test_a_missing_key_and_a_bucket_of_this_machine_are_found_before_anything_is
     with pytest.raises(AuthError, match="AWS_SECRET_ACCESS_KEY is not set"):
         engine.launch(plan(), resume=False)
     for settings in (Settings(), Settings(bucket="file:///tmp/x", s3_endpoint="")):
-        with pytest.raises(ConfigError, match="a rented one cannot see it"):
+        with pytest.raises(ConfigError, match="a rented machine cannot reach it"):
             task_config.check_reachable(settings)
     assert sky.calls == []
 
@@ -220,7 +220,7 @@ def test_a_name_at_work_and_somebody_elses_cluster_are_left_alone(engine: SkyPil
     sky.add("r1")
     sky.add_job("r1", Status.RUNNING)
     sky.add("r2", labels={}, last_creation_yaml="run: sleep 1")
-    with pytest.raises(ConflictError, match="at work already"):
+    with pytest.raises(ConflictError, match="active already"):
         engine.launch(plan(), resume=True)
     with pytest.raises(ConflictError, match="not ours"):
         engine.launch(plan("r2"), resume=False)
@@ -235,7 +235,7 @@ def test_a_gpu_that_nobody_offers_names_those_that_are(engine: SkyPilotEngine, s
 
     with pytest.raises(CapacityError, match="runpod has no L40:4; it has L40:1, L40:2, L40:8, L40S:4") as caught:
         engine.launch(plan(), resume=False)
-    assert caught.value.hint == "--gpus L40S:4" and not LaunchRegistry(engine._settings).holds("r1")
+    assert caught.value.hint == "--gpus L40S:4" and not LaunchRegistry(engine._settings).has("r1")
 
 
 def test_logs_are_the_runs_own_lines(engine: SkyPilotEngine, sky: FakeSky):
@@ -303,7 +303,7 @@ def test_cancel_asks_the_supervisor_first_and_skypilot_after_its_grace(
                 sky.jobs["r1"][0].status = Status.FAILED  # exit code 103 is a failure to SkyPilot
             return True
 
-        monkeypatch.setattr(engine, "_ask_to_stop", ask)
+        monkeypatch.setattr(engine, "_stop_supervisors", ask)
         assert engine.cancel("r1").state == "stopped"
         assert ("cancel" in sky.calls) is not listens
 
@@ -329,7 +329,7 @@ def test_a_managed_run_keeps_its_code_for_recoveries_until_the_controller_has_en
 
     engine.down("r1")
 
-    assert clock.now > 1_000_020 and not code.exists() and not LaunchRegistry(engine._settings).holds("r1")
+    assert clock.now > 1_000_020 and not code.exists() and not LaunchRegistry(engine._settings).has("r1")
 
 
 def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyPilotEngine, sky: FakeSky):
@@ -356,7 +356,7 @@ def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyP
         "naked-idle": "nothing would end it: it has no autodown",
         "overdue": "its run is dead, and its autodown is overdue",
     }
-    outcomes = {each.name: reap.end(engine.guard, engine.down, each).outcome for each in found}
+    outcomes = {each.name: reap.end(engine.teardown, engine.down, each).outcome for each in found}
     assert outcomes.pop("naked") == "has an autodown again" and set(outcomes.values()) == {"ended"}
     assert sky.clusters["naked"]["autostop"] == task_config.IDLE_MINUTES
     assert set(sky.clusters) == {"fresh", "healthy", "naked", "just-ended", "theirs", "controllers"}

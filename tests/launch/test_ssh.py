@@ -27,10 +27,10 @@ def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_
     mine, other = start(sys.executable, *job, "zulu-1"), start(sys.executable, *job, "zulu-11")
     wrapper = start("/bin/sh", "-c", "echo up; sleep 60; : bafogpt job run jobs/x.yaml --run zulu-1")
     try:
-        assert subprocess.run(ssh.ask_to_stop("zulu-1"), check=False).returncode == 0
+        assert subprocess.run(ssh.stop_command("zulu-1"), check=False).returncode == 0
         assert mine.wait(timeout=10) == 103
         assert other.poll() is None and wrapper.poll() is None
-        assert subprocess.run(ssh.ask_to_stop("zulu-1"), check=False).returncode == 1
+        assert subprocess.run(ssh.stop_command("zulu-1"), check=False).returncode == 1
     finally:
         for child in (mine, other, wrapper):
             child.kill()

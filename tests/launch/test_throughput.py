@@ -12,7 +12,7 @@ from bafogpt.core import schema
 from bafogpt.jobs import model_shape
 from bafogpt.jobs.job import Job
 from bafogpt.launch import throughput
-from bafogpt.launch.throughput import Measured, expected
+from bafogpt.launch.throughput import MeasuredThroughput, expected
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train.estimates import flops
@@ -69,7 +69,7 @@ def test_without_an_earlier_run_the_speed_is_projected_and_says_so():
     speed, projection = expected(job(), "L40", 4), throughput.projected(job(), "L40", 4)
 
     assert speed is not None and projection is not None
-    assert (speed.basis, speed.words) == ("projected", f"projected: MFU {100 * projection.recipe.time.mfu:.0f} %")
+    assert (speed.basis, speed.description) == ("projected", f"projected: MFU {100 * projection.recipe.time.mfu:.0f} %")
     assert speed.tokens_per_s == projection.recipe.time.tokens_per_s
     assert projection.pessimistic.time.tokens_per_s < speed.tokens_per_s
     assert "products at 72% of 181 TFLOP/s" in projection.assumptions["expected"]
@@ -123,10 +123,10 @@ def test_a_folder_in_the_bucket_gives_a_plan_its_networks_sizes(bucket):
     expected_shape = model_shape.shape_of(named.train, vocab_size=266_240)
 
     for began in ("models/zulu", "runs/first"):
-        found = model_shape.described(job(model={"checkpoint": began}), bucket)
+        found = model_shape.with_network_sizes(job(model={"checkpoint": began}), bucket)
         assert model_shape.shape_of(found.train) == expected_shape, began
     for same in (named, job(model={"checkpoint": "models/none"}), job()):
-        assert model_shape.described(same, bucket) is same
+        assert model_shape.with_network_sizes(same, bucket) is same
 
 
 @pytest.mark.parametrize(("gpu", "model"), [("L40", "pythia-14m"), ("MI300X", "Gemma-2-2b")])
@@ -139,14 +139,14 @@ def test_a_model_or_a_gpu_that_is_not_known_gives_no_figure(gpu, model):
 
 
 def test_what_was_measured_comes_before_what_is_scaled_and_that_before_what_is_projected():
-    on_four = Measured(run="a", gpu="L40", gpus=4, tokens_per_s=12_000.0, mfu=0.27)
-    on_eight = Measured(run="b", gpu="L40", gpus=8, tokens_per_s=20_000.0, mfu=0.22)
-    other = Measured(run="c", gpu="L40S", gpus=4, tokens_per_s=1.0, mfu=0.01)
+    on_four = MeasuredThroughput(run="a", gpu="L40", gpus=4, tokens_per_s=12_000.0, mfu=0.27)
+    on_eight = MeasuredThroughput(run="b", gpu="L40", gpus=8, tokens_per_s=20_000.0, mfu=0.22)
+    other = MeasuredThroughput(run="c", gpu="L40S", gpus=4, tokens_per_s=1.0, mfu=0.01)
 
-    def of(*earlier: Measured) -> tuple[str, float]:
+    def of(*earlier: MeasuredThroughput) -> tuple[str, float]:
         speed = expected(job(), "l40", 4, earlier=earlier)
         assert speed is not None
-        return speed.words, speed.tokens_per_s
+        return speed.description, speed.tokens_per_s
 
     assert of(other, on_eight, on_four) == ("measured: a", 12_000.0)
     assert of(other, on_eight) == ("scaled from b on L40:8", 10_000.0)

@@ -1,8 +1,8 @@
 """``python -m bafogpt.agent.tracking.process FOLDER``: sends a run's metrics on to one tracking service while it runs.
 
 A process of its own, started by :mod:`bafogpt.agent.tracking.sidecar`, so that nothing a service or its package does
-can touch the run. It reads one line of JSON from its input, a :class:`~bafogpt.jobs.tracking.Tracked`; then it follows
-the files in FOLDER until a second line says how the run ended. It never imports torch.
+can touch the run. It reads one line of JSON from its input, a :class:`~bafogpt.jobs.tracking.TrackedRun`; then it
+follows the files in FOLDER until a second line says how the run ended. It never imports torch.
 
 Each process reads the run's lines from the first on, those of earlier attempts too (from the bucket, where this disk
 does not have them), makes rows of them, one a step, and sends what the service lacks. Steps that were done again from a
@@ -26,7 +26,7 @@ from bafogpt.agent.tracking.services import TRACKERS, Row, SyncedState, Tracker
 from bafogpt.agent.watchdog import JsonlTail
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
-from bafogpt.jobs.tracking import Tracked, redact
+from bafogpt.jobs.tracking import TrackedRun, redact
 from bafogpt.reports import metric_tags
 from bafogpt.runs import log_segments
 from bafogpt.runs.fields import JsonObject, get_float, get_int
@@ -217,7 +217,7 @@ def main(folder: Path, words: TextIO) -> int:
     for each in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C comes here too; but there is more to send
         signal.signal(each, signal.SIG_IGN)
     os.nice(NICENESS)
-    run = schema.build(Tracked, json.loads(words.readline()), where="the supervisor's word")
+    run = schema.build(TrackedRun, json.loads(words.readline()), where="the supervisor's word")
     ending = RunEnd(words)
     trainer_files = TrainerFiles(folder)
     bucket = RunStore(Bucket.open(run.bucket, settings.load())).folder(run.name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError
-from bafogpt.jobs.tracking import Service, Tracked
+from bafogpt.jobs.tracking import Service, TrackedRun
 from bafogpt.runs.store import RunState
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Wandb:
     there is nobody to ask what is there, so each process writes the whole run anew.
     """
 
-    def __init__(self, run: Tracked, folder: Path) -> None:
+    def __init__(self, run: TrackedRun, folder: Path) -> None:
         assert run.config.wandb
         self._tracked, self._config, self._folder = run, run.config.wandb, folder
         self._run: wandb.Run | None = None
@@ -139,7 +139,7 @@ class Mlflow:
 
     STATUS: Mapping[RunState, str] = {"succeeded": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
-    def __init__(self, run: Tracked, folder: Path) -> None:
+    def __init__(self, run: TrackedRun, folder: Path) -> None:
         assert run.config.mlflow
         self._tracked, self._config = run, run.config.mlflow
         self._client: MlflowClient | None = None

@@ -20,7 +20,7 @@ import psutil
 
 from bafogpt.agent.tracking.process import EXIT_UNSENT
 from bafogpt.core import process
-from bafogpt.jobs.tracking import Tracked, redact
+from bafogpt.jobs.tracking import TrackedRun, redact
 from bafogpt.runs.store import RunState
 
 COMMAND = (sys.executable, "-m", "bafogpt.agent.tracking.process")
@@ -33,7 +33,7 @@ PAUSES_S = (1.0, 5.0, 30.0, 120.0, 600.0)
 class Sidecar:
     """One tracker and its successors. ``say`` gets its output line by line, ``event`` its deaths."""
 
-    def __init__(self, run: Tracked, folder: Path, say: Callable[[str], None], event: Callable[..., None]) -> None:
+    def __init__(self, run: TrackedRun, folder: Path, say: Callable[[str], None], event: Callable[..., None]) -> None:
         self._run = run
         self._folder = folder
         self._say = say

@@ -1,10 +1,10 @@
 """Where a plan runs: engines behind one small interface.
 
-- ``base``     the interface, and what an engine knows about a run
-- ``local``    this machine, detached
-- ``keeper``   the process that holds a local run: its parent, its undertaker
-- ``skypilot`` machines that SkyPilot rents
-- ``notes``    which runs were launched from here onto rented machines
+- ``base``         the interface, and the state of a run as an engine sees it
+- ``local``        this machine, detached from the terminal
+- ``local_runner`` the process that runs a local task
+- ``skypilot``     machines that SkyPilot rents
+- ``registry``     which runs were launched from here onto rented machines
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bafogpt.launch.plan import LOCAL
 
 
 def engine_for(infra: str, settings: Settings) -> Engine:
-    """The engine that serves an ``--infra`` value: ``local`` here, everything else SkyPilot."""
+    """The engine of an ``--infra`` value: ``local``, or SkyPilot for everything else."""
     if infra == LOCAL:
         from bafogpt.launch.engines.local import LocalEngine
 
@@ -29,25 +29,24 @@ def engine_for(infra: str, settings: Settings) -> Engine:
 
 
 def engine_of(name: str, settings: Settings) -> Engine:
-    """The engine that holds run ``name``. SkyPilot is asked about a run of which nothing is known here.
+    """The engine of run ``name``: SkyPilot unless only this machine can have it.
 
-    A name that nobody knows goes to the local engine, whose error names the nearest.
+    An unknown name goes to the local engine, whose error suggests the nearest.
     """
     from bafogpt.launch.engines.local import LocalEngine
     from bafogpt.launch.engines.registry import LaunchRegistry
 
     local = LocalEngine(settings)
-    noted = LaunchRegistry(settings).holds(name)
-    if not noted and (local.holds(name) or not skypilot_is_used()):
+    if not LaunchRegistry(settings).has(name) and (local.has(name) or not skypilot_is_used()):
         return local
     return engine_for("rented", settings)
 
 
 def everywhere(settings: Settings) -> list[Engine]:
-    """Every engine that may hold runs."""
+    """Every engine that may have runs."""
     return [engine_for(infra, settings) for infra in ([LOCAL, "rented"] if skypilot_is_used() else [LOCAL])]
 
 
 def skypilot_is_used() -> bool:
-    """Whether anything was ever asked of SkyPilot on this account: asking it starts a server."""
+    """Whether this account has used SkyPilot: asking it starts a server."""
     return bool(os.environ.get("SKYPILOT_API_SERVER_ENDPOINT")) or Path("~/.sky").expanduser().is_dir()

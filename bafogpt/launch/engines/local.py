@@ -1,8 +1,8 @@
 """The local engine: the same SkyPilot task on this machine, detached, with SkyPilot's environment.
 
-State is a folder a run, ``<home>/runs/<name>/``: ``task.yaml`` (no secret in it), ``state.json``, ``output.log``.
-The run itself is held by a keeper process (:mod:`bafogpt.launch.engines.local_runner`), which outlives the terminal.
-"""
+Each run has a folder ``<home>/runs/<name>/``: ``task.yaml`` (without secrets), ``state.json``, ``output.log``,
+``runner.log``. A runner process (:mod:`bafogpt.launch.engines.local_runner`), which outlives the terminal, runs the
+task."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,14 +32,12 @@ from bafogpt.core.errors import (
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import env
 from bafogpt.jobs import task as tasks
-from bafogpt.launch.engines.base import ACTIVE, EngineRun, QueuedJob
+from bafogpt.launch.engines.base import CANCEL_MARGIN_S, EngineRun, QueuedJob
 from bafogpt.launch.engines.registry import LaunchRegistry
 from bafogpt.launch.plan import LOCAL, Plan
 from bafogpt.runs import store
 
 START_TIMEOUT_S = 60.0
-CANCEL_MARGIN_S = 30.0
-"""How much longer than the job's own grace a cancelled run may take, for the last upload's sake."""
 
 
 class LocalEngine:
@@ -49,43 +48,42 @@ class LocalEngine:
         self._folder = Path(settings.home) / "runs"
 
     def launch(self, plan: Plan, *, resume: bool) -> EngineRun:
-        """Start the keeper, wait until it holds the run. See :class:`~bafogpt.launch.engines.base.Engine`."""
-        folder = self._folder / plan.name
-        self._refuse_taken(plan.name, resume)
+        """Start the runner and wait until it runs the task. See :class:`~bafogpt.launch.engines.base.Engine`."""
+        name, folder = plan.name, self._folder / plan.name
+        self._check_name_is_free(name, resume)
         environment = self._environment(plan)
         folder.mkdir(parents=True, exist_ok=True)
-        LaunchRegistry(self._settings).remove(plan.name)  # from now on the name is a run of this machine
+        LaunchRegistry(self._settings).remove(name)  # the name is now a run on this machine
         (folder / "state.json").unlink(missing_ok=True)
         files.write_atomic(folder / "task.yaml", tasks.to_yaml(plan.task))
-        with (folder / "keeper.log").open("a") as log:
-            keeper = subprocess.Popen(
+        log = folder / "runner.log"
+        with log.open("a") as file:
+            runner = subprocess.Popen(
                 [sys.executable, "-m", "bafogpt.launch.engines.local_runner", str(folder), str(plan.root)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=file,
+                stderr=file,
                 start_new_session=True,
             )
-        if not process.wait_until(
-            lambda: self._read(plan.name) is not None or keeper.poll() is not None, START_TIMEOUT_S
-        ):
-            keeper.kill()
-            raise BafoError(f"{plan.name} did not start within {START_TIMEOUT_S:g} s", f"cat {folder}/keeper.log")
-        if self._read(plan.name) is None:
-            last = (folder / "keeper.log").read_text(errors="replace").strip().splitlines()[-1:]
-            raise JobFailedError(f"{plan.name} did not start: {''.join(last)}", f"cat {folder}/keeper.log")
-        return self.status(plan.name)
+        if not process.wait_until(lambda: self._read(name) is not None or runner.poll() is not None, START_TIMEOUT_S):
+            runner.kill()
+            raise BafoError(f"{name} did not start within {START_TIMEOUT_S:g} s", f"cat {log}")
+        if self._read(name) is None:
+            last = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            raise JobFailedError(f"{name} did not start: {last}", f"cat {log}")
+        return self.status(name)
 
     def runs(self) -> list[EngineRun]:
         """Every run with a folder here, oldest first."""
-        names = [path.name for path in self._folder.glob("*/") if (path / "task.yaml").exists()]
+        names = [path.name for path in self._folder.glob("*/") if self.has(path.name)]
         return sorted((self.status(name) for name in names), key=lambda run: run.started)
 
     def status(self, name: str) -> EngineRun:
-        """How the run is; a keeper that died without a word makes it ``gone``."""
+        """The run's state; ``gone`` when its runner has died without writing one."""
         run = self._read(name)
         if run is None:
-            if not (self._folder / name / "task.yaml").exists():
+            if not self.has(name):
                 known = [path.name for path in self._folder.glob("*/")]
                 raise RunNotFoundError(
                     f"no run '{name}' on this machine{did_you_mean(name, known)}", "bafogpt cloud ls"
@@ -113,17 +111,17 @@ class LocalEngine:
                 return
             time.sleep(0.1)
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a folder of the run here."""
+    def has(self, name: str) -> bool:
+        """Whether the run has a folder here."""
         return (self._folder / name / "task.yaml").exists()
 
     def queue(self, name: str) -> list[QueuedJob]:
-        """The run itself: nothing waits on this machine."""
+        """The run itself: this machine has no queue."""
         run = self.status(name)
         return [QueuedJob(id=1, name=name, state=run.state, submitted=run.started)]
 
     def execute(self, name: str, command: Sequence[str]) -> Iterator[str]:
-        """The command's output, both streams as one."""
+        """Run the command here and yield its output, both streams as one."""
         self.status(name)
         with subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -136,45 +134,43 @@ class LocalEngine:
             )
 
     def shell(self, name: str, command: Sequence[str] = (), node: int = 0) -> list[str]:
-        """A shell here, or the command as it is."""
+        """A shell on this machine, or the command itself."""
         self.status(name)
         if node:
             raise UsageError(f"{name} has one node, this machine", f"bafogpt cloud ssh {name}")
         return list(command) or [os.environ.get("SHELL", "/bin/bash"), "-i"]
 
     def copy(self, name: str, source: str, target: str, *, upload: bool) -> list[str]:
-        """``cp`` from here to here; paths on the run's side begin at its working directory, as there."""
+        """``cp``: both sides are this machine."""
         self.status(name)
         return ["cp", "-a", "--", source, target]
 
     def forward(self, name: str, here: int, there: int) -> list[str]:
-        """Refused: the run's ports are this machine's already."""
+        """Raises :class:`UsageError`: the run's ports are this machine's."""
         self.status(name)
         raise UsageError(f"{name} runs here: its port {there} is this machine's", f"curl 127.0.0.1:{there}")
 
     def cancel(self, name: str) -> EngineRun:
-        """SIGTERM to the keeper, which passes it on; and wait for the end."""
+        """Send SIGTERM to the runner, which forwards it, and wait for the end."""
         run = self.status(name)
         if not run.active:
             return run
         assert run.pid is not None
-        os.kill(run.pid, 15)
-        grace = float(json.loads((self._folder / name / "state.json").read_text())["grace_s"])
-        if not process.wait_until(lambda: not self.status(name).active, grace + CANCEL_MARGIN_S):
-            raise BafoError(
-                f"{name} is still draining after {grace + CANCEL_MARGIN_S:g} s", f"bafogpt cloud logs -f {name}"
-            )
+        os.kill(run.pid, signal.SIGTERM)
+        timeout_s = float(json.loads((self._folder / name / "state.json").read_text())["grace_s"]) + CANCEL_MARGIN_S
+        if not process.wait_until(lambda: not self.status(name).active, timeout_s):
+            raise BafoError(f"{name} is still ending after {timeout_s:g} s", f"bafogpt cloud logs -f {name}")
         return self.status(name)
 
     def down(self, name: str) -> None:
-        """Cancel, end whatever is left of the run's session, remove its folders here."""
+        """Cancel the run, end what is left of its session, and remove its folders here."""
         run = self.cancel(name)
         if run.pid is not None:
             process.end(process.in_session(run.pid), grace_s=5)
         shutil.rmtree(self._folder / name)
         shutil.rmtree(work_folder(self._settings, name), ignore_errors=True)
 
-    def _refuse_taken(self, name: str, resume: bool) -> None:
+    def _check_name_is_free(self, name: str, resume: bool) -> None:
         """Raise :class:`ConflictError` when a launch under this name would meet another run."""
         try:
             run = self.status(name)
@@ -183,16 +179,16 @@ class LocalEngine:
         if run.active:
             raise ConflictError(f"run {name} is {run.state} already", f"bafogpt cloud logs -f {name}")
         if not resume:
-            raise ConflictError(
-                f"there is a run {name} already ({run.state})", f"launch it with --resume, or bafogpt cloud down {name}"
-            )
+            hint = f"launch it with --resume, or bafogpt cloud down {name}"
+            raise ConflictError(f"run {name} exists already ({run.state})", hint)
 
     def _environment(self, plan: Plan) -> dict[str, str]:
-        """This environment with what SkyPilot would set; secrets are stay in memory."""
+        """This environment with the variables that SkyPilot would set; secrets stay in memory."""
         for secret in plan.required_secrets:
             if not os.environ.get(secret):
                 raise AuthError(f"--env {secret}: it is not set here", f"export {secret}=…")
         gpus = tasks.accelerators(plan.task)
+        gpu_count = min(nvidia_smi.count(), gpus[1] if gpus else 0)
         return {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -204,32 +200,31 @@ class LocalEngine:
             "SKYPILOT_NODE_RANK": "0",
             "SKYPILOT_NUM_NODES": "1",
             "SKYPILOT_NODE_IPS": "127.0.0.1",
-            "SKYPILOT_NUM_GPUS_PER_NODE": str(min(nvidia_smi.count(), gpus[1] if gpus else 0)),
+            "SKYPILOT_NUM_GPUS_PER_NODE": str(gpu_count),
             env.GRACE_S: str(plan.job.supervisor.grace_s),
         }
 
     def _read(self, name: str) -> EngineRun | None:
-        """The run's state file, corrected by whether its keeper lives. None before the keeper has written one."""
+        """The run's state file, ``gone`` where its runner is dead; None before the runner has written it."""
         path = self._folder / name / "state.json"
         try:
             values: dict[str, Any] = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        keeper_started = values.pop("keeper_started")
+        runner_started = values.pop("runner_started")
         values.pop("grace_s")
         run = schema.build(EngineRun, values, where=str(path))
-        if run.state in ACTIVE and not process.is_alive(run.pid or 0, keeper_started):
+        if run.active and not process.is_alive(run.pid or 0, runner_started):
             return replace(run, state="gone")
         return run
 
 
 def work_folder(settings: Settings, name: str) -> Path:
-    """Local disk of one run's supervisor and trainers."""
+    """The local disk of a run's supervisor and trainers."""
     return Path(settings.home) / "work" / store.check_name(name)
 
 
-def write_state(folder: Path, run: EngineRun, keeper_started: float, grace_s: float) -> None:
-    """What the keeper tells the engine."""
-    files.write_atomic(
-        folder / "state.json", json.dumps({**asdict(run), "keeper_started": keeper_started, "grace_s": grace_s})
-    )
+def write_state(folder: Path, run: EngineRun, runner_started: float, grace_s: float) -> None:
+    """Write the run's ``state.json``; called by the runner."""
+    values = {**asdict(run), "runner_started": runner_started, "grace_s": grace_s}
+    files.write_atomic(folder / "state.json", json.dumps(values))

@@ -1,8 +1,8 @@
-"""The keeper of a local run: ``python -m bafogpt.launch.engines.local_runner FOLDER WORKDIR``.
+"""The process that runs a local task: ``python -m bafogpt.launch.engines.local_runner FOLDER WORKDIR``.
 
-It leads a session of its own, so a closed terminal does not reach it; it holds the embedded S3 server for the run, when
-that is the run's bucket; it passes SIGTERM on; and when the task has ended it ends whatever the task left behind. When
-the keeper itself is killed, the kernel sends the task SIGTERM: it saves, drains and goes.
+It leads a session of its own, so closing the terminal does not reach it. It keeps the embedded S3 server up while the
+run uses it, forwards SIGTERM, and ends whatever processes the task leaves behind. When it is killed itself, the kernel
+sends the task SIGTERM: the task saves, uploads and exits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from bafogpt.core import process, schema, settings
 from bafogpt.core.errors import BafoError, ExitCode
@@ -27,7 +26,7 @@ from bafogpt.runs.store import now
 STATES: dict[int, EngineState] = {ExitCode.OK: "succeeded", ExitCode.JOB_CANCELLED: "stopped"}
 
 
-def keep(folder: Path, workdir: Path) -> int:
+def run_task(folder: Path, workdir: Path) -> int:
     """Run the task in ``folder`` to its end. Returns its exit code."""
     process.adopt_orphans()
     config = settings.load()
@@ -50,24 +49,20 @@ def keep(folder: Path, workdir: Path) -> int:
             stderr=output,
             preexec_fn=process.die_with_parent(signal.SIGTERM),
         )
-
-        def pass_on(number: int, _frame: FrameType | None) -> None:
-            child.send_signal(number)
-
-        signal.signal(signal.SIGTERM, pass_on)
+        signal.signal(signal.SIGTERM, lambda number, _frame: child.send_signal(number))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        me = os.getpid()
-        run = EngineRun(name=folder.name, infra=LOCAL, state="running", started=now(), pid=me)
-        started = process.start_time(me) or 0.0
+        pid = os.getpid()
+        run = EngineRun(name=folder.name, infra=LOCAL, state="running", started=now(), pid=pid)
+        started = process.start_time(pid) or 0.0
         write_state(folder, run, started, grace_s)
         code = child.wait()
-        process.end(process.descendants(me), grace_s=5)
+        process.end(process.descendants(pid), grace_s=5)
         write_state(folder, replace(run, state=STATES.get(code, "failed"), exit_code=code), started, grace_s)
         return code
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(keep(Path(sys.argv[1]), Path(sys.argv[2])))
+        sys.exit(run_task(Path(sys.argv[1]), Path(sys.argv[2])))
     except BafoError as error:
-        sys.exit(f"{error.message}")
+        sys.exit(error.message)

@@ -1,7 +1,7 @@
-"""Notes about runs that were launched from here onto rented machines, ``<home>/rented/<name>.json``.
+"""Runs that were launched from here onto rented machines: ``<home>/rented/<name>.json``.
 
-Written before anything is asked of SkyPilot. They say which engine a run's name belongs to, so that ``cloud`` commands
-about runs on this machine never wait for SkyPilot; what is true of a run stands in SkyPilot's books and in the bucket.
+An entry is written before the first request to SkyPilot. With it, ``cloud`` commands about runs on this machine never
+wait for SkyPilot. A run's actual state is at SkyPilot and in the bucket.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from bafogpt.runs.store import check_name, now
 
 
 class LaunchRegistry:
-    """The notes of one home."""
+    """The entries of one home."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = Path(settings.home) / "rented"
 
     def write(self, name: str, *, infra: str, managed: bool) -> None:
-        """Note that a launch begins."""
+        """Add an entry at the beginning of a launch."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        note = {"name": check_name(name), "infra": infra, "managed": managed, "launched": now()}
-        files.write_atomic(self._folder / f"{name}.json", json.dumps(note))
+        entry = {"name": check_name(name), "infra": infra, "managed": managed, "launched": now()}
+        files.write_atomic(self._folder / f"{name}.json", json.dumps(entry))
 
     def remove(self, name: str) -> None:
-        """Forget the run; its record in the bucket stays."""
+        """Remove the run's entry, log and code; its record in the bucket stays."""
         (self._folder / f"{name}.json").unlink(missing_ok=True)
         (self._folder / f"{name}.log").unlink(missing_ok=True)
         self.drop_code(name)
@@ -38,8 +38,7 @@ class LaunchRegistry:
         """Every run that was launched from here and not taken down."""
         return sorted(path.stem for path in self._folder.glob("*.json"))
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a note about the run."""
+    def has(self, name: str) -> bool:
         return (self._folder / f"{name}.json").exists()
 
     def managed(self, name: str) -> bool:
@@ -47,23 +46,23 @@ class LaunchRegistry:
         return bool(self._read(name).get("managed"))
 
     def infra(self, name: str) -> str:
-        """Where it was to run; empty without a note."""
+        """Its ``--infra``; empty without an entry."""
         return str(self._read(name).get("infra", ""))
 
     def code(self, name: str) -> Path:
-        """Where the code of the run lies while SkyPilot may still send it.
+        """The folder of the run's code, kept while SkyPilot may still send it.
 
-        SkyPilot's server on this machine sends a folder from where it is: at the launch, which goes on when its client
-        is killed, and at every recovery of a managed job.
+        SkyPilot's server on this machine sends the folder itself: at the launch, which continues when its client is
+        killed, and at every recovery of a managed job.
         """
         return self._folder / f"{name}.code"
 
     def drop_code(self, name: str) -> None:
-        """Remove the run's code: it will not be sent again."""
+        """Remove the run's code."""
         shutil.rmtree(self.code(name), ignore_errors=True)
 
     def log(self, name: str) -> Path:
-        """Where the watchman of its launch writes what he did."""
+        """The log of the launch's watchdog."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"{name}.log"
 

@@ -1,13 +1,13 @@
-"""The SkyPilot engine: machines rented by the hour, which end themselves.
+"""The SkyPilot engine: rented machines that terminate themselves.
 
-- ``engine``   the interface of :mod:`bafogpt.launch.engines.base`
-- ``sight``    what SkyPilot and the bucket know of a run, as one
-- ``launching`` a launch; or, where it breaks off, all given back
-- ``client``   SkyPilot's SDK, as far as it is used; the only module that imports ``sky``
-- ``tasks``    a plan's task as SkyPilot gets it: label, guard, code, secrets
-- ``guard``    teardown: autodown looked at after every launch, down until gone
-- ``watchman`` the process that does so when the client dies in the middle of a launch
-- ``reach``    ssh, copies and ports
-- ``lines``    SkyPilot's streams as the run's own lines
-- ``failures`` SkyPilot's exceptions as two lines
+- ``engine``          the interface of :mod:`bafogpt.launch.engines.base`
+- ``status``          a run's state, from SkyPilot and from its record in the bucket
+- ``launcher``        a launch; when it fails, everything that was rented is returned
+- ``launch_watchdog`` the process that does the same when the client dies during a launch
+- ``teardown``        autodown verified after every launch, ``down`` repeated until the cluster is gone
+- ``task_config``     the task as SkyPilot gets it: label, autodown, code, secrets
+- ``client``          SkyPilot's SDK; the only module that imports ``sky``
+- ``ssh``             ssh, rsync and port forwarding
+- ``log_filter``      SkyPilot's log streams, reduced to the run's own lines
+- ``errors``          SkyPilot's exceptions as our errors
 """

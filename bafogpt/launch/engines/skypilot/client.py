@@ -1,7 +1,7 @@
-"""SkyPilot's SDK as this project uses it: typed records, errors in two lines, nothing on stdout.
+"""SkyPilot's SDK as this project uses it: typed records, our errors, nothing on stdout.
 
-The only module that imports ``sky``, and it does so when something is asked (seconds, a hundred packages). A test gives
-modules of its own in place of ``sky.client.sdk`` and ``sky.jobs.client.sdk``.
+The only module that imports ``sky``, and only inside functions: the import takes seconds. Tests pass their own modules
+in place of ``sky.client.sdk`` and ``sky.jobs.client.sdk``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bafogpt.launch.engines.skypilot import errors, log_filter
 T = TypeVar("T")
 
 LABEL = "bafogpt-run"
-"""The label by which a cluster is known as ours, with the run's name."""
+"""Marks a cluster as ours; its value is the run's name."""
 
 _OURS = re.compile(r"bafogpt job run\b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A cluster in SkyPilot's books."""
+    """A cluster that SkyPilot lists."""
 
     name: str
     status: str
@@ -36,9 +36,9 @@ class Cluster:
     launched: float
     """Seconds since the epoch."""
     autodown_minutes: int | None
-    """Idle minutes until it terminates itself; None when nothing would, or when it would only stop."""
+    """Idle minutes until it terminates itself; None when it never would, or would only stop."""
     infra: str = ""
-    place: str = ""
+    location: str = ""
     nodes: int = 1
     price_per_hour: float | None = None
     ours: bool = False
@@ -47,7 +47,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ClusterJob:
     """A job in a cluster's queue, or a managed job."""
 
     id: int
@@ -56,7 +56,7 @@ class Job:
     submitted: float
     ended: float | None = None
     cluster: str | None = None
-    """Where a managed job runs at the moment."""
+    """The current cluster of a managed job."""
     infra: str = ""
     reason: str = ""
 
@@ -67,19 +67,19 @@ class Job:
 
 @dataclass
 class Client:
-    """The calls. Each raises :class:`BafoError`; none prints to stdout."""
+    """The calls; each raises :class:`BafoError`."""
 
     sdk: Any = None
     jobs_sdk: Any = None
     make_task: Callable[[dict[str, Any], list[tuple[str, str]]], Any] | None = None
     output: Any = None
-    """Where SkyPilot's own account of a launch goes; stderr unless set."""
+    """Where SkyPilot's output of a launch goes; stderr unless set."""
     _loaded: bool = field(default=False, init=False)
 
     def launch(
         self, config: dict[str, Any], secrets: list[tuple[str, str]], name: str, idle_minutes: int, retry: bool
     ) -> str:
-        """Ask for a cluster that ends itself, and for the task on it. Returns the request's id at once."""
+        """Request a cluster with autodown and the task on it. Returns the request's id at once."""
         with self._calling(name):
             task = self._task(config, secrets)
             request = self.sdk.launch(
@@ -88,23 +88,23 @@ class Client:
         return str(request)
 
     def launch_managed(self, config: dict[str, Any], secrets: list[tuple[str, str]], name: str) -> str:
-        """The same as a managed job: SkyPilot's controller rents, recovers and gives back."""
+        """Request the task as a managed job: SkyPilot's controller rents, recovers and terminates. Returns the id."""
         with self._calling(name):
             return str(self.jobs_sdk.launch(self._task(config, secrets), name=name))
 
     def wait(self, request: str, name: str) -> Any:
-        """A request's result, its progress shown meanwhile."""
-        ear = log_filter.LogFilter(self.output or sys.stderr)
-        with self._calling(name, ear.refusals):
-            return self.sdk.stream_and_get(request, output_stream=ear)
+        """Wait for a request's result and show its progress."""
+        log = log_filter.LogFilter(self.output or sys.stderr)
+        with self._calling(name, log.refusals):
+            return self.sdk.stream_and_get(request, output_stream=log)
 
     def abandon(self, request: str) -> None:
-        """Take a request back, if it has not been served."""
+        """Cancel a request that has not been served."""
         with self._calling(""):
             self.sdk.get(self.sdk.api_cancel(request_ids=[request], silent=True))
 
     def launching(self, name: str) -> bool:
-        """Whether a launch of the cluster is waiting or at work in the API server."""
+        """Whether the API server has an unfinished launch of the cluster."""
         with self._calling(name):
             requests = self.sdk.api_status()  # of every cluster: 0.14.1 ignores a name in a session's first request
         return any(
@@ -112,12 +112,12 @@ class Client:
         )
 
     def clusters(self, names: list[str] | None = None, *, refresh: bool = False) -> list[Cluster]:
-        """The clusters there are; ``refresh`` asks the clouds about those that may have ended themselves."""
+        """All clusters; ``refresh`` queries the clouds about those that may have terminated themselves."""
         with self._calling(""):
             mode = self._refresh_mode("AUTO" if refresh else "NONE")
             try:
                 records = self.sdk.get(self.sdk.status(names, refresh=mode))
-            except KeyError:  # one pod that has exited breaks SkyPilot 0.14.1's look at all of them
+            except KeyError:  # one exited pod breaks the refresh of all clusters (SkyPilot 0.14.1)
                 records = self.sdk.get(self.sdk.status(names, refresh=self._refresh_mode("NONE")))
         return [_cluster(record) for record in records]
 
@@ -126,16 +126,16 @@ class Client:
         return next((each for each in self.clusters([name], refresh=refresh) if each.name == name), None)
 
     def autodown(self, name: str, idle_minutes: int) -> None:
-        """Have the cluster terminate itself after ``idle_minutes`` without a job."""
+        """Set the cluster to terminate after ``idle_minutes`` without a job."""
         with self._calling(name):
             self.sdk.get(self.sdk.autostop(name, idle_minutes, down=True))
 
-    def queue(self, name: str) -> list[Job]:
+    def queue(self, name: str) -> list[ClusterJob]:
         """The jobs of a cluster, newest first."""
         with self._calling(name):
             records = self.sdk.get(self.sdk.queue(name, all_users=True))
-        found = [
-            Job(
+        jobs = [
+            ClusterJob(
                 id=each.job_id,
                 name=each.job_name,
                 status=each.status.value,
@@ -144,20 +144,20 @@ class Client:
             )
             for each in records
         ]
-        return sorted(found, key=lambda job: -job.id)
+        return sorted(jobs, key=lambda job: -job.id)
 
-    def managed_jobs(self, name: str | None = None) -> list[Job]:
+    def managed_jobs(self, name: str | None = None) -> list[ClusterJob]:
         """Managed jobs, newest first; none where there is no controller."""
         try:
             with self._calling(name or ""):
                 answer = self.sdk.get(
                     self.jobs_sdk.queue_v2(refresh=False, all_users=True, name_match=name, fields=None)
                 )
-        except (ConflictError, RunNotFoundError):  # the controller is not up: there is nothing in its queue
+        except (ConflictError, RunNotFoundError):  # no controller is up
             return []
         records = answer[0] if isinstance(answer, tuple) else answer
-        found = [
-            Job(
+        jobs = [
+            ClusterJob(
                 id=int(each["job_id"]),
                 name=str(each["job_name"]),
                 status=each["status"].value,
@@ -168,50 +168,50 @@ class Client:
             )
             for each in records
         ]
-        return sorted((job for job in found if name is None or job.name == name), key=lambda job: -job.id)
+        return sorted((job for job in jobs if name is None or job.name == name), key=lambda job: -job.id)
 
     def tail(self, name: str, job: int, *, follow: bool) -> Iterator[str]:
-        """What a cluster's job has printed, in pieces as they come."""
-        return self._pieces(name, lambda: self.sdk.tail_logs(name, job, follow=follow, preload_content=False))
+        """The output of a cluster's job, in chunks as they arrive."""
+        return self._chunks(name, lambda: self.sdk.tail_logs(name, job, follow=follow, preload_content=False))
 
     def tail_managed(self, name: str, job: int, *, follow: bool) -> Iterator[str]:
-        """The same of a managed job, over all its recoveries."""
-        return self._pieces(name, lambda: self.jobs_sdk.tail_logs(job_id=job, follow=follow, preload_content=False))
+        """The output of a managed job, over all its recoveries."""
+        return self._chunks(name, lambda: self.jobs_sdk.tail_logs(job_id=job, follow=follow, preload_content=False))
 
-    def _pieces(self, name: str, start: Callable[[], Iterator[str | None]]) -> Iterator[str]:
-        """A stream of SkyPilot; stdout is the caller's own again between two pieces."""
+    def _chunks(self, name: str, start: Callable[[], Iterator[str | None]]) -> Iterator[str]:
+        """A stream of SkyPilot's; stdout is redirected only while a chunk is read."""
         with self._calling(name):
-            pieces = iter(start())
+            chunks = iter(start())
         while True:
             with self._calling(name):
-                piece = next(pieces, None)
-            if piece is None:
+                chunk = next(chunks, None)
+            if chunk is None:
                 return
-            yield piece
+            yield chunk
 
     def execute(self, config: dict[str, Any], name: str) -> int:
-        """Queue a task on a cluster that is up. Returns its job's id."""
+        """Queue a task on a running cluster. Returns the job's id."""
         with self._calling(name):
             job, _handle = self.sdk.get(self.sdk.exec(self._task(config, []), cluster_name=name))
         return int(job)
 
     def cancel(self, name: str, jobs: list[int]) -> None:
-        """Cancel jobs of a cluster; they get little time to save anything."""
+        """Cancel jobs of a cluster; SkyPilot kills them within seconds."""
         with self._calling(name):
             self.sdk.get(self.sdk.cancel(name, job_ids=jobs))
 
     def cancel_managed(self, name: str, job: int) -> None:
-        """Cancel a managed job; the controller gives its machines back."""
+        """Cancel a managed job; the controller terminates its machines."""
         with self._calling(name):
             self.sdk.get(self.jobs_sdk.cancel(job_ids=[job]))
 
     def down(self, name: str) -> None:
-        """Terminate a cluster, one try."""
+        """Terminate a cluster, one attempt."""
         with self._calling(name):
             self.sdk.get(self.sdk.down(name))
 
     def write_ssh_config(self, name: str) -> None:
-        """Write how to reach the cluster's nodes into the user's ssh configuration, as ``sky status`` does."""
+        """Write the ssh configuration of the cluster's nodes, as ``sky status`` does."""
         with self._calling(name):
             from sky.client.cli import command  # the SDK has no call for it; SkyPilot is pinned
 
@@ -236,8 +236,8 @@ class Client:
         return StatusRefreshMode(mode)
 
     @contextlib.contextmanager
-    def _calling(self, name: str, heard: Sequence[str] = ()) -> Iterator[None]:
-        """SkyPilot loaded, its chatter on stderr, its errors as ours, with what was ``heard`` of clouds meanwhile."""
+    def _calling(self, name: str, refusals: Sequence[str] = ()) -> Iterator[None]:
+        """Load SkyPilot, send its output to stderr, and map its errors with the clouds' ``refusals`` so far."""
         with contextlib.redirect_stdout(sys.stderr):
             self._load()
             try:
@@ -245,7 +245,7 @@ class Client:
             except (BafoError, KeyError):
                 raise
             except Exception as error:
-                raise errors.explain(error, name, list(heard)) from error
+                raise errors.explain(error, name, refusals) from error
 
     def _load(self) -> None:
         if self._loaded:
@@ -262,14 +262,14 @@ class Client:
 
 
 def iso(seconds: float) -> str:
-    """Seconds since the epoch as records write times; empty for none."""
+    """Seconds since the epoch in the format of run records; empty for 0."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""
 
 
 def _cluster(record: Mapping[str, Any]) -> Cluster:
-    """SkyPilot's status record, as far as it matters here."""
+    """SkyPilot's status record as a :class:`Cluster`."""
     labels = record.get("labels") or {}
-    where = [record.get("cloud"), record.get("region")]
+    parts = [record.get("cloud"), record.get("region")]
     ends = record["autostop"] is not None and record["autostop"] >= 0 and record["to_down"]
     return Cluster(
         name=record["name"],
@@ -277,7 +277,7 @@ def _cluster(record: Mapping[str, Any]) -> Cluster:
         launched=float(record["launched_at"] or 0),
         autodown_minutes=int(record["autostop"]) if ends else None,
         infra=str(record.get("cloud") or "").lower(),
-        place=" ".join(str(each) for each in where if each),
+        location=" ".join(str(each) for each in parts if each),
         nodes=int(record.get("nodes") or 1),
         price_per_hour=_price(record),
         ours=LABEL in labels or bool(_OURS.search(str(record.get("last_creation_yaml") or ""))),
@@ -286,14 +286,14 @@ def _cluster(record: Mapping[str, Any]) -> Cluster:
 
 
 def _price(record: Mapping[str, Any]) -> float | None:
-    """Dollars an hour for all nodes, from SkyPilot's own catalog; None where it has no price."""
+    """Dollars an hour for all nodes, by SkyPilot's catalog; None for an unknown price."""
     try:
         handle = record["handle"]
         resources = handle.launched_resources
-        if "," in (resources.zone or ""):  # RunPod: all that were asked for, and none of that name in the catalog
+        if "," in (resources.zone or ""):  # RunPod: every requested zone
             resources = resources.copy(zone=None)
         dollars = float(resources.get_cost(3600)) * int(handle.launched_nodes)
-    except Exception:  # a price is a courtesy: whatever is missing in a handle is no reason to fail
+    except Exception:  # never fail for a missing price
         return None
     return dollars or None
 

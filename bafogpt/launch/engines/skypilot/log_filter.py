@@ -1,4 +1,4 @@
-"""SkyPilot's streams: a job's as the run's own lines, without colours and remarks; a launch's, and what clouds said."""
+"""SkyPilot's log streams: a job's as the run's own lines; a launch's without tracebacks, with the clouds' refusals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _REFUSED = re.compile(r"\brun_instances error: (.+)")
 
 
 class LogFilter:
-    """A stream that passes on SkyPilot's account of a launch without tracebacks, and keeps what clouds answered.
+    """A stream that passes on SkyPilot's output of a launch without tracebacks and keeps the clouds' refusals.
 
-    Colours and spinners are for a terminal; a file or a pipe gets whole lines without them.
+    A terminal gets colours and spinners; a file or a pipe gets whole lines without them.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -28,13 +28,13 @@ class LogFilter:
         self._line, self._shown = "", 0
         self._in_traceback = False
         self.refusals: list[str] = []
-        """The clouds' words, in the order in which they were asked."""
+        """The clouds' messages, in the order of the requests."""
 
     def write(self, text: str) -> int:
         for piece in re.findall(r"[^\n]*\n|[^\n]+", text):
             self._line += piece
             plain, whole = strip_ansi(self._line), piece.endswith("\n")
-            if whole or (self._terminal and not _LOG.match(plain)):  # a spinner ends no line, and is to be seen there
+            if whole or (self._terminal and not _LOG.match(plain)):  # a spinner never ends its line
                 if self._shown or not self._is_traceback(plain):
                     last = plain.rstrip("\r\n").rpartition("\r")[2] + "\n"
                     self._out.write(self._line[self._shown :] if self._terminal else last)
@@ -48,18 +48,18 @@ class LogFilter:
         self._out.flush()
 
     def _is_traceback(self, plain: str) -> bool:
-        """Whether a line belongs to one: SkyPilot's log says where it begins, and each line of it is one of the log."""
+        """Whether a line is part of a traceback, whose every line SkyPilot logs as a line of its own."""
         log = _LOG.match(plain)
         begins = log is not None and plain[log.end() :].startswith("Full traceback:")
         self._in_traceback = begins or (self._in_traceback and bool(log) and not _REFUSED.search(plain))
         return self._in_traceback
 
 
-def lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Whole lines of what the task has printed; a piece may hold several, or a part of one."""
+def lines(chunks: Iterable[str]) -> Iterator[str]:
+    """The task's own lines, without SkyPilot's prefixes and remarks; a chunk may hold several lines, or part of one."""
     rest = ""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split("\n")
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
         yield from _own(whole)
     yield from _own([rest] if rest else [])
 

@@ -1,4 +1,4 @@
-"""Into a rented machine: ssh, copies and ports through the configuration that SkyPilot writes."""
+"""ssh, rsync and port forwarding to a rented machine, with the ssh configuration that SkyPilot writes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def options(cluster: str) -> list[str]:
-    """What ``ssh`` must be told: SkyPilot's file of this cluster, and its key.
+    """The options of ``ssh`` for a cluster: SkyPilot's configuration file and key.
 
-    Both by their full paths: ssh looks for ``~`` in the password database, which is not where HOME points everywhere.
+    Both as full paths, because ssh expands ``~`` by the password database, not by HOME.
     """
     generated = Path(os.path.expanduser("~/.sky/generated"))
     return [
@@ -21,19 +21,15 @@ def options(cluster: str) -> list[str]:
     ]
 
 
-def host(cluster: str, node: int) -> str:
-    """The name of a node in SkyPilot's file; 0 is the head."""
-    return cluster if node == 0 else f"{cluster}-worker{node}"
-
-
 def shell(cluster: str, command: Sequence[str], node: int) -> list[str]:
-    """``ssh`` for a terminal, or for a command whose words arrive as they are."""
-    words = ["ssh", *options(cluster), host(cluster, node)]
+    """``ssh`` to a node (0 is the head), for a terminal or for ``command``."""
+    host = cluster if node == 0 else f"{cluster}-worker{node}"
+    words = ["ssh", *options(cluster), host]
     return [*words, "--", shlex.join(command)] if command else words
 
 
 def copy(cluster: str, source: str, target: str, *, upload: bool) -> list[str]:
-    """``rsync`` of a file or folder; a cut transfer goes on where it was."""
+    """``rsync`` of a file or folder; an interrupted transfer is resumed."""
     remote = shlex.join(["ssh", *options(cluster)])
     words = ["rsync", "-a", "--partial", "--info=progress2", "-e", remote, "--"]
     here, there = (source, f"{cluster}:{target}") if upload else (f"{cluster}:{source}", target)
@@ -41,12 +37,12 @@ def copy(cluster: str, source: str, target: str, *, upload: bool) -> list[str]:
 
 
 def forward(cluster: str, here: int, there: int) -> list[str]:
-    """``ssh`` that does nothing but carry a port; it ends when the machine does."""
+    """``ssh -L`` from port ``here`` of this machine to port ``there`` of the head."""
     words = ["-N", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15"]
     return ["ssh", *options(cluster), *words, "-L", f"127.0.0.1:{here}:127.0.0.1:{there}", cluster]
 
 
-_ASK = """
+_SIGTERM_SUPERVISOR = """
 import os, signal, sys
 run, found = sys.argv[1].encode(), 1
 for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -62,10 +58,10 @@ sys.exit(found)
 """
 
 
-def ask_to_stop(run: str) -> list[str]:
-    """The command that sends SIGTERM to the supervisor of ``run`` on its machine; it fails where there is none.
+def stop_command(run: str) -> list[str]:
+    """The command that sends SIGTERM to a run's supervisor on its machine; it fails where there is none.
 
-    It reads /proc, for an image need not have ``pkill`` but SkyPilot needs ``python3``; and it looks for the
-    supervisor's own process, because the words of its command are in those of SkyPilot's wrappers too.
+    It reads /proc, because an image may lack ``pkill`` but SkyPilot needs ``python3``; and it matches the supervisor's
+    own process only, because SkyPilot's wrappers have the same words in their command lines.
     """
-    return ["python3", "-c", _ASK, run]
+    return ["python3", "-c", _SIGTERM_SUPERVISOR, run]

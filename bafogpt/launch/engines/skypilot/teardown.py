@@ -1,6 +1,6 @@
-"""Nothing rented stays without an end: autodown is looked at after every launch, and ``down`` means gone.
+"""No rented machine stays without an end: autodown is verified after every launch, and ``down`` means gone.
 
-SkyPilot 0.14.1 can lose the autodown of a launch in a race (skypilot #5946), leaves a cluster up whose files could not
+SkyPilot 0.14.1 can lose the autodown of a launch in a race (skypilot #5946), leaves a cluster up when files could not
 be sent, and leaves it up when a cloud answers ``down`` with one 500.
 """
 
@@ -13,55 +13,53 @@ from dataclasses import dataclass
 from bafogpt.core.errors import AuthError, BafoError, RunNotFoundError
 from bafogpt.launch.engines.skypilot.client import Client
 
-TRIES = 3
-"""How often a lost autodown is set again before the cluster is ended instead."""
+AUTODOWN_TRIES = 3
+"""How often a lost autodown is set again before the cluster is terminated instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
-    """What is done about a cluster that may cost money with nobody looking."""
+class Teardown:
+    """Gives clusters an end, or terminates them."""
 
     client: Client
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    storage_timeout_s: float = 300.0
-    """How long ``down`` is called again while the cluster is not gone."""
+    timeout_s: float = 300.0
+    """How long ``down`` is repeated while the cluster is not gone."""
 
-    def secure(self, name: str, idle_minutes: int) -> None:
-        """See that the cluster ends itself. Raises :class:`BafoError` when it would not, after ending it."""
-        for attempt in range(TRIES):
+    def ensure_autodown(self, name: str, idle_minutes: int) -> None:
+        """Verify the cluster's autodown. Without one the cluster is terminated and :class:`BafoError` raised."""
+        for attempt in range(AUTODOWN_TRIES + 1):
             cluster = self.client.cluster(name)
             if cluster is None or cluster.autodown_minutes is not None:
                 return
-            if attempt:
-                self.sleep(2.0)
-            self.client.autodown(name, idle_minutes)
-        cluster = self.client.cluster(name)
-        if cluster is not None and cluster.autodown_minutes is None:
-            self.down(name)
-            raise BafoError(
-                f"SkyPilot did not keep the autodown of {name}, so it was ended", "bafogpt cloud launch JOB once more"
-            )
+            if attempt < AUTODOWN_TRIES:
+                if attempt:
+                    self.sleep(2.0)
+                self.client.autodown(name, idle_minutes)
+        self.down(name)
+        message = f"SkyPilot did not keep the autodown of {name}, so the cluster was terminated"
+        raise BafoError(message, "bafogpt cloud launch JOB")
 
-    def settle(self, name: str, idle_minutes: int) -> None:
-        """After a launch that broke off: what is up ends itself, what is half up is gone."""
-        deadline = self.clock() + self.storage_timeout_s
+    def clean_up(self, name: str, idle_minutes: int) -> None:
+        """After a failed launch: a run that came up gets its autodown, anything else is terminated."""
+        deadline = self.clock() + self.timeout_s
         while self.client.launching(name) and self.clock() < deadline:
             self.sleep(2.0)
         cluster = self.client.cluster(name)
         if cluster is None:
             return
         if cluster.status == "UP" and self.client.queue(name):
-            self.secure(name, idle_minutes)
+            self.ensure_autodown(name, idle_minutes)
         else:
             self.down(name)
 
     def down(self, name: str) -> None:
-        """Terminate the cluster, and again until SkyPilot no longer knows it.
+        """Terminate the cluster, repeated until SkyPilot has no record of it.
 
-        Raises :class:`AuthError` at once, since no other try can help, and :class:`BafoError` after
-        ``storage_timeout_s``."""
-        deadline, pause, last = self.clock() + self.storage_timeout_s, 1.0, "it is still there"
+        Raises :class:`AuthError` at once, since no retry can help, and :class:`BafoError` after ``timeout_s``.
+        """
+        deadline, pause, last = self.clock() + self.timeout_s, 1.0, "SkyPilot still lists it"
         while True:
             try:
                 self.client.down(name)
