@@ -185,7 +185,7 @@ def serve(
     out = Output.of(json=json, quiet=quiet)
     home = Path(settings.load().home)
     if detach:
-        _report(out, home, server.keep(home, port=port))
+        _report(out, home, server.detach(home, port=port))
         return
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -223,14 +223,14 @@ def _place(url: str) -> FolderLocation:
 def _copy(
     source: str,
     target: str,
-    bare_source: PathBase,
-    bare_target: PathBase,
+    source_base: PathBase,
+    target_base: PathBase,
     public: bool,
     dry_run: bool,
     max_bandwidth: str | None,
     out: Output,
 ) -> None:
-    """What push and pull do; they differ in what a bare path means."""
+    """What push and pull do; they differ in what a relative path is relative to."""
     from bafogpt.core import settings
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.uri import locate
@@ -239,7 +239,7 @@ def _copy(
     config = settings.load()
     bandwidth = rates.Bandwidth(rates.parse(max_bandwidth)) if max_bandwidth else None
     with out.progress("comparing", None, unit="B") as advance:
-        plan = sync.prepare(locate(source, config, bare_source), locate(target, config, bare_target), progress=advance)
+        plan = sync.prepare(locate(source, config, source_base), locate(target, config, target_base), progress=advance)
     if dry_run:
         _show(out, plan)
         return

@@ -179,7 +179,7 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
     supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     home = tmp_path / "s3"
-    endpoint = server.keep(home)
+    endpoint = server.detach(home)
     for name, value in endpoint.environment().items():
         monkeypatch.setenv(name, value)
     bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url, s3_timeout_s=4))
@@ -197,7 +197,7 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         left = [checkpoint_step(folder) for folder in TrainerFiles(tmp_path / "work" / "run").pending()]
         assert left
 
-        server.keep(home, port=int(endpoint.url.rsplit(":", 1)[1]))
+        server.detach(home, port=int(endpoint.url.rsplit(":", 1)[1]))
         bucket = Bucket.open("s3://comes-and-goes", Settings(s3_endpoint=endpoint.url))
         monkeypatch.setenv("FAKE_WORKER", "")
         patient = make_job(

