@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.console.options import BucketOption, DryRunOption, JsonOption, QuietOption, RunArgument, YesOption
+from bafogpt.cli.console.options import BucketOption, JsonOption, QuietOption, RunArgument, YesOption
 from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CommandArgument = Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND…]", help="Run this instead.")]
 NodeOption = Annotated[int, typer.Option("--node", metavar="N", min=0, help="Which node; 0 is the head.")]
+ReapDryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the machines and the reasons; end none.")]
 OlderOption = Annotated[
     float | None, typer.Option("--older-than", metavar="HOURS", min=0, help="Those that were launched before that too.")
 ]
@@ -69,7 +70,7 @@ def queue(run: RunArgument, json: JsonOption = False, quiet: QuietOption = False
 def reap(
     older_than: OlderOption = None,
     bucket: BucketOption = None,
-    dry_run: DryRunOption = False,
+    dry_run: ReapDryRunOption = False,
     yes: YesOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -93,7 +94,7 @@ def reap(
         raise typer.Exit(1)
     ended = [reaping.end(engine.teardown, engine.down, each) for each in found]
     out.rows([asdict(each) for each in ended], columns, id="name")
-    if any(each.outcome not in reaping.GOOD for each in ended):
+    if any(each.outcome not in reaping.SUCCESSES for each in ended):
         raise typer.Exit(1)
 
 

@@ -1,8 +1,8 @@
-"""Reaping: clusters of ours that nothing would end, or that have nothing left to do, are ended.
+"""``bafogpt cloud reap``: ends clusters of ours that nothing else would end, or that have nothing left to do.
 
-The last of the nets below a rented machine. The first is its own autodown, asked for with the launch; the second looks
-at that after the launch; the third is the watchman of a launch whose client was killed. This one finds what a laptop
-that was switched off in the middle of a launch, or a person with ``sky launch``, has left.
+The last safety net of a rented machine. The first is its autodown, set by the launch; the second is the launch's check
+of it; the third is the watchdog of a launch whose client was killed. This one finds what a laptop that was switched off
+during a launch, or a plain ``sky launch``, has left.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from bafogpt.launch.engines.skypilot.teardown import Teardown
 from bafogpt.runs.store import RunRecord
 
 MARGIN_S = 15 * 60.0
-"""What a cluster is given beyond its autodown, a run's end or its limit, before it counts as forgotten."""
+"""Time beyond a cluster's autodown, its run's end or its limit before it counts as an orphan."""
 
-GOOD = ("ended", "has an autodown again")
+SUCCESSES = ("ended", "autodown restored")
 """Outcomes after which nothing is left to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrphanCluster:
-    """A cluster that should not be there."""
+    """A cluster that should not be up."""
 
     name: str
     reason: str
     hours: float
-    """Since it was launched."""
+    """Since its launch."""
     location: str
     price_per_hour: float | None
-    outcome: str = "up"
-    """``up``, ``ended``, ``has an autodown again``, or why it could not be ended."""
     keep: bool = False
-    """Whether a run is at work there, so that it only gets its autodown back."""
+    """Whether a run is active there, so that only its autodown is restored."""
+    outcome: str = "up"
+    """``up``, ``ended``, ``autodown restored``, or why it could not be ended."""
 
 
 def find(
@@ -47,78 +47,72 @@ def find(
     older_than_hours: float | None = None,
     now: Callable[[], float] = time.time,
 ) -> list[OrphanCluster]:
-    """Clusters of ours with a reason to end them, the longest-lived first.
+    """Clusters of ours with a reason to end them, the oldest first; managed jobs belong to their controller.
 
-    ``record_of`` gives a run's record in the bucket, or None. Managed jobs are their controller's to end.
+    ``record_of`` returns a run's record in the bucket, or None.
     """
     found = []
     for cluster in client.clusters(refresh=True):
         if not cluster.ours or cluster.managed:
             continue
-        why = next(_reasons(client, cluster, record_of(cluster.name), older_than_hours, now()), None)
-        if why is not None:
-            found.append(
-                OrphanCluster(
-                    name=cluster.name,
-                    reason=why[0],
-                    keep=why[1],
-                    hours=(now() - cluster.launched) / 3600,
-                    location=cluster.location,
-                    price_per_hour=cluster.price_per_hour,
-                )
+        for reason, keep in _reasons(client, cluster, record_of(cluster.name), older_than_hours, now()):
+            orphan = OrphanCluster(
+                name=cluster.name,
+                reason=reason,
+                hours=(now() - cluster.launched) / 3600,
+                location=cluster.location,
+                price_per_hour=cluster.price_per_hour,
+                keep=keep,
             )
+            found.append(orphan)
+            break
     return sorted(found, key=lambda each: -each.hours)
 
 
-def end(teardown: Teardown, down: Callable[[str], None], forgotten: OrphanCluster) -> OrphanCluster:
-    """See to one: a run at work that only lost its autodown gets it back, anything else goes down.
+def end(teardown: Teardown, down: Callable[[str], None], orphan: OrphanCluster) -> OrphanCluster:
+    """Restore the autodown of an active run that lost it; end any other cluster.
 
-    ``down`` is the engine's, which lets a run save first. What cannot be ended says why, and holds up no other.
+    ``down`` is the engine's, which lets a run save first. An error becomes the outcome.
     """
     try:
-        if forgotten.keep:
-            teardown.ensure_autodown(forgotten.name, IDLE_MINUTES)
-            return replace(forgotten, outcome="has an autodown again")
-        down(forgotten.name)
+        if orphan.keep:
+            teardown.ensure_autodown(orphan.name, IDLE_MINUTES)
+        else:
+            down(orphan.name)
     except BafoError as error:
-        return replace(forgotten, outcome=error.message)
-    return replace(forgotten, outcome="ended")
+        return replace(orphan, outcome=error.message)
+    return replace(orphan, outcome="autodown restored" if orphan.keep else "ended")
 
 
 def _reasons(
     client: Client, cluster: Cluster, record: RunRecord | None, older_than_hours: float | None, now: float
 ) -> Iterator[tuple[str, bool]]:
-    """Why the cluster should not be there as it is, the gravest first, and whether its run may stay.
+    """(reason to end the cluster, whether its run may stay), the most serious first.
 
-    There is no reason against one that is being launched or is about to end itself.
+    None for one that is being launched or is about to terminate itself.
     """
-    hours, limit = (now - cluster.launched) / 3600, _limit_hours(record)
+    hours = (now - cluster.launched) / 3600
+    limit = ((record.job if record else {}).get("supervisor") or {}).get("max_hours")
     if older_than_hours is not None and hours > older_than_hours:
         yield f"older than {older_than_hours:g} h", False
-    if limit is not None and hours > limit + MARGIN_S / 3600:
-        yield f"past its limit of {limit:g} h", False
+    if limit and hours > float(limit) + MARGIN_S / 3600:
+        yield f"past its limit of {float(limit):g} h", False
     if cluster.status == "STOPPED":
-        yield "stopped, with a disk that is paid for", False
+        yield "stopped, and its disk is billed", False
     if cluster.status == "INIT" and hours * 3600 > MARGIN_S and not client.launching(cluster.name):
-        yield "its launch broke off", False
+        yield "its launch failed", False
     if cluster.status != "UP":
         return
     idle_s = _idle_s(client, cluster, now)
     if cluster.autodown_minutes is None:
-        yield "nothing would end it: it has no autodown", idle_s is None
+        yield "no autodown", idle_s is None
     elif idle_s is not None and idle_s > cluster.autodown_minutes * 60 + MARGIN_S:
         state = record.state if record and record.state != "running" else "dead"
         yield f"its run is {state}, and its autodown is overdue", False
 
 
-def _limit_hours(record: RunRecord | None) -> float | None:
-    """``max_hours`` of the run's job, where it has one."""
-    said = ((record.job if record else {}).get("supervisor") or {}).get("max_hours")
-    return float(said) if said else None
-
-
 def _idle_s(client: Client, cluster: Cluster, now: float) -> float | None:
-    """Seconds since the last job there ended; None while one is at work, or when the cluster cannot be asked."""
+    """Seconds since the last job ended; None while one is active, or when the queue cannot be read."""
     try:
         jobs = client.queue(cluster.name)
     except BafoError:

@@ -156,4 +156,4 @@ def test_the_code_is_compared_with_the_checkout(tmp_path: Path):
     assert f"then {clean[:10]}, here {clean[:10]}+dirty" in code_snapshot.describe_change(run_of(clean), tmp_path)
     (tmp_path / "a.py").write_text("3")
     assert code_snapshot.describe_change(run_of(changed), tmp_path) != ""
-    assert "not known" in code_snapshot.describe_change(run_of(""), tmp_path)
+    assert "unknown" in code_snapshot.describe_change(run_of(""), tmp_path)

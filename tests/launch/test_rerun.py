@@ -48,7 +48,7 @@ def test_where_on_what_and_in_which_image_are_those_of_the_run(
     assert found["task"]["resources"]["accelerators"] == "L40:4"
     assert found["task"]["resources"]["image_id"] == f"docker:{IMAGE}"
     assert f"bafogpt job run runs/away --run {found['name']}" in found["task"]["run"]
-    assert "the code is not what away ran: then 0123456789+dirty" in said
+    assert "the code differs from that of away: then 0123456789+dirty" in said
 
 
 def test_what_is_given_counts_and_a_run_of_this_machine_has_no_image(

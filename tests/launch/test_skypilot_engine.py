@@ -351,13 +351,13 @@ def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyP
     found = reap.find(engine.client, lambda name: None, now=lambda: now)
 
     assert {each.name: each.reason for each in found} == {
-        "broken": "its launch broke off",
-        "naked": "nothing would end it: it has no autodown",
-        "naked-idle": "nothing would end it: it has no autodown",
+        "broken": "its launch failed",
+        "naked": "no autodown",
+        "naked-idle": "no autodown",
         "overdue": "its run is dead, and its autodown is overdue",
     }
     outcomes = {each.name: reap.end(engine.teardown, engine.down, each).outcome for each in found}
-    assert outcomes.pop("naked") == "has an autodown again" and set(outcomes.values()) == {"ended"}
+    assert outcomes.pop("naked") == "autodown restored" and set(outcomes.values()) == {"ended"}
     assert sky.clusters["naked"]["autostop"] == task_config.IDLE_MINUTES
     assert set(sky.clusters) == {"fresh", "healthy", "naked", "just-ended", "theirs", "controllers"}
     assert [each.name for each in reap.find(engine.client, lambda name: None, older_than_hours=5, now=lambda: now)] == [

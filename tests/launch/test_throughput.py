@@ -90,7 +90,7 @@ QLORA = {"model": {"name": "Gemma-2-9b"}, "adapter": {}, "precision": "bf16-true
     ids=["pretraining on 4", "pretraining on 1", "QLoRA"],
 )
 def test_a_plan_and_the_trainer_need_the_same_memory(bucket, monkeypatch, train, processes, fits_below):
-    """A plan with a memory model of its own refused QLoRA of Gemma-2-9b on one L40: 74 GB, where the trainer took 10."""
+    """Two memory models once gave QLoRA of Gemma-2-9b 74 GB in the plan and 10 GB in the trainer."""
     pytest.importorskip("litgpt")
     from bafogpt.train import memory_check, network, parallel
 
