@@ -75,7 +75,7 @@ def test_lines_come_until_the_end_with_attempt_node_and_step_and_a_failed_measur
 def test_the_supervisor_measures_its_machine_and_counts_dollars_while_it_works(
     supervise: Callable[..., supervisor.Ending], bucket: Bucket
 ):
-    supervise(make_job(supervisor={"system_stats_every_s": 0.05}))
+    supervise(make_job(supervisor={"system_stats_s": 0.05}))
     found = StatusReader(RunStore(bucket), "run").read()
     assert (found.state, found.training.step) == ("succeeded", 20)
     (machine,) = found.machines
