@@ -1,4 +1,4 @@
-"""Claiming a run before anything works on it: the dataset is there, nobody else is at it, the attempt has a number."""
+"""Claims a run: the dataset exists, no other process here holds the run, the attempt gets its number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bafogpt.agent import provenance
@@ -22,12 +22,12 @@ from bafogpt.runs.store import RunRecord, RunStore, now
 from bafogpt.storage.bucket import Bucket
 
 IMAGE_LABELS = Path("/etc/bafogpt/image.json")
-"""Where an image of ``docker/`` says what it was built from: ``revision``, ``constraints``, ``base``."""
+"""The labels of an image of ``docker/``: ``revision``, ``constraints``, ``base``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchInfo:
-    """Where a supervisor is: what the engine told it."""
+    """What the launch tells the machine."""
 
     infra: str = "local"
     price_per_hour: float = 0.0
@@ -38,21 +38,20 @@ class LaunchInfo:
 
     @classmethod
     def from_environment(cls, labels: Path = IMAGE_LABELS) -> LaunchInfo:
-        """As the launch wrote it into the task's ``envs``, and the image into its file of ``labels``."""
-        price = os.environ.get(env.PRICE_PER_HOUR, "0")
-        launched = os.environ.get(env.INFRA)
+        """From the task's ``envs`` and the image's file of ``labels``."""
+        infra = os.environ.get(env.INFRA)
         image = os.environ.get(env.IMAGE, "").removeprefix(PREFIX)
         return cls(
-            infra=launched or "local",
-            price_per_hour=float(price),
+            infra=infra or "local",
+            price_per_hour=float(os.environ.get(env.PRICE_PER_HOUR, "0")),
             git=os.environ.get(env.GIT, ""),
-            image=image if image and launched != "local" else None,  # of a local run, the variable is somebody else's
+            image=image if image and infra != "local" else None,  # a local run has no image; the variable is another's
             image_labels=_read_labels(labels),
         )
 
 
 def _read_labels(path: Path) -> dict[str, str]:
-    """The labels in a file, those that are text; a file that cannot be read has none, and is no reason not to train."""
+    """The text values in a file; none where it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -61,7 +60,7 @@ def _read_labels(path: Path) -> dict[str, str]:
 
 
 def name_from_environment(job: str) -> str:
-    """A run's name where the launch gave none (plain ``sky launch``); a recovered task gets the same again."""
+    """A run's name where the launch gave none (plain ``sky launch``); a recovered task gets the same name again."""
     task = os.environ.get("SKYPILOT_TASK_ID")
     if not task:
         return job
@@ -69,11 +68,11 @@ def name_from_environment(job: str) -> str:
 
 
 @contextlib.contextmanager
-def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: LaunchInfo) -> Iterator[RunRecord]:
-    """Hold run ``name`` on this machine, as a new attempt with a record that says "running".
+def claim(job: Job, name: str, bucket: Bucket, folder: Path, launch: LaunchInfo) -> Iterator[RunRecord]:
+    """Hold run ``name`` on this machine, as a new attempt with a record whose state is "running".
 
-    A run that has succeeded already is not claimed again: its record says so. Raises what the bucket raises,
-    :class:`NotFoundError` for a dataset that is not there, :class:`ConflictError` when another process here is at it.
+    A run that has succeeded is not claimed: its record is returned as it is. Raises what the bucket raises,
+    :class:`NotFoundError` for a missing dataset, :class:`ConflictError` when another process here holds the run.
     """
     bucket.check()
     if not bucket.exists(f"{job.train.data.path}/manifest.json"):
@@ -91,34 +90,31 @@ def claim(job: Job, name: str, bucket: Bucket, folder: Path, place: LaunchInfo) 
         made_of = provenance.collect(
             bucket.child(job.train.data.path),
             attempt,
-            infra=place.infra,
-            price_per_hour=place.price_per_hour,
+            infra=launch.infra,
+            price_per_hour=launch.price_per_hour,
             earlier=earlier.machines if earlier else (),
         )
-        yield store.save(replace(_record(job, name, place, attempt, earlier), **made_of))
-
-
-def _record(job: Job, name: str, place: LaunchInfo, attempt: int, earlier: RunRecord | None) -> RunRecord:
-    """The run's record at the start of an attempt."""
-    return RunRecord(
-        name=name,
-        trainer=job.trainer,
-        state="running",
-        created=earlier.created if earlier else now(),
-        updated=now(),
-        steps=job.train.steps,
-        step=earlier.step if earlier else 0,
-        attempts=attempt,
-        restarts=earlier.restarts if earlier else 0,
-        infra=place.infra,
-        host=platform.node(),
-        price_per_hour=place.price_per_hour,
-        job=schema.to_dict(job),
-        git=place.git,
-        image=place.image,
-        image_digest=digest_of(place.image),
-        image_labels=dict(place.image_labels),
-    )
+        record = RunRecord(
+            name=name,
+            trainer=job.trainer,
+            state="running",
+            created=earlier.created if earlier else now(),
+            updated=now(),
+            steps=job.train.steps,
+            step=earlier.step if earlier else 0,
+            attempts=attempt,
+            restarts=earlier.restarts if earlier else 0,
+            host=platform.node(),
+            job=schema.to_dict(job),
+            infra=launch.infra,
+            price_per_hour=launch.price_per_hour,
+            git=launch.git,
+            image=launch.image,
+            image_digest=digest_of(launch.image),
+            image_labels=dict(launch.image_labels),
+            **made_of,
+        )
+        yield store.save(record)
 
 
 @contextlib.contextmanager
@@ -130,6 +126,6 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConflictError(
-                f"run {name} is at work on this machine already", f"bafogpt cloud status {name}"
+                f"run {name} is already running on this machine", f"bafogpt cloud status {name}"
             ) from None
         yield

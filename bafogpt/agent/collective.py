@@ -1,4 +1,4 @@
-"""An all-reduce among the processes of this machine, in processes of its own, with a deadline."""
+"""Tests the collectives of this machine: an all-reduce in separate processes, with a deadline."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bafogpt.agent.workers import Workers, describe_exit
 
 COMMAND = (sys.executable, "-m", "bafogpt.train.probes.collective_check")
 READY = "ready"
-"""What each process prints once torch is imported (:data:`bafogpt.train.probes.collective_check.READY`)."""
+"""Printed by each process once torch is imported (:data:`bafogpt.train.probes.collective_check.READY`)."""
 START_S = 120.0
-"""How long importing torch from a cold disk may take. It is not part of the deadline: a slow disk is not a hang."""
+"""How long importing torch from a cold disk may take, before the deadline begins: a slow disk is not a hang."""
 POLL_S = 0.05
 WITHOUT_P2P = {"NCCL_P2P_DISABLE": "1"}
-"""NCCL then copies through the host's memory instead of from GPU to GPU (NCCL user guide, environment variables)."""
+"""NCCL then copies through host memory instead of from GPU to GPU (NCCL user guide, environment variables)."""
 
 _RANK = re.compile(r"\[rank (\d+)\] (.*)")
 
@@ -31,11 +31,11 @@ class CollectiveResult:
     """How the all-reduce went."""
 
     failure: str = ""
-    """What went wrong, with the last line of each rank; empty where nothing did."""
+    """Why it failed, with the last line of each rank; empty where it succeeded."""
     gb_per_s: float | None = None
-    """Bus bandwidth, where it went well."""
+    """Bus bandwidth, where it succeeded."""
     stopped: bool = False
-    """Whether it was broken off because the run is to end."""
+    """Whether it was broken off because the run must end."""
 
 
 def run(
@@ -44,49 +44,47 @@ def run(
     folder: Path,
     *,
     timeout_s: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stopped: Callable[[], bool] = lambda: False,
     environment: Mapping[str, str] | None = None,
     command: Sequence[str] = COMMAND,
 ) -> CollectiveResult:
-    """One all-reduce over ``processes``, which must end ``timeout_s`` seconds after all have started.
+    """Run an all-reduce over ``processes``, which must end ``timeout_s`` seconds after all have started.
 
-    One process alone shows that CUDA works.
-
-    The lines of the processes go to ``say`` only where it fails. No process is left when this returns.
+    One process alone tests CUDA. Output goes to ``log`` only after a failure. No process is left when this returns.
     """
     output = _Output(processes)
-    trainers = Workers(folder, processes, output.add, [*command, device], environment=environment or {})
-    failure = ""
-    started, ready_at = time.monotonic(), None
-    try:
-        while trainers.running():
-            time.sleep(POLL_S)
-            now = time.monotonic()
-            if stopped():
-                return CollectiveResult(stopped=True)
-            if ready_at is None and output.all_ready():
-                ready_at = now
-            if now > (started + START_S if ready_at is None else ready_at + timeout_s):
-                limit = START_S if ready_at is None else timeout_s
-                failure = f"did not {'start' if ready_at is None else 'end'} within {limit:g} s ({output.last_lines()})"
-                trainers.dump()
-                break
-        codes = trainers.exit_codes()
-    finally:
-        trainers.end()
+    with Workers(folder, processes, output.add, [*command, device], environment=environment) as workers:
+        failure = _wait(workers, output, timeout_s, stopped)
+        if stopped():
+            return CollectiveResult(stopped=True)
+        codes = workers.exit_codes()
     if not failure and any(codes):
         failure = f"failed: {describe_exit(codes)} ({output.last_lines()})"
     if not failure:
         return CollectiveResult(gb_per_s=output.gb_per_s())
     for line in output.lines:
-        say(line)
+        log(line)
     what = f"an all-reduce over {processes} processes" if processes > 1 else "a first sum on the GPU"
     return CollectiveResult(failure=f"{what} {failure}")
 
 
+def _wait(workers: Workers, output: _Output, timeout_s: float, stopped: Callable[[], bool]) -> str:
+    """Wait until the processes end or the run is stopped; the failure where a deadline passes first."""
+    deadline, verb, limit_s = time.monotonic() + START_S, "start", START_S
+    while workers.running() and not stopped():
+        time.sleep(POLL_S)
+        if verb == "start" and output.all_ready():
+            deadline, verb, limit_s = time.monotonic() + timeout_s, "end", timeout_s
+        if time.monotonic() > deadline:
+            failure = f"did not {verb} within {limit_s:g} s ({output.last_lines()})"
+            workers.dump()
+            return failure
+    return ""
+
+
 class _Output:
-    """What the processes print, line by line, from a thread of each."""
+    """The processes' output, added line by line from one thread per process."""
 
     def __init__(self, processes: int) -> None:
         self.lines: list[str] = []
@@ -97,7 +95,7 @@ class _Output:
     def add(self, line: str) -> None:
         with self._lock:
             self.lines.append(line)
-            match = _RANK.fullmatch(line)  # one process alone has no number before its lines
+            match = _RANK.fullmatch(line)  # the lines of a single process carry no rank
             rank, text = (int(match[1]), match[2].strip()) if match else (0, line.strip())
             if text:
                 self._last[rank] = text
@@ -109,7 +107,7 @@ class _Output:
 
     def last_lines(self, limit: int = 100) -> str:
         with self._lock:
-            return "; ".join(f"rank {rank} last said: {text[:limit]}" for rank, text in self._last.items())
+            return "; ".join(f"rank {rank} printed last: {text[:limit]}" for rank, text in self._last.items())
 
     def gb_per_s(self) -> float | None:
         try:

@@ -1,51 +1,46 @@
-"""What goes along with a run, for people: its checkpoints on the Hub, its metrics at tracking services.
+"""Copies of a run elsewhere: its checkpoints on the Hub, its metrics at tracking services.
 
-A run neither waits for these while it trains nor ends by them.
+A run does not wait for them while it trains, and does not fail because of them.
 """
 
 from __future__ import annotations
 
 import time
 
+from bafogpt.agent.attempt import Attempt
 from bafogpt.agent.hub_publisher import DRAIN_S, HubPublisher
-from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.tracking.sidecar import Sidecar
 from bafogpt.core import schema, settings
-from bafogpt.jobs.job import Job
 from bafogpt.jobs.tracking import TrackedRun, tracker_run_id
 from bafogpt.runs.store import RunState
-from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import TrainerFiles
 
 
 class Exporters:
-    """The publisher and the trackers of one attempt, as far as the job asks for them."""
+    """The Hub publisher and the trackers of one attempt, as far as the job configures them."""
 
-    def __init__(self, job: Job, bucket: Bucket, trainer_files: TrainerFiles, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._config = job.supervisor
-        self._drain_s = job.tracking.drain_s
-        record = recorder.record
+    def __init__(self, attempt: Attempt) -> None:
+        self._config = attempt.config
+        self._drain_s = attempt.job.tracking.drain_s
+        self._recorder = recorder = attempt.recorder
         self._publisher: HubPublisher | None = None
-        if job.supervisor.publish_to:
-            folder = bucket.child(f"runs/{record.name}/checkpoints")
-            self._publisher = HubPublisher(folder, job.supervisor.publish_to, settings.load(), recorder.event)
+        if target := attempt.config.publish_to:
+            self._publisher = HubPublisher(attempt.run.child("checkpoints"), target, settings.load(), recorder.event)
         self._sidecars = [
             Sidecar(
                 TrackedRun(
                     service=service,
-                    config=job.tracking,
-                    name=record.name,
-                    id=tracker_run_id(record.name, record.created),
-                    attempt=recorder.attempt,
-                    bucket=bucket.url,
-                    job=schema.to_dict(job),
+                    config=attempt.job.tracking,
+                    name=attempt.name,
+                    id=tracker_run_id(attempt.name, recorder.record.created),
+                    attempt=attempt.number,
+                    bucket=attempt.bucket.url,
+                    job=schema.to_dict(attempt.job),
                 ),
-                trainer_files.folder,
+                attempt.trainer_files.folder,
                 recorder.log,
                 recorder.event,
             )
-            for service in job.tracking.services
+            for service in attempt.job.tracking.services
         ]
 
     def start(self) -> None:
@@ -55,20 +50,23 @@ class Exporters:
             sidecar.start()
 
     def committed(self, step: int) -> None:
-        """A checkpoint is in the bucket, and may be published."""
+        """A checkpoint is in the bucket and may be published."""
         if self._publisher:
-            self._publisher.offer(step)
+            self._publisher.publish(step)
 
     def finish(self, state: RunState, left_s: float) -> None:
-        """Wait for the last publication, long after success (``left_s`` of the run's limits allowing), no longer than
-        the grace period otherwise; and for the last metrics to be sent on, which never takes long."""
+        """Wait for the last publication and the last metrics.
+
+        After success the publication may take long, within the ``left_s`` seconds of the run's limits; otherwise no
+        longer than the grace period. The metrics may take ``tracking.drain_s``.
+        """
         for sidecar in self._sidecars:
-            sidecar.tell(state)
+            sidecar.finish(state)
         deadline = time.monotonic() + self._drain_s
         if self._publisher:
             self._recorder.log(f"publishing on {self._config.publish_to}")
-            patience = min(DRAIN_S, max(self._config.grace_s, left_s))
-            if not self._publisher.close(patience if state == "succeeded" else self._config.grace_s):
+            grace_s = self._config.grace_s
+            if not self._publisher.close(min(DRAIN_S, max(grace_s, left_s)) if state == "succeeded" else grace_s):
                 self._recorder.log("the last publication did not end in time")
         for sidecar in self._sidecars:
             if not sidecar.close(max(0.0, deadline - time.monotonic())):

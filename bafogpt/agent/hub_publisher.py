@@ -1,7 +1,6 @@
 """Publishes committed checkpoints on the Hugging Face Hub while training goes on.
 
-The bucket is what a run lives by; the Hub is a copy for people. So a publication that fails is written down and tried
-again with the next checkpoint, and never ends the run.
+A publication that fails is recorded and tried again with the next checkpoint; it never ends the run.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ DRAIN_S = 600.0
 
 
 class HubPublisher:
-    """A thread that pushes the newest complete checkpoint to one repository of the Hub, private, one commit each.
+    """A thread that pushes the newest complete checkpoint to one private repository of the Hub, one commit each.
 
-    Checkpoints that are committed while a push is under way are not queued: the newest one is pushed next.
+    Checkpoints committed during a push are not queued: the newest one is pushed next.
     """
 
-    def __init__(self, checkpoints: Bucket, target: str, settings: Settings, record: Callable[..., None]) -> None:
+    def __init__(self, checkpoints: Bucket, target: str, settings: Settings, event: Callable[..., None]) -> None:
         self._checkpoints = checkpoints
         self._target = target
         self._settings = settings
-        self._record = record
+        self._event = event
         self._wanted: int | None = None
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="publishing", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="hub publisher", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def offer(self, step: int) -> None:
-        """A checkpoint has been committed."""
+    def publish(self, step: int) -> None:
+        """Publish the newest checkpoint, of ``step`` or later, as soon as possible."""
         with self._changed:
             self._wanted = step
             self._changed.notify()
 
     def close(self, timeout_s: float = DRAIN_S) -> bool:
-        """Wait until what was offered is published or has failed, at most ``timeout_s``; whether it has."""
+        """Wait until the last publication has succeeded or failed, at most ``timeout_s``; whether it has."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -57,21 +56,17 @@ class HubPublisher:
                 step, self._wanted = self._wanted, None
             if step is None:
                 return
+            about = {"step": step, "target": self._target}
             try:
-                commit = self._push()
-                self._record("published", step=step, target=self._target, commit=commit)
+                self._event("published", **about, commit=self._push())
             except BafoError as error:
-                self._record("publication_failed", step=step, target=self._target, error=error.message)
+                self._event("publication_failed", **about, error=error.message)
             except ModuleNotFoundError as error:
-                self._record(
-                    "publication_failed", step=step, target=self._target, error=f"{error.name} is not installed"
-                )
+                self._event("publication_failed", **about, error=f"{error.name} is not installed")
 
     def _push(self) -> str:
         from bafogpt.storage.folders import sync
         from bafogpt.storage.folders.uri import locate
 
-        plan = sync.prepare(
-            locate(self._checkpoints.url, self._settings), locate(self._target, self._settings, base="bucket")
-        )
-        return sync.execute(plan).commit
+        source = locate(self._checkpoints.url, self._settings)
+        return sync.execute(sync.prepare(source, locate(self._target, self._settings, base="bucket"))).commit

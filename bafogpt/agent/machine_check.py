@@ -1,4 +1,4 @@
-"""The checks of :mod:`bafogpt.agent.preflight` for a job, and what becomes of a run whose machine fails them."""
+"""Runs the checks of :mod:`bafogpt.agent.preflight` for a job, and records a machine that fails them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from bafogpt.agent import preflight
 from bafogpt.agent.outcome import ExitOutcome
@@ -31,14 +30,14 @@ def require_fit(
     than GPUs.
     """
     vocab_size = None
-    with contextlib.suppress(BafoError):  # the trainers say what is wrong with the dataset
+    with contextlib.suppress(BafoError):  # the trainers report what is wrong with the dataset
         vocab_size = manifest.load(bucket.child(job.train.data.path)).vocab_size
-    wanted = request(model_shape.with_network_sizes(job, bucket), recorder.record, folder, vocab_size)
+    wanted = requirements(model_shape.with_network_sizes(job, bucket), recorder.record, folder, vocab_size)
     run = RunStore(bucket).folder(recorder.record.name)
-    report = preflight.check(wanted, run, say=recorder.log, stopped=stopped)
-    findings = [each.message for each in report.findings]
-    recorder.event("machine_checked", fit=not report.fatal, findings=findings, **report.figures)
-    for each in report.findings:
+    report = preflight.check(wanted, run, log=recorder.log, stopped=stopped)
+    problems = [each.message for each in report.problems]
+    recorder.event("machine_checked", fit=not report.fatal, problems=problems, **report.figures)
+    for each in report.problems:
         if not each.fatal:
             recorder.log(f"this machine: {each.message}")
     if (speed := report.figures.get("all_reduce_gb_per_s")) is not None:
@@ -47,16 +46,18 @@ def require_fit(
     return report
 
 
-def request(
+def requirements(
     job: Job,
     record: RunRecord,
     folder: Path,
     vocab_size: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> preflight.MachineRequirements:
-    """What ``job`` needs of this machine, by the job itself and by what SkyPilot and the launch say in variables."""
+    """What ``job`` needs of this machine, by the job itself and the variables of SkyPilot and the launch."""
     gpu, _, launched = environment.get(env.GPUS, "").partition(":")
-    asked = max(_whole(launched or ("1" if gpu else "")), _whole(environment.get("SKYPILOT_NUM_GPUS_PER_NODE", "")))
+    asked = max(
+        _gpu_count(launched or ("1" if gpu else "")), _gpu_count(environment.get("SKYPILOT_NUM_GPUS_PER_NODE", ""))
+    )
     cloud = record.machines[-1].get("cloud") if record.machines else ""
     config = job.supervisor
     return preflight.MachineRequirements(
@@ -72,11 +73,11 @@ def request(
 
 
 def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: bool) -> int | None:
-    """Bytes that a run has on one machine's disk at most; None for a model whose sizes are not known here.
+    """The most bytes that a run has on one machine's disk; None for a model of unknown size.
 
-    Checkpoints that are being written or wait for their upload, ``max_pending`` in all, and one that the run goes on
-    from, after a crash at the latest; the cache of the data, up to 4 bytes for each token that is read; and the first
-    weights in bf16, which a resumed run needs only below an adapter. A checkpoint is weights and two moments.
+    These are ``max_pending`` checkpoints that are being written or uploaded, and the one to resume from; the cache of
+    the data, up to 4 bytes per token; and the first weights in bf16, which a resumed run needs only below an adapter. A
+    checkpoint is weights and two moments.
     """
     shape = model_shape.shape_of(config, vocab_size)
     if shape is None:
@@ -89,25 +90,24 @@ def disk_bytes(config: TrainConfig, vocab_size: int | None = None, *, resumed: b
     return checkpoint * (config.checkpoint.max_pending + 1) + cache + first
 
 
-def recorded(recorder: Recorder, ending: ExitOutcome) -> ExitOutcome:
+def record_unfit(recorder: Recorder, outcome: ExitOutcome) -> ExitOutcome:
     """Write into the run's record that this attempt's machine was unfit; the last of several in a row fails the run.
 
-    An engine that rents another machine after exit code 105 would otherwise do so without end.
+    Otherwise an engine that rents another machine after exit code 105 would do so without end.
     """
-    if ending.exit_code != ExitCode.MACHINE_UNFIT:
-        return ending
-    machines: list[dict[str, Any]] = [dict(each) for each in recorder.record.machines]
-    machines[-1] |= {"unfit": ending.message, "hint": ending.hint}
-    recorder.update(machines=machines)
+    if outcome.exit_code != ExitCode.MACHINE_UNFIT:
+        return outcome
+    *earlier, last = recorder.record.machines
+    recorder.update(machines=[*earlier, {**last, "unfit": outcome.message, "hint": outcome.hint}])
     reasons = recorder.record.unfit
     if len(reasons) < MAX_UNFIT:
-        return ending
+        return outcome
     message = f"{len(reasons)} machines in a row could not run the job: {'; '.join(dict.fromkeys(reasons))}"
-    return ExitOutcome("failed", message, ending.hint, ExitCode.JOB_FAILED)
+    return ExitOutcome("failed", message, outcome.hint, ExitCode.JOB_FAILED)
 
 
-def _whole(text: str) -> int:
-    """A number of GPUs; 0 for what is none. A share of a GPU is one."""
+def _gpu_count(text: str) -> int:
+    """A number of GPUs, rounded up; 0 for any other text."""
     try:
         return max(0, -int(-float(text) // 1))
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""How a run ends on a machine, and how a machine is asked to end it."""
+"""How a run ends on a machine, and the signals that end it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bafogpt.core.errors import ExitCode
+from bafogpt.core.errors import BafoError, ExitCode
 from bafogpt.runs.store import RunState
 
 EXIT_CODES: dict[RunState, ExitCode] = {
@@ -29,6 +29,27 @@ class ExitOutcome:
 
     def __post_init__(self) -> None:
         assert (self.state == "succeeded") == (self.exit_code == ExitCode.OK), self
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.message}" if self.message else self.state
+
+    @classmethod
+    def of_error(cls, error: BafoError) -> ExitOutcome:
+        """A failure with the error's message, hint and exit code."""
+        return cls("failed", error.message, error.hint, error.exit_code)
+
+
+class RunEndedError(Exception):
+    """Raised where the run must end instead of going on."""
+
+    def __init__(self, outcome: ExitOutcome) -> None:
+        super().__init__(str(outcome))
+        self.outcome = outcome
+
+
+def resume_hint(name: str) -> str:
+    """The command that continues a run, on another machine where it was rented."""
+    return f"bafogpt cloud launch … --name {name} --resume"
 
 
 @contextlib.contextmanager

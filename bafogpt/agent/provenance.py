@@ -1,7 +1,6 @@
-"""Provenance: what a run was made of, written into its record when an attempt begins.
+"""What a run was made of, written into its record when an attempt begins: data, versions, machine.
 
-The code's commit comes with the launch (:mod:`bafogpt.launch.code_snapshot`); here are the data, the versions and the
-place of each attempt. Nothing heavy is imported for it: versions are read from the packages' own records.
+The code's commit comes with the launch. Nothing heavy is imported: versions are read from the packages' metadata.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from bafogpt import __version__
 from bafogpt.agent import system_stats
 from bafogpt.agent.preflight import torch_cuda
 from bafogpt.core import nvidia_smi
+from bafogpt.jobs import env
 from bafogpt.jobs.dataset import describe
-from bafogpt.jobs.env import GPUS
 from bafogpt.storage.bucket import Bucket
 
 PACKAGES = (
     *("torch", "lightning", "litgpt", "tokenizers", "safetensors", "numpy", "bitsandbytes"),
     *("obstore", "boto3", "smart-open", "huggingface-hub", "skypilot"),
 )
-"""What can change a run's numbers, or how its bytes travel."""
+"""Packages that can change a run's numbers, or how its bytes travel."""
 
 
 def collect(
@@ -40,12 +39,12 @@ def collect(
 ) -> dict[str, Any]:
     """Fields of a :class:`~bafogpt.runs.store.RunRecord` at the start of an attempt.
 
-    ``data`` is the dataset's folder, ``earlier`` the places of the attempts before. Raises what the bucket raises,
+    ``data`` is the dataset's folder, ``earlier`` the machines of the attempts before. Raises what the bucket raises,
     :class:`NotFoundError` where there is no dataset.
     """
     here = machine(attempt, infra=infra, price_per_hour=price_per_hour, environment=environment, gpus=gpus())
     return {
-        "gpus": environment.get(GPUS, ""),
+        "gpus": environment.get(env.GPUS, ""),
         "data": describe(data),
         "versions": versions(),
         "machines": [*map(dict, earlier), here],
@@ -60,25 +59,22 @@ def machine(
     environment: Mapping[str, str],
     gpus: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Where an attempt runs: the machine as it sees itself, and what SkyPilot says about it.
+    """The machine of an attempt: its own figures, and SkyPilot's description of it.
 
-    ``unfit`` (why) and ``hint`` come later, where the machine could not run the job.
+    ``unfit`` (why) and ``hint`` are added later, where the machine could not run the job.
     """
     try:
         cluster = json.loads(environment.get("SKYPILOT_CLUSTER_INFO") or "{}")
     except ValueError:
         cluster = {}
     cluster = cluster if isinstance(cluster, dict) else {}
-    names = sorted({str(each["name"]) for each in gpus})
     return {
         "attempt": attempt,
         "host": platform.node(),
         "infra": infra,
-        "cloud": str(cluster.get("cloud") or ""),
-        "region": str(cluster.get("region") or ""),
-        "zone": str(cluster.get("zone") or ""),
+        **{key: str(cluster.get(key) or "") for key in ("cloud", "region", "zone")},
         "nodes": int(environment.get("SKYPILOT_NUM_NODES") or 1),
-        "gpu": " + ".join(names),
+        "gpu": " + ".join(sorted({str(each["name"]) for each in gpus})),
         "gpus": len(gpus),
         "driver": str(gpus[0].get("driver") or "") if gpus else "",
         "cpus": system_stats.cpu_quota() or os.cpu_count() or 1,
@@ -89,7 +85,7 @@ def machine(
 
 
 def versions() -> dict[str, str]:
-    """bafogpt, Python, the packages that matter and are installed, and the CUDA that torch was built for."""
+    """Of bafogpt, Python, the installed ones of :data:`PACKAGES`, and the CUDA that torch was built for."""
     found = {"bafogpt": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

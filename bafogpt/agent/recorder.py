@@ -1,4 +1,4 @@
-"""What a supervisor writes down: log lines, events, the run's record; and their way to the bucket while it runs."""
+"""A run's records on their way to the bucket: log lines, events, metrics, system stats, the run's record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from bafogpt.agent import system_stats
 from bafogpt.agent.budget import Budget
 from bafogpt.core.errors import BafoError, StorageError
+from bafogpt.jobs.job import SupervisorConfig
 from bafogpt.runs import usage
 from bafogpt.runs.log_segments import FileUploader, SegmentWriter
 from bafogpt.runs.store import SYSTEM_STATS, RunRecord, RunStore
@@ -22,17 +23,17 @@ from bafogpt.train.trainer_io import TrainerFiles
 
 @dataclass(frozen=True)
 class Outage:
-    """A bucket that does not do what is asked: since when (monotonic seconds), and what it last said."""
+    """A bucket that refuses requests: since when (monotonic seconds), and its last error."""
 
     since: float
     error: BafoError
 
 
 class Recorder:
-    """Local files first, the bucket every ``every_s`` seconds by a thread, so that nobody waits for a bucket.
+    """Writes local files first; a thread sends them to the bucket every ``flush_s`` seconds.
 
-    ``failing`` is set while the bucket refuses; what could not be sent stays in the local files and goes with the next
-    sending. Node 0 keeps the run's record, and the account of what the attempt has cost; other nodes have feeds only.
+    ``outage`` is set while the bucket refuses; what could not be sent goes with the next flush. Node 0 keeps the run's
+    record and the attempt's usage too.
     """
 
     def __init__(
@@ -40,85 +41,75 @@ class Recorder:
         store: RunStore,
         record: RunRecord,
         trainer_files: TrainerFiles,
-        every_s: float,
-        system_stats_s: float = 10.0,
+        config: SupervisorConfig,
         *,
         budget: Budget | None = None,
         node: int = 0,
     ) -> None:
         self.record = record
-        self.attempt = attempt = record.attempts
+        self.attempt = record.attempts
         self.outage: Outage | None = None
         self._store = store
-        self._log = _log_file(trainer_files, attempt).open("a", encoding="utf-8", buffering=1)
-        self._events = _events_file(trainer_files, attempt).open("a", encoding="utf-8", buffering=1)
-        bucket = store.folder(record.name)
-        self._feeds = [
-            feed
-            for each in range(1, attempt + 1)  # what an earlier attempt on this disk could not send goes too
-            if _log_file(trainer_files, each).exists()
-            for feed in (
-                SegmentWriter(bucket, "logs", each, _log_file(trainer_files, each), "log", node),
-                SegmentWriter(bucket, "events", each, _events_file(trainer_files, each), "jsonl", node),
-                SegmentWriter(bucket, "metrics", each, trainer_files.metrics(each), "jsonl", node),
-                SegmentWriter(bucket, SYSTEM_STATS, each, system_stats_file(trainer_files, each), "jsonl", node),
-            )
+        self._run = store.folder(record.name)
+        files = segment_files(trainer_files, self.attempt)
+        self._log, self._events = (files[kind].open("a", encoding="utf-8", buffering=1) for kind in ("logs", "events"))
+        self._writers = [
+            SegmentWriter(self._run, kind, attempt, file, node)
+            for attempt in range(1, self.attempt + 1)  # what an earlier attempt on this disk could not send goes too
+            for kind, file in segment_files(trainer_files, attempt).items()
         ]
         self._system_stats = system_stats.StatsLogger(
-            system_stats_file(trainer_files, attempt),
-            attempt=attempt,
-            more=self._progress,
-            every_s=system_stats_s,
+            files[SYSTEM_STATS], attempt=self.attempt, more=self._progress, every_s=config.system_stats_s
         )
-        self._profile = FileUploader(bucket, "profile", trainer_files.profile)
-        self._every_s = every_s
+        self._profile = FileUploader(self._run, "profile", trainer_files.profile)
+        self._every_s = config.flush_s
         self._node = node
         self._budget = budget
-        self._metered = -float("inf")
+        self._usage_written_at = -float("inf")
         self._changed = False
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._shipping = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._flushing = threading.Lock()
+        self._thread = threading.Thread(target=self._flush_repeatedly, name="recorder", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
         self._system_stats.start()
 
     def log(self, line: str) -> None:
-        """A line for people: to the terminal and to the run's log."""
+        """Write a line to the terminal and to the run's log."""
         with self._lock:
             print(line, flush=True)
             if not self._log.closed:
                 self._log.write(line + "\n")
 
     def append_log(self, lines: Iterable[str]) -> None:
-        """Lines that the terminal has shown already: to the run's log alone."""
+        """Write lines to the run's log only."""
         with self._lock:
             self._log.writelines(f"{line}\n" for line in lines)
 
     def event(self, kind: str, **values: Any) -> None:
-        """Something that happened, for ``bafogpt runs show`` and the report."""
+        """Write an event, for ``bafogpt runs show`` and the report."""
         line = {"time": round(time.time(), 3), "attempt": self.attempt, "event": kind, **values}
         if self._node:
             line["node"] = self._node
         with self._lock:
-            if not self._events.closed:  # a publication that did not end in time may still tell of itself
+            if not self._events.closed:  # a publication that did not end in time may still report
                 self._events.write(json.dumps(line) + "\n")
 
     def update(self, **changes: Any) -> None:
-        """Change the run's record; it is sent with the next sending."""
+        """Change the run's record; the next flush sends it."""
         self.record = replace(self.record, **changes)
         self._changed = True
 
     def flush(self) -> None:
         """Send everything now; from any thread. Raises :class:`StorageError`."""
-        with self._shipping:
-            for feed in self._feeds:
-                feed.flush()
+        with self._flushing:
+            for writer in self._writers:
+                writer.flush()
             for path in self._profile.flush():
                 self.event("profile_sent", path=path)
-            self._meter()
+            self._write_usage()
             if self._changed and self._node == 0:
                 self._changed = False
                 try:
@@ -127,20 +118,8 @@ class Recorder:
                     self._changed = True
                     raise
 
-    def _progress(self) -> dict[str, Any]:
-        """How far the run is and what it has cost, for the system stats."""
-        return {"step": self.record.step, **({"usd": round(self._budget.usd, 6)} if self._budget else {})}
-
-    def _meter(self) -> None:
-        """Write down what the attempt has cost, now and then and at its end."""
-        now = time.monotonic()
-        if self._budget and (self._closing.is_set() or now - self._metered >= usage.USAGE_EVERY_S):
-            usage.write(self._store.folder(self.record.name), self._budget.span)
-            self._metered = now
-
     def close(self) -> None:
-        """Stop the thread and the files: what is said from here on goes to the terminal alone. Call :meth:`flush`
-        after it, for the last lines."""
+        """Stop the thread and close the files: later lines go to the terminal only. Call :meth:`flush` afterwards."""
         self._system_stats.close()
         self._closing.set()
         self._thread.join()
@@ -148,7 +127,18 @@ class Recorder:
             self._log.close()
             self._events.close()
 
-    def _run(self) -> None:
+    def _progress(self) -> dict[str, Any]:
+        """The run's step and cost, for the system stats."""
+        return {"step": self.record.step, **({"usd": round(self._budget.usd, 6)} if self._budget else {})}
+
+    def _write_usage(self) -> None:
+        """Write the attempt's usage, at intervals and at its end."""
+        now = time.monotonic()
+        if self._budget and (self._closing.is_set() or now - self._usage_written_at >= usage.USAGE_EVERY_S):
+            usage.write(self._run, self._budget.usage)
+            self._usage_written_at = now
+
+    def _flush_repeatedly(self) -> None:
         while not self._closing.wait(self._every_s):
             try:
                 self.flush()
@@ -159,14 +149,11 @@ class Recorder:
                 self.outage = Outage(self.outage.since if self.outage else time.monotonic(), error)
 
 
-def _log_file(trainer_files: TrainerFiles, attempt: int) -> Path:
-    return trainer_files.folder / f"log-{attempt:04d}.txt"
-
-
-def system_stats_file(trainer_files: TrainerFiles, attempt: int) -> Path:
-    """The system_stats of one attempt, see :mod:`bafogpt.agent.system_stats`."""
-    return trainer_files.folder / f"system_stats-{attempt:04d}.jsonl"
-
-
-def _events_file(trainer_files: TrainerFiles, attempt: int) -> Path:
-    return trainer_files.folder / f"events-{attempt:04d}.jsonl"
+def segment_files(trainer_files: TrainerFiles, attempt: int) -> dict[str, Path]:
+    """The local files of an attempt, by their folder in the run's bucket."""
+    return {
+        "logs": trainer_files.folder / f"log-{attempt:04d}.log",
+        "events": trainer_files.folder / f"events-{attempt:04d}.jsonl",
+        "metrics": trainer_files.metrics(attempt),
+        SYSTEM_STATS: trainer_files.folder / f"system_stats-{attempt:04d}.jsonl",
+    }

@@ -1,37 +1,38 @@
-"""``bafogpt job run``: the command of every task. Keeps one run alive on the machine it is on.
+"""``bafogpt job run``: the command of every task. Keeps one run alive on its machine.
 
-It starts the trainers, restarts them after a crash or a hang from the newest complete checkpoint, carries checkpoints,
-logs, metrics and events to the bucket while they work, turns SIGTERM and the limits of money and time into save, drain,
-exit, and leaves a final status that can be read after the machine is gone. It never imports torch.
+It starts the trainers, restarts them from the newest complete checkpoint after a crash or a hang, uploads checkpoints,
+logs, metrics and events meanwhile, turns SIGTERM and the limits of money and time into save, upload, exit, and leaves a
+final status that can be read after the machine is gone. It never imports torch.
 
-This is node 0, and the whole of it where there is one node; the others run :mod:`bafogpt.agent.multinode.follower`.
+This is node 0; the other nodes of a run execute :mod:`bafogpt.agent.multinode.follower`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bafogpt.agent import machine_check
+from bafogpt.agent.attempt import Attempt, WorkersExit
 from bafogpt.agent.budget import Budget
 from bafogpt.agent.claim import LaunchInfo, claim
 from bafogpt.agent.exporters import Exporters
 from bafogpt.agent.multinode import follower
-from bafogpt.agent.multinode.heartbeat import ALONE, CheckpointParts, Heartbeats, Nodes
+from bafogpt.agent.multinode.heartbeat import SINGLE_NODE, Nodes
 from bafogpt.agent.multinode.leader import Leader
-from bafogpt.agent.outcome import EXIT_CODES, ExitOutcome, stop_on_signals
-from bafogpt.agent.recorder import Recorder
+from bafogpt.agent.outcome import EXIT_CODES, ExitOutcome, RunEndedError, resume_hint, stop_on_signals
+from bafogpt.agent.progress import Progress
 from bafogpt.agent.uploader import Uploader
-from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress
-from bafogpt.agent.workers import WORKER, RankLayout, Workers, describe_exit
-from bafogpt.core import nvidia_smi
+from bafogpt.agent.watchdog import HangDetector
+from bafogpt.agent.workers import WORKER, RankLayout, Workers
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.jobs.job import Job
 from bafogpt.jobs.limits import Limits
@@ -39,9 +40,7 @@ from bafogpt.reports import report
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import TrainerFiles, TrainOrder, WorkerResult, checkpoint_step
-
-__all__ = ["ExitOutcome", "supervise"]
+from bafogpt.train.trainer_io import checkpoint_step
 
 POLL_S = 0.05
 Clock = Callable[[], float]
@@ -52,354 +51,282 @@ def supervise(
     name: str,
     bucket: Bucket,
     folder: Path,
-    place: LaunchInfo,
+    launch: LaunchInfo,
     worker: Sequence[str] = WORKER,
-    nodes: Nodes = ALONE,
+    nodes: Nodes = SINGLE_NODE,
     clock: Clock = time.monotonic,
 ) -> ExitOutcome:
-    """Run ``job`` as run ``name`` of ``bucket`` until it is done, stopped or beyond help.
+    """Run ``job`` as run ``name`` of ``bucket`` until it has succeeded, stopped or failed.
 
-    ``folder`` is local disk for this run alone, ``worker`` the command of a trainer process, ``clock`` what limits and
-    hangs are measured by (monotonic seconds).
-    Raises :class:`BafoError` for what is wrong before the first trainer starts; after that everything ends in an
-    :class:`ExitOutcome`.
+    ``folder`` is local disk for this run only, ``worker`` the command of a trainer process, ``clock`` the monotonic
+    clock (seconds) of limits and hangs. Raises :class:`BafoError` for what is wrong before the run is claimed; every
+    later failure is in the outcome.
     """
-    config = job.supervisor
-    limits = Limits(max_cost=config.max_cost, max_hours=config.max_hours).with_environment()
+    limits = Limits(max_cost=job.supervisor.max_cost, max_hours=job.supervisor.max_hours).with_environment()
     if nodes.rank:
         return follower.follow(job, name, bucket, folder, nodes, worker)
-    limits.check_price(place.price_per_hour)
-    with claim(job, name, bucket, folder, place) as record:
+    limits.check_price(launch.price_per_hour)
+    with claim(job, name, bucket, folder, launch) as record, stop_on_signals() as stop:
         if record.state == "succeeded":
             print(f"{name} has succeeded already, at step {record.step}")
             return ExitOutcome("succeeded")
-        trainer_files = TrainerFiles(folder)
-        trainer_files.checkpoints.mkdir(parents=True, exist_ok=True)
-        store = RunStore(bucket)
-        budget = Budget(
-            limits,
-            usage.read_all(store.folder(name)),
-            attempt=record.attempts,
-            price_per_hour=place.price_per_hour,
-            clock=clock,
-        )
-        recorder = Recorder(
-            store,
-            record,
-            trainer_files,
-            every_s=config.flush_s,
-            system_stats_s=config.system_stats_s,
-            budget=budget,
-        )
-        with stop_on_signals() as stop:
-            ending = _Supervisor(job, bucket, trainer_files, recorder, worker, nodes, budget, stop, clock).run()
-    if ending.state == "succeeded":
+        earlier = usage.read_all(RunStore(bucket).folder(name))
+        budget = Budget(limits, earlier, attempt=record.attempts, price_per_hour=launch.price_per_hour, clock=clock)
+        attempt = Attempt(job, bucket, folder, record, worker, budget=budget)
+        outcome = _Supervisor(attempt, budget, nodes, stop, clock).run()
+    if outcome.state == "succeeded":
         shutil.rmtree(folder, ignore_errors=True)
-    return ending
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """Why the supervisor stopped watching the trainers; all empty where they ended by themselves."""
+
+    halt: ExitOutcome | None = None
+    """The run must end."""
+    cause: str = ""
+    """The trainers must be started again."""
+    hung: bool = False
 
 
 class _Supervisor:
-    """One attempt at a run."""
+    """One attempt at a run, on node 0."""
 
-    def __init__(
-        self,
-        job: Job,
-        bucket: Bucket,
-        trainer_files: TrainerFiles,
-        recorder: Recorder,
-        worker: Sequence[str],
-        nodes: Nodes,
-        budget: Budget,
-        stop: threading.Event,
-        clock: Clock,
-    ) -> None:
-        self._job = job
-        self._config = config = job.supervisor
-        self._store = RunStore(bucket)
-        self._bucket = bucket
-        self._trainer_files = trainer_files
-        self._recorder = recorder
-        self._worker = worker
+    def __init__(self, attempt: Attempt, budget: Budget, nodes: Nodes, stop: threading.Event, clock: Clock) -> None:
+        self._attempt = attempt
+        self._config = attempt.config
+        self._recorder = attempt.recorder
+        self._trainer_files = attempt.trainer_files
         self._budget = budget
+        self._nodes = nodes
         self._stop = stop
         self._clock = clock
-        self._name = recorder.record.name
-        self._gpus = nvidia_smi.count()
-        self._environment: Mapping[str, str] = {}
-        self._checkpoints = self._store.checkpoints(self._name)
-        run = self._store.folder(self._name)
-        self._uploader = Uploader(
-            trainer_files,
-            self._checkpoints,
-            job.train.checkpoint,
-            recorder.attempt,
-            record=self._record_upload,
-            flush=recorder.flush,
-            parts=CheckpointParts(run),
-        )
-        self._exporters = Exporters(job, bucket, trainer_files, recorder)
-        self._leader: Leader | None = None
-        if nodes.count > 1:
-            self._leader = Leader(
-                Heartbeats(run, recorder.attempt, nodes, processes=self._processes(), heartbeat_s=config.heartbeat_s),
-                attempt=recorder.attempt,
-                storage_timeout_s=config.storage_timeout_s,
-                silent_s=config.heartbeat_timeout_s,
-                halted=self._halt,
-                say=recorder.log,
-            )
-        self._nodes = nodes
-        self._progress = Progress(trainer_files.metrics(recorder.attempt), job.train.steps, recorder.log)
-        self._drilled = recorder.attempt > 1
+        self._exporters = Exporters(attempt)
+        self._leader = Leader(attempt, nodes, self._halt) if nodes.count > 1 else None
+        self._uploader = Uploader(attempt, self._checkpoint_committed)
+        metrics = attempt.trainer_files.metrics(attempt.number)
+        self._progress = Progress(metrics, attempt.job.train.steps, attempt.recorder.log)
+        self._drilled = attempt.number > 1
 
     def run(self) -> ExitOutcome:
-        """Train until it is done, then drain and write down how it ended."""
-        say, event = self._recorder.log, self._recorder.event
-        self._recorder.start()
-        self._uploader.start()
-        self._exporters.start()
-        if self._leader:
-            self._leader.start_heartbeats()
-        event("run_started", host=platform.node(), processes=self._processes(), nodes=self._nodes.count)
-        each_of = f"on each of {self._nodes.count} nodes, " if self._leader else ""
-        what = f"{self._processes()} process(es) {each_of}on {self._device()}"
-        say(f"{self._name}: attempt {self._recorder.attempt}, {what}")
+        """Train to the end, upload what is left, and record how it ended."""
+        for each in (self._recorder, self._uploader, self._exporters, self._leader):
+            if each:
+                each.start()
+        self._announce()
         try:
-            fit = machine_check.require_fit(
-                self._job,
-                self._recorder,
-                self._bucket,
-                self._trainer_files.folder,
-                stopped=lambda: self._halt() is not None,
-            )
-            self._environment, self._gpus = fit.environment, fit.gpus
-            ending = self._train()
+            self._attempt.check_machine(stopped=lambda: self._halt() is not None)
+            outcome = self._train()
+        except RunEndedError as ended:
+            outcome = ended.outcome
         except BafoError as error:
-            ending = ExitOutcome("failed", error.message, error.hint, error.exit_code)
-        ending = machine_check.recorded(self._recorder, self._drain(ending))
-        self._exporters.finish(ending.state, self._budget.left_s())
-        event("run_ended", state=ending.state, message=ending.message)
-        say(f"{self._name}: {ending.state}" + (f": {ending.message}" if ending.message else ""))
+            outcome = ExitOutcome.of_error(error)
+        outcome = machine_check.record_unfit(self._recorder, self._drain(outcome))
+        self._exporters.finish(outcome.state, self._budget.left_s())
+        self._record_end(outcome)
+        if self._leader:
+            self._leader.end(outcome)
+        return outcome
+
+    def _announce(self) -> None:
+        processes, nodes = self._attempt.processes, self._nodes.count
+        self._recorder.event("run_started", host=platform.node(), processes=processes, nodes=nodes)
+        where = f"on each of {nodes} nodes, " if self._leader else ""
+        what = f"{processes} process(es) {where}on {self._attempt.device}"
+        self._recorder.log(f"{self._attempt.name}: attempt {self._attempt.number}, {what}")
+
+    def _record_end(self, outcome: ExitOutcome) -> None:
+        end = {"state": outcome.state, "message": outcome.message}
+        self._recorder.event("run_ended", **end)
+        self._recorder.log(f"{self._attempt.name}: {outcome}")
         self._recorder.close()
-        self._recorder.update(state=ending.state, message=ending.message)
+        self._recorder.update(**end)
         try:
             self._recorder.flush()
-            report.store(self._store, self._name)
+            report.store(self._attempt.store, self._attempt.name)
         except StorageError as error:
-            say(f"the final status could not be written: {error.message}")
-        if self._leader:
-            self._leader.end(ending)
-        return ending
+            self._recorder.log(f"the final status could not be written: {error.message}")
 
-    def _record_upload(self, kind: str, **values: Any) -> None:
-        """An event of the uploads; what is committed, others may want to know."""
-        self._recorder.event(kind, **values)
-        if kind == "checkpoint_committed":
-            self._exporters.committed(values["step"])
-            if self._leader:
-                self._leader.committed(values["step"])
+    def _checkpoint_committed(self, step: int) -> None:
+        self._exporters.committed(step)
+        if self._leader:
+            self._leader.committed(step)
 
     def _train(self) -> ExitOutcome:
-        """Start trainers and start them again, until there is an ending."""
-        restarts = furthest = generation = 0
+        """Start the trainers, again and again, until the run has succeeded or must end."""
+        restarts = furthest = 0
         hung = False
-        while True:
-            generation += 1
-            order = self._order(generation, hung)
-            if isinstance(order, ExitOutcome):
-                return order
-            self._trainer_files.write_order(order)
-            self._recorder.event("trainers_started", step=order.resume_step or 0, restart=restarts)
-            layout = self._leader.layout(generation) if self._leader else RankLayout()
-            self._uploader.rendezvous_id = layout.rendezvous_id
-            memory = OutOfMemory()
-            if self._leader:
-                self._leader.start(generation, layout)
-            trainers = Workers(
-                self._trainer_files.folder,
-                self._processes(),
-                self._recorder.log,
-                self._worker,
-                layout,
-                self._environment,
-            )
-            try:
-                halt, cause, hung = self._watch(trainers, generation)
-                codes = trainers.exit_codes()
-            finally:
-                trainers.end()
+        for generation in itertools.count(1):
+            step = self._prepare(generation, hung)
+            self._recorder.event("trainers_started", step=step or 0, restart=restarts)
+            with self._start(generation, step) as workers:
+                watched = self._watch(workers, generation)
+                codes = workers.exit_codes()
             self._follow_metrics(quiet=False)
-            results = self._trainer_files.read_results()
-            if len(results) == len(codes) and all(result.outcome == "finished" for result in results):
-                self._recorder.update(step=results[0].step)  # a run that had only to be ended writes no metrics
-                return ExitOutcome("succeeded")
-            if (halt := halt or self._halt()) is not None:
+            exited = self._attempt.workers_exit(workers, codes)
+            if exited.all_ended("finished"):
+                self._recorder.update(step=exited.results[0].step)  # a resumed run may have no step left to do
+                break
+            if (halt := watched.halt or self._halt()) is not None:
                 return halt
-            failed = next((result for result in results if result.outcome == "failed"), None)
-            why = cause or (failed.error if failed else describe_exit(codes, out_of_memory=memory.happened()))
-            self._recorder.event("trainers_died", exit_codes=codes, why=why)
-            self._recorder.log(f"trainers died: {why}")
-            if (fatal := self._fatal(failed, why)) is not None:
-                return fatal
-            done = self._recorder.record.step
+            self._record_death(exited, watched.cause or exited.why)
+            done, hung = self._recorder.record.step, watched.hung
             restarts, furthest = (1, done) if done > furthest else (restarts + 1, furthest)
             self._recorder.update(restarts=self._recorder.record.restarts + 1)
             if restarts > self._config.max_restarts:
-                message = f"{why}; gave up after {restarts - 1} restarts"
-                return ExitOutcome("failed", message, f"bafogpt cloud logs {self._name}", ExitCode.JOB_FAILED)
+                message = f"{watched.cause or exited.why}; gave up after {restarts - 1} restarts"
+                return ExitOutcome("failed", message, f"bafogpt cloud logs {self._attempt.name}", ExitCode.JOB_FAILED)
             self._stop.wait(min(30.0, 2.0 ** (restarts - 1) - 1))
+        return ExitOutcome("succeeded")
 
-    def _fatal(self, failed: WorkerResult | None, why: str) -> ExitOutcome | None:
-        """The end of the run where no restart can help."""
+    def _record_death(self, exited: WorkersExit, why: str) -> None:
+        """Raises :class:`RunEndedError` where no restart can help."""
+        self._recorder.event("trainers_died", exit_codes=exited.codes, why=why)
+        self._recorder.log(f"trainers died: {why}")
+        failed = exited.failed
         if failed and not failed.retry:
-            return ExitOutcome("failed", why, failed.hint, ExitCode(failed.exit_code))
-        return self._leader.fatal() if self._leader else None
+            raise RunEndedError(ExitOutcome("failed", why, failed.hint, ExitCode(failed.exit_code)))
+        if self._leader:
+            self._leader.check_fatal()
 
-    def _order(self, generation: int, hung: bool) -> TrainOrder | ExitOutcome:
-        """What the trainers are to do, from the newest complete checkpoint on; or why the run must end instead."""
+    def _prepare(self, generation: int, hung: bool) -> int | None:
+        """Put the newest checkpoint on this disk, and on that of every node; returns its step.
+
+        Raises :class:`RunEndedError`.
+        """
         self._wait_for_bucket()
-        if self._leader and (ending := self._leader.drain(generation, hung=hung)) is not None:
-            return ending
+        if self._leader:
+            self._leader.drain(generation, hung=hung)
         self._uploader.rendezvous_id = ""  # what other nodes saved is in the bucket now, or lost
-        if not self._uploader.idle():  # what an earlier process saved but had not sent
-            self._recorder.log("sending checkpoints that were left on this disk")
-            while not self._uploader.idle() and self._uploader.outage is None and self._halt() is None:
-                time.sleep(POLL_S)
-        if (halt := self._halt()) is not None:
-            return halt
+        self._upload_leftovers()
         self._trainer_files.clear_leftovers()  # their room may be needed
-        found = self._checkpoints.fetch_newest(self._trainer_files.resume)
+        found = self._attempt.checkpoints.fetch_newest(self._trainer_files.resume)
         step = None
         if found is not None:
-            checkpoint, fetched = found
+            checkpoint, folder = found
             step = checkpoint.step
-            for older in self._trainer_files.resume.iterdir():
-                if older != fetched:
-                    shutil.rmtree(older)
+            self._attempt.keep_restored(folder)
             self._recorder.event("checkpoint_restored", step=step, samples=checkpoint.samples)
             self._recorder.log(f"resuming from the checkpoint of step {step}, at sample {checkpoint.samples:,}")
-        if self._leader and (ending := self._leader.restore(generation, step)) is not None:
-            return ending
-        return TrainOrder(
-            job=self._job.trainer,
-            bucket=self._bucket.url,
-            config=self._job.train,
-            device=self._device(),
-            attempt=self._recorder.attempt,
-            collective_timeout_s=self._config.collective_timeout_s,
-            resume_step=step,
-        )
+        if self._leader:
+            self._leader.restore(generation, step)
+        return step
 
-    def _watch(self, trainers: Workers, generation: int) -> tuple[ExitOutcome | None, str, bool]:
-        """Until the trainers are gone: an ending that has nothing to do with them, or why they were ended (and whether
-        that was because they hung)."""
+    def _upload_leftovers(self) -> None:
+        """Wait for the upload of checkpoints that were saved earlier. Raises :class:`RunEndedError`."""
+        if not self._uploader.idle():
+            self._recorder.log("sending checkpoints that were left on this disk")
+        while not self._uploader.idle() and self._uploader.outage is None and self._halt() is None:
+            time.sleep(POLL_S)
+        if (halt := self._halt()) is not None:
+            raise RunEndedError(halt)
+
+    def _start(self, generation: int, step: int | None) -> Workers:
+        layout = self._leader.layout(generation) if self._leader else RankLayout()
+        self._uploader.rendezvous_id = layout.rendezvous_id
+        if self._leader:
+            self._leader.start_generation(generation, layout)
+        return self._attempt.start_workers(layout, step)
+
+    def _watch(self, workers: Workers, generation: int) -> _Watched:
+        """Wait until the trainers are gone, or must be ended."""
         halt: ExitOutcome | None = None
         deadline = math.inf
-        pulse = HangDetector(
+        hangs = HangDetector(
             self._trainer_files,
-            self._recorder.attempt,
+            self._attempt.number,
             first_s=self._config.first_step_s,
             then_s=self._config.hang_timeout_s,
-            max_pending=self._job.train.checkpoint.max_pending,
+            max_pending=self._attempt.job.train.checkpoint.max_pending,
             clock=self._clock,
         )
-        while trainers.running():
+        while workers.running():
             time.sleep(POLL_S)
             self._follow_metrics()
-            self._drill(trainers)
+            self._drill(workers)
             if halt is None and (halt := self._halt()) is not None:
                 deadline = time.monotonic() + self._config.grace_s
                 self._recorder.event("stop_requested", why=halt.message)
-                self._recorder.log("stopping: the trainers save and leave")
-                trainers.signal(signal.SIGTERM)
+                self._recorder.log("stopping: the trainers save and exit")
+                workers.signal(signal.SIGTERM)
             if time.monotonic() > deadline:
-                self._recorder.log(f"trainers did not leave within {self._config.grace_s:g} s: killing them")
-                trainers.signal(signal.SIGKILL)
-            if halt is None and (cause := pulse.hung()) is not None:
+                self._recorder.log(f"trainers did not exit within {self._config.grace_s:g} s: killing them")
+                workers.signal(signal.SIGKILL)
+            if halt is None and (cause := hangs.hung()) is not None:
                 self._recorder.event("trainers_hung", why=cause)
-                self._recorder.log(f"{cause}: the trainers say where they are and are killed")
-                trainers.dump()
-                return None, f"the trainers hung: {cause}", True
+                self._recorder.log(f"{cause}: the trainers print their stacks and are killed")
+                workers.dump()
+                return _Watched(cause=f"the trainers hung: {cause}", hung=True)
             if halt is None and self._leader and (cause := self._leader.check_peers(generation)) is not None:
-                return None, cause, False
-        return halt, "", False
+                return _Watched(cause=cause)
+        return _Watched(halt)
 
     def _halt(self) -> ExitOutcome | None:
-        """Why the run must end now, whatever the trainers do: asked to, a limit, or a bucket out of reach for long."""
+        """Why the run must end now, whatever the trainers do: a request, a limit, or a long outage of the bucket."""
         asked = [0] if self._stop.is_set() else self._leader.stopping() if self._leader else []
         if asked:
-            on = "" if asked == [0] else f" of node {asked[0]}"
-            hint = f"bafogpt cloud launch … --name {self._name} --resume"
-            return ExitOutcome("stopped", f"stopped on request{on}", hint, ExitCode.JOB_CANCELLED)
-        return self._limit() or self._storage_problem()
+            on = f" of node {asked[0]}" if asked[0] else ""
+            return ExitOutcome("stopped", f"stopped on request{on}", self._hint(), ExitCode.JOB_CANCELLED)
+        return self._limit() or self._outage()
 
     def _limit(self) -> ExitOutcome | None:
-        """The end of a run that has cost, or taken, what it may; early enough for the last checkpoint to be in it."""
-        if math.isinf(self._budget.left_s()):
-            return None
-        save = self._uploader.reserve_s()
-        reached = self._budget.reached(None if save is None else save + self._progress.step_s + POLL_S)
+        """The end of a run at its limit of money or time, early enough for the last checkpoint."""
+        save_s = self._uploader.reserve_s()
+        reached = self._budget.reached(None if save_s is None else save_s + self._progress.step_s + POLL_S)
         if reached is None:
             return None
-        message = f"{reached.message}, at step {self._recorder.record.step} of {self._job.train.steps}"
-        hint = f"bafogpt cloud launch … --name {self._name} --resume {reached.option} MORE"
-        return ExitOutcome("stopped", message, hint, ExitCode.LIMIT_REACHED)
+        message = f"{reached.message}, at step {self._recorder.record.step} of {self._attempt.job.train.steps}"
+        return ExitOutcome("stopped", message, f"{self._hint()} {reached.option} MORE", ExitCode.LIMIT_REACHED)
+
+    def _outage(self) -> ExitOutcome | None:
+        """The end of a run whose bucket has been out of reach for ``storage_timeout_s``."""
+        outages = [each for each in (self._uploader.outage, self._recorder.outage) if each is not None]
+        if not outages or time.monotonic() - min(each.since for each in outages) < self._config.storage_timeout_s:
+            return None
+        error = outages[0].error
+        return ExitOutcome("failed", error.message, self._hint(), error.exit_code)
 
     def _follow_metrics(self, quiet: bool = True) -> None:
-        """Read what the trainers have written since; show it now and then, or whenever not ``quiet``."""
+        """Read new metrics and print them: every line, or one a second where ``quiet``."""
         step = self._progress.follow(quiet)
         if step is not None:
             self._recorder.update(step=step)
 
-    def _drill(self, trainers: Workers) -> None:
-        """Kill the trainers once at the step the job asks for, as a machine that fails would."""
-        at = self._config.drill_kill_at_step
-        if at is None or self._drilled or self._recorder.record.step < at:
+    def _drill(self, workers: Workers) -> None:
+        """Kill the trainers once, at the step of ``drill_kill_at_step``."""
+        at, step = self._config.drill_kill_at_step, self._recorder.record.step
+        if at is None or self._drilled or step < at:
             return
         self._drilled = True
-        self._recorder.event("drill_kill", step=self._recorder.record.step)
-        self._recorder.log(f"FIRE DRILL: SIGKILL to the trainers at step {self._recorder.record.step}")
-        trainers.signal(signal.SIGKILL)
-
-    def _storage_problem(self) -> ExitOutcome | None:
-        """An ending when the bucket has been out of reach for longer than the job's patience."""
-        failing = [each for each in (self._uploader.outage, self._recorder.outage) if each is not None]
-        if not failing or time.monotonic() - min(each.since for each in failing) < self._config.storage_timeout_s:
-            return None
-        error = failing[0].error
-        return ExitOutcome(
-            "failed", error.message, f"bafogpt cloud launch … --name {self._name} --resume", error.exit_code
-        )
+        self._recorder.event("drill_kill", step=step)
+        self._recorder.log(f"FIRE DRILL: SIGKILL to the trainers at step {step}")
+        workers.signal(signal.SIGKILL)
 
     def _wait_for_bucket(self) -> None:
-        """Until the bucket answers. Raises :class:`UnreachableError` after the job's patience."""
+        """Raises :class:`UnreachableError` where the bucket does not answer within ``storage_timeout_s``."""
         deadline = time.monotonic() + self._config.storage_timeout_s
         while True:
             try:
-                self._bucket.check()
+                self._attempt.bucket.check()
                 return
             except UnreachableError:
                 if time.monotonic() >= deadline or self._stop.wait(1.0) or self._limit():
                     raise
 
-    def _drain(self, ending: ExitOutcome) -> ExitOutcome:
-        """Let go only when the last manifest is committed, or the time for it is over; and say which."""
-        if self._uploader.idle() and self._uploader.drain(0):
-            return ending
-        self._recorder.log("sending the last checkpoint")
-        patience = self._config.storage_timeout_s if ending.state == "succeeded" else self._config.grace_s
-        if self._uploader.drain(0 if self._storage_problem() else patience):
-            return ending
+    def _drain(self, outcome: ExitOutcome) -> ExitOutcome:
+        """Wait until every manifest is committed or the time for it is over; the outcome with what is missing."""
+        if not self._uploader.idle():
+            self._recorder.log("sending the last checkpoint")
+        succeeded = outcome.state == "succeeded"
+        timeout_s = self._config.storage_timeout_s if succeeded else self._config.grace_s
+        if self._uploader.drain(0 if self._outage() else timeout_s):
+            return outcome
         left = [checkpoint_step(folder) for folder in self._trainer_files.pending()]
         message = f"checkpoints of steps {left} are on local disk, not in the bucket"
-        if ending.message:
-            message = f"{ending.message}; {message}"
-        state: RunState = "failed" if ending.state == "succeeded" else ending.state
-        code = EXIT_CODES[state] if ending.state == "succeeded" else ending.exit_code
-        return ExitOutcome(state, message, f"bafogpt cloud launch … --name {self._name} --resume", code)
+        state: RunState = "failed" if succeeded else outcome.state
+        code = EXIT_CODES[state] if succeeded else outcome.exit_code
+        return ExitOutcome(state, "; ".join(filter(None, (outcome.message, message))), self._hint(), code)
 
-    def _processes(self) -> int:
-        return self._config.processes or self._gpus or 1
-
-    def _device(self) -> Any:
-        return "cuda" if self._gpus else "cpu"
+    def _hint(self) -> str:
+        return resume_hint(self._attempt.name)

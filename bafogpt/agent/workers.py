@@ -16,84 +16,91 @@ from pathlib import Path
 
 import psutil
 
+from bafogpt.agent.oom import OutOfMemory
 from bafogpt.core import process
 
 END_S = 5.0
-"""How long a killed process is waited for."""
+"""How long to wait for a killed process."""
 DUMP_S = 1.0
-"""How long a hung process gets to say where it is."""
+"""How long a hung process gets to print its stacks."""
 WORKER = (sys.executable, "-m", "bafogpt.train.worker")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankLayout:
-    """Where this machine's processes stand among those of all nodes; every node has the same number of them."""
+    """This machine's place among all nodes; every node has the same number of processes."""
 
     node: int = 0
     nodes: int = 1
     address: str = "127.0.0.1"
     """Of node 0, where the processes meet."""
     own: str = "127.0.0.1"
-    """This machine's own address; the network interface that has it is the one that processes talk through."""
+    """This machine's own address; processes communicate through the network interface that has it."""
     port: int = 0
-    """0 is any free one of this machine."""
+    """0 is any free port of this machine."""
     rendezvous_id: str = ""
-    """What this start of all processes is called; checkpoints carry it, so that the nodes' parts of one are told from
-    those of another."""
+    """Identifies this start of all processes. Checkpoints carry it, so that parts of two starts are not mixed."""
 
 
 class Workers:
-    """``count`` worker processes with torchrun's variables and ``environment``, their output line by line to ``say``.
+    """``count`` worker processes with torchrun's variables and ``environment``, their output line by line to ``log``.
 
-    Each gets SIGKILL from the kernel when this process ends, whatever ends it.
+    Each gets SIGKILL from the kernel when this process ends, however it ends. Leaving the context ends them.
     """
 
     def __init__(
         self,
         folder: Path,
         count: int,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         command: Sequence[str] = WORKER,
         layout: RankLayout = RankLayout(),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.first_rank = layout.node * count
+        self._first_rank = layout.node * count
+        self._memory = OutOfMemory()
         shared = {**_environment(count, layout), **(environment or {})}
-        self._processes = [_start([*command, str(folder)], rank, self.first_rank, shared) for rank in range(count)]
+        self._processes = [_start([*command, str(folder)], rank, self._first_rank, shared) for rank in range(count)]
         many = count * layout.nodes > 1
         self._readers = [
-            threading.Thread(target=_read, args=(each, f"[rank {rank}] " if many else "", say), daemon=True)
-            for rank, each in enumerate(self._processes, start=self.first_rank)
+            threading.Thread(target=_read, args=(each, f"[rank {rank}] " if many else "", log), daemon=True)
+            for rank, each in enumerate(self._processes, start=self._first_rank)
         ]
         for reader in self._readers:
             reader.start()
 
-    @property
-    def pids(self) -> list[int]:
-        return [each.pid for each in self._processes]
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def running(self) -> bool:
-        """Whether all are still at work. One that failed takes the others with it, for they wait for it."""
-        codes = [each.poll() for each in self._processes]
+        """Whether all are at work. One that failed ends the others, because they wait for it."""
+        codes = self.exit_codes()
         return any(code is None for code in codes) and not any(codes)
 
     def exit_codes(self) -> list[int | None]:
-        """One a rank: negative for a signal, None while it lives."""
+        """One per rank: negative for a signal, None while it runs."""
         return [each.poll() for each in self._processes]
 
+    def describe_exit(self, codes: list[int | None]) -> str:
+        """The first failure among the exit codes: ``rank 0 was killed by SIGKILL``."""
+        return describe_exit(codes, self._first_rank, out_of_memory=self._memory.happened())
+
     def signal(self, number: int) -> None:
-        """Send a signal to all that live."""
+        """Send a signal to all that run."""
         for each in self._processes:
             if each.poll() is None:
                 os.kill(each.pid, number)
 
     def dump(self) -> None:
-        """Have all that live print where each of their threads is, for the log; a second later they may be killed."""
+        """Have all print the stack of each thread to the log, and wait a second for it."""
         self.signal(signal.SIGUSR1)
         time.sleep(DUMP_S)
 
     def end(self) -> None:
-        """Kill what is left, with whatever it started, and collect the last output."""
+        """Kill what still runs, with all that it started, and collect the last output."""
         for each in self._processes:
             below = process.descendants(each.pid)
             if each.poll() is None:
@@ -106,7 +113,7 @@ class Workers:
 
 
 def describe_exit(codes: list[int | None], first_rank: int = 0, *, out_of_memory: bool = False) -> str:
-    """The first bad exit in words: ``rank 0 was killed by SIGKILL``."""
+    """The first failure among the exit codes of consecutive ranks."""
     for rank, code in enumerate(codes, start=first_rank):
         if code == -signal.SIGKILL and out_of_memory:
             return f"rank {rank} was killed by the kernel: this machine's memory was full"
@@ -118,7 +125,7 @@ def describe_exit(codes: list[int | None], first_rank: int = 0, *, out_of_memory
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -133,14 +140,14 @@ def interface_of(address: str) -> str | None:
 
 
 def _environment(count: int, layout: RankLayout) -> dict[str, str]:
-    """What all processes of this machine are told."""
+    """The variables that all processes of this machine share."""
     port = layout.port or free_port()
     interface = interface_of(layout.own) if layout.nodes > 1 else None
     through = {f"{library}_SOCKET_IFNAME": interface for library in ("GLOO", "NCCL")} if interface else {}
     allocator = {} if "PYTORCH_CUDA_ALLOC_CONF" in os.environ else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     return {
         **allocator,  # without it, up to 7 GB of an L40 are lost to fragments (bafogpt/train/estimates/memory.py)
-        **through,  # a machine has several interfaces, and libraries guess; what the launch says comes first
+        **through,  # a machine has several interfaces, and libraries guess; the user's own setting comes first
         **os.environ,
         "WORLD_SIZE": str(count * layout.nodes),
         "LOCAL_WORLD_SIZE": str(count),
@@ -154,10 +161,9 @@ def _environment(count: int, layout: RankLayout) -> dict[str, str]:
 
 
 def _start(command: list[str], local: int, first_rank: int, shared: dict[str, str]) -> subprocess.Popen[str]:
-    environment = {**shared, "RANK": str(first_rank + local), "LOCAL_RANK": str(local)}
     return subprocess.Popen(
         command,
-        env=environment,
+        env={**shared, "RANK": str(first_rank + local), "LOCAL_RANK": str(local)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -167,7 +173,7 @@ def _start(command: list[str], local: int, first_rank: int, shared: dict[str, st
     )
 
 
-def _read(worker: subprocess.Popen[str], prefix: str, say: Callable[[str], None]) -> None:
+def _read(worker: subprocess.Popen[str], prefix: str, log: Callable[[str], None]) -> None:
     assert worker.stdout is not None
     for line in worker.stdout:
-        say(prefix + line.rstrip("\n"))
+        log(prefix + line.rstrip("\n"))

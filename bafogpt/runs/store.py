@@ -1,10 +1,11 @@
-"""Run records: the bucket is the database, and ``runs/<name>/`` is all that is known about a run.
+"""Run records. The bucket is the database: ``runs/<name>/`` holds everything about a run.
 
 ::
 
     run.json                  the record below, rewritten when the state changes
-    attempts/0001.json        who works on it; create-only, so two supervisors cannot both be attempt 1
-    events/  metrics/  logs/  system_stats/   feeds (see :mod:`bafogpt.runs.log_segments`)
+    attempts/0001.json        host of an attempt; create-only, so two supervisors cannot both be attempt 1
+    usage/0001.json           hours and dollars of an attempt, see :mod:`bafogpt.runs.usage`
+    events/  metrics/  logs/  system_stats/   see :mod:`bafogpt.runs.log_segments`
     checkpoints/              see :mod:`bafogpt.storage.checkpoints.store`
     report.html
 """
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError, RunNotFoundError, UsageError, did_you_mean
-from bafogpt.runs import log_segments
+from bafogpt.runs.log_segments import SegmentReader, read_bytes
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 
@@ -29,12 +30,12 @@ RunState = Literal["running", "succeeded", "stopped", "failed"]
 SYSTEM_STATS = "system_stats"
 """The log of GPUs, CPU, memory, disk and network."""
 MAX_UNFIT = 3
-"""Machines in a row that may be unfit for a run before it has failed."""
+"""A run fails after so many unfit machines in a row."""
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,46}[a-z0-9])?")
 
 
 def check_name(name: str) -> str:
-    """A run's name is also its cluster's and its folder's. Raises :class:`UsageError`."""
+    """The name, which is also that of its cluster and its folder. Raises :class:`UsageError`."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"'{name}' cannot be a run's name: a letter, then up to 47 small letters, digits or hyphens",
@@ -45,18 +46,18 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run is and how far it is."""
+    """What a run is, and its state."""
 
     name: str
     trainer: str
     state: RunState
     created: str
-    """UTC, ISO 8601; so are the other times."""
+    """UTC, ISO 8601, as is ``updated``."""
     updated: str
     message: str = ""
     """Why it failed or stopped."""
     steps: int = 0
-    """Steps the whole run has."""
+    """Steps of the whole run."""
     step: int = 0
     attempts: int = 1
     restarts: int = 0
@@ -67,30 +68,30 @@ class RunRecord:
     job: dict[str, Any] = field(default_factory=dict)
     """The resolved job."""
     git: str = ""
-    """Commit of the code, with ``+dirty.DIGEST`` when the tree had changes: the digest is that of the changes."""
+    """Commit of the code; with ``+dirty.DIGEST``, the digest of the changes, when the tree had some."""
     gpus: str = ""
-    """What the launch asked for: ``L40:4``; what came of it stands in ``machines``."""
+    """The GPUs that the launch requested: ``L40:4``."""
     data: dict[str, str] = field(default_factory=dict)
     """The dataset's manifest: its ``digest``, when it was ``created``, digest of its ``tokenizer``."""
     machines: list[dict[str, Any]] = field(default_factory=list)
-    """Where each attempt ran: see :func:`bafogpt.agent.provenance.machine`."""
+    """The machine of each attempt: see :func:`bafogpt.agent.provenance.machine`."""
     image: str | None = None
     """The container image that the last attempt was launched in; null on ``local``."""
     image_digest: str | None = None
-    """Its ``sha256:…`` in the registry, when it was named by its digest: then this, and nothing else, is what ran."""
+    """Its ``sha256:…`` in the registry, when the launch named it by digest."""
     image_labels: dict[str, str] = field(default_factory=dict)
-    """What the image says about itself: ``revision``, ``constraints``, ``base``."""
+    """Labels of the image: ``revision``, ``constraints``, ``base``."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def unfit(self) -> list[str]:
         """Why the machines of the last attempts were unfit, oldest first; empty where the last one's was fit."""
-        later_first = itertools.takewhile(lambda place: "unfit" in place, reversed(self.machines))
-        return [str(place["unfit"]) for place in later_first][::-1]
+        newest_first = itertools.takewhile(lambda machine: "unfit" in machine, reversed(self.machines))
+        return [str(machine["unfit"]) for machine in newest_first][::-1]
 
     @property
     def wants_another_machine(self) -> bool:
-        """Whether the last attempt ended because its machine was unfit, and another one may be tried."""
+        """Whether the last attempt ended because its machine was unfit, and another machine may be tried."""
         return self.state == "failed" and 0 < len(self.unfit) < MAX_UNFIT
 
 
@@ -105,7 +106,7 @@ class RunStore:
         return self.bucket.child(name)
 
     def names(self) -> list[str]:
-        """Every run there is a record of."""
+        """Every run that has a record."""
         return sorted(self.bucket.folders())
 
     def load(self, name: str) -> RunRecord:
@@ -118,7 +119,7 @@ class RunStore:
         return schema.build(RunRecord, json.loads(raw), where=f"{self.bucket.url}/{name}/run.json")
 
     def find(self, name: str) -> RunRecord | None:
-        """The record, or None where there is none."""
+        """The record, or None."""
         try:
             return self.load(name)
         except RunNotFoundError:
@@ -130,32 +131,32 @@ class RunStore:
         self.folder(record.name).put("run.json", json.dumps(asdict(stamped), indent=1).encode())
         return stamped
 
-    def claim_attempt(self, name: str, who: Mapping[str, Any]) -> int:
-        """The number of a new attempt at the run; nobody else can have the same."""
+    def claim_attempt(self, name: str, about: Mapping[str, Any]) -> int:
+        """The number of a new attempt at the run; no other attempt can have the same."""
         number = len(self.folder(name).list("attempts/")) + 1
         while True:
             try:
-                body = json.dumps({"attempt": number, "started": now(), **who}).encode()
+                body = json.dumps({"attempt": number, "started": now(), **about}).encode()
                 self.folder(name).put(f"attempts/{number:04d}.json", body, create_only=True)
                 return number
             except ConflictError:
                 number += 1
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """What happened, in order: ``{"time", "attempt", "event", …}``."""
-        return list(log_segments.read_lines(self.folder(name), "events"))
+        """Events in order: ``{"time", "attempt", "event", …}``."""
+        return SegmentReader(self.folder(name), "events").read()
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
-        """Every metrics line that was written, steps that were done twice included."""
-        return list(log_segments.read_lines(self.folder(name), "metrics"))
+        """Every metrics line, including steps that were done twice."""
+        return SegmentReader(self.folder(name), "metrics").read()
 
     def system_stats(self, name: str) -> list[dict[str, Any]]:
-        """How the machines were, see :mod:`bafogpt.agent.system_stats`."""
-        return list(log_segments.read_lines(self.folder(name), SYSTEM_STATS))
+        """See :mod:`bafogpt.agent.system_stats`."""
+        return SegmentReader(self.folder(name), SYSTEM_STATS).read()
 
     def logs(self, name: str) -> str:
-        """Everything supervisor and trainers have printed."""
-        return log_segments.read(self.folder(name), "logs").decode("utf-8", errors="replace")
+        """All output of supervisor and trainers."""
+        return read_bytes(self.folder(name), "logs").decode("utf-8", errors="replace")
 
     def checkpoints(self, name: str) -> CheckpointStore:
         """The run's checkpoints."""
@@ -168,7 +169,7 @@ def now() -> str:
 
 
 def curve(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One training line a step: where a step was done again after a kill, the later line counts."""
+    """One training line per step, the later one where a step was done again after a kill."""
     last: dict[int, dict[str, Any]] = {}
     for line in lines:
         if "loss" in line:
@@ -177,7 +178,7 @@ def curve(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sample_gaps(points: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the order of samples along a curve; an empty list is a run with none lost or repeated."""
+    """Where the samples along a curve are not consecutive; empty for a run with none lost or repeated."""
     wrong, expected = [], 0
     for point in points:
         first, last = point["samples"]

@@ -28,11 +28,11 @@ class AttemptUsage:
     started: float
     """Seconds since the epoch."""
     seen: float
-    """When it was last known to be at work."""
+    """Time of its last entry."""
     price_per_hour: float = 0.0
-    """Dollars, for all nodes together; 0 where it is not known."""
+    """Dollars, for all nodes together; 0 where unknown."""
     reserve_s: float | None = None
-    """What was kept for one more save, as last timed; the next attempt begins with it. None before one was timed."""
+    """Seconds reserved for the last save, as last timed; the next attempt starts with it."""
 
     @property
     def hours(self) -> float:
@@ -52,12 +52,12 @@ def read_all(run: Bucket) -> list[AttemptUsage]:
         except NotFoundError:
             continue
         found.append(schema.build(AttemptUsage, raw, where=f"{run.url}/{info.path}"))
-    return sorted(found, key=lambda span: span.attempt)
+    return sorted(found, key=lambda account: account.attempt)
 
 
-def write(run: Bucket, span: AttemptUsage) -> None:
+def write(run: Bucket, account: AttemptUsage) -> None:
     """Write an attempt's account."""
-    run.put(f"usage/{span.attempt:04d}.json", json.dumps(asdict(span)).encode())
+    run.put(f"usage/{account.attempt:04d}.json", json.dumps(asdict(account)).encode())
 
 
 @dataclass(frozen=True, kw_only=True)

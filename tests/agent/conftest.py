@@ -9,6 +9,7 @@ import pytest
 
 from bafogpt.agent import preflight, supervisor
 from bafogpt.agent.claim import LaunchInfo
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.jobs.job import Job
 from bafogpt.storage.bucket import Bucket
 from tests.small_job import FAKE_WORKER
@@ -26,14 +27,12 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSmi:
 
 
 @pytest.fixture
-def supervise_rented(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Job], supervisor.ExitOutcome]:
+def supervise_rented(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], ExitOutcome]:
     """``supervise_rented(job)``: one attempt at the run ``run`` on a rented machine that was to have four L40."""
     monkeypatch.setenv("BAFOGPT_GPUS", "L40:4")
     monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "4")
 
-    def run(job: Job) -> supervisor.ExitOutcome:
+    def run(job: Job) -> ExitOutcome:
         bucket.put("data/x/manifest.json", b"{}")
         place = LaunchInfo(infra="runpod", price_per_hour=4.56)
         return supervisor.supervise(job, "run", bucket, tmp_path / "work" / "run", place, worker=FAKE_WORKER)
@@ -42,10 +41,10 @@ def supervise_rented(
 
 
 @pytest.fixture
-def supervise(bucket: Bucket, tmp_path: Path) -> Callable[..., supervisor.ExitOutcome]:
+def supervise(bucket: Bucket, tmp_path: Path) -> Callable[..., ExitOutcome]:
     """``supervise(job, name="run")``: one attempt at a run, with fake workers, on the test's bucket or another."""
 
-    def run(job: Job, name: str = "run", on: Bucket = bucket) -> supervisor.ExitOutcome:
+    def run(job: Job, name: str = "run", on: Bucket = bucket) -> ExitOutcome:
         on.put("data/x/manifest.json", b"{}")
         folder = tmp_path / "work" / name
         return supervisor.supervise(job, name, on, folder, LaunchInfo(), worker=FAKE_WORKER)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bafogpt.agent.tracking import process
-from bafogpt.agent.tracking.services import TRACKERS, Row, SyncedState
+from bafogpt.agent.tracking.services import TRACKERS, StepMetrics
 from bafogpt.jobs.tracking import TrackedRun
 from bafogpt.runs.store import RunState
 
@@ -20,12 +21,12 @@ class Odd:
     def __init__(self, run: TrackedRun, folder: Path) -> None:
         self._behaviour = os.environ["FAKE_TRACKER"]
 
-    def begin(self) -> SyncedState:
+    def begin(self) -> Mapping[str, int]:
         if self._behaviour == "missing":
             raise ModuleNotFoundError(name="mlflow")
-        return SyncedState()
+        return collections.defaultdict(lambda: -1)
 
-    def send(self, rows: Sequence[Row]) -> None:
+    def send(self, rows: Sequence[StepMetrics]) -> None:
         print(f"planted: {os.environ.get('MLFLOW_TRACKING_PASSWORD')}", flush=True)
         if self._behaviour == "crash":
             os._exit(9)

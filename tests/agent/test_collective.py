@@ -30,11 +30,11 @@ def run(
 ) -> tuple[collective.CollectiveResult, list[str]]:
     monkeypatch.setenv("BROKEN", broken)
     said: list[str] = []
-    return collective.run(2, "cpu", folder, timeout_s=timeout_s, say=said.append, command=COMMAND), said
+    return collective.run(2, "cpu", folder, timeout_s=timeout_s, log=said.append, command=COMMAND), said
 
 
 def test_two_processes_that_reach_each_other_have_a_bandwidth(tmp_path: Path):
-    outcome = collective.run(2, "cpu", tmp_path, timeout_s=120, say=print)
+    outcome = collective.run(2, "cpu", tmp_path, timeout_s=120, log=print)
     assert outcome.failure == ""
     assert outcome.gb_per_s is not None and outcome.gb_per_s > 0
     assert collective.READY == collective_check.READY
@@ -45,7 +45,7 @@ def test_a_rank_that_never_arrives_is_killed_at_the_deadline_and_each_ranks_last
 ):
     outcome, said = run(tmp_path, "absent", monkeypatch, timeout_s=1.0)
     assert "an all-reduce over 2 processes did not end within 1 s" in outcome.failure
-    assert "rank 0 last said: ready; rank 1 last said: still looking for GPU 0" in outcome.failure
+    assert "rank 0 printed last: ready; rank 1 printed last: still looking for GPU 0" in outcome.failure
     assert any("init_process_group" in line for line in said if line.startswith("[rank 0]"))  # where it is stuck
     assert [each for each in process.descendants(os.getpid()) if "stuck_rank" in " ".join(each.cmdline())] == []
 
@@ -53,7 +53,7 @@ def test_a_rank_that_never_arrives_is_killed_at_the_deadline_and_each_ranks_last
 def test_a_crash_is_told_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     outcome, _ = run(tmp_path, "crash", monkeypatch)
     assert "failed: rank 1 ended with exit code 1" in outcome.failure
-    assert "rank 1 last said: ncclUnhandledCudaError" in outcome.failure
+    assert "rank 1 printed last: ncclUnhandledCudaError" in outcome.failure
 
 
 def test_a_wrong_sum_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -64,13 +64,13 @@ def test_a_wrong_sum_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_import_of_torch_has_a_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(collective, "START_S", 0.5)
     outcome, _ = run(tmp_path, "slow", monkeypatch)
-    assert "did not start within 0.5 s (rank 0 last said: nothing; rank 1 last said: nothing)" in outcome.failure
+    assert "did not start within 0.5 s (rank 0 printed last: nothing; rank 1 printed last: nothing)" in outcome.failure
 
 
 def test_a_run_that_is_to_end_does_not_wait_for_it(tmp_path: Path):
     started = time.monotonic()
     outcome = collective.run(
-        2, "cpu", tmp_path, timeout_s=120, say=print, stopped=lambda: True, command=("sh", "-c", "sleep 100")
+        2, "cpu", tmp_path, timeout_s=120, log=print, stopped=lambda: True, command=("sh", "-c", "sleep 100")
     )
     assert outcome.stopped and time.monotonic() - started < 10
 
@@ -78,7 +78,7 @@ def test_a_run_that_is_to_end_does_not_wait_for_it(tmp_path: Path):
 def check(bucket: Bucket, folder: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> preflight.PreflightReport:
     monkeypatch.setenv("BROKEN", broken)
     wanted = MachineRequirements(name="zulu", processes=2, gpu="L40", gpus=2, folder=folder, collective_timeout_s=1.0)
-    return preflight.check(wanted, bucket, say=print, command=COMMAND)
+    return preflight.check(wanted, bucket, log=print, command=COMMAND)
 
 
 def test_a_machine_without_peer_to_peer_goes_on_without_it_and_the_report_says_so(
@@ -88,15 +88,15 @@ def test_a_machine_without_peer_to_peer_goes_on_without_it_and_the_report_says_s
     report = check(bucket, tmp_path, "p2p", monkeypatch)
     report.require_fit()
     assert report.environment == {"NCCL_P2P_DISABLE": "1"}
-    (finding,) = report.findings
-    assert "did not end within 1 s" in finding.message and "with NCCL_P2P_DISABLE=1 it works" in finding.message
+    (problem,) = report.problems
+    assert "did not end within 1 s" in problem.message and "with NCCL_P2P_DISABLE=1 it works" in problem.message
     assert report.figures["all_reduce_gb_per_s"] > 0
 
 
 def test_an_all_reduce_that_hangs_twice_makes_the_machine_unfit(
     smi: FakeSmi, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (finding,) = check(bucket, tmp_path, "absent", monkeypatch).fatal
-    assert "did not end within 1 s" in finding.message
-    assert finding.message.endswith(", also with NCCL_P2P_DISABLE=1")
-    assert "--env NCCL_DEBUG" in finding.hint
+    (problem,) = check(bucket, tmp_path, "absent", monkeypatch).fatal
+    assert "did not end within 1 s" in problem.message
+    assert problem.message.endswith(", also with NCCL_P2P_DISABLE=1")
+    assert "--env NCCL_DEBUG" in problem.hint

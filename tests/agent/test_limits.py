@@ -116,9 +116,9 @@ def test_trainers_that_hang_say_where_they_are_and_come_back(run: Run, bucket: B
     assert run(make_job(supervisor={"hang_timeout_s": 60, "first_step_s": 600}), fast(30)).state == "succeeded"
     store = RunStore(bucket)
     (hung,) = [event for event in store.events("run") if event["event"] == "trainers_hung"]
-    assert hung["why"] == "no sign of life for 60 s"
+    assert hung["why"] == "no progress for 60 s"
     (died,) = [event for event in store.events("run") if event["event"] == "trainers_died"]
-    assert died["why"] == "the trainers hung: no sign of life for 60 s"
+    assert died["why"] == "the trainers hung: no progress for 60 s"
     assert "in wait_for_ever" in store.logs("run")  # where it was
     assert store.load("run").restarts == 1
     assert runs.sample_gaps(runs.curve(store.metrics("run"))) == []

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.agent.multinode.heartbeat import CheckpointParts, Heartbeats, Nodes, NodeStatus
+from bafogpt.agent.multinode.checkpoint_parts import CheckpointParts, Heartbeats, Nodes, NodeStatus
 from bafogpt.core import process, schema
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.runs import store as runs
@@ -227,13 +227,13 @@ def test_a_stop_on_either_node_saves_and_ends_both(cluster: Cluster, asked: int,
 def test_a_node_that_never_comes_ends_the_run_clearly(cluster: Cluster):
     node = cluster.start(0, 2, two_node_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
-    assert cluster.store.load("run").message == "node 1 has not been heard of for 3 s"
+    assert cluster.store.load("run").message == "node 1 has sent no heartbeat for 3 s"
 
 
 def test_a_node_whose_node_0_never_comes_ends_clearly(cluster: Cluster):
     node = cluster.start(1, 2, two_node_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
-    assert "node 0 has not been heard of for 3 s" in node.output.read_text()
+    assert "node 0 has sent no heartbeat for 3 s" in node.output.read_text()
 
 
 def pair(bucket: Bucket, clock: Clock) -> tuple[Heartbeats, Heartbeats]:
@@ -250,13 +250,13 @@ def test_a_node_is_silent_when_others_could_have_heard_it(bucket: Bucket):
     second.exchange()
     first.exchange()
     clock.now += 100  # the first node could not reach the bucket: it knows of nobody's silence
-    assert first.overdue(5) == []
-    assert first.last_read_s() == 100
+    assert first.silent(5) == []
+    assert first.unread_s() == 100
     first.exchange()
-    assert first.overdue(5) == [1]
+    assert first.silent(5) == [1]
     second.exchange()
     first.exchange()
-    assert first.overdue(5) == []
+    assert first.silent(5) == []
 
 
 def test_what_a_node_tells_is_heard_once_and_whole(bucket: Bucket):

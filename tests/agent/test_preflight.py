@@ -31,17 +31,17 @@ def request_(tmp_path: Path) -> MachineRequirements:
 
 
 def check(request: MachineRequirements, bucket: Bucket) -> PreflightReport:
-    return preflight.check(request, bucket, say=print)
+    return preflight.check(request, bucket, log=print)
 
 
 def messages(report: PreflightReport) -> list[str]:
-    return [each.message for each in report.findings]
+    return [each.message for each in report.problems]
 
 
 def test_a_good_machine_passes_with_its_figures(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     report = check(request_, bucket)
     report.require_fit()
-    assert report.findings == ()
+    assert report.problems == ()
     assert report.figures["driver"] == "580.95.05"
     assert report.figures["gpus"] == ["NVIDIA L40"] * 4
     assert report.figures["disk_free"] > report.figures["disk_needed"] == 1
@@ -84,7 +84,7 @@ def test_a_driver_that_is_new_enough_or_that_cannot_be_judged_passes(
 ):
     monkeypatch.setattr(preflight, "torch_cuda", lambda: cuda)
     smi.gpus(*["NVIDIA L40"] * 4, driver=driver)
-    assert check(request_, bucket).findings == ()
+    assert check(request_, bucket).problems == ()
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -123,7 +123,7 @@ def test_a_driver_that_fails_hangs_or_babbles_is_fatal_where_gpus_were_asked_for
     report = check(request_, bucket)
     assert "the GPUs do not answer" in report.fatal[0].message and said in report.fatal[0].message
     own = check(replace(request_, gpus=0, gpu="", rented=False), bucket)
-    assert own.findings and own.fatal == []  # an old driver on a machine that is to use its CPU
+    assert own.problems and own.fatal == []  # an old driver on a machine that is to use its CPU
 
 
 def test_a_gpu_that_another_program_uses(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
@@ -135,7 +135,7 @@ def test_a_gpu_that_another_program_uses(smi: FakeSmi, request_: MachineRequirem
     assert report.fatal
     assert check(replace(request_, rented=False), bucket).fatal == []  # the desktop of your own machine
     smi.gpus(*["NVIDIA L40"] * 4, used=600)
-    assert check(request_, bucket).findings == ()
+    assert check(request_, bucket).problems == ()
 
 
 def test_a_gpu_whose_memory_is_just_being_freed_is_waited_for(
@@ -150,15 +150,15 @@ def test_a_gpu_whose_memory_is_just_being_freed_is_waited_for(
         smi.gpus(*["NVIDIA L40"] * 4)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    assert check(request_, bucket).findings == ()
+    assert check(request_, bucket).problems == ()
     assert slept.count(1.0) == 1  # subprocess sleeps, too, for a millisecond
 
 
 def test_a_gpu_that_is_smaller_than_its_type(smi: FakeSmi, request_: MachineRequirements, bucket: Bucket):
     smi.gpus(*["NVIDIA A10"] * 4, total=23028)
     assert messages(check(request_, bucket)) == ["GPU 0 (NVIDIA A10) has 24.1 GB, and a L40 has 47.7"]
-    assert check(replace(request_, gpu="A10"), bucket).findings == ()
-    assert check(replace(request_, gpu="RTX9090"), bucket).findings == ()
+    assert check(replace(request_, gpu="A10"), bucket).problems == ()
+    assert check(replace(request_, gpu="RTX9090"), bucket).problems == ()
 
 
 def test_a_disk_too_small_says_what_is_needed_and_what_the_run_has_there_counts_as_free(
@@ -166,10 +166,10 @@ def test_a_disk_too_small_says_what_is_needed_and_what_the_run_has_there_counts_
 ):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=30_000_000_000))
     report = check(replace(request_, disk_bytes=107_000_000_000), bucket)
-    (finding,) = report.fatal
-    assert finding.message == f"the job needs 107.0 GB of disk at {tmp_path}, and 30.0 GB are free"
-    assert finding.hint.startswith("disk_size: 159 ")
-    assert check(replace(request_, disk_bytes=None), bucket).findings == ()
+    (problem,) = report.fatal
+    assert problem.message == f"the job needs 107.0 GB of disk at {tmp_path}, and 30.0 GB are free"
+    assert problem.hint.startswith("disk_size: 159 ")
+    assert check(replace(request_, disk_bytes=None), bucket).problems == ()
     before = preflight.disk_free(tmp_path)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "block").write_bytes(b"x" * 1000)
@@ -200,11 +200,11 @@ def test_a_clock_that_differs_from_the_buckets(
     report = check(request_, bucket)
     assert bool(report.fatal) is fatal
     if said:
-        (finding,) = report.findings
-        digits = int(finding.message.split(" is ")[1].split()[0])
-        assert abs(digits - abs(off)) <= 3 and said.split()[2] in finding.message  # both clocks tick meanwhile
+        (problem,) = report.problems
+        digits = int(problem.message.split(" is ")[1].split()[0])
+        assert abs(digits - abs(off)) <= 3 and said.split()[2] in problem.message  # both clocks tick meanwhile
     else:
-        assert report.findings == ()
+        assert report.problems == ()
     assert check(replace(request_, rented=False), bucket).figures["clock_skew_s"] is None
 
 
@@ -241,7 +241,7 @@ def test_without_gpus_asked_for_or_there_nothing_is_started(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(preflight.nvidia_smi.subprocess, "Popen", refuse)
     report = check(replace(request_, gpu="", gpus=0, rented=False, processes=2), bucket)
-    assert report.findings == ()
+    assert report.problems == ()
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_one_gpu_alone_is_tried_too(
     smi.gpus("NVIDIA L40")
     alone = replace(request_, gpus=1, processes=0, collective_timeout_s=30.0)
 
-    report = preflight.check(alone, bucket, say=print, command=(sys.executable, "-c", program))
+    report = preflight.check(alone, bucket, log=print, command=(sys.executable, "-c", program))
 
     assert [each.message.startswith(found or "?") for each in report.fatal] == ([True] if found else [])
 
@@ -270,4 +270,4 @@ def test_a_disk_too_small_is_only_reported_on_ones_own_machine(
 ):
     smi.gpus(*["NVIDIA L40"] * 4)
     report = check(replace(request_, rented=False, disk_bytes=10**18), bucket)
-    assert not report.fatal and "GB of disk" in report.findings[0].message
+    assert not report.fatal and "GB of disk" in report.problems[0].message

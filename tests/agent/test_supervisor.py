@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bafogpt.agent.claim import name_from_environment
-from bafogpt.agent.supervisor import ExitOutcome
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.core.errors import ExitCode, NotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.runs import store as runs

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bafogpt.agent.supervisor import ExitOutcome
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.agent.tracking import sidecar
 from bafogpt.core import process, schema
 from bafogpt.jobs import tracking

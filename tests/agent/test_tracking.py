@@ -5,16 +5,17 @@ What real processes do is in test_tracked_runs.py.
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bafogpt.agent.tracking.process import Lines, Rows, Sender
-from bafogpt.agent.tracking.services import Row, SyncedState
+from bafogpt.agent.tracking.process import RunReader, Sender, StepCollector
+from bafogpt.agent.tracking.services import StepMetrics
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import tracking
@@ -117,18 +118,18 @@ def validation(number: int) -> dict[str, Any]:
 
 
 def test_a_row_is_complete_when_the_next_step_has_begun():
-    rows = Rows()
+    rows = StepCollector()
     rows.metrics(step(1))
     assert rows.take(whole_run=False) == []
     rows.metrics(validation(1))
     rows.metrics(step(2))
-    assert rows.take(whole_run=False) == [Row(1, 101.0, {"train/loss": 1.0, "validation/loss": 2.0})]
+    assert rows.take(whole_run=False) == [StepMetrics(1, 101.0, {"train/loss": 1.0, "validation/loss": 2.0})]
     assert [row.step for row in rows.take(whole_run=True)] == [2]
     assert rows.take(whole_run=True) == []
 
 
 def test_steps_that_were_done_again_are_there_once_and_a_validation_that_a_kill_prevented_is():
-    rows = Rows()
+    rows = StepCollector()
     for line in (step(1), step(2), validation(2), step(3), step(4), step(3, 9.0), step(4, 9.0), validation(4), step(5)):
         rows.metrics(line)
     taken = rows.take(whole_run=True)
@@ -137,7 +138,7 @@ def test_steps_that_were_done_again_are_there_once_and_a_validation_that_a_kill_
 
 
 def test_the_machines_numbers_go_into_the_open_row_and_the_first_count():
-    rows = Rows()
+    rows = StepCollector()
     rows.system_stats({"step": 0, "time": 1, "cpu": 0.1})
     rows.metrics(step(1))
     for cpu in (0.2, 0.3):
@@ -152,10 +153,12 @@ class Store:
         self.failures = failures
         self.points: list[tuple[str, int]] = []
 
-    def begin(self) -> SyncedState:
-        return SyncedState(tags={tag: max(n for t, n in self.points if t == tag) for tag, _ in self.points})
+    def begin(self) -> Mapping[str, int]:
+        return collections.defaultdict(
+            lambda: -1, {tag: max(n for t, n in self.points if t == tag) for tag, _ in self.points}
+        )
 
-    def send(self, rows: Sequence[Row]) -> None:
+    def send(self, rows: Sequence[StepMetrics]) -> None:
         for row in rows:
             for tag in row.values:
                 self.points.append((tag, row.step))
@@ -171,7 +174,7 @@ def test_what_may_have_arrived_is_looked_up_before_it_is_sent_again():
     said: list[str] = []
     store = Store(failures=4)
     sender = Sender(store, said.append)
-    rows = [Row(number, 0.0, {"a": 1.0, "b": 2.0}) for number in range(1, 11)]
+    rows = [StepMetrics(number, 0.0, {"a": 1.0, "b": 2.0}) for number in range(1, 11)]
     tries = [sender.send(rows)] + [sender.send([]) for _ in range(4)]
     assert tries == [False, False, False, False, True]
     assert sorted(store.points) == sorted((tag, number) for number in range(1, 11) for tag in "ab")
@@ -183,7 +186,7 @@ def test_a_key_that_an_error_names_is_cut_out_before_the_error_is_cut_short(monk
     said: list[str] = []
 
     class Refuses(Store):
-        def begin(self) -> SyncedState:
+        def begin(self) -> Mapping[str, int]:
             raise ValueError("x" * 475 + " planted-token is wrong")
 
     assert not Sender(Refuses(failures=0), said.append).send([])
@@ -203,8 +206,8 @@ def test_another_machine_reads_what_it_has_not_written_in_the_bucket(bucket: Buc
     trainer_files = TrainerFiles(tmp_path)
     trainer_files.metrics(2).write_bytes(lines(3, 4))
     trainer_files.metrics(3).write_bytes(lines(4, 5) + b'{"step": 6, "lo')
-    rows = Rows()
-    reader = Lines(trainer_files, 3, run, pytest.fail)
+    rows = StepCollector()
+    reader = RunReader(trainer_files, 3, run, pytest.fail)
     reader.read_into(rows)
     with trainer_files.metrics(3).open("ab") as file:
         file.write(b'ss": 1.0}\n')
@@ -228,11 +231,13 @@ def test_mlflow_says_what_it_has_of_each_metric_and_finds_the_run_by_its_tag(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     new = mlflow(tmp_path, uri)
     first, second = new(), new()
-    assert first.begin() == SyncedState()
-    first.send([Row(1, 1000.0, {"train/loss": 3.0, "machine/cpu": 0.5}), Row(2, 1001.0, {"train/loss": 2.0})])
+    assert first.begin() == {}
+    first.send(
+        [StepMetrics(1, 1000.0, {"train/loss": 3.0, "machine/cpu": 0.5}), StepMetrics(2, 1001.0, {"train/loss": 2.0})]
+    )
     first.end("stopped")
-    assert second.begin() == SyncedState(tags={"train/loss": 2, "machine/cpu": 1})
-    second.send([Row(3, 1002.0, {"train/loss": 1.0})])
+    assert second.begin() == {"train/loss": 2, "machine/cpu": 1}
+    second.send([StepMetrics(3, 1002.0, {"train/loss": 1.0})])
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -257,12 +262,12 @@ def test_a_metric_that_a_killed_tracker_left_empty_hides_no_others(tmp_path: Pat
     new = mlflow(tmp_path, f"file://{store}")
     first, second = new(), new()
     first.begin()
-    first.send([Row(1, 1000.0, {"train/loss": 3.0, "speed/tokens_per_s": 5.0})])
+    first.send([StepMetrics(1, 1000.0, {"train/loss": 3.0, "speed/tokens_per_s": 5.0})])
     (file,) = store.glob("*/*/metrics/speed/tokens_per_s")
     file.write_text("")  # killed between making the file and writing to it
-    assert second.begin() == SyncedState(tags={"train/loss": 1})
-    second.send([Row(1, 1000.0, {"speed/tokens_per_s": 5.0})])
-    assert new().begin() == SyncedState(tags={"train/loss": 1, "speed/tokens_per_s": 1})
+    assert second.begin() == {"train/loss": 1}
+    second.send([StepMetrics(1, 1000.0, {"speed/tokens_per_s": 5.0})])
+    assert new().begin() == {"train/loss": 1, "speed/tokens_per_s": 1}
 
 
 def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -285,6 +290,6 @@ def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_
         service="wandb", config=config, name="run", id="run-1", attempt=2, bucket="", job={"a": 1}
     )
     sender = Sender(Wandb(run, tmp_path), pytest.fail)
-    assert sender.send([Row(number, 0.0, {"train/loss": 1.0}) for number in range(4, 10)])
+    assert sender.send([StepMetrics(number, 0.0, {"train/loss": 1.0}) for number in range(4, 10)])
     assert logged == [7, 8, 9]
     assert (asked["id"], asked["resume"], asked["mode"], asked["entity"]) == ("run-1", "allow", "online", "team")

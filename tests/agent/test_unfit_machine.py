@@ -104,7 +104,7 @@ def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpo
     assert (record.state, record.message, record.wants_another_machine) == ("failed", ending.message, True)
     assert record.machines[-1]["unfit"] == ending.message and record.machines[-1]["hint"] == ending.hint
     (checked,) = events(bucket, "machine_checked")
-    assert not checked["fit"] and said in " ".join(checked["findings"])
+    assert not checked["fit"] and said in " ".join(checked["problems"])
     assert events(bucket, "trainers_started") == []
     assert [event["message"] for event in events(bucket, "run_ended")] == [ending.message]
     assert said in RunStore(bucket).logs("run")
@@ -117,7 +117,7 @@ def test_a_good_machine_trains_and_its_figures_are_an_event(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-value")
     assert supervise_rented(make_job()).state == "succeeded"
     (checked,) = events(bucket, "machine_checked")
-    assert checked["fit"] and checked["findings"] == []
+    assert checked["fit"] and checked["problems"] == []
     assert (checked["driver"], len(checked["gpus"])) == ("580.95.05", 4)
     assert abs(checked["clock_skew_s"]) < 5 and checked["disk_free"] > checked["disk_needed"]
     assert "planted-value" not in str(checked)
@@ -187,11 +187,11 @@ def test_the_trial_of_a_launch_without_gpus_is_a_key_of_the_job(
 def test_how_many_gpus_were_asked_for(tmp_path: Path, launched: str, skypilot: str, asked: int):
     record = RunRecord(name="r", trainer="pretrain", state="running", created="", updated="")
     environment = {"BAFOGPT_GPUS": launched, "SKYPILOT_NUM_GPUS_PER_NODE": skypilot}
-    found = machine_check.request(make_job(), record, tmp_path, None, environment)
+    found = machine_check.requirements(make_job(), record, tmp_path, None, environment)
     assert (found.gpus, found.gpu) == (asked, launched.partition(":")[0])
     assert not found.rented
     rented = schema.build(RunRecord, {**schema.to_dict(record), "machines": [{"cloud": "runpod"}]}, where="test")
-    assert machine_check.request(make_job(), rented, tmp_path, None, environment).rented  # by plain sky launch
+    assert machine_check.requirements(make_job(), rented, tmp_path, None, environment).rented  # by plain sky launch
 
 
 def config(**over: Any) -> TrainConfig:

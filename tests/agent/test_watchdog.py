@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.agent.watchdog import HangDetector, OutOfMemory, Progress
+from bafogpt.agent.oom import OutOfMemory
+from bafogpt.agent.progress import Progress
+from bafogpt.agent.watchdog import HangDetector
 from bafogpt.agent.workers import describe_exit, interface_of
 from bafogpt.train.trainer_io import TrainerFiles, checkpoint_name
 from tests.agent.test_budget import Clock
@@ -49,7 +51,7 @@ def test_the_first_step_may_take_longer_than_those_after_it(trainer_files: Train
     step(trainer_files, 1)
     assert watched.hung() is None
     clock.now += 11
-    assert watched.hung() == "no sign of life for 10 s"
+    assert watched.hung() == "no progress for 10 s"
 
 
 def test_steps_of_an_earlier_start_are_no_sign_of_life(trainer_files: TrainerFiles):

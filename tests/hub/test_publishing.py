@@ -31,7 +31,7 @@ def test_the_newest_checkpoint_is_published_and_a_failure_is_an_event(
     )
     for step in (20, 40):
         commit(store, tmp_path / "saved", step)
-        publisher.offer(step)  # both before it starts: the first is not worth a push any more
+        publisher.publish(step)  # both before it starts: the first is not worth a push any more
     publisher.start()
     assert publisher.close(60)
     assert [(event["event"], event["step"]) for event in events] == [("published", 40)]

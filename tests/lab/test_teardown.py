@@ -179,7 +179,7 @@ def test_a_hang_is_ended(rented: Rented, name: str) -> None:
 
     rented.until_gone(name, GONE_S + 60)
     last, lines = rented.told(name)
-    assert "the trainers hung: no sign of life for 15 s" in last
+    assert "the trainers hung: no progress for 15 s" in last
     assert lines >= 3
 
 

@@ -1,1 +1,1 @@
-"""Several nodes of one run: node 0 decides, the others follow, and they agree through objects in the bucket."""
+"""Several nodes of one run: node 0 (``leader``) decides, the others (``follower``) follow, by way of ``heartbeat``."""

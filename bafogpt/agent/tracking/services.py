@@ -1,13 +1,14 @@
-"""Weights & Biases and MLflow behind one small interface; each package is imported when its service is spoken to.
+"""Weights & Biases and MLflow behind one small interface; each package is imported when its service is first used.
 
-Both are given whole steps, upwards. What a service has already, from an earlier process or another machine, it says
-itself, so that no step is there twice.
+Both are given whole steps in ascending order. Which steps a service has, from an earlier process or another machine, is
+asked of the service itself, so that no step is sent twice.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,81 +25,70 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RUN_TAG = "bafogpt.run"
-"""The tag by which a run of MLflow is found again."""
+"""The tag by which an MLflow run is found again."""
 BATCH_METRICS = 1000
 BATCH_PARAMS = 100
 PARAM_LENGTH = 6000
-"""What MLflow's servers take at most: of each in one request, and characters of a parameter's value."""
+"""What MLflow's servers accept: of each in one request, and characters of a parameter's value."""
 HTTP_TIMEOUT_S = 20
 
 
 @dataclass
-class Row:
-    """The numbers of one step, by tag; ``time`` is in seconds since the epoch."""
+class StepMetrics:
+    """The values of one step, by tag; ``time`` is in seconds since the epoch."""
 
     step: int
     time: float
     values: dict[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, kw_only=True)
-class SyncedState:
-    """What a service has of a run: all up to a step, and more of some tags."""
-
-    upto: int = -1
-    tags: Mapping[str, int] = field(default_factory=dict)
-
-    def lacks(self, row: Row) -> Row:
-        """What the service does not have of a row."""
-        missing = {t: v for t, v in row.values.items() if row.step > max(self.upto, self.tags.get(t, -1))}
-        return Row(row.step, row.time, missing)
+    def after(self, synced: Mapping[str, int]) -> StepMetrics:
+        """The values that a service lacks which has each tag up to the step in ``synced``."""
+        return StepMetrics(self.step, self.time, {t: v for t, v in self.values.items() if self.step > synced[t]})
 
 
 class Tracker(Protocol):
-    """One run at one service. Whatever the service's package raises comes through."""
+    """One run at one service. Any exception of the service's package may be raised."""
 
-    def begin(self) -> SyncedState:
-        """Find the run there, or make it; and again after anything went wrong."""
+    def begin(self) -> Mapping[str, int]:
+        """Find or create the run, also after any error; the last step of each tag that the service has, -1 for none."""
 
-    def send(self, rows: Sequence[Row]) -> None:
-        """Give it rows that it lacks, in the order of their steps."""
+    def send(self, steps: Sequence[StepMetrics]) -> None:
+        """Send what the service lacks, in the order of steps."""
 
     def end(self, state: RunState) -> Path | None:
-        """Say how the run ended. Returns a file that belongs into the run's bucket, if there is one."""
+        """Report how the run ended. Returns a file to upload to the run's bucket, if there is one."""
 
 
 class Wandb:
     """A run of Weights & Biases with the run's own id: an attempt after the first resumes it.
 
-    It takes no step below the last one that it has, which is how a service of this kind has each step once. Offline
-    there is nobody to ask what is there, so each process writes the whole run anew.
+    The service takes no step below its last one. Offline, each process writes the whole run anew.
     """
 
     def __init__(self, run: TrackedRun, folder: Path) -> None:
         assert run.config.wandb
         self._tracked, self._config, self._folder = run, run.config.wandb, folder
         self._run: wandb.Run | None = None
-        self._held = -1
+        self._last_step = -1
 
-    def begin(self) -> SyncedState:
+    def begin(self) -> Mapping[str, int]:
         if self._run is None:
-            shutil.rmtree(self._folder / "wandb", ignore_errors=True)  # an earlier process's: it was sent, or is stale
+            shutil.rmtree(self._folder / "wandb", ignore_errors=True)  # an earlier process's: sent, or stale
             self._run = self._init()
-            self._held = self._run.step - 1
-        return SyncedState(upto=self._held)
+            self._last_step = self._run.step - 1
+        return defaultdict(lambda: self._last_step)
 
     def _init(self) -> wandb.Run:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        online = self._config.mode == "online"
         return wandb.init(
             project=self._config.project,
             entity=self._config.entity,
             id=self._tracked.id,
             name=self._tracked.name,
-            resume="allow" if online else None,
+            resume="allow" if self._config.mode == "online" else None,
             mode=self._config.mode,
             dir=str(self._folder),
             config=self._tracked.job,
@@ -112,30 +102,29 @@ class Wandb:
                 x_disable_stats=True,
                 x_disable_machine_info=True,
                 x_save_requirements=False,
-                # and no pictures of curves in the run's log
+                # no plots in the run's log
                 max_end_of_run_history_metrics=0,
                 max_end_of_run_summary_metrics=0,
             ),
         )
 
-    def send(self, rows: Sequence[Row]) -> None:
+    def send(self, steps: Sequence[StepMetrics]) -> None:
         assert self._run
-        for row in rows:
-            self._run.log({**row.values, "_timestamp": row.time}, step=row.step)
-            self._held = row.step
+        for each in steps:
+            self._run.log({**each.values, "_timestamp": each.time}, step=each.step)
+            self._last_step = each.step
 
     def end(self, state: RunState) -> Path | None:
         assert self._run
         import wandb
 
         self._run.finish(exit_code=0 if state == "succeeded" else 1)
-        wandb.teardown()  # until its helper has gone, the end of the file may not be written
-        written = list(self._folder.glob(f"wandb/offline-run-*/run-{self._tracked.id}.wandb"))
-        return written[0] if written else None
+        wandb.teardown()  # the end of the file is written before its helper process ends
+        return next(self._folder.glob(f"wandb/offline-run-*/run-{self._tracked.id}.wandb"), None)
 
 
 class Mlflow:
-    """A run of MLflow, found by its tag. The store says of each metric which step it has last."""
+    """A run of MLflow, found by its tag. The server knows the last step of each metric."""
 
     STATUS: Mapping[RunState, str] = {"succeeded": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -145,23 +134,22 @@ class Mlflow:
         self._client: MlflowClient | None = None
         self._id = ""
 
-    def begin(self) -> SyncedState:
+    def begin(self) -> Mapping[str, int]:
         client = self._client = self._client or self._connect()
         run = self._find(client)
         self._id = run.info.run_id
         if run.info.status != "RUNNING":
             client.update_run(self._id, status="RUNNING")
-        self._describe(client, run)
-        return SyncedState(tags={metric.key: metric.step for metric in run.data.to_proto().metrics})
+        self._send_params(client, run)
+        return defaultdict(lambda: -1, {metric.key: metric.step for metric in run.data.to_proto().metrics})
 
     def _connect(self) -> MlflowClient:
         if not (self._config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
             raise BafoError("MLFLOW_TRACKING_URI is not set", "--set tracking.mlflow.uri=https://…")
-        # What was sent may have arrived although no answer came: so it is not the package that tries again, but we,
-        # after a look at what is there.
+        # A request may have arrived although no answer came, so the package must not repeat it: we begin again.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder was asked for by name
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # the user named a folder
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self._config.uri)
@@ -175,8 +163,8 @@ class Mlflow:
         return found[0] if found else client.create_run(number, run_name=self._tracked.name, tags=tags)
 
     def _remove_empty_metrics(self, uri: str, experiment: str) -> None:
-        """In a store that is a folder: a tracker that is killed between making a metric's file and writing to it leaves
-        it empty, and MLflow then reads nothing of that run."""
+        """Remove metric files without a value, which a killed tracker leaves in a folder store: MLflow cannot read a
+        run that has one."""
         from mlflow.utils.file_utils import local_file_uri_to_path
         from mlflow.utils.uri import is_local_uri
 
@@ -189,8 +177,8 @@ class Mlflow:
                     if file.is_file() and file.stat().st_size == 0:
                         file.unlink()
 
-    def _describe(self, client: MlflowClient, run: Run) -> None:
-        """The job as parameters. They cannot be changed: of a job that was changed, the first ones stay."""
+    def _send_params(self, client: MlflowClient, run: Run) -> None:
+        """Send the job as parameters. They cannot be changed: after a change of the job the first ones stay."""
         from mlflow.entities import Param
 
         values = {key: str(value)[:PARAM_LENGTH] for key, value in schema.flatten(self._tracked.job).items()}
@@ -198,11 +186,11 @@ class Mlflow:
         for start in range(0, len(new), BATCH_PARAMS):
             client.log_batch(self._id, params=new[start : start + BATCH_PARAMS], synchronous=True)
 
-    def send(self, rows: Sequence[Row]) -> None:
+    def send(self, steps: Sequence[StepMetrics]) -> None:
         from mlflow.entities import Metric
 
         assert self._client
-        metrics = [Metric(tag, v, int(row.time * 1000), row.step) for row in rows for tag, v in row.values.items()]
+        metrics = [Metric(tag, v, int(each.time * 1000), each.step) for each in steps for tag, v in each.values.items()]
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(self._id, metrics=metrics[start : start + BATCH_METRICS], synchronous=True)
 

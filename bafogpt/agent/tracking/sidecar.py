@@ -1,6 +1,6 @@
-"""A tracker process beside the run, seen from the supervisor: started, listened to, started again, ended in time.
+"""A tracker process beside the run: started, restarted after a crash, ended within a set time.
 
-Nothing here waits for the tracker but :meth:`Sidecar.close`, and that for a set time.
+Only :meth:`Sidecar.close` waits for the tracker.
 """
 
 from __future__ import annotations
@@ -25,77 +25,74 @@ from bafogpt.runs.store import RunState
 
 COMMAND = (sys.executable, "-m", "bafogpt.agent.tracking.process")
 MARK = "BAFOGPT_TRACKER"
-"""Set in a tracker's environment, and so in that of whatever its service's package starts."""
+"""Set in a tracker's environment, and so in that of each process that its service's package starts."""
 PAUSES_S = (1.0, 5.0, 30.0, 120.0, 600.0)
-"""From a tracker's death until it is started again; the last one for every further death."""
+"""Between a tracker's crash and its restart; the last one for every further crash."""
 
 
 class Sidecar:
-    """One tracker and its successors. ``say`` gets its output line by line, ``event`` its deaths."""
+    """One tracker and its successors. ``log`` gets its output line by line, ``event`` its crashes."""
 
-    def __init__(self, run: TrackedRun, folder: Path, say: Callable[[str], None], event: Callable[..., None]) -> None:
+    def __init__(self, run: TrackedRun, folder: Path, log: Callable[[str], None], event: Callable[..., None]) -> None:
+        self.service = run.service
         self._run = run
         self._folder = folder
-        self._say = say
+        self._log = log
         self._event = event
         self._mark = f"{run.service}/{run.id}"
         self._state: RunState | None = None
-        self._told = threading.Event()
-        self._given_up = False
+        self._finishing = threading.Event()
+        self._killed = False
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._keep, name=f"tracking {run.service}", daemon=True)
 
-    @property
-    def service(self) -> str:
-        return self._run.service
-
     def start(self) -> None:
         self._thread.start()
 
-    def tell(self, state: RunState) -> None:
-        """The run has ended: the tracker sends what is left, and goes."""
+    def finish(self, state: RunState) -> None:
+        """The run has ended: the tracker sends what is left, and ends."""
         with self._lock:
             self._state = state
             if self._process is not None:
-                _write(self._process.stdin, state)
-        self._told.set()
+                _write(self._process, state)
+        self._finishing.set()
 
     def close(self, timeout_s: float) -> bool:
-        """After :meth:`tell`: wait ``timeout_s`` seconds at most, then kill it. Whether it went by itself."""
+        """After :meth:`finish`: wait ``timeout_s`` seconds at most, then kill it. Whether it ended by itself."""
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             return True
         with self._lock:
-            self._given_up = True
+            self._killed = True
             if self._process is not None:
                 self._process.kill()
         self._thread.join(timeout=2)
         return False
 
     def _keep(self) -> None:
-        deaths = 0
+        """Run trackers until one has sent everything, or cannot."""
+        crashes = 0
         while True:
-            last = self._told.is_set()
+            last = self._finishing.is_set()
             try:
-                code = self._live()
+                code = self._run_once()
             except OSError as error:  # this machine has no room for another process
-                self._say(f"[{self.service}] {error}")
+                self._log(f"[{self.service}] {error}")
                 code = 1
-            if code in (0, EXIT_UNSENT) or last or self._given_up:
+            if code in (0, EXIT_UNSENT) or last or self._killed:
                 return
-            pause = PAUSES_S[min(deaths, len(PAUSES_S) - 1)]
-            deaths += 1
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self._event("tracker_died", service=self.service, exit_code=code)
-            self._say(f"[{self.service}] the tracker {how}; the run goes on")
-            self._told.wait(pause)
+            self._log(f"[{self.service}] the tracker {how}; the run goes on")
+            self._finishing.wait(PAUSES_S[min(crashes, len(PAUSES_S) - 1)])
+            crashes += 1
 
-    def _live(self) -> int:
-        """One tracker, from its start to its end."""
-        self._end_leftovers()  # of a supervisor that was killed
+    def _run_once(self) -> int:
+        """One tracker, from its start to its end; its exit code."""
+        self._end_leftovers()  # of a killed supervisor
         with self._lock:
-            if self._given_up:
+            if self._killed:
                 return EXIT_UNSENT
             tracker = self._process = subprocess.Popen(
                 [*COMMAND, str(self._folder)],
@@ -107,9 +104,9 @@ class Sidecar:
                 errors="replace",
                 preexec_fn=process.die_with_parent(),
             )
-            _write(tracker.stdin, json.dumps(asdict(self._run)))
+            _write(tracker, json.dumps(asdict(self._run)))
             if self._state is not None:
-                _write(tracker.stdin, self._state)
+                _write(tracker, self._state)
         reader = threading.Thread(target=self._read, args=(tracker.stdout,), daemon=True)
         reader.start()
         code = tracker.wait()
@@ -123,7 +120,7 @@ class Sidecar:
 
     def _read(self, output: IO[str]) -> None:
         for line in output:
-            self._say(f"[{self.service}] {redact(line.rstrip())}")
+            self._log(f"[{self.service}] {redact(line.rstrip())}")
 
     def _end_leftovers(self) -> None:
         """Kill what a dead tracker left behind: two that send the same run's steps would send some twice."""
@@ -133,9 +130,9 @@ class Sidecar:
                     each.kill()
 
 
-def _write(words: IO[str] | None, line: str) -> None:
+def _write(tracker: subprocess.Popen[str], line: str) -> None:
     """A line to a tracker, which may be dead by now."""
-    assert words
+    assert tracker.stdin
     with contextlib.suppress(BrokenPipeError):
-        words.write(line + "\n")
-        words.flush()
+        tracker.stdin.write(line + "\n")
+        tracker.stdin.flush()
