@@ -80,7 +80,7 @@ def test_an_attempt_after_one_that_ended_at_the_limit_has_nothing_left():
     clock.now += 3600 - 100
     assert budget.reached(reserve_s=120)
     clock.now += 50  # the save was quicker than that
-    again = Budget(Limits(max_hours=1), [budget.span], attempt=10, price_per_hour=4.56, clock=clock, wall=lambda: 2e9)
+    again = Budget(Limits(max_hours=1), [budget.usage], attempt=10, price_per_hour=4.56, clock=clock, wall=lambda: 2e9)
     assert again.left_s() == pytest.approx(50)
     assert again.reached(None)
 

@@ -13,6 +13,7 @@ import pytest
 from bafogpt.agent import supervisor
 from bafogpt.agent.claim import LaunchInfo
 from bafogpt.agent.outcome import ExitOutcome
+from bafogpt.agent.recorder import Recorder
 from bafogpt.agent.workers import Workers
 from bafogpt.core import process
 from bafogpt.core.errors import ExitCode, UsageError
@@ -90,13 +91,13 @@ def test_the_account_is_written_while_the_run_is_at_work(run: Run, bucket: Bucke
     monkeypatch.setattr(usage, "USAGE_EVERY_S", 0.0)
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
     seen: list[AttemptUsage] = []
-    ship = supervisor.Recorder.flush
+    flush = Recorder.flush
 
-    def watched(recorder: supervisor.Recorder) -> None:
-        ship(recorder)
+    def watched(recorder: Recorder) -> None:
+        flush(recorder)
         seen.extend(usage.read_all(bucket.child("runs/run")))
 
-    monkeypatch.setattr(supervisor.Recorder, "flush", watched)
+    monkeypatch.setattr(Recorder, "flush", watched)
     assert run(make_job()).state == "succeeded"
     assert len({span.seen for span in seen}) > 3
     assert sorted(seen, key=lambda span: span.seen) == seen

@@ -1,122 +1,35 @@
 """Two nodes on one machine: real supervisors and trainers as processes, each with a disk of its own, a real S3 server.
 
-They are killed, one at a time, and the run ends with every sample consumed once, in order, all the same.
+They are killed, one at a time, and the run still ends with every sample consumed once, in order.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from bafogpt.agent.multinode.checkpoint_parts import CheckpointParts, Heartbeats, Nodes, NodeStatus
-from bafogpt.core import process, schema
+from bafogpt.agent.multinode.checkpoint_parts import CheckpointParts
+from bafogpt.agent.multinode.heartbeat import Heartbeats, Nodes, NodeStatus
 from bafogpt.core.errors import ExitCode, UsageError
 from bafogpt.runs import store as runs
-from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.manifest import CheckpointFile
+from tests.agent.cluster import Cluster
 from tests.agent.multinode_worker import whole
 from tests.agent.test_budget import Clock
 from tests.small_job import make_job
-
-HERE = Path(__file__).parent
-PATIENCE_S = 120.0
-
-
-class Node:
-    """One supervisor process; killed with its trainers when the test ends."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
-        self.output = output
-        with output.open("ab") as file:
-            self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
-
-    def trainers(self) -> list[psutil.Process]:
-        return [each for each in process.descendants(self.process.pid) if "worker" in " ".join(each.cmdline())]
-
-    def kill(self) -> None:
-        """As a machine that goes: supervisor and trainers at once."""
-        self.process.kill()
-        self.process.wait()
-
-    def wait(self) -> int:
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(self.output.read_text()[-3000:]) from None
-
-    def succeed(self) -> None:
-        """Wait for its end, which must be a good one; else what it said is shown."""
-        code = self.wait()
-        assert code == 0, self.output.read_text()[-3000:]
-
-
-class Cluster:
-    """Starts nodes of one run."""
-
-    def __init__(self, bucket: Bucket, environment: dict[str, str], home: Path, worker: tuple[str, ...]) -> None:
-        self.bucket = bucket
-        self.store = RunStore(bucket)
-        self.started: list[Node] = []
-        self.environment = environment
-        self._home = home
-        self._worker = worker
-
-    def start(self, rank: int, count: int, job: Any, **variables: str) -> Node:
-        path = self._home / f"job-{len(self.started)}.json"
-        path.write_text(json.dumps(schema.to_dict(job)))
-        environment = {
-            **os.environ,
-            **self.environment,
-            "BAFOGPT_BUCKET": self.bucket.url,
-            "PYTHONPATH": str(HERE.parents[1]),
-            "SKYPILOT_NODE_RANK": str(rank),
-            "SKYPILOT_NUM_NODES": str(count),
-            "SKYPILOT_NODE_IPS": "\n".join(["127.0.0.1"] * count),
-            **variables,
-        }
-        command = [sys.executable, str(HERE / "node.py"), str(path), "run", str(self._home / f"disk-{rank}")]
-        node = Node([*command, *self._worker], environment, self._home / f"output-{rank}.txt")
-        self.started.append(node)
-        return node
-
-    def both(self, job: Any, **variables: str) -> tuple[Node, Node]:
-        return self.start(0, 2, job, **variables), self.start(1, 2, job, **variables)
-
-    def wait_for_step(self, step: int) -> None:
-        self.wait_until(lambda: any(line["step"] >= step for line in self.store.metrics("run")), f"step {step}")
-
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        if not process.wait_until(condition, PATIENCE_S):
-            said = "".join(f"\n--- {each.output}\n{each.output.read_text()[-2500:]}" for each in self.started)
-            raise AssertionError(f"no {what} after {PATIENCE_S:g} s{said}")
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.store.events("run") if event["event"] == kind]
-
-    def end(self) -> None:
-        for node in self.started:
-            if node.process.poll() is None:
-                node.kill()
 
 
 @pytest.fixture
 def cluster(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Cluster]:
     bucket.put("data/x/manifest.json", b"{}")
-    made = Cluster(bucket, s3.environment, tmp_path, (str(HERE / "multinode_worker.py"),))
-    yield made
-    made.end()
+    with Cluster(bucket, s3.environment, tmp_path, "multinode_worker.py") as made:
+        yield made
 
 
 def two_node_job(steps: int = 30, **over: Any) -> Any:
@@ -140,8 +53,7 @@ def assert_each_sample_once_in_order(cluster: Cluster, steps: int, tmp_path: Pat
 
 def test_two_nodes_train_as_one_and_each_sends_its_part(cluster: Cluster, tmp_path: Path):
     nodes = cluster.both(two_node_job())
-    for node in nodes:
-        node.succeed()
+    cluster.succeed(*nodes)
     assert_each_sample_once_in_order(cluster, 30, tmp_path)
     newest = cluster.store.checkpoints("run").complete()[-1]
     objects = {file.name: file.object for file in newest.files}
@@ -168,8 +80,7 @@ def test_a_trainer_killed_on_either_node_sends_all_back_to_the_newest_checkpoint
     cluster.wait_for_step(12)
     (trainer,) = nodes[victim].trainers()
     trainer.kill()
-    for node in nodes:
-        node.succeed()
+    cluster.succeed(*nodes)
     assert_each_sample_once_in_order(cluster, 40, tmp_path)
     assert cluster.store.load("run").restarts == 1
     (restored,) = cluster.events("checkpoint_restored")
@@ -185,8 +96,7 @@ def test_a_node_that_goes_and_is_started_anew_joins_again(cluster: Cluster, vict
     cluster.wait_for_step(12)
     nodes[victim].kill()
     nodes[victim] = cluster.start(victim, 2, job)
-    for node in nodes:
-        node.succeed()
+    cluster.succeed(*nodes)
     assert_each_sample_once_in_order(cluster, 40, tmp_path)
     assert cluster.store.load("run").attempts == (2 if victim == 0 else 1)
 
@@ -197,7 +107,7 @@ def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(cluster: Cluster, tm
     cluster.wait_for_step(17)
     for node in nodes:
         node.kill()
-    assert cluster.start(0, 1, two_node_job(40)).wait() == 0
+    cluster.succeed(cluster.start(0, 1, two_node_job(40)))
     assert_each_sample_once_in_order(cluster, 40, tmp_path)
     assert cluster.store.load("run").attempts == 2
 
@@ -205,8 +115,7 @@ def test_a_run_of_two_nodes_that_lost_both_goes_on_with_one(cluster: Cluster, tm
 @pytest.mark.slow
 def test_a_trainer_that_hangs_on_one_node_is_found_by_the_other_and_says_where(cluster: Cluster, tmp_path: Path):
     nodes = cluster.both(two_node_job(20, hang_timeout_s=3), MULTINODE_WORKER="hang")
-    for node in nodes:
-        node.succeed()
+    cluster.succeed(*nodes)
     assert_each_sample_once_in_order(cluster, 20, tmp_path)
     assert len(cluster.events("trainers_hung")) == 1
     assert "threading.py" in nodes[1].output.read_text()  # where node 1's trainer waited
@@ -234,6 +143,24 @@ def test_a_node_whose_node_0_never_comes_ends_clearly(cluster: Cluster):
     node = cluster.start(1, 2, two_node_job(storage_timeout_s=3))
     assert node.wait() == ExitCode.JOB_FAILED
     assert "node 0 has sent no heartbeat for 3 s" in node.output.read_text()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_node_without_its_gpus_ends_the_run(cluster: Cluster, bad: int):
+    job = make_job(supervisor={"heartbeat_s": 0.2, "heartbeat_timeout_s": 30})
+    nodes = [
+        cluster.start(rank, 2, job, SKYPILOT_NUM_GPUS_PER_NODE="4" if rank == bad else "0", PATH="/usr/bin:/bin")
+        for rank in (0, 1)
+    ]
+    for node in nodes if bad else nodes[:1]:  # SkyPilot ends the others when node 0 has ended before they joined
+        assert node.wait() == ExitCode.MACHINE_UNFIT, node.output.read_text()
+    record = cluster.store.load("run")
+    said = "4 GPUs were asked for, and 0 are visible"
+    assert record.state == "failed" and record.wants_another_machine
+    assert record.message == (f"node 1: {said}" if bad else said)
+    assert cluster.events("trainers_started") == []
+    checked = {event.get("node", 0): event["fit"] for event in cluster.events("machine_checked")}
+    assert checked[bad] is False
 
 
 def pair(bucket: Bucket, clock: Clock) -> tuple[Heartbeats, Heartbeats]:

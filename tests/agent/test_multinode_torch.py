@@ -13,7 +13,7 @@ from bafogpt.data import prepare, tokenizer
 from bafogpt.jobs.job import Job
 from bafogpt.runs import store
 from bafogpt.storage.bucket import Bucket
-from tests.agent.test_multinode import Cluster
+from tests.agent.cluster import Cluster
 
 STEPS = 24
 TRAIN: dict[str, Any] = {
@@ -41,9 +41,8 @@ TRAIN: dict[str, Any] = {
 @pytest.fixture
 def cluster(bucket: Bucket, s3: Any, tmp_path: Path) -> Iterator[Cluster]:
     prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=bucket.child("data/starter"))
-    made = Cluster(bucket, s3.environment, tmp_path, ())
-    yield made
-    made.end()
+    with Cluster(bucket, s3.environment, tmp_path) as made:
+        yield made
 
 
 def job(**train: Any) -> Job:
@@ -60,7 +59,7 @@ def job(**train: Any) -> Job:
 
 @pytest.mark.slow
 def test_two_nodes_killed_once_go_on_with_one_and_the_stream_is_that_of_a_run_never_stopped(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, s3: Any, tmp_path: Path
 ):
     nodes = cluster.both(job())
     cluster.wait_for_step(6)
@@ -74,16 +73,14 @@ def test_two_nodes_killed_once_go_on_with_one_and_the_stream_is_that_of_a_run_ne
     assert saved.step >= 4
     shards = [file.object for file in saved.files if file.name.endswith(".safetensors")]
     assert sorted("-n1-" in name for name in shards) == [False, True]  # a shard of each node
-    assert cluster.start(0, 1, job()).wait() == 0
+    cluster.succeed(cluster.start(0, 1, job()))
     curve = store.curve(cluster.store.metrics("run"))
     assert [line["samples"] for line in curve] == [[8 * step, 8 * step + 8] for step in range(STEPS)]
 
-    (tmp_path / "peace").mkdir()
-    whole_run = Cluster(cluster.bucket.child("peace"), cluster.environment, tmp_path / "peace", ())
-    prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=whole_run.bucket.child("data/starter"))
-    try:
-        assert whole_run.start(0, 1, job()).wait() == 0
-    finally:
-        whole_run.end()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    with Cluster(cluster.bucket.child("alone"), s3.environment, alone) as whole_run:
+        prepare.prepare(["starter"], tokenizer=tokenizer.load("bytes"), out=whole_run.bucket.child("data/starter"))
+        whole_run.succeed(whole_run.start(0, 1, job()))
     truth = {line["step"]: line["loss"] for line in store.curve(whole_run.store.metrics("run"))}
     assert {line["step"]: line["loss"] for line in curve} == pytest.approx(truth, rel=1e-4)

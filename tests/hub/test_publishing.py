@@ -42,7 +42,7 @@ def test_the_newest_checkpoint_is_published_and_a_failure_is_an_event(
     monkeypatch.setenv("HF_TOKEN", "of-nobody")
     refused = HubPublisher(checkpoints, REPO, settings, lambda kind, **values: events.append({"event": kind, **values}))
     refused.start()
-    refused.offer(60)
+    refused.publish(60)
     assert refused.close(60)
     assert events[-1]["event"] == "publication_failed"
     assert "of-nobody" not in events[-1]["error"]
