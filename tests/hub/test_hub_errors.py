@@ -102,7 +102,7 @@ def test_a_connection_that_is_cut_while_the_store_sends(pushed: Hub, capsys, tmp
 def test_a_commit_by_somebody_else_meanwhile(pushed: Hub, capsys, model):
     (model / "config.json").write_text("other")
     pushed.faults = [Fault(r"POST .*/commit/", 412)]
-    says(capsys, ("push", str(model), REPO), ExitCode.FAILURE, "changed by somebody else", "the same command again")
+    says(capsys, ("push", str(model), REPO), ExitCode.FAILURE, "changed by another commit", "the same command again")
 
 
 def test_names_of_no_repository(pushed: Hub, capsys):

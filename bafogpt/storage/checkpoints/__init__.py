@@ -1,7 +1,7 @@
 """Checkpoints in a bucket.
 
-- ``store``      uploads, finds, fetches and retires them: the module that others use
-- ``manifest``   what one is: written last, believed only when every byte is right
-- ``upload``     what of one is there already, and what must be sent
-- ``retention``  which ones stay
+- ``store``      uploads, finds, fetches and retires them: the module for other packages
+- ``manifest``   the manifest of one: written last, trusted only when every byte is right
+- ``upload``     finds out which of its files the bucket has, and sends the others
+- ``retention``  which ones to keep
 """

@@ -1,8 +1,8 @@
-"""Folders of files, models above all, from anywhere to anywhere: here, S3, the Hub.
+"""Folders of files, models above all: on local disk, in S3, on the Hub.
 
-- ``sync``       copies one; what is there already stays, what was cut off goes on
-- ``locations``  what a path or URL on the command line names
-- ``listing``    which files there are, and what is known of them
-- ``models``     the manifest of a model folder
-- ``upkeep``     is every byte right, how much is it, what does nobody need
+- ``sync``      copies a folder; files that have not changed stay, and an interrupted copy resumes
+- ``uri``       parses a path or URL of the command line
+- ``listing``   the files of a folder and their known hashes
+- ``manifest``  the manifest of a model folder
+- ``gc``        verifies every byte, counts sizes, removes what no manifest names
 """

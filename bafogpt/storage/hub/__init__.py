@@ -1,7 +1,7 @@
 """The Hugging Face Hub.
 
-- ``repository``  its client, what its failures mean, and a repository read as a bucket
+- ``repository``  its client, its errors, and a repository read as a bucket
 - ``push``        files into a repository, by one commit
-- ``lfs``         the large ones for it, in parts that outlive a kill
+- ``lfs``         large files for it, in resumable parts
 - ``card``        the model card
 """

@@ -1,7 +1,7 @@
-"""Large files to the Hub by Git LFS, in the parts that the Hub asks for, resumable after a kill.
+"""Send large files to the Hub by Git LFS, in the parts that the Hub asks for, resumably.
 
-The Hub's own client begins a file anew each time. Here a journal, one a file, keeps where its parts go and which of
-them the Hub's store has; so at most one part is sent twice.
+The Hub's own client restarts a file each time. Here a journal per file keeps the URLs of its parts and which of them
+the Hub's store has; so at most one part is sent twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HEADERS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "applicati
 
 @dataclass
 class _Journal:
-    """An upload that the Hub has begun: where its parts go, and what it called those that it has."""
+    """An upload that the Hub has begun: the URLs of its parts, and the ETags of the parts that it has."""
 
     urls: list[str]
     part_bytes: int
@@ -41,7 +41,7 @@ class _Journal:
 
 
 class Uploads:
-    """Sends large files by Git LFS. ``folder`` keeps what an interrupted one must know, for its owner only."""
+    """Sends large files by Git LFS. ``folder`` keeps the journals, readable by their owner only."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Uploads:
             except HfHubHTTPError as error:
                 if not 400 <= error.response.status_code < 500:
                     raise
-                self._path(sha256).unlink(missing_ok=True)  # its addresses hold for some hours only
+                self._path(sha256).unlink(missing_ok=True)  # its URLs have expired
         action = self._ask(sha256, source)
         if action is None:
             self._progress(source.size)
@@ -93,12 +93,12 @@ class Uploads:
         self._send_parts(sha256, source, journal)
 
     def forget(self, hashes: Iterable[str]) -> None:
-        """Drop the journals of files that a commit holds."""
+        """Remove the journals of files that a commit holds."""
         for sha256 in hashes:
             self._path(sha256).unlink(missing_ok=True)
 
     def _ask(self, sha256: str, source: FileSource) -> dict[str, Any] | None:
-        """Where the content goes; ``None`` when the Hub has it."""
+        """The URLs to send the content to; ``None`` when the Hub has it."""
         import httpx
         from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
@@ -115,7 +115,7 @@ class Uploads:
         )
         try:
             actions, problems, _ = ask()
-        except httpx.RemoteProtocolError:  # a kept connection that the Hub had closed; its client does not ask again
+        except httpx.RemoteProtocolError:  # a kept connection that the Hub had closed; its client does not retry
             actions, problems, _ = ask()
         if problems:
             raise StorageError(f"{self._location.url}: {problems[0]['error']['message']}", "give the command again")
@@ -140,7 +140,7 @@ class Uploads:
         self._confirm(journal.verify, sha256, source.size)
 
     def _put(self, url: str, piece: _Piece) -> str:
-        """Send one piece; what the store calls it. Transient failures are tried again by the Hub's client."""
+        """Send one piece; its ETag. The Hub's client retries transient errors."""
         from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
         answer = http_backoff("PUT", url, data=piece)
@@ -148,7 +148,7 @@ class Uploads:
         return str(answer.headers.get("etag") or "")
 
     def _confirm(self, verify: dict[str, Any] | None, sha256: str, size: int) -> None:
-        """Let the Hub check what it received, if it offers that."""
+        """Let the Hub verify the file, if it offers that."""
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
         if verify is not None:
@@ -170,12 +170,12 @@ class Uploads:
         return journal if fits and len(journal.etags) <= len(journal.urls) else None
 
     def _write(self, sha256: str, journal: _Journal) -> None:
-        # whoever has these addresses can write to the upload
+        # the URLs allow to write to the upload
         files.write_atomic(self._path(sha256), json.dumps(vars(journal)), mode=0o600)
 
 
 class _Piece(io.RawIOBase):
-    """A span of a file as a file of its own, for an HTTP client; it can be rewound to be sent again."""
+    """A span of a file as a file object for an HTTP client, which can rewind it to send it again."""
 
     def __init__(
         self, source: FileSource, start: int, length: int, progress: ProgressCallback, bandwidth: Bandwidth | None

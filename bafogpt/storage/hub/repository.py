@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: its client, what its failures mean, and a repository read as a bucket.
+"""The Hugging Face Hub: its client, its errors, and a repository read as a bucket.
 
-The token is named, never kept: ``HF_TOKEN`` in the environment. ``HF_ENDPOINT`` names another Hub. The same calls work
-with huggingface_hub 1.3 and 2.x.
+The token comes from ``HF_TOKEN`` in the environment and is never stored. ``HF_ENDPOINT`` names another Hub. The same
+calls work with huggingface_hub 1.3 and 2.x.
 """
 
 from __future__ import annotations
@@ -71,24 +71,24 @@ def endpoint() -> str:
 
 
 def token() -> str | None:
-    """What ``HF_TOKEN`` holds."""
+    """The value of ``HF_TOKEN``."""
     return os.environ.get("HF_TOKEN") or None
 
 
 def client() -> HfApi:
-    """The Hub's own client, with the token from the environment or none: not one that it may have stored itself."""
+    """The Hub's own client, with the token from the environment or none, never with a token that it has stored."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    # its warnings show addresses that are secrets while they last
+    # its warnings show presigned URLs
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return HfApi(endpoint=endpoint(), token=token() or False, library_name="bafogpt")
 
 
 @contextlib.contextmanager
 def map_errors(location: HubLocation, to_do: str = "read") -> Iterator[None]:
-    """Turn what huggingface_hub raises while it is to ``read`` or ``write`` ``location`` into a :class:`BafoError`."""
+    """Turn errors of huggingface_hub, while it is to ``read`` or ``write`` ``location``, into a :class:`BafoError`."""
     try:
         yield
     except BafoError:
@@ -101,8 +101,8 @@ def map_errors(location: HubLocation, to_do: str = "read") -> Iterator[None]:
 
 
 class HubRepo(Bucket):
-    """A repository at one commit, read as a bucket is. What is read is verified by the Hub's own hashes:
-    small files here, and of large ones :meth:`digest` says what they must have."""
+    """A repository at one commit, read as a bucket. Small files are verified by the Hub's hashes; for large files
+    :meth:`digest` gives the hash to verify them by."""
 
     def __init__(self, location: HubLocation, commit: str, entries: dict[str, Any], settings: Settings) -> None:
         super().__init__(location.url, _HubConnection(location.repo, commit, settings), "")
@@ -112,7 +112,7 @@ class HubRepo(Bucket):
 
     @classmethod
     def at(cls, location: HubLocation, settings: Settings) -> HubRepo:
-        """The repository as it is now. Raises :class:`NotFoundError` and :class:`AuthError`."""
+        """The repository at its current commit. Raises :class:`NotFoundError` and :class:`AuthError`."""
         with map_errors(location):
             api = client()
             info = api.model_info(location.repo, revision=location.revision)
@@ -123,16 +123,16 @@ class HubRepo(Bucket):
         return cls(location, info.sha, entries, settings)
 
     def digest(self, path: str) -> str | None:
-        """``sha256:hex`` of a large file's content; ``None`` for one that :meth:`get` verifies."""
+        """``sha256:hex`` of a large file's content; ``None`` for a small file, which :meth:`get` verifies."""
         large = self._entries[path].lfs
         return f"sha256:{large.sha256}" if large else None
 
     def git_id(self, path: str) -> str:
-        """Git's name for a small file's content."""
+        """Git's id of a small file's content."""
         return str(self._entries[path].blob_id)
 
     def list(self, prefix: str = "") -> builtins.list[ObjectInfo]:
-        """Every file below ``prefix``, sorted. Git keeps no times: all are of long ago."""
+        """Every file below ``prefix``, sorted. Git keeps no times, so all have the same old one."""
         below = f"{prefix.rstrip('/')}/" if prefix else ""
         found = (path for path in self._entries if path.startswith(below))
         return [self.info(path) for path in sorted(found)]
@@ -148,12 +148,12 @@ class HubRepo(Bucket):
             data = super().get(path)
         if not entry.lfs and git_id(data) != entry.blob_id:
             raise CorruptError(
-                f"{self.url}/{path}: what came is not what the Hub says it has", "give the command again"
+                f"{self.url}/{path}: what arrived does not have the Hub's hash", "give the command again"
             )
         return data
 
     def get_range(self, path: str, start: int, length: int) -> memoryview:
-        if not self._require(path).lfs:  # at most 10 MB, and git's hash is that of the whole
+        if not self._require(path).lfs:  # at most 10 MB, and git's hash is of the whole file
             return memoryview(self.get(path))[start : start + length]
         with self._explained():
             return super().get_range(path, start, length)
@@ -171,7 +171,7 @@ class HubRepo(Bucket):
 
     def delete(self, path: str) -> None:
         """Raises :class:`UsageError`."""
-        raise UsageError(f"{self.url} is read only here", f"bafogpt storage push FOLDER {self.url}")
+        self.put(path, b"")
 
     def _require(self, path: str) -> Any:
         if path not in self._entries:
@@ -180,7 +180,7 @@ class HubRepo(Bucket):
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """A refusal of the storage client means HF_TOKEN here, not S3 keys."""
+        """Name HF_TOKEN, not S3 keys, in an error of the storage client."""
         try:
             yield
         except AuthError as error:
@@ -188,7 +188,7 @@ class HubRepo(Bucket):
 
 
 def git_id(data: bytes) -> str:
-    """The name that git gives to a file of that content."""
+    """Git's id of that content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -196,7 +196,7 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _HubConnection(Connection):
-    """Ranged reads from a commit's files. Large ones are redirected to a store that never sees the token."""
+    """Ranged reads of a commit's files. The Hub redirects large ones to a store, which does not receive the token."""
 
     def __init__(self, repo: str, commit: str, settings: Settings) -> None:
         super().__init__(BucketLocation("hf", repo, ""), settings)
@@ -209,11 +209,13 @@ class _HubConnection(Connection):
         return HTTPStore(self._base, client_options=options, retry_config=self._retry_config(retry))
 
     def create(self) -> None:
-        raise UsageError(f"hf://{self.location.store} is made by a push", "bafogpt storage push FOLDER hf://ORG/NAME")
+        raise UsageError(
+            f"hf://{self.location.store} is created by a push", "bafogpt storage push FOLDER hf://ORG/NAME"
+        )
 
 
 def _to_error(error: BaseException, location: HubLocation, to_do: str) -> BafoError | None:
-    """What an error of huggingface_hub or of its HTTP client means; ``None`` for one that is a defect."""
+    """The error for one of huggingface_hub or of its HTTP client; ``None`` for a defect."""
     from huggingface_hub import errors
 
     where = location.url
@@ -222,10 +224,10 @@ def _to_error(error: BaseException, location: HubLocation, to_do: str) -> BafoEr
     if isinstance(error, errors.HFValidationError):
         return ConfigError(f"'{where}' is not a repository of the Hub", "write hf://ORG/NAME or hf://ORG/NAME@REVISION")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return UnreachableError(f"{where}: HF_HUB_OFFLINE forbids to ask the Hub", "unset HF_HUB_OFFLINE")
+        return UnreachableError(f"{where}: HF_HUB_OFFLINE forbids requests to the Hub", "unset HF_HUB_OFFLINE")
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
         return UnreachableError(f"{where}: the Hub cannot be reached ({type(error).__name__})", RETRY_HINT)
-    if error.__cause__ is not None:  # the client wraps the failure of one file
+    if error.__cause__ is not None:  # the client wraps the error of one file
         return _to_error(error.__cause__, location, to_do)
     if isinstance(error, ValueError):
         return StorageError(f"{where}: {str(error).strip().splitlines()[0]}", f"bafogpt storage ls {where}")
@@ -250,7 +252,7 @@ def _refusal(error: Any, location: HubLocation, to_do: str) -> BafoError:
     if status == 404:
         return NotFoundError(f"{where} does not exist, or HF_TOKEN may not see it", "check the name and HF_TOKEN")
     if status in (409, 412):
-        return ConflictError(f"{where} was changed by somebody else meanwhile", "give the same command again")
+        return ConflictError(f"{where} was changed by another commit meanwhile", "give the same command again")
     if status >= 500 or status in (408, 429):
         return UnreachableError(f"{where}: the Hub answers {status}", RETRY_HINT)
     reason = (error.server_message or f"the Hub answers {status}").strip().splitlines()[0]

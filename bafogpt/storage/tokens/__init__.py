@@ -1,7 +1,7 @@
 """Datasets of tokens.
 
-- ``manifest``  what is known of one: shards in their order, stages, hashes
-- ``writer``    makes one, the manifest last
-- ``stream``    reads one: any span of tokens, in samples cut by arithmetic
-- ``blocks``    the bytes below it: verified once, cached on disk
+- ``manifest``  shards in their order, stages, hashes
+- ``writer``    writes a dataset, the manifest last
+- ``stream``    reads any span of tokens, and samples cut by arithmetic
+- ``blocks``    the blocks below it: verified, cached on disk
 """

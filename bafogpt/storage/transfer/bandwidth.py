@@ -1,4 +1,4 @@
-"""A bound on bytes a second, shared by all the transfers it is given to."""
+"""A limit in bytes per second, shared by all the transfers it is given to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bafogpt.core.errors import UsageError
 
 
 class Bandwidth:
-    """At most ``bytes_per_s`` on average, from the first byte on; ``None`` is no bound. Threads may share it."""
+    """At most ``bytes_per_s`` on average, from the first byte on; ``None`` is no limit. Thread-safe."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Bandwidth:
         self._lock = threading.Lock()
 
     def take(self, n: int) -> None:
-        """Wait until ``n`` bytes may pass. Time that nobody used is not made up for later."""
+        """Wait until ``n`` bytes may pass. Unused time is not made up for later."""
         if self._bytes_per_s is None:
             return
         with self._lock:
@@ -41,7 +41,7 @@ class Bandwidth:
 
 
 def parse(text: str) -> float:
-    """``"5M"`` as bytes a second. Raises :class:`UsageError` for what is no rate."""
+    """``"5M"`` as bytes per second. Raises :class:`UsageError` for anything but a rate."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:B(?:/s)?)?", text.strip())
     number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()] if match else 0
     if number <= 0:
