@@ -9,7 +9,7 @@ import time
 from typing import Protocol
 
 from tests.lab import pods, slurm
-from tests.lab.place import PODS, SLURM, LabError, Place, locked
+from tests.lab.config import PODS, SLURM, LabConfig, LabError, locked
 
 
 class Lab(Protocol):
@@ -24,7 +24,7 @@ class Lab(Protocol):
     def environment(self) -> dict[str, str]: ...
 
 
-LABS: dict[str, tuple[Place, Lab]] = {"slurm": (SLURM, slurm), "pods": (PODS, pods)}
+LABS: dict[str, tuple[LabConfig, Lab]] = {"slurm": (SLURM, slurm), "pods": (PODS, pods)}
 
 
 def main() -> int:
@@ -44,14 +44,14 @@ def main() -> int:
 
 
 def _do(what: str, name: str) -> int:
-    place, lab = LABS[name]
+    config, lab = LABS[name]
     began = time.monotonic()
     if what == "start":
-        with locked(place):
+        with locked(config):
             lab.start()
         print(f'lab: {name} is up ({time.monotonic() - began:.1f} s); use it: eval "$(scripts/lab env {name})"')
     elif what == "stop":
-        with locked(place):
+        with locked(config):
             lab.stop()
         print(f"lab: {name} is gone ({time.monotonic() - began:.1f} s)")
     elif what == "env":

@@ -20,18 +20,18 @@ import pytest
 
 from tests.lab import pods, processes, slurm
 from tests.lab.__main__ import Lab
-from tests.lab.place import PODS, SLURM, VENV, LabError, Place, UnavailableError, locked, outer_environment
+from tests.lab.config import PODS, SLURM, VENV, LabConfig, LabError, UnavailableError, locked, outer_environment
 
 if TYPE_CHECKING:
     from bafogpt.storage.bucket import Bucket
-    from tests.lab.rented import Rented
+    from tests.lab.rented import LabClient, Rented
 
 
 @dataclass(frozen=True)
 class RunningLab:
     """A lab that is up."""
 
-    place: Place
+    config: LabConfig
     environment: Mapping[str, str]
 
     def run(self, *words: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,7 @@ class RunningLab:
             done = subprocess.run(
                 words,
                 env=outer_environment() | dict(self.environment),
-                cwd=self.place.home,
+                cwd=self.config.home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -55,7 +55,7 @@ class RunningLab:
 
     def provisioning(self, size: int = 6000) -> str:
         """The end of what SkyPilot wrote down while it set up the newest cluster: its errors leave out the reason."""
-        found = sorted(self.place.home.rglob("provision.log"), key=lambda path: path.stat().st_mtime)
+        found = sorted(self.config.home.rglob("provision.log"), key=lambda path: path.stat().st_mtime)
         return found[-1].read_text(errors="replace")[-size:] if found else "SkyPilot has provisioned nothing"
 
     def sky(self, *words: str, timeout_s: float = 300, check: bool = True) -> str:
@@ -64,7 +64,7 @@ class RunningLab:
 
     def task(self, name: str, resources: Mapping[str, Any], run: str) -> Path:
         """A task file; YAML is a superset of JSON."""
-        path = self.place.home / f"{name}.yaml"
+        path = self.config.home / f"{name}.yaml"
         path.write_text(json.dumps({"name": name, "resources": dict(resources), "run": run}))
         return path
 
@@ -88,28 +88,28 @@ def pods_lab() -> Iterator[RunningLab]:
     yield from _up(PODS, pods)
 
 
-def _up(place: Place, lab: Lab) -> Iterator[RunningLab]:
+def _up(config: LabConfig, lab: Lab) -> Iterator[RunningLab]:
     ours = not lab.is_up()
     try:
-        with locked(place):
+        with locked(config):
             if ours:
                 lab.install()
-            before, marked = machine_state(), processes.marked(place)
+            before, marked = machine_state(), processes.marked(config)
             lab.start()
     except LabError as error:
-        with locked(place):
+        with locked(config):
             lab.stop()
         if isinstance(error, UnavailableError) and os.environ.get("CI") != "true":
             pytest.skip(str(error))
         raise
     try:
-        yield RunningLab(place, lab.environment())
+        yield RunningLab(config, lab.environment())
     finally:
         if ours:
-            with locked(place):
+            with locked(config):
                 lab.stop()
             assert lab.leftovers() == []
-            assert processes.marked(place) <= marked
+            assert processes.marked(config) <= marked
             assert machine_state() == before
 
 
@@ -119,6 +119,16 @@ def rented(pods_lab: RunningLab, s3: Any, starter: Bucket, tmp_path: Path) -> It
     from tests.lab.rented import rented
 
     yield from rented(pods_lab, s3, starter, tmp_path)
+
+
+@pytest.fixture
+def slurm_client(slurm_lab: RunningLab, s3: Any, starter: Bucket, tmp_path: Path) -> Iterator[LabClient]:
+    """``bafogpt`` on the Slurm cluster, with the session's bucket; what a test leaves there is taken down."""
+    from tests.lab.rented import LabClient, lab_environment
+
+    client = LabClient(slurm_lab, starter, lab_environment(slurm_lab, s3, tmp_path), tmp_path)
+    yield client
+    client.clean_up()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.place import UnavailableError
+from tests.lab.config import UnavailableError
 
 SLURM = ("slurmctld", "slurmd", "slurm-client", "munge", "openssh-server", "rsync")
 PODS = ("slirp4netns", "openssh-client", "rsync")

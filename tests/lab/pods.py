@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tests.lab import packages, processes, skyhome
-from tests.lab.place import (
+from tests.lab.config import (
     CACHE,
     PODS,
     ROOT,

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.place import MARK, Place
+from tests.lab.config import MARK, LabConfig
 
 WORKERS = re.compile(
     rb"(^|^: |/)(slurm|munged|sshd)|(\b|-m)sky\.(server|jobs|skylet|serve|utils)|SkyPilot|skylet|podcloud"
@@ -59,12 +59,12 @@ def everyone() -> dict[int, Process]:
     return found
 
 
-def of_lab(place: Place, uid: int | None = None, user: str | None = None) -> list[Process]:
+def of_lab(config: LabConfig, uid: int | None = None, user: str | None = None) -> list[Process]:
     """The living processes of a lab; never this one or one that it was started by."""
     all_of_them = everyone()
     above = set(_ancestors(os.getpid(), all_of_them))
-    mark = f"\0{MARK}={place.folder}\0".encode()
-    signs = [f"{place.folder}/".encode(), f"sky_ssh_{place.user_hash}".encode()]
+    mark = f"\0{MARK}={config.folder}\0".encode()
+    signs = [f"{config.folder}/".encode(), f"sky_ssh_{config.user_hash}".encode()]
     if user:
         signs.append(f"sshd: {user}".encode())
 
@@ -81,9 +81,9 @@ def of_lab(place: Place, uid: int | None = None, user: str | None = None) -> lis
     return [all_of_them[pid] for pid in sorted(mine - above)]
 
 
-def marked(place: Place) -> set[int]:
+def marked(config: LabConfig) -> set[int]:
     """Every process that the lab's mark has come to, whatever it is."""
-    mark = f"\0{MARK}={place.folder}\0".encode()
+    mark = f"\0{MARK}={config.folder}\0".encode()
     return {pid for pid, process in everyone().items() if mark in process.environment + b"\0"}
 
 
@@ -93,11 +93,11 @@ def _ancestors(pid: int, processes: dict[int, Process]) -> Iterable[int]:
         pid = processes[pid].parent if pid in processes else 0
 
 
-def end(place: Place, uid: int | None = None, user: str | None = None, grace_s: float = 3.0) -> list[Process]:
+def end(config: LabConfig, uid: int | None = None, user: str | None = None, grace_s: float = 3.0) -> list[Process]:
     """End every process of the lab: ask for ``grace_s`` seconds, then kill. Returns those that would not go."""
     began = time.monotonic()
     asked: set[int] = set()
-    while left := of_lab(place, uid, user):
+    while left := of_lab(config, uid, user):
         age = time.monotonic() - began
         if age > grace_s + 10:
             break

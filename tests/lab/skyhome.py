@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import urlopen
 
-from tests.lab.place import CACHE, HERE, VENV, LabError, Place, outer_environment
+from tests.lab.config import CACHE, HERE, VENV, LabConfig, LabError, outer_environment
 
 CONFIG = """\
 jobs:
@@ -43,16 +43,16 @@ UV_LINK_MODE=symlink UV_PYTHON_DOWNLOADS=never exec {uv} "$@"
 """
 
 
-def make(place: Place, config: str = "") -> None:
-    """Write ``place.home`` anew, with ``config`` added to SkyPilot's configuration."""
-    home = place.home
+def make(config: LabConfig, sky_config: str = "") -> None:
+    """Write ``config.home`` anew, with ``sky_config`` added to SkyPilot's configuration."""
+    home = config.home
     for folder in (".sky", ".ssh", "bin"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     (home / ".ssh").chmod(0o700)
     (home / ".ssh/config").touch()
-    (home / ".sky/config.yaml").write_text(CONFIG + config)
+    (home / ".sky/config.yaml").write_text(CONFIG + sky_config)
     (home / ".sky/plugins.yaml").write_text(PLUGINS)
-    (home / ".sky/user_hash").write_text(place.user_hash)
+    (home / ".sky/user_hash").write_text(config.user_hash)
     shutil.copytree(HERE / "catalog", home / ".sky/catalogs" / _catalog_version(), dirs_exist_ok=True)
     for tool in ("ssh", "scp", "sftp"):
         script(home / "bin" / tool, SSH.format(tool=f"/usr/bin/{tool}"))
@@ -86,27 +86,27 @@ def uv_for_machines(folder: Path, python: Path) -> None:
     script(folder / "uv", UV.format(python=python, uv=folder / "uv.real"))
 
 
-def start_api_server(place: Place, environment: Mapping[str, str]) -> None:
+def start_api_server(config: LabConfig, environment: Mapping[str, str]) -> None:
     """Start SkyPilot's API server on the lab's port, and wait until it answers."""
     words = [str(VENV / "bin/sky"), "api", "start"]
     done = subprocess.run(
         words,
         env=outer_environment() | dict(environment),
-        cwd=place.home,
+        cwd=config.home,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    (place.logs / "sky-api-start.log").write_text(done.stdout + done.stderr)
+    (config.logs / "sky-api-start.log").write_text(done.stdout + done.stderr)
     # the client has less patience than a busy machine needs to import it all
-    if done.returncode and not _answers_health(place, 120):
-        log = place.home / ".sky/api_server/server.log"
+    if done.returncode and not _answers_health(config, 120):
+        log = config.home / ".sky/api_server/server.log"
         said = log.read_text(errors="replace") if log.exists() else done.stdout + done.stderr
         raise LabError(f"SkyPilot's API server did not start: {said.strip()[-800:]}")
 
 
-def enable(place: Place, environment: Mapping[str, str], cloud: str, timeout_s: float = 240) -> None:
+def enable(config: LabConfig, environment: Mapping[str, str], cloud: str, timeout_s: float = 240) -> None:
     """Check the cloud until SkyPilot takes it for usable, which it remembers.
 
     Its own first check, in the middle of a launch, is made once, and on a busy machine it gives up too soon.
@@ -116,7 +116,7 @@ def enable(place: Place, environment: Mapping[str, str], cloud: str, timeout_s: 
         done = subprocess.run(
             [str(VENV / "bin/sky"), "check", cloud],
             env=outer_environment() | dict(environment) | {"NO_COLOR": "1"},
-            cwd=place.home,
+            cwd=config.home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -129,10 +129,10 @@ def enable(place: Place, environment: Mapping[str, str], cloud: str, timeout_s: 
         time.sleep(1)
 
 
-def _answers_health(place: Place, timeout_s: float) -> bool:
+def _answers_health(config: LabConfig, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{place.api_port}/api/health", timeout=10):
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{config.api_port}/api/health", timeout=10):
             return True
         time.sleep(1)
     return False

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab import packages, processes, skyhome
-from tests.lab.place import (
+from tests.lab.config import (
     CACHE,
     ROOT,
     SLURM,

@@ -6,7 +6,7 @@ import pytest
 
 from bafogpt.core.errors import ExitCode
 from tests.lab import pods
-from tests.lab.place import PODS
+from tests.lab.config import PODS
 from tests.lab.rented import Rented
 
 pytestmark = pytest.mark.slow
@@ -116,11 +116,11 @@ def test_bad_words_cost_nothing(rented: Rented, name: str) -> None:
     assert "AWS_SECRET_ACCESS_KEY is not set" in error and hint.startswith("export ")
 
 
-def test_no_cloud_enabled(rented: Rented, name: str) -> None:
+def test_a_cloud_that_is_not_enabled_is_named(rented: Rented, name: str) -> None:
     words = rented.words(name, "--yes")
     words[words.index("runpod")] = "lambda"
     words[words.index("L40:4")] = "A10:1"
     error, hint = two_lines(rented, name, *words, code=ExitCode.AUTH)
     print(error, hint)
-    assert "not enabled" in error.lower() or "no cloud" in error
-    assert hint.startswith("sky check")
+    assert error.lower() == "lambda is not enabled in skypilot"
+    assert hint.lower() == "sky check lambda"

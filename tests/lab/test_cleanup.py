@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from tests.lab import packages, processes, slurm
+from tests.lab.config import SLURM, locked
 from tests.lab.conftest import machine_state
-from tests.lab.place import SLURM, locked
 
 
 def test_nothing_is_left_of_a_lab_whose_parts_were_killed() -> None:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.test_engine_slurm import TINY, Command, bafogpt, name
+from tests.lab.rented import TINY, LabClient
 
 pytestmark = pytest.mark.slow
-
-__all__ = ["bafogpt", "name"]  # the fixtures
 
 CONTEXT = 128
 SHAPE = {"train.data.sequence_length": CONTEXT, "train.batch.tokens": 8 * CONTEXT, "train.batch.micro_batch_size": 4}
@@ -22,9 +20,10 @@ def sets(**over: object) -> list[str]:
 
 
 def test_a_model_is_tuned_on_an_a10_of_the_cluster_merged_and_answers(
-    bafogpt: Command, name: str, tmp_path: Path
+    slurm_client: LabClient, name: str, tmp_path: Path
 ) -> None:
-    base = f"{name}-base"
+    bafogpt, base = slurm_client.command, f"{name}-base"
+    slurm_client.names.append(name)
     bafogpt("cloud", "launch", "pretrain", "--infra", "local", "--name", base, "--yes", *sets(**TINY))
     pack = ["--tokenizer", "bytes", "--style", "plain", "--context", str(CONTEXT), "--validation", "0.1"]
     bafogpt("data", "instructions", "starter", *pack, "--out", f"data/{name}")

@@ -1,45 +1,27 @@
-"""Two Slurm nodes as one run: FSDP over gloo, one of them killed, gone on with on a single node; one stream."""
+"""Two Slurm nodes as one run: FSDP over gloo, one of them killed, continued on a single node; one stream."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from bafogpt.runs import store as runs
-from bafogpt.runs.store import RunStore
-from bafogpt.storage.bucket import Bucket
 from tests.lab import processes
-from tests.lab.conftest import RunningLab
-from tests.lab.test_engine_slurm import Command, bafogpt, launch, status
+from tests.lab.rented import LabClient
+from tests.lab.test_engine_slurm import WHERE
 
 STEPS = 150
 RUN: dict[str, Any] = {
     "train.tokens": STEPS * 256,
     "train.checkpoint.every": 5,
     "train.validation.every": 100_000,
-    "supervisor.max_restarts": 0,
     "supervisor.storage_timeout_s": 120,
 }
 
-__all__ = ["bafogpt"]
-
-
-@pytest.fixture
-def name(slurm_lab: RunningLab) -> Iterator[str]:
-    """A run's name; whatever the test leaves of it is taken down."""
-    found = f"two-{uuid.uuid4().hex[:6]}"
-    yield found
-    slurm_lab.sky("down", "-y", found, check=False)
-
 
 def supervisors(run: str) -> dict[int, int]:
-    """Process of the run's supervisor on each node, by the node's rank."""
+    """The process of the run's supervisor on each node, by the node's rank."""
     found = {}
     for process in processes.everyone().values():
         words = process.command.split()
@@ -50,20 +32,12 @@ def supervisors(run: str) -> dict[int, int]:
     return found
 
 
-def until(what: Any, timeout_s: float = 300.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-    return found
-
-
 def test_two_nodes_one_of_which_is_killed_go_on_as_one_and_every_sample_comes_once(
-    bafogpt: Command, name: str, s3: Any, slurm_lab: RunningLab
+    slurm_client: LabClient, name: str
 ) -> None:
-    store = RunStore(Bucket.open(s3.url, s3.settings))
-    launch(bafogpt, name, "--nodes", "2", "--detach", **RUN)
-    until(lambda: (record := store.find(name)) and record.step >= 20)
+    bafogpt, store = slurm_client.command, slurm_client.store
+    bafogpt(*slurm_client.launch_words(name, WHERE, "--yes", "--nodes", "2", "--detach", **RUN))
+    slurm_client.until_step(name, 20)
     both = supervisors(name)
     assert sorted(both) == [0, 1]
     newest = store.checkpoints(name).complete()[-1]
@@ -72,12 +46,12 @@ def test_two_nodes_one_of_which_is_killed_go_on_as_one_and_every_sample_comes_on
 
     os.kill(both[1], signal.SIGKILL)
 
-    until(lambda: not supervisors(name))
-    until(lambda: status(bafogpt, name)["state"] not in ("running", "starting"))
+    slurm_client.until(lambda: not supervisors(name))
+    slurm_client.until(lambda: slurm_client.status(name)["state"] not in ("running", "starting"))
     reached = store.load(name).step
     bafogpt("cloud", "down", name)
     assert 20 <= reached < STEPS
-    launch(bafogpt, name, "--resume", **RUN)
+    bafogpt(*slurm_client.launch_words(name, WHERE, "--yes", "--resume", **RUN))
     bafogpt("cloud", "down", name)
 
     restored = [event["step"] for event in store.events(name) if event["event"] == "checkpoint_restored"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import pods
-from tests.lab.place import outer_environment
+from tests.lab.config import outer_environment
 from tests.lab.rented import LONG, Rented
 
 pytestmark = pytest.mark.slow
@@ -136,8 +136,8 @@ def test_secrets_are_where_the_job_needs_them_and_nowhere_else(
         "another user in the pod": user,
         "bucket": in_bucket(rented, name, planted),
     }
-    for place, hits in report.items():
-        print(f"{place}:", *sorted(map(str, hits)), sep="\n    ")
+    for where, hits in report.items():
+        print(f"{where}:", *sorted(map(str, hits)), sep="\n    ")
     rented.command("cloud", "down", name)
     after = {hit for hit in scan(planted, home / ".sky", home / "sky_logs", rented.folder) if "/proc/" not in hit[1]}
     print("after the end:", *sorted(map(str, after)), sep="\n    ")

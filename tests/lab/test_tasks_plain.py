@@ -11,7 +11,7 @@ import pytest
 from bafogpt.core import schema
 from bafogpt.jobs import job
 from tests.lab import pods
-from tests.lab.place import ROOT, VENV
+from tests.lab.config import ROOT, VENV
 from tests.lab.rented import TINY, Rented
 
 pytestmark = pytest.mark.slow

@@ -172,7 +172,7 @@ def test_max_cost_ends_it_in_time_over_all_attempts(rented: Rented, name: str) -
 
 
 def test_a_hang_is_ended(rented: Rented, name: str) -> None:
-    rented.launch(name, "-d", supervisor__hang_s=15, **LONG)
+    rented.launch(name, "-d", supervisor__hang_timeout_s=15, **LONG)
     rented.until_step(name, 3)
 
     rented.signal(name, signal.SIGSTOP, TRAINER)
@@ -214,7 +214,7 @@ def test_a_setup_that_fails(rented: Rented, name: str, tmp_path: Any) -> None:
     """Our tasks have no ``setup:``; somebody's own may."""
     import shutil
 
-    from tests.lab.place import ROOT
+    from tests.lab.config import ROOT
 
     for folder in ("jobs", "sky"):
         shutil.copytree(ROOT / folder, tmp_path / "own" / folder)

@@ -1,4 +1,4 @@
-"""Where a lab lives on this machine: its folder, its ports, the environment that makes SkyPilot see it."""
+"""The folder, ports and environment of a lab on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class UnavailableError(LabError):
 
 
 @dataclass(frozen=True)
-class Place:
+class LabConfig:
     """One lab's folder and ports."""
 
     name: str
@@ -87,8 +87,8 @@ class Place:
         }
 
 
-SLURM = Place("slurm", api_port=47680, cloud_port=47622)
-PODS = Place("pods", api_port=47780, cloud_port=47722)
+SLURM = LabConfig("slurm", api_port=47680, cloud_port=47622)
+PODS = LabConfig("pods", api_port=47780, cloud_port=47722)
 
 SLURM_CONTROL_PORT = 47617
 """of slurmctld; node i listens on the i-th port after it"""
@@ -106,10 +106,10 @@ def outer_environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def locked(place: Place) -> Iterator[None]:
+def locked(config: LabConfig) -> Iterator[None]:
     """One start or stop of a lab at a time on this machine."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / f".{place.name}.lock").open("w") as file:
+    with (FOLDER / f".{config.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
