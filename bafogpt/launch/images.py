@@ -1,7 +1,7 @@
-"""Which container image the tasks run in: one file says it, every task file repeats it, and both are checked.
+"""The container image of the tasks: pinned in ``docker/image.yaml``, repeated in every task file.
 
-``docker/image.yaml`` is that file. :func:`pin` writes an image's digest into it and into every task file, all or
-none; :func:`check` refuses a checkout in which image, task files and ``constraints.txt`` do not belong together.
+:func:`pin` writes an image's digest into all of these files or none; :func:`check` refuses a checkout whose image, task
+files and ``constraints.txt`` do not match.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from bafogpt.core.errors import ConfigError, ConflictError, NotFoundError
 from bafogpt.jobs import project
 from bafogpt.jobs.image_ref import PREFIX, SHA256, ImageReference
 
-PLACE = Path("docker/image.yaml")
+IMAGE_FILE = Path("docker/image.yaml")
 CONSTRAINTS = Path("constraints.txt")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """``docker/image.yaml``. Every key is in the file, null where it is not known."""
+    """``docker/image.yaml``. The file has every key, null for an unknown value."""
 
     repository: str
     tag: str | None
-    """A name for people; null when the image was pinned by its digest alone."""
+    """Null when the image was pinned by its digest alone."""
     digest: str | None
     """``sha256:…`` in the registry; null before the first image is pinned."""
     constraints: str | None
-    """``sha256:…`` of the ``constraints.txt`` that the image was built with."""
+    """``sha256:…`` of the ``constraints.txt`` in the image."""
     revision: str | None
-    """Commit that the image was built from."""
+    """The commit of the build."""
 
     def __post_init__(self) -> None:
         ImageReference(repository=self.repository, tag=self.tag, digest=self.digest)
@@ -53,31 +53,29 @@ class Image:
 
     @property
     def reference(self) -> str:
-        """What the tasks name: the digest alone, which cannot move, or the tag where there is none yet."""
+        """The reference in the tasks: by digest, which cannot move, or by tag where there is none yet."""
         return f"{self.repository}@{self.digest}" if self.digest else f"{self.repository}:{self.tag}"
 
 
 def checkout(cwd: Path | None = None) -> Path:
     """The project's folder with ``docker/image.yaml``. Raises :class:`NotFoundError` where there is none."""
     root = project.root(cwd)
-    if (root / PLACE).is_file():
+    if (root / IMAGE_FILE).is_file():
         return root
-    if root.name == "_project":
-        raise NotFoundError(
-            f"this bafogpt was installed without its checkout, and {PLACE} is kept in one", "cd CHECKOUT of bafogpt"
-        )
-    raise NotFoundError(f"{root} has no {PLACE}", "cd CHECKOUT of bafogpt")
+    installed = root.name == "_project"
+    message = f"this bafogpt was installed without {IMAGE_FILE}" if installed else f"{root} has no {IMAGE_FILE}"
+    raise NotFoundError(message, "cd CHECKOUT of bafogpt")
 
 
 def load(root: Path) -> Image:
-    """What ``docker/image.yaml`` says. Raises :class:`ConfigError` naming the key that is wrong."""
-    return schema.build(Image, schema.load_yaml(root / PLACE), where=str(PLACE))
+    """Read ``docker/image.yaml``. Raises :class:`ConfigError` naming the wrong key."""
+    return schema.build(Image, schema.load_yaml(root / IMAGE_FILE), where=str(IMAGE_FILE))
 
 
 def check(root: Path) -> Image:
-    """The image, when every task file names it and it was built with this ``constraints.txt``.
+    """The image, if every task file names it and it was built with this ``constraints.txt``.
 
-    Raises :class:`ConfigError` or :class:`ConflictError` naming the file that disagrees and what to type.
+    Raises :class:`ConfigError` or :class:`ConflictError` naming the file that differs.
     """
     image = load(root)
     wanted = PREFIX + image.reference
@@ -90,10 +88,10 @@ def check(root: Path) -> Image:
             if other != wanted:
                 pinned = image.digest is not None and other.startswith(PREFIX)
                 hint = f"bafogpt image pin {image.reference}" if pinned else f"edit {name}: image_id: {wanted}"
-                raise ConflictError(f"{name} runs in {other}, but {PLACE} says {wanted}", hint)
+                raise ConflictError(f"{name} runs in {other}, but {IMAGE_FILE} has {wanted}", hint)
     if image.digest and image.constraints != (now := _constraints(root)):
         raise ConflictError(
-            f"{CONSTRAINTS} is not the one that the image of {PLACE} was built with "
+            f"{CONSTRAINTS} is not the one that the image of {IMAGE_FILE} was built with "
             f"({(image.constraints or '')[:19]}…, now {now[:19]}…)",
             "./scripts/image build; ./scripts/image push REF --digest-file F; bafogpt image pin REF --digest-file F",
         )
@@ -101,30 +99,28 @@ def check(root: Path) -> Image:
 
 
 def pin(root: Path, reference: ImageReference, revision: str | None = None) -> list[Path]:
-    """Write the image into ``docker/image.yaml`` and every task file; returns the files that changed.
+    """Write the image into ``docker/image.yaml`` and every task file; returns the changed files.
 
-    ``revision`` is the commit that the image was built from; the digest of ``constraints.txt`` is then taken of that
-    commit, else of the working tree. Comments and everything else in the files stay as they are. When one file cannot
-    be written, the others get their old content back. Raises :class:`ConfigError` before anything is written when a
-    file is not what it should be.
+    ``revision`` is the commit of the image's build, whose ``constraints.txt`` is then recorded; by default it is the
+    working tree's. Comments and everything else stay. Either all files are written or none. Raises
+    :class:`ConfigError` for a file that cannot be changed, before anything is written.
     """
-    image = _described(root, reference, revision)
+    image = _new_image(root, reference, revision)
     texts: dict[Path, str] = {}
     for path in _task_files(root):
         name = path.relative_to(root)
         texts[path] = _with_image(_read(path), PREFIX + image.reference, name)
-    texts[root / PLACE] = _with_keys(_read(root / PLACE), schema.to_dict(image))  # last: what the others are held to
+    texts[root / IMAGE_FILE] = _with_keys(_read(root / IMAGE_FILE), schema.to_dict(image))
     changed = {path: text for path, text in texts.items() if text != _read(path)}
-    assert schema.build(Image, schema.parse_yaml(texts[root / PLACE], str(PLACE)), str(PLACE)) == image
+    assert schema.build(Image, schema.parse_yaml(texts[root / IMAGE_FILE], str(IMAGE_FILE)), str(IMAGE_FILE)) == image
     _write_all(changed)
     return list(changed)
 
 
-def _described(root: Path, reference: ImageReference, revision: str | None) -> Image:
-    """What ``docker/image.yaml`` is to say about a reference.
+def _new_image(root: Path, reference: ImageReference, revision: str | None) -> Image:
+    """The new content of ``docker/image.yaml``.
 
-    Of the image that is pinned already, what is known stays: that ``constraints.txt`` has changed since does not change
-    what the image was built with.
+    An image that is pinned already keeps its constraints: a later change of the file does not change the image.
     """
     old = load(root)
     if revision is None and reference.digest == old.digest:
@@ -140,12 +136,12 @@ def _described(root: Path, reference: ImageReference, revision: str | None) -> I
 
 
 def _task_files(root: Path) -> list[Path]:
-    """Everything in ``sky/`` and ``jobs/`` that can name an image."""
+    """Every file in ``sky/`` and ``jobs/``."""
     return [path for folder in ("sky", "jobs") for path in sorted((root / folder).glob("*.y*ml"))]
 
 
 def _read(path: Path) -> str:
-    """The text as it is: line ends are not translated."""
+    """The text, with its own line ends."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -153,9 +149,9 @@ def _read(path: Path) -> str:
 
 
 def _image_nodes(text: str, where: str) -> list[yaml.ScalarNode]:
-    """The values of ``image_id`` in a YAML text, in order: where they stand is in their marks."""
-    schema.parse_yaml(text, where)  # says what is wrong, by line
-    found: dict[int, yaml.ScalarNode] = {}  # by position: an alias leads to the same node again
+    """The values of ``image_id`` in a YAML text, in order; their marks are positions in it."""
+    schema.parse_yaml(text, where)  # raises ConfigError with the line
+    found: dict[int, yaml.ScalarNode] = {}  # by position: an alias is the same node
 
     def walk(node: yaml.Node | None) -> Iterator[yaml.Node]:
         if isinstance(node, yaml.MappingNode):
@@ -175,11 +171,11 @@ def _image_nodes(text: str, where: str) -> list[yaml.ScalarNode]:
 
 
 def _with_image(text: str, image_id: str, name: Path) -> str:
-    """The text with every container image in it replaced, and nothing else touched."""
+    """The text with every container image replaced."""
     nodes = [node for node in _image_nodes(text, str(name)) if node.value.startswith(PREFIX)]
     if not nodes and name.parts[0] == "sky":
         raise _names_none(name, image_id)
-    for node in reversed(nodes):  # from the end, so that positions stay true
+    for node in reversed(nodes):  # from the end, so that positions stay valid
         start, end = node.start_mark.index, node.end_mark.index
         if text[start:end].count(node.value) != 1:
             raise ConfigError(
@@ -190,7 +186,7 @@ def _with_image(text: str, image_id: str, name: Path) -> str:
 
 
 def _with_keys(text: str, values: Mapping[str, str | None]) -> str:
-    """The text of a flat YAML mapping with new values for its keys; comments stay where they are."""
+    """The text of a flat YAML mapping with new values; comments stay."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
     for key, node in sorted(root.value, key=lambda pair: -pair[1].start_mark.index):
@@ -201,7 +197,7 @@ def _with_keys(text: str, values: Mapping[str, str | None]) -> str:
 
 
 def _scalar(value: str | None) -> str:
-    """``value`` as YAML that is read back as the same: digits alone need quotes."""
+    """``value`` as YAML: text that looks like a number needs quotes."""
     if value is None:
         return "null"
     return value if yaml.safe_load(value) == value else f'"{value}"'
@@ -212,7 +208,7 @@ def _names_none(name: Path, image_id: str) -> ConfigError:
 
 
 def _write_all(texts: Mapping[Path, str]) -> None:
-    """Write every file, or leave every file as it was."""
+    """Write all files, or none."""
     paths = [path.resolve() for path in texts]  # a link stays a link
     before = [path.read_bytes() for path in paths]
     begun = 0
@@ -237,12 +233,12 @@ def _constraints(root: Path, commit: str | None = None) -> str:
 
 
 def _commit(root: Path, revision: str) -> str:
-    """The whole commit that a revision means here."""
+    """The full hash of a revision."""
     return _git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}").decode().strip()
 
 
 def _git(root: Path, *words: str) -> bytes:
-    """What git prints. Raises :class:`NotFoundError` for what this checkout does not have."""
+    """The output of git. Raises :class:`NotFoundError` for an unknown revision."""
     try:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=False, timeout=30)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A plan: a job, a task and a name, frozen. It is what an engine runs and what ``--dry-run`` prints."""
+"""A plan: a job, a task and a name, frozen: the input of an engine and the output of ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -92,14 +92,11 @@ def make(job_name: str, settings: Settings, options: LaunchOptions | None = None
     gpus = tasks.accelerators(task)
     if gpus and (options.gpus or infra != LOCAL):
         task["envs"][env.GPUS] = f"{gpus[0]}:{gpus[1]}"
-    max_cost = job.supervisor.max_cost if options.max_cost is None else options.max_cost
-    max_hours = job.supervisor.max_hours if options.max_hours is None else options.max_hours
-    price = quote.compute(job, task, infra, max_cost=max_cost, max_hours=max_hours)
-    ceiling = {"resources": price.resources()} if price.resources() else {}
+    price = quote.compute(job, task, infra, max_cost=options.max_cost, max_hours=options.max_hours)
     return Plan(
         name=name,
         job=job,
-        task=schema.merge(task, {"envs": price.envs(), **ceiling}),
+        task=schema.merge(task, price.task_options()),
         infra=infra,
         root=source.root,
         required_secrets=tuple(options.env_names),

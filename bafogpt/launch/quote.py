@@ -98,20 +98,14 @@ class Quote:
                 text += ", which is not enough for the whole job"
         return text
 
-    def envs(self) -> dict[str, str]:
-        """The task's variables: the supervisor counts the cost and enforces the limits."""
-        values = {
-            env.PRICE_PER_HOUR: self.usd_per_hour,
-            env.MAX_COST: self.max_cost,
-            env.MAX_HOURS: self.max_hours,
-        }
-        return {name: f"{value:.10g}" for name, value in values.items() if value}
-
-    def resources(self) -> dict[str, Any]:
-        """The task's resources: with ``max_cost``, no machine more expensive than the quoted one."""
+    def task_options(self) -> dict[str, Any]:
+        """Keys of the task: price and limits for the supervisor, and with ``max_cost`` no more expensive machine."""
+        values = {env.PRICE_PER_HOUR: self.usd_per_hour, env.MAX_COST: self.max_cost, env.MAX_HOURS: self.max_hours}
+        envs = {"envs": {name: f"{value:.10g}" for name, value in values.items() if value}}
         if self.max_cost is None or self.offer is None:
-            return {}
-        return {"max_hourly_cost": math.ceil(round(self.offer.usd_per_hour * 1e4, 6)) / 1e4}
+            return envs
+        ceiling = math.ceil(round(self.offer.usd_per_hour * 1e4, 6)) / 1e4
+        return {**envs, "resources": {"max_hourly_cost": ceiling}}
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "usd": self.usd}
@@ -120,10 +114,13 @@ class Quote:
 def compute(
     job: Job, task: Mapping[str, Any], infra: str, *, max_cost: float | None = None, max_hours: float | None = None
 ) -> Quote:
-    """The price of launching ``task`` on ``infra``, by what this machine knows; checks the limits.
+    """The price of launching ``task`` on ``infra``, from the price list on this machine; checks the limits.
 
+    A limit that is None is the job's own.
     Raises :class:`UsageError` for limits that make no sense, :class:`NotFoundError` for a GPU that no cloud offers.
     """
+    max_cost = job.supervisor.max_cost if max_cost is None else max_cost
+    max_hours = job.supervisor.max_hours if max_hours is None else max_hours
     for flag, value in (("--max-cost", max_cost), ("--max-hours", max_hours)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{flag} {value:g}: must be above 0", f"{flag} 20")

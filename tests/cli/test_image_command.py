@@ -99,7 +99,7 @@ def test_a_check_that_fails_names_the_file_and_what_to_type(cli, checkout: Path)
     assert (ran.code, ran.out) == (1, "")
     assert ran.err == (
         "error: sky/pretrain.yaml runs in docker:ghcr.io/x/y:1, "
-        f"but docker/image.yaml says docker:{REPOSITORY}@{DIGEST}\n"
+        f"but docker/image.yaml has docker:{REPOSITORY}@{DIGEST}\n"
         f" hint: bafogpt image pin {REPOSITORY}@{DIGEST}\n"
     )
 

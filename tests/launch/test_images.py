@@ -245,23 +245,12 @@ def test_when_one_file_cannot_be_written_the_others_get_their_old_content_back(c
     assert DIGEST in (checkout / "sky" / "zz.yaml").read_text()
 
 
-def test_an_installed_wheel_says_that_the_image_is_kept_in_a_checkout(tmp_path: Path):
-    site = tmp_path / "site"
-    shutil.copytree(ROOT / "bafogpt", site / "bafogpt", ignore=shutil.ignore_patterns("__pycache__"))
+def test_an_installed_wheel_has_no_image_file(tmp_path: Path):
     for folder in ("jobs", "sky"):
-        shutil.copytree(ROOT / folder, site / "bafogpt" / "_project" / folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "bafogpt.cli.main", "image", "check"],
-        cwd="/",
-        env={"PYTHONPATH": str(site), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "error: this bafogpt was installed without its checkout, and docker/image.yaml is kept in one\n"
-        " hint: cd CHECKOUT of bafogpt\n"
-    )
+        (tmp_path / "_project" / folder).mkdir(parents=True)
+    with pytest.raises(NotFoundError, match=r"installed without docker/image\.yaml") as caught:
+        images.checkout(tmp_path / "_project")
+    assert caught.value.hint == "cd CHECKOUT of bafogpt"
 
 
 def test_a_project_without_an_image_file_is_named(tmp_path: Path):

@@ -56,8 +56,10 @@ def test_spot_and_nodes_are_in_the_price():
 def test_the_job_is_told_the_price_and_the_limits():
     price = quote.compute(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
 
-    assert price.envs() == {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "2.5"}
-    assert price.resources() == {"max_hourly_cost": 4.4}  # a dearer machine would outrun the budget
+    assert price.task_options() == {
+        "envs": {"BAFOGPT_PRICE_PER_HOUR": "4.4", "BAFOGPT_MAX_COST": "20", "BAFOGPT_MAX_HOURS": "2.5"},
+        "resources": {"max_hourly_cost": 4.4},  # a more expensive machine would exceed the budget
+    }
     assert price.usd == pytest.approx(2.5 * 4.4)
     assert price.describe().endswith("at most 20.00 $ and 2.5 h, which is not enough for the whole job")
 
@@ -98,13 +100,13 @@ def test_a_gpu_that_a_known_cloud_does_not_have_is_refused_and_of_an_unknown_one
         quote.compute(job(), task("H100:8"), "runpod")
     price = quote.compute(job(), task("H100:8"), "azure")
 
-    assert (price.usd_per_hour, price.envs(), price.describe()) == (None, {}, "unknown price")
+    assert (price.usd_per_hour, price.task_options(), price.describe()) == (None, {"envs": {}}, "unknown price")
 
 
 def test_machines_of_ones_own_cost_what_one_says(monkeypatch):
-    assert quote.compute(job(), task(), "slurm").envs() == {}
+    assert quote.compute(job(), task(), "slurm").task_options() == {"envs": {}}
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "0.5")
-    assert quote.compute(job(), task(), "local", max_cost=1.0).envs()["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
+    assert quote.compute(job(), task(), "local", max_cost=1.0).task_options()["envs"]["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "cheap")
     with pytest.raises(UsageError, match="BAFOGPT_PRICE_PER_HOUR is 'cheap'"):
         quote.compute(job(), task(), "local")
