@@ -50,7 +50,7 @@ def chat_command(
     than half of the model's positions.
     """
     from bafogpt.data.messages import Message
-    from bafogpt.model.chat_model import ChatModel, ask
+    from bafogpt.model.chat_model import ChatModel, chat_turn
     from bafogpt.model.generate import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
@@ -64,7 +64,7 @@ def chat_command(
         return chat_model.answer(prompt, max_tokens=length, sampling=sampling, stop=stop or [])
 
     while question := _read():
-        for text in ask(chat_model, history, question, answer):  # type: ignore[arg-type]
+        for text in chat_turn(chat_model, history, question, answer):  # type: ignore[arg-type]
             print(text, end="", flush=True)
         print()
 

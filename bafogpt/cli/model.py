@@ -160,11 +160,11 @@ def export(
             if run.adapter is None:
                 found = runs.fetch(bucket, run, scratch, progress=advance)
             elif merge:
-                adapter_export.merged(bucket, run, scratch, scratch / "merged", config, fetched=advance)
+                adapter_export.export_merged(bucket, run, scratch, scratch / "merged", config, fetched=advance)
                 changes = runs.origin(bucket, run).changes
                 found = replace(exporting.open_folder(scratch / "merged"), changes=changes)
             else:
-                _adapter(sink, adapter_export.adapter(bucket, run, scratch, out, progress=advance))
+                _adapter(sink, adapter_export.export_adapter(bucket, run, scratch, out, progress=advance))
                 return
         _export(sink, found, out, form, dtype, shard_gb)
 
@@ -274,7 +274,9 @@ def _pairs(adapter: str, scratch: Path) -> tuple[Path, MergeTarget]:
     config = settings.load()
     bucket = Bucket.open(config.bucket, config)
     run = runs.find(bucket, name)
-    return adapter_export.adapter(bucket, run, scratch / "run", scratch / "adapter"), adapter_export.merge_target(run)
+    return adapter_export.export_adapter(
+        bucket, run, scratch / "run", scratch / "adapter"
+    ), adapter_export.merge_target(run)
 
 
 def _adapter(sink: Output, folder: Path) -> None:

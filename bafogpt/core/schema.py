@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from bafogpt.core.errors import ConfigError, did_you_mean
+from bafogpt.core.errors import ConfigError, CorruptError, did_you_mean
 
 T = TypeVar("T")
 
@@ -47,6 +48,17 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where} is a {type(value).__name__}, not a mapping of keys to values", f"edit {where}")
     return value
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in ``data``. Raises :class:`CorruptError`; ``where`` names the file."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{where}: not JSON ({error})", f"head -c 200 {where}") from None
+    if not isinstance(content, dict):
+        raise CorruptError(f"{where}: not a JSON object", f"head -c 200 {where}")
+    return content
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

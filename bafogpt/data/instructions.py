@@ -117,11 +117,10 @@ def prepare(
     records = instruction_mix.apply_mix(_distinct(_read(found, progress), report), options.mix)
     is_held_out = instruction_mix.held_out(records, options.validation)
     packed = Packing(options.context, style.name, style.template)
+    size, dtype = options.shard_bytes, tokenizer.dtype
     with (
         tempfile.TemporaryDirectory(prefix="bafogpt-instructions-") as folder,
-        TokenWriter(
-            out, dtype=tokenizer.dtype, shard_bytes=options.shard_bytes, workdir=Path(folder), packing=packed
-        ) as writer,
+        TokenWriter(out, dtype=dtype, shard_bytes=size, workdir=Path(folder), packing=packed) as writer,
     ):
         for split, held in (("validation", True), ("train", False)):
             side = [record for record, is_held in zip(records, is_held_out, strict=True) if is_held is held]

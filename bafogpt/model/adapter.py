@@ -1,16 +1,16 @@
-"""What an adapter is, without torch: its settings, and how PEFT names and describes it.
+"""An adapter's settings, and PEFT's names and configuration for it. Imports no torch.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) adds ``alpha / r · B A`` to a frozen matrix, A [r, in], B [out, r].
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, did_you_mean
 
 CONFIG = "adapter_config.json"
@@ -29,26 +29,26 @@ TARGETS: dict[str, tuple[tuple[str, str], ...]] = {
     "head": (("lm_head.lora.head", "lm_head"),),
     "embedding": (("transformer.wte.lora.embedding", "model.embed_tokens"),),
 }
-"""Each target's modules: ours, and Hugging Face's; those of the first five within a layer."""
+"""Each target's modules: ours, and Hugging Face's. Those of the first five are within a layer."""
 OUTSIDE = ("head", "embedding")
 ATTENTION = ("query", "key", "value", "projection")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Fine-tuning of a few added weights (LoRA) while the model below is frozen. Raises ValueError."""
+    """LoRA fine-tuning: low-rank pairs are trained while the base model is frozen. Raises ValueError."""
 
     r: int = 16
     """Rank of each pair of matrices."""
     alpha: float = 32.0
     """The update is scaled by ``alpha / r``."""
     dropout: float = 0.05
-    """Share of a pair's inputs that is dropped in training."""
+    """Dropout on a pair's input."""
     targets: tuple[str, ...] = ATTENTION
     """Which matrices get a pair: ``query``, ``key``, ``value``, ``projection``, ``mlp``, ``head``, ``embedding``."""
     base: Literal["nf4", "bf16", "as-is"] = "nf4"
-    """What is frozen: 4-bit NormalFloat with double quantisation (QLoRA; embedding and head stay as they are),
-    bfloat16, or the weights as they come."""
+    """Format of the frozen base: 4-bit NormalFloat with double quantisation (QLoRA; embedding and head keep their
+    format), bfloat16, or unchanged."""
     neftune: float = 0.0
     """Size α of uniform noise on the embedding's output in training, α/√(T·C) (Jain et al. 2023, arXiv:2310.05914)."""
 
@@ -69,7 +69,7 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """Factor of B A."""
         return self.alpha / self.r
 
 
@@ -78,20 +78,16 @@ def peft_names(config: AdapterConfig, layers: int) -> dict[str, str]:
     names = {}
     for target in config.targets:
         for ours, theirs in TARGETS[target]:
-            where = [("", "")] if target in OUTSIDE else _layers(layers)
-            for before, under in where:
+            where = [(f"transformer.h.{i}.", f"model.layers.{i}.") for i in range(layers)]
+            for before, under in [("", "")] if target in OUTSIDE else where:
                 for part in ("A", "B"):
                     kind = f"lora_embedding_{part}" if target == "embedding" else f"lora_{part}.weight"
                     names[f"{before}{ours}.{part}"] = f"base_model.model.{under}{theirs}.{kind}"
     return names
 
 
-def _layers(count: int) -> list[tuple[str, str]]:
-    return [(f"transformer.h.{i}.", f"model.layers.{i}.") for i in range(count)]
-
-
 def to_peft(config: AdapterConfig, base: str) -> dict[str, Any]:
-    """``adapter_config.json`` as PEFT reads it. ``base`` is what the adapter is for: a model's name or path."""
+    """``adapter_config.json`` for PEFT. ``base`` is the name or path of the base model."""
     modules = [theirs.rpartition(".")[2] for target in config.targets for _, theirs in TARGETS[target]]
     return {
         "base_model_name_or_path": base,
@@ -110,7 +106,7 @@ def to_peft(config: AdapterConfig, base: str) -> dict[str, Any]:
 def from_peft(content: Mapping[str, Any], where: str) -> AdapterConfig:
     """The settings in an ``adapter_config.json``.
 
-    Raises :class:`ConfigError` for what is not plain LoRA, and for modules that are not whole targets of ours.
+    Raises :class:`ConfigError` for anything but plain LoRA, and for a target of which modules are missing.
     """
     if content.get("peft_type") != "LORA" or content.get("use_dora") or content.get("use_rslora"):
         raise ConfigError(
@@ -141,17 +137,14 @@ def from_peft(content: Mapping[str, Any], where: str) -> AdapterConfig:
 
 
 def read_config(folder: Path) -> tuple[AdapterConfig, str]:
-    """The settings of an adapter folder, and the base that it names. Raises what :func:`from_peft` raises,
-    :class:`NotFoundError` where there is no adapter and :class:`CorruptError` for half of one."""
+    """The settings of an adapter folder, and the name of its base.
+
+    Raises what :func:`from_peft` raises, :class:`NotFoundError`, and :class:`CorruptError` for an incomplete adapter.
+    """
     path = folder / CONFIG
     if not path.is_file():
         if (folder / WEIGHTS).exists():
             raise CorruptError(f"{folder} is half an adapter: it has no {CONFIG}", "export the adapter again")
         raise NotFoundError(f"{folder} is no adapter: it has no {CONFIG}", f"ls {folder}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise CorruptError(f"{path}: not JSON", "export the adapter again") from None
-    if not isinstance(content, dict):
-        raise CorruptError(f"{path}: not an object", "export the adapter again")
+    content = schema.parse_json(path.read_bytes(), str(path))
     return from_peft(content, str(path)), str(content.get("base_model_name_or_path") or "")

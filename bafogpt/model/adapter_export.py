@@ -1,7 +1,7 @@
-"""What came of a fine-tuning run: its adapter as PEFT has it, the base below it, and both as one model.
+"""Exports the result of a fine-tuning run: its adapter in PEFT's format, or merged with its base.
 
-The run's checkpoint holds the adapter alone. Its base is what the job began with, in the bucket; the adapter knows it
-by a hash, so that a base that has been trained further since is refused.
+The run's checkpoint holds only the adapter. Its base is the job's initial checkpoint in the bucket. The adapter stores
+a hash of the base, so a base that has been trained since is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bafogpt.model import eval_samples, export, lora, pull, runs
 from bafogpt.model import merge as merging
 from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats.folder import ModelFolder
-from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
+from bafogpt.model.formats.safetensors_io import Advance
 from bafogpt.model.merge import MergeComparison, MergeTarget
 from bafogpt.model.runs import RunModel
 from bafogpt.storage.bucket import Bucket, ProgressCallback
@@ -27,11 +27,11 @@ TEMPLATE = "chat_template.jinja"
 
 
 def merge_target(run: RunModel) -> MergeTarget:
-    """The base that the adapter was trained on: as 4 bits made it, or as it is on disk."""
+    """Which base the adapter was trained on: the dequantised or the original one."""
     return "dequantised" if run.adapter and run.adapter.get("base") == "nf4" else "original"
 
 
-def adapter(
+def export_adapter(
     bucket: Bucket,
     run: RunModel,
     scratch: Path,
@@ -40,12 +40,10 @@ def adapter(
     base: str = "",
     progress: ProgressCallback = lambda _: None,
 ) -> Path:
-    """Write the run's adapter as the new folder ``out``, which ``peft`` loads; a few megabytes.
+    """Write the run's adapter and the base's licence files to the new folder ``out``, which ``peft`` loads.
 
-    Terms of the base's licence go with it.
-    ``base`` is the name of the model that it is for, the one in the bucket by default. Raises :class:`ConfigError`
-    where the run has trained a whole model, :class:`ConflictError` where ``out`` is there already, and what
-    :func:`bafogpt.model.lora.from_checkpoint` raises.
+    ``base`` is the name of the base model, by default its folder in the bucket. Raises :class:`ConflictError` where
+    ``out`` exists, and what :func:`bafogpt.model.lora.from_checkpoint` raises.
     """
     files.require_new(out)
     store = CheckpointStore(bucket.child(f"runs/{run.name}/checkpoints"))
@@ -59,21 +57,18 @@ def adapter(
 
 
 def require_base(run: RunModel) -> None:
-    """Raise :class:`ConfigError` where the run began with random weights, which are nowhere."""
+    """Raise :class:`ConfigError` where the run began with random weights, which are not stored."""
     if not run.base_folder:
         raise ConfigError(
-            f"run {run.name} put its adapter on random weights, which are in no bucket",
-            "take the adapter alone: --adapter to publish it, bafogpt model export without --merge",
+            f"the base of run {run.name} is random weights, which are in no bucket",
+            "export only the adapter: publish with --adapter, or export without --merge",
         )
 
 
-def base(
+def fetch_base(
     bucket: Bucket, run: RunModel, scratch: Path, settings: Settings, *, progress: ProgressCallback = lambda _: None
 ) -> ModelFolder:
-    """What the run began with, as a model folder below ``scratch``.
-
-    Raises what :func:`require_base` raises.
-    """
+    """Fetch the run's base model to a folder below ``scratch``. Raises what :func:`require_base` raises."""
     require_base(run)
     if bucket.exists(f"{run.base_folder}/config.json"):
         return pull.fetch(
@@ -84,7 +79,7 @@ def base(
     return ModelFolder.open(scratch / "base")
 
 
-def merged(
+def export_merged(
     bucket: Bucket,
     run: RunModel,
     scratch: Path,
@@ -92,26 +87,23 @@ def merged(
     settings: Settings,
     *,
     into: MergeTarget | None = None,
-    shard_bytes: int = SHARD_BYTES,
     fetched: ProgressCallback = lambda _: None,
     written: Advance = lambda _: None,
 ) -> MergeComparison:
-    """Write the run's adapter and its base as one model, the new folder ``out``, and hold it against the two apart.
+    """Write the merge of the run's adapter and base, with its chat template, to the new folder ``out``; compare both.
 
-    It talks in the style that it was trained in: the chat template goes with it. Raises what :func:`adapter`,
-    :func:`base` and :func:`bafogpt.model.merge.merge` raise.
+    Raises what :func:`export_adapter`, :func:`fetch_base` and :func:`bafogpt.model.merge.merge` raise.
     """
     files.require_new(out)
-    below = base(bucket, run, scratch, settings, progress=fetched)
-    pairs = adapter(bucket, run, scratch / "checkpoint", scratch / "adapter", progress=fetched)
+    base = fetch_base(bucket, run, scratch, settings, progress=fetched)
+    adapter = export_adapter(bucket, run, scratch / "checkpoint", scratch / "adapter", progress=fetched)
     found = merging.merge(
-        below.path,
-        pairs,
+        base.path,
+        adapter,
         out,
-        eval_samples.text_samples(below, ["starter"], settings),
+        eval_samples.text_samples(base, ["starter"], settings),
         into=into or merge_target(run),
         changes=runs.origin(bucket, run).changes,
-        shard_bytes=shard_bytes,
         progress=written,
     )
     template = _template(bucket, run)
@@ -121,7 +113,7 @@ def merged(
 
 
 def _template(bucket: Bucket, run: RunModel) -> str:
-    """The prompt style of the run's data, as Jinja; empty where the dataset is gone or is running text."""
+    """The prompt style of the run's data, as Jinja; empty for plain text or a deleted dataset."""
     try:
         manifest = manifests.load(bucket.child(str((run.train.get("data") or {}).get("path") or "")))
     except NotFoundError:

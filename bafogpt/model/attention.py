@@ -1,9 +1,9 @@
-"""Causal attention with what Gemma-2 adds to it: soft-capped scores and sliding windows; and packed documents.
+"""Causal attention with soft-capped scores, sliding windows and packed documents.
 
-litgpt's own adds a boolean mask to the scores when there is a cache, so that a prompt's tokens see those after them;
-it makes the window's mask in a Python loop in every layer, and keeps four tensors of [T, T] a head for the backward
-pass. Here who sees whom is worked out once a forward pass (:class:`AttentionMasks`), and one such tensor is kept. On a
-GPU flex_attention does it without any.
+litgpt's attention adds a boolean mask to the scores when there is a cache, so prompt tokens attend to later ones; it
+builds the window's mask in a Python loop in every layer, and keeps four [T, T] tensors per head for the backward pass.
+Here the masks are computed once per forward pass (:class:`AttentionMasks`) and one such tensor is kept; flex_attention
+on a GPU keeps none.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from bafogpt.model.cache import KVCache
 from bafogpt.model.flex import flex_attend, flex_mask
 
 QUERY_CHUNK = 256
-"""Queries whose scores are computed at a time; each chunk skips the keys that none of its queries sees."""
+"""Queries per chunk; each chunk skips the keys that none of its queries attends to."""
 
 
 @dataclass(frozen=True)
 class AttentionMasks:
-    """Who sees whom in one forward pass, and where everybody stands: made once, used by every layer.
+    """Masks and rotary angles of one forward pass, shared by all layers.
 
-    Not a tensor and not a container of them, on purpose: FSDP would cast the angles to bfloat16 with its inputs.
+    Deliberately not a tensor or a container of tensors: FSDP would cast the angles to bfloat16 with its inputs.
     """
 
     cos: torch.Tensor
     """[1, T, rotated], as :func:`litgpt.model.apply_rope` takes it."""
     sin: torch.Tensor
     full: torch.Tensor | BlockMask | None
-    """For layers that see everything before: bool [B or 1, 1, T, S], true where a query must not look; a mask of
-    flex_attention; or None where nothing before and nothing else is masked."""
+    """For layers without a window: bool [B or 1, 1, T, S], true where a key is hidden from a query; a mask of
+    flex_attention; or None where nothing is hidden."""
     window: torch.Tensor | BlockMask | None
-    """The same for the layers with a sliding window."""
+    """For layers with a sliding window."""
     cache: KVCache | None = None
 
 
@@ -51,7 +51,7 @@ def make_masks(
     documents: torch.Tensor | None,
     cache: KVCache | None,
 ) -> AttentionMasks:
-    """The view of ``tokens`` tokens that follow those in ``cache``; ``cos`` and ``sin`` are [positions, rotated, …]."""
+    """Masks for ``tokens`` tokens after those in ``cache``; ``cos`` and ``sin`` are [positions, rotated, …]."""
     before, size = (cache.length if cache else 0), config.sliding_window_size
     device = cos.device
     angles = cos[before : before + tokens].unsqueeze(0), sin[before : before + tokens].unsqueeze(0)
@@ -63,14 +63,14 @@ def make_masks(
     full = hidden_keys(tokens, before, None, documents, device)
     if not size or before + tokens <= size:
         return AttentionMasks(*angles, full, full, cache)
-    # a layer with a window has no earlier keys than those that its next token can see
+    # a layer with a window caches only the keys that its next token can attend to
     return AttentionMasks(*angles, full, hidden_keys(tokens, min(before, size - 1), size, documents, device), cache)
 
 
 def hidden_keys(
     tokens: int, before: int, window: int | None, documents: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Bool [B or 1, 1, tokens, before + tokens], true where a query must not look; None for one that sees all."""
+    """Bool [B or 1, 1, tokens, before + tokens], true where a key is hidden; None for one query that sees all keys."""
     if tokens == 1 and (window is None or before < window):
         return None
     queries = torch.arange(before, before + tokens, device=device).unsqueeze(1)
@@ -84,13 +84,13 @@ def hidden_keys(
 
 
 class Attention(CausalSelfAttention):  # type: ignore[misc]
-    """litgpt's attention, computed in another way. Its parameters and their names are litgpt's."""
+    """litgpt's attention with its parameters, computed differently."""
 
     rope_kind: int | None
-    """Which set of angles, where local layers have one and global ones another (Gemma-3)."""
+    """Which set of angles, where local and global layers differ (Gemma-3)."""
 
-    def forward(self, x: torch.Tensor, cos: None, sin: None, view: AttentionMasks, *_: None) -> torch.Tensor:
-        """Attend over ``x`` [B, T, C]. ``cos`` and ``sin`` stand where litgpt's block has them; the view has both."""
+    def forward(self, x: torch.Tensor, cos: None, sin: None, masks: AttentionMasks, *_: None) -> torch.Tensor:
+        """Attend over ``x`` [B, T, C]. ``cos`` and ``sin`` are parameters of litgpt's block, unused here."""
         config = self.config
         batch, tokens, _width = x.size()
         heads, groups, size = config.n_head, config.n_query_groups, config.head_size
@@ -102,17 +102,17 @@ class Attention(CausalSelfAttention):  # type: ignore[misc]
         v = v.view(batch, tokens, groups, size).transpose(1, 2)
         if config.norm_qk and config.norm_qk_type == "default":
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k = self._rotated(q, view), self._rotated(k, view)
-        if view.cache is not None:
-            k, v = view.cache.layers[self.block_idx].append(k, v)
-        mask = view.window if self.apply_sliding_window_attention else view.full
+        q, k = self._rotated(q, masks), self._rotated(k, masks)
+        if masks.cache is not None:
+            k, v = masks.cache.layers[self.block_idx].append(k, v)
+        mask = masks.window if self.apply_sliding_window_attention else masks.full
         y = attend(q, k, v, mask, scale=self._scale(), softcap=config.attention_logit_softcapping)
         y = y.transpose(1, 2).reshape(batch, tokens, heads * size)
         projected: torch.Tensor = self.proj(y)
         return projected
 
-    def _rotated(self, x: torch.Tensor, view: AttentionMasks) -> torch.Tensor:
-        cos, sin, size = view.cos, view.sin, self.config.rope_n_elem
+    def _rotated(self, x: torch.Tensor, masks: AttentionMasks) -> torch.Tensor:
+        cos, sin, size = masks.cos, masks.sin, self.config.rope_n_elem
         if self.rope_kind is not None:
             cos, sin = cos[..., self.rope_kind], sin[..., self.rope_kind]
         rotate = apply_rope_interleave if self.config.rope_interleave else apply_rope
@@ -149,9 +149,9 @@ def attend(
 
 
 class _SoftCapped(torch.autograd.Function):
-    """softmax(mask(c · tanh(q kᵀ · scale / c))) v, a chunk of queries after the other.
+    """softmax(mask(c · tanh(q kᵀ · scale / c))) v, one chunk of queries at a time.
 
-    Of each chunk only the tanh is kept for the backward pass; the probabilities are made from it again.
+    Only the tanh of each chunk is kept for the backward pass, which recomputes the probabilities from it.
     """
 
     @staticmethod
@@ -202,32 +202,32 @@ class _SoftCapped(torch.autograd.Function):
 
 
 def _chunks(tokens: int, keys: int) -> list[tuple[slice, slice]]:
-    """Chunks of queries, each with the keys up to its last query's own."""
+    """Chunks of queries, each with the keys up to its last query."""
     before = keys - tokens
     ends = [min(start + QUERY_CHUNK, tokens) for start in range(0, tokens, QUERY_CHUNK)]
     return [(slice(i * QUERY_CHUNK, end), slice(0, before + end)) for i, end in enumerate(ends)]
 
 
 def _grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """[B, heads, T, …] as [B, groups, heads / groups, T, …]: the heads that share a key stand together."""
+    """[B, heads, T, …] as [B, groups, heads / groups, T, …]."""
     groups = k.size(1)
     return x.view(x.size(0), groups, x.size(1) // groups, *x.shape[2:])
 
 
 def _rows(grouped: torch.Tensor, here: slice) -> torch.Tensor:
-    """A chunk of queries as [B, groups, heads / groups · chunk, size], so that one product serves a group."""
+    """A chunk of queries as [B, groups, heads / groups · chunk, size]: one matrix product per group."""
     return grouped[:, :, :, here].flatten(2, 3)
 
 
 def _heads(rows: torch.Tensor, here: slice) -> torch.Tensor:
-    """The reverse: [B, groups, heads / groups, chunk, …], a view."""
+    """The inverse of :func:`_rows`: [B, groups, heads / groups, chunk, …], a view."""
     return rows.view(*rows.shape[:2], -1, here.stop - here.start, rows.size(3))
 
 
 def _probabilities(
     tanh: torch.Tensor, mask: torch.Tensor | None, here: slice, seen: slice, softcap: float
 ) -> torch.Tensor:
-    """Softmax over keys of the capped scores that ``tanh`` [B, groups, rows, keys] makes; float32."""
+    """Softmax over keys of the capped scores of ``tanh`` [B, groups, rows, keys]; float32."""
     scores = tanh * softcap
     if mask is not None:
         _heads(scores, here).masked_fill_(mask[:, :, None, here, seen], -math.inf)

@@ -1,7 +1,7 @@
-"""The keys and values of the tokens that went before.
+"""The key-value cache for generation.
 
-A layer with a sliding window keeps what its window can still reach, however long the text. What a layer gives back is
-always in the order of the text and ends with the newest token, so one mask serves every layer of a kind.
+A layer with a sliding window keeps only the keys that its window can still reach. A layer returns keys in the order of
+the text, ending with the newest token, so one mask serves every layer of a kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bafogpt.core.errors import UsageError
 
 
 def windows(config: Config) -> list[int | None]:
-    """Each layer's sliding window in tokens, its own token counted; None for a layer that sees everything before."""
+    """Each layer's sliding window in tokens, including its own token; None for a layer without one."""
     if config.sliding_window_size is None or config.sliding_window_indices is None:
         return [None] * config.n_layer
     return [config.sliding_window_size if flag else None for flag in config.sliding_window_indices]
@@ -30,7 +30,7 @@ class KVCache:
             )
         self.max_tokens = max_tokens
         self.length = 0
-        """Tokens that are in it."""
+        """Tokens in the cache."""
         self.layers = [LayerCache(max_tokens, window) for window in windows(config)]
 
     def require_room(self, tokens: int) -> None:
@@ -43,21 +43,21 @@ class KVCache:
 
 
 class LayerCache:
-    """One layer's keys and values, [B, groups, tokens, head] each, in a buffer that is made at the first use.
+    """One layer's keys and values, [B, groups, tokens, head] each, in a buffer allocated at first use.
 
-    With a window the buffer holds two of them: the older half is dropped at once when it is full, so that a token
-    costs no copy of the window.
+    With a window the buffer holds twice its size, and the older half is dropped when it is full, so not every token
+    copies the window.
     """
 
     def __init__(self, max_tokens: int, window: int | None) -> None:
         self.size = min(max_tokens, 2 * window) if window else max_tokens
         self.reach = window - 1 if window else max_tokens
-        """Earlier tokens that the next one can see."""
+        """Earlier tokens that the next one attends to."""
         self.start = self.end = 0
         self.buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add T tokens' keys and values; returns them with those before that they can see."""
+        """Add the keys and values of T tokens; return them after the earlier ones that they attend to."""
         if self.buffers is None:
             shape = (*keys.shape[:2], self.size, keys.size(3))
             self.buffers = (keys.new_empty(shape), values.new_empty((*shape[:3], values.size(3))))
@@ -65,7 +65,7 @@ class LayerCache:
         count, kept = keys.size(2), self.end - self.start
         if self.end + count > self.size:
             tails = [buffer[:, :, self.start : self.end].clone() for buffer in self.buffers]
-            if kept + count > self.size:  # longer than the window: seen whole now, kept in part
+            if kept + count > self.size:  # longer than the window: return all, keep a part
                 whole = [torch.cat(pair, dim=2) for pair in zip(tails, (keys, values), strict=True)]
                 self.start, self.end = 0, self.reach
                 for buffer, new in zip(self.buffers, whole, strict=True):

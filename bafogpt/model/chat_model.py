@@ -1,4 +1,4 @@
-"""A model that talks: a model folder in memory, with its tokenizer and the style of its prompts."""
+"""A model for chat and generation: a loaded model folder with its tokenizer and prompt style."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from bafogpt.model.gpt import GPT, load_gpt
 
 @dataclass(frozen=True)
 class AnswerChunk:
-    """A token's worth of an answer."""
+    """The text that one token adds to an answer."""
 
     text: str
-    """What became certain with it; may be empty."""
+    """May be empty."""
     finish: Literal["stop", "length"] | None = None
-    """Why the answer ends here: the model ended it, or it is as long as was asked for."""
+    """Why the answer ends here: a stop token or string, or the maximum length."""
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A loaded model. Answers may be made in several threads at once: each has a cache of its own."""
+    """A loaded model. Thread-safe: each answer has its own cache."""
 
     name: str
     gpt: GPT
@@ -49,21 +49,21 @@ class ChatModel:
         device: str = "auto",
         dtype: str | None = None,
     ) -> ChatModel:
-        """Read a model folder. ``device`` is ``cpu``, ``cuda`` or ``auto``; ``tokenizer``, as
-        :func:`bafogpt.data.tokenizer.load` takes it, and ``dtype`` are the folder's own by default.
+        """Load a model folder. ``device`` is ``cpu``, ``cuda`` or ``auto``; ``tokenizer`` and ``dtype`` default to the
+        folder's.
 
-        Raises what :meth:`ModelFolder.open` raises, :class:`NotFoundError` and :class:`DataError` for the tokenizer,
-        and :class:`ConfigError` for one with more ids than the model.
+        Raises what :meth:`ModelFolder.open`, :func:`tokenizers.load` and :func:`prompts.load` raise, and
+        :class:`ConfigError` for a tokenizer with more ids than the model.
         """
         folder = ModelFolder.open(path)
-        words = tokenizers.load(str(path) if tokenizer is None else tokenizer)
-        if words.vocab_size > folder.config.padded_vocab_size:
+        loaded = tokenizers.load(str(path) if tokenizer is None else tokenizer)
+        if loaded.vocab_size > folder.config.padded_vocab_size:
             name = "the tokenizer" if tokenizer is None else f"the tokenizer {tokenizer}"
             raise ConfigError(
-                f"{path}: {name} has {words.vocab_size:,} ids, the model {folder.config.padded_vocab_size:,}",
-                "take the tokenizer that the model was trained with, or expand the model: bafogpt model expand",
+                f"{path}: {name} has {loaded.vocab_size:,} ids, the model {folder.config.padded_vocab_size:,}",
+                "use the tokenizer that the model was trained with, or expand the model: bafogpt model expand",
             )
-        prompt_style = prompts.load(style, words)
+        prompt_style = prompts.load(style, loaded)
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(
                 f"no dtype '{dtype}'{did_you_mean(dtype, DTYPES)}", f"--dtype is one of {', '.join(DTYPES)}"
@@ -73,28 +73,27 @@ class ChatModel:
         elif device == "cuda" and not torch.cuda.is_available():
             raise UsageError("there is no CUDA device here", "--device cpu")
         gpt = load_gpt(folder, device=device, dtype=DTYPES[dtype] if dtype else None)
-        return cls(path.resolve().name, gpt, words, prompt_style)
+        return cls(path.resolve().name, gpt, loaded, prompt_style)
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and answer together."""
+        """Maximum tokens of prompt and answer together."""
         return int(self.gpt.max_seq_length)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids after which the model answers. Raises :class:`DataError` where the template refuses, and for what is
-        no text."""
+        """The prompt's ids. Raises :class:`DataError` for messages that the template refuses or that are not UTF-8."""
         for message in messages:
             require_text(message.content + message.input)
         return self.style.prompt(messages)
 
     def text(self, text: str) -> list[int]:
-        """The ids of a text that is to be continued. Raises :class:`DataError` for what is no text."""
+        """The ids of a text to continue. Raises :class:`DataError` where it is not UTF-8."""
         require_text(text)
         (ids,) = self.tokenizer.encode_batch([text])
         return [*self.tokenizer.begin, *(int(each) for each in ids)]
 
     def room(self, prompt: Sequence[int]) -> int:
-        """Tokens that an answer may have. Raises :class:`UsageError` where there is none for any."""
+        """Maximum tokens of an answer. Raises :class:`UsageError` where the prompt leaves none."""
         room = self.context - len(prompt)
         if room < 1:
             raise UsageError(
@@ -105,7 +104,7 @@ class ChatModel:
     def answer(
         self, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
     ) -> Iterator[AnswerChunk]:
-        """The answer, a piece a token; the last one says why it is. Raises what :func:`generate` raises, at once."""
+        """Stream the answer, one chunk per token; the last has a finish reason. Raises what :func:`generate` raises."""
         stops = self.style.stops
         tokens = generate(
             self.gpt,
@@ -115,10 +114,10 @@ class ChatModel:
             stops=stops,
             vocabulary=self.tokenizer.vocab_size,
         )
-        return _pieces(tokens, stops, TextStream(self.tokenizer.decode, stop))
+        return _chunks(tokens, stops, TextStream(self.tokenizer.decode, stop))
 
 
-def _pieces(tokens: Iterator[int], stops: frozenset[int], stream: TextStream) -> Iterator[AnswerChunk]:
+def _chunks(tokens: Iterator[int], stops: frozenset[int], stream: TextStream) -> Iterator[AnswerChunk]:
     for token in tokens:
         if token in stops:
             yield AnswerChunk(stream.finish(), "stop")
@@ -133,34 +132,30 @@ def _pieces(tokens: Iterator[int], stops: frozenset[int], stream: TextStream) ->
 
 
 def require_text(text: str) -> None:
-    """Raise :class:`DataError` for half a surrogate pair: so Python spells a byte of its input that is not UTF-8."""
+    """Raise :class:`DataError` for a lone surrogate: Python's spelling of an input byte that is not UTF-8."""
     wrong = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
     if wrong is not None:
-        raise DataError(f"the text is not UTF-8: character {wrong + 1} is none", "iconv -f latin1 -t utf-8 makes it so")
+        raise DataError(f"the text is not UTF-8 at character {wrong + 1}", "convert it: iconv -f latin1 -t utf-8")
 
 
-def ask(
-    chat_model: ChatModel, history: list[Message], question: str, answer: Callable[[list[int]], Iterator[AnswerChunk]]
+def chat_turn(
+    model: ChatModel, history: list[Message], question: str, answer: Callable[[list[int]], Iterator[AnswerChunk]]
 ) -> Iterator[str]:
-    """One turn of a conversation: the texts of the answer; both sides join ``history`` when it is complete.
+    """Stream the answer to ``question``; both are added to ``history`` when it is complete.
 
-    Where the conversation has become too long for the model's positions, its oldest turns are left out. Raises
-    :class:`DataError` for a question without words.
+    Drops the oldest turns where the conversation takes more than half of the context. Raises :class:`DataError` for an
+    empty question.
     """
     if not question.strip():
-        raise DataError("the question is empty", "say something")
+        raise DataError("the question is empty", "type a question")
     turns = [*history, Message("user", question)]
-    prompt = chat_model.prompt(turns)
-    while len(prompt) > chat_model.context // 2 and len(turns) > 2:
-        turns = [*(turn for turn in turns if turn.role == "system"), *_without_oldest(turns)]
-        prompt = chat_model.prompt(turns)
-    said = []
-    for piece in answer(prompt):
-        said.append(piece.text)
-        yield piece.text
-    history[:] = [*turns, Message("assistant", "".join(said))]
-
-
-def _without_oldest(turns: Sequence[Message]) -> list[Message]:
-    """The turns but for the first question and its answer, and without what the system says."""
-    return [turn for turn in turns if turn.role != "system"][2:]
+    prompt = model.prompt(turns)
+    while len(prompt) > model.context // 2 and len(turns) > 2:
+        system = [turn for turn in turns if turn.role == "system"]
+        turns = [*system, *[turn for turn in turns if turn.role != "system"][2:]]
+        prompt = model.prompt(turns)
+    texts = []
+    for chunk in answer(prompt):
+        texts.append(chunk.text)
+        yield chunk.text
+    history[:] = [*turns, Message("assistant", "".join(texts))]

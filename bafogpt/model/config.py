@@ -1,4 +1,4 @@
-"""litgpt's configurations, with what a job changes in them."""
+"""litgpt's configurations with a job's overrides."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bafogpt.core.errors import ConfigError, did_you_mean
 from bafogpt.model.formats.families import NAMES, configuration, family_of
 
 PADDING_MULTIPLE = 64
-"""Rows of embedding and output head are a multiple of this: matrix kernels are slow at odd sizes."""
+"""Rows of embedding and output head are a multiple of this, for fast matrix kernels."""
 MAX_PADDING = 512
-"""Rows that a published model may have beyond its tokenizer's ids; Qwen-3 has 267."""
+"""Most rows of a published model beyond its tokenizer's ids; Qwen-3 has 267."""
 
 
 def padded_vocab(vocab_size: int) -> int:
-    """The vocabulary's size with padding."""
+    """The vocabulary's size rounded up to a multiple of 64."""
     return -(-vocab_size // PADDING_MULTIPLE) * PADDING_MULTIPLE
 
 
 def vocab_fits(rows: int, ids: int, *, same_tokenizer: bool) -> bool:
-    """Whether a model with so many rows can be the one of a tokenizer with so many ids.
+    """Whether a model with ``rows`` rows can belong to a tokenizer with ``ids`` ids.
 
-    Where ``same_tokenizer`` says that it is, published models may be padded further, and the tokenizer may have special
-    tokens beyond the rows that no text has: Gemma-3 has 262,144 rows and its tokenizer 262,145 ids.
+    With ``same_tokenizer`` (it is the model's own), the model may have more padding, and the tokenizer special tokens
+    beyond the rows: Gemma-3 has 262,144 rows and its tokenizer 262,145 ids.
     """
     lowest, highest = (1 - PADDING_MULTIPLE, MAX_PADDING) if same_tokenizer else (0, PADDING_MULTIPLE)
     return lowest <= rows - ids < highest
@@ -35,10 +35,9 @@ def vocab_fits(rows: int, ids: int, *, same_tokenizer: bool) -> bool:
 def gpt_config(name: str, overrides: Mapping[str, Any], vocab_size: int) -> Config:
     """litgpt's configuration ``name`` with ``overrides`` of its fields and a vocabulary of ``vocab_size`` ids.
 
-    A family that can be published (:mod:`bafogpt.model.formats.families`) has its published ``norm_eps`` (1e-6 for
-    Gemma, where litgpt has 1e-5), and with another ``n_layer`` the layers' windows and rotary positions follow its
-    pattern. Raises :class:`ConfigError` for a name or a field litgpt does not have, and for a network that :class:`GPT
-    <bafogpt.model.gpt.GPT>` is not made for.
+    A known family (:mod:`bafogpt.model.formats.families`) has its published ``norm_eps`` (1e-6 for Gemma, where litgpt
+    has 1e-5), and for another ``n_layer`` the windows and rotary positions follow its pattern. Raises
+    :class:`ConfigError` for a name or field that litgpt does not have, and for an unsupported network.
     """
     if name not in NAMES:
         hint = "see the names in litgpt.config.configs"
@@ -72,7 +71,7 @@ def require_fields(overrides: Mapping[str, Any]) -> None:
 
 
 def fingerprint(config: Config, tie_embeddings: bool) -> dict[str, Any]:
-    """What must be equal for one model's weights to fit another: the configuration without names and defaults."""
+    """The configuration without names and unset fields: equal where one model's weights fit another."""
     fields = dataclasses.asdict(config)
     shape = {key: value for key, value in fields.items() if key not in ("name", "hf_config") and value is not None}
     return {**shape, "tie_embeddings": tie_embeddings}

@@ -1,9 +1,9 @@
-"""A few samples of text for a model, in its own tokenizer: what it is measured with, and compared on."""
+"""Text samples in a model's tokenizer, to measure its loss and compare models."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,26 +18,26 @@ from bafogpt.model.gpt import load_gpt
 SAMPLES, TOKENS = 16, 256
 TEXT_BYTES = 16_384
 ANY_STAGE = curriculum.STAGES[0]
-"""For text that does not name its own, which plays no part here."""
+"""For text without a stage, which is not used here."""
 
 
 def text_samples(
     model: ModelFolder, names: Sequence[str], settings: Settings, *, count: int = SAMPLES, tokens: int = TOKENS
 ) -> list[torch.Tensor]:
-    """The first ``count`` samples of the sources' documents put one after the other: [T] int64 each, T at most
-    ``tokens`` and the model's positions. Each begins with ``<bos>`` where the tokenizer adds it.
+    """The first ``count`` samples of the sources' concatenated documents: [T] int64 each, T at most ``tokens`` and the
+    model's positions, with ``<bos>`` where the tokenizer adds it.
 
-    Raises :class:`ConfigError` where the tokenizer has ids that the model has no row for.
+    Raises :class:`ConfigError` where the tokenizer has more ids than the model rows.
     """
     read = _tokenizer(model)
     if read.vocab_size > model.config.padded_vocab_size:
         rows = model.config.padded_vocab_size
         raise ConfigError(f"{model.path} has {rows:,} rows, its tokenizer {read.vocab_size:,} ids", "expand the model")
-    begin = read.begin
-    length = min(tokens, model.config.block_size) - len(begin)
+    begin, length = read.begin, min(tokens, model.config.block_size) - len(read.begin)
     found: list[torch.Tensor] = []
     rest: list[int] = []
-    for text in _texts(names, settings):
+    texts = (each.text for name in names for each in sources.read_documents(name, ANY_STAGE, settings))
+    for text in texts:
         (ids,) = read.encode_batch([text])
         rest += [*ids.tolist(), read.eos_id]
         while len(rest) >= length and len(found) < count:
@@ -50,44 +50,40 @@ def text_samples(
 
 @dataclass(frozen=True, kw_only=True)
 class TextLoss:
-    """What a model makes of text that it has to predict."""
+    """A model's loss on text."""
 
     tokens: int
-    """Predicted ones."""
+    """Predicted tokens."""
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     bits_per_byte: float
-    """The same by the text's length: models with different tokenizers compare by it."""
+    """Comparable between different tokenizers."""
     new_tokens: int = 0
-    """Predicted tokens that the base has not."""
+    """Predicted tokens that the base does not have."""
     new_loss: float | None = None
-    """Nats of each of those; None where there is none."""
+    """Nats per new token; None where there is none."""
     old_loss: float | None = None
-    """Nats of each of the others."""
+    """Nats per other token."""
 
 
 def sample_text(names: Sequence[str], settings: Settings, *, language: str = "zul", size: int = TEXT_BYTES) -> str:
-    """The first ``size`` bytes of what the sources hold in a language. Raises :class:`DataError` where that is none."""
-    found, length = [], 0
-    for name in names:
-        for document in sources.read_documents(name, ANY_STAGE, settings, language):
-            found.append(document.text + "\n")
-            length += len(found[-1].encode())
-            if length >= size:
-                return "".join(found).encode()[:size].decode(errors="ignore")
+    """The first ``size`` bytes of the sources' text in a language. Raises :class:`DataError` where there is none."""
+    found = b""
+    for document in (each for name in names for each in sources.read_documents(name, ANY_STAGE, settings, language)):
+        found += document.text.encode() + b"\n"
+        if len(found) >= size:
+            break
     if not found:
-        raise DataError(
-            f"there is no text in '{language}' in {', '.join(names)}", "--text FILE with some held-out text"
-        )
-    return "".join(found)
+        raise DataError(f"no text in '{language}' in {', '.join(names)}", "--text FILE with held-out text")
+    return found[:size].decode(errors="ignore")
 
 
 @torch.no_grad()
 def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> TextLoss:
-    """The loss of a model on ``text``, in pieces of at most 256 tokens; takes the whole model in memory.
+    """The loss of a model, loaded into memory, on ``text`` in samples of at most 256 tokens.
 
-    Each piece begins with ``<bos>`` where the tokenizer adds it, else with the last token of the one before. Ids from
-    ``first_new`` on are those that the base has not.
+    Each sample begins with ``<bos>`` where the tokenizer adds it, else with the last token of the one before. Ids from
+    ``first_new`` on are not in the base.
     """
     network, read = load_gpt(model), _tokenizer(model)
     (ids,) = read.encode_batch([text])
@@ -114,9 +110,3 @@ def measure(model: ModelFolder, text: str, *, first_new: int | None = None) -> T
 def _tokenizer(model: ModelFolder) -> Tokenizer:
     own = model.path / "tokenizer.json"
     return tokenizer.load(str(own) if own.is_file() else tokenizer.BYTES)
-
-
-def _texts(names: Sequence[str], settings: Settings) -> Iterator[str]:
-    for name in names:
-        for document in sources.read_documents(name, ANY_STAGE, settings):
-            yield document.text

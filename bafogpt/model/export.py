@@ -1,7 +1,7 @@
-"""Models out: a training checkpoint or a model folder as Hugging Face's layout or litgpt's.
+"""Exports a training checkpoint or a model folder in Hugging Face's or litgpt's layout.
 
-Hugging Face's is a model folder again. litgpt's is ``lit_model.pth`` (pickled: it has no other) and
-``model_config.yaml``, with the norm's epsilon that the published model has and with the head as it was trained.
+Hugging Face's layout is a model folder again. litgpt's is ``lit_model.pth`` (pickled: litgpt has no other format) and
+``model_config.yaml``, with the published model's norm epsilon.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ FORMATS: tuple[Format, ...] = ("hf", "litgpt")
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A model that can be written anywhere."""
+    """A model to write."""
 
     config: Config
     tied: bool
     weights: Mapping[str, LazyTensor]
     """By Hugging Face's names."""
     content: Mapping[str, Any]
-    """The ``config.json`` it has, or will have."""
+    """Its ``config.json``."""
     companions: tuple[Path, ...] = ()
-    """Files that go with it: the tokenizer, and the licence's terms."""
+    """Tokenizer and licence files, to be copied along."""
     changes: tuple[str, ...] | None = ()
-    """Since the base, as for :func:`folder.write`."""
+    """Changes since the base, as for :func:`folder.write`."""
 
     def as_dtype(self, name: str | None) -> Export:
-        """The same with all tensors converted; as they are without a name. Raises :class:`ConfigError`."""
+        """The same with all tensors converted to the dtype ``name``, if any. Raises :class:`ConfigError`."""
         if name is None:
             return self
         if name not in DTYPES:
@@ -61,7 +61,7 @@ class Export:
 
 
 def from_folder(folder: ModelFolder) -> Export:
-    """A model folder as it is."""
+    """A model folder, unchanged."""
     companions = tuple(folder.companions())
     return Export(
         config=folder.config, tied=folder.tied, weights=folder.weights, content=folder.content, companions=companions
@@ -73,24 +73,18 @@ def from_checkpoint(
     companions: Iterable[Path] = (),
     changes: tuple[str, ...] | None = ("weights: trained",),
 ) -> Export:
-    """A checkpoint's model, with the files of the tokenizer that its data was made with."""
+    """A checkpoint's model."""
     companions = tuple(companions)
     dtype = folders.dtype_name(checkpoint.weights[param_names.HF_EMBEDDING].dtype)
     content = hf_config.from_litgpt(
         checkpoint.config, tie_embeddings=checkpoint.tied, dtype=dtype, special=_special(companions)
     )
-    return Export(
-        config=checkpoint.config,
-        tied=checkpoint.tied,
-        weights=checkpoint.weights,
-        content=content,
-        companions=companions,
-        changes=changes,
-    )
+    config, tied, weights = checkpoint.config, checkpoint.tied, checkpoint.weights
+    return Export(config=config, tied=tied, weights=weights, content=content, companions=companions, changes=changes)
 
 
 def open_folder(path: Path) -> Export:
-    """A folder on this disk, whichever of the two it is. Raises :class:`NotFoundError` where it is neither."""
+    """A local checkpoint or model folder. Raises :class:`NotFoundError`."""
     if (path / META).is_file():
         return from_checkpoint(CheckpointFolder.open(path), folders.companions(path))
     if (path / hf_config.CONFIG).is_file():
@@ -101,10 +95,7 @@ def open_folder(path: Path) -> Export:
 def write(
     export: Export, out: Path, form: Format, *, shard_bytes: int = SHARD_BYTES, progress: Advance = lambda _: None
 ) -> None:
-    """Write a model as the new folder ``out``, which appears whole or not at all.
-
-    Raises :class:`ConflictError` where ``out`` is there already.
-    """
+    """Write a model to the new folder ``out``, atomically. Raises :class:`ConflictError` where ``out`` exists."""
     if form == "hf":
         folders.write(
             out,
@@ -120,7 +111,7 @@ def write(
 
 
 def _special(companions: tuple[Path, ...]) -> dict[str, int | None]:
-    """The ids of begin and end that the tokenizer has; Gemma's where there is none."""
+    """The tokenizer's begin and end ids for ``config.json``."""
     file = next((path for path in companions if path.name == "tokenizer.json"), None)
     if file is None:
         return {}
@@ -149,7 +140,7 @@ def _write_litgpt(export: Export, out: Path, progress: Advance) -> None:
 
 
 def _stored(saver: Any, weights: Iterable[LazyTensor], progress: Advance) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor written, and what stands for it in the file's index; one is in memory at a time."""
+    """Write the tensors one at a time; yield each name with its entry in the file's index."""
     for weight in weights:
         yield weight.name, saver.store_early(weight.tensor())
         progress(weight.bytes)

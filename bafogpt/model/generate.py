@@ -1,4 +1,4 @@
-"""Tokens after a prompt, one at a time, and the text that they make."""
+"""Generates tokens after a prompt, and decodes them as a stream of text."""
 
 from __future__ import annotations
 
@@ -12,29 +12,26 @@ from bafogpt.model.cache import KVCache
 from bafogpt.model.gpt import GPT
 
 PREFILL_CHUNK = 512
-"""Tokens of the prompt that go through the model at a time: the scores of a long prompt would not fit at once."""
+"""Prompt tokens per forward pass: the scores of a long prompt would not fit at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. Raises :class:`UsageError` for numbers that make no sense."""
+    """How the next token is sampled. Raises :class:`UsageError` for values out of range."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most probable token always."""
+    """0 is greedy; higher is more random."""
     top_k: int | None = None
-    """Only that many of the most probable tokens."""
+    """Sample from this many most probable tokens."""
     top_p: float = 1.0
-    """Only the most probable tokens that together have this probability."""
+    """Nucleus sampling threshold."""
     seed: int | None = None
-    """Makes the choice repeatable; None draws one."""
+    """Random seed; None draws one."""
 
     def __post_init__(self) -> None:
-        usual = "leave it out for the usual"
+        usual = "leave it out for the default"
         if not 0 <= self.temperature <= 100:
-            raise UsageError(
-                f"temperature is {self.temperature}; it goes from 0 (always the likeliest) to 100",
-                "leave it out for the usual",
-            )
+            raise UsageError(f"temperature is {self.temperature}; from 0 (greedy) to 100", usual)
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top_k is {self.top_k}; at least 1", usual)
         if not 0 < self.top_p <= 1:
@@ -52,13 +49,13 @@ def generate(
     stops: Collection[int] = (),
     vocabulary: int | None = None,
 ) -> Iterator[int]:
-    """Up to ``max_tokens`` tokens after ``prompt``, each as soon as it is known; one of ``stops`` is the last.
+    """Stream up to ``max_tokens`` tokens after ``prompt``; ends after one of ``stops``.
 
-    With ``vocabulary``, ids from there on are never chosen: they are padding. Raises :class:`UsageError` for a prompt
-    that is empty, or too long for the model's positions together with ``max_tokens``.
+    Ids from ``vocabulary`` on are padding and never sampled. Raises :class:`UsageError` for an empty prompt, and where
+    prompt and ``max_tokens`` exceed the model's positions.
     """
     if not prompt:
-        raise UsageError("the prompt has no tokens", "say something")
+        raise UsageError("the prompt has no tokens", "give a prompt with text")
     room = model.max_seq_length - len(prompt)
     if not 1 <= max_tokens <= room:
         raise UsageError(
@@ -98,7 +95,7 @@ def _generate(
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """A token by its logits [V], float32."""
+    """Sample a token by its logits [V], float32."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     logits = logits / max(sampling.temperature, 1e-4)
@@ -116,25 +113,25 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
 
 
 class TextStream:
-    """Tokens in, text out as soon as it is certain: never half a character, never part of a stop string.
+    """Decodes a stream of tokens: never emits part of a character or of a stop string.
 
-    A character may be spread over several tokens, and a token's text may depend on the one before it, so text is what
-    the newest tokens add to that of the last ones whose text was whole.
+    A character may span several tokens, and a token's text may depend on the one before it. So the new text is the
+    difference between decoding with and without the newest tokens.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Iterable[str] = ()) -> None:
         self._decode = decode
         self._stop = [text for text in stop if text]
         self._known: list[int] = []
-        """Tokens whose text is out: what the newest ones are decoded after."""
+        """The last tokens whose text was emitted."""
         self._new: list[int] = []
         self._held = ""
-        """Text that may be the beginning of a stop string."""
+        """Text that may begin a stop string."""
         self.stopped = False
         """Whether a stop string has been met."""
 
     def push(self, token: int) -> str:
-        """The text that ``token`` makes certain, often its own, sometimes none."""
+        """Add a token; return the text that can be emitted now."""
         self._new.append(token)
         text = self._decode(self._known + self._new)
         if text.endswith("\ufffd"):
@@ -142,7 +139,7 @@ class TextStream:
         return self._certain(text[len(self._decode(self._known)) :])
 
     def finish(self) -> str:
-        """What was held back; a torn character is U+FFFD."""
+        """The remaining text; an incomplete character becomes U+FFFD."""
         text = self._certain(self._decode(self._known + self._new)[len(self._decode(self._known)) :])
         held, self._held = self._held, ""
         return text + ("" if self.stopped else held)

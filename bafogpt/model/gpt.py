@@ -1,4 +1,4 @@
-"""The network: litgpt's GPT with our attention, cache and loss. Parameters keep litgpt's names."""
+"""The network: litgpt's GPT, with its parameter names, and our attention, cache and loss."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bafogpt.model.loss import IGNORE, linear_cross_entropy
 
 
 class GPT(litgpt.model.GPT):  # type: ignore[misc]
-    """litgpt's GPT, called in another way."""
+    """litgpt's GPT with another forward pass."""
 
     z_loss: float = 0.0
-    """What :meth:`forward` adds of (log Σ exp)² to each target's loss while the model trains."""
+    """Coefficient of (log Σ exp)² in each target's loss in training mode."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         for block in self.transformer.h:
-            # litgpt's block makes its own; changing the class, as fully_shard does, draws no weights twice
+            # changing the class, as fully_shard does, initialises no weights twice
             block.attn.__class__ = Attention
-            # not by the block's number: compiled blocks would each be a case of their own
+            # stored here: a lookup by block number would make each compiled block a separate case
             block.attn.rope_kind = config.rope_indices[block.attn.block_idx] if config.rope_indices else None
 
     def forward(
@@ -37,13 +37,13 @@ class GPT(litgpt.model.GPT):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Logits of ``ids``, or their loss.
 
-        ``ids`` and ``targets`` are [B, T] int64. Without targets: soft-capped logits [B, T, V]. With them: the sum of
-        the cross-entropy over all targets but −100, float32, in nats, plus :attr:`z_loss` in training mode.
-        ``documents`` [B, T] int32 keeps tokens of different numbers from seeing each other. With a ``cache`` the ids
-        follow those that are in it, and join them.
+        ``ids`` and ``targets`` are [B, T] int64. Without targets: soft-capped logits [B, T, V]. With targets: the sum
+        of the cross-entropy over all targets but :data:`IGNORE`, float32, in nats, plus the z-loss in training mode.
+        ``documents`` [B, T] int32 hides tokens with different numbers from each other. The ids follow those in
+        ``cache`` and are added to it.
 
-        One call for both, because FSDP gathers parameters here and nowhere else. Raises :class:`UsageError` for more
-        tokens than positions or than the cache has room for, and :class:`DataError` for an id outside the vocabulary.
+        One method for both, because FSDP gathers parameters only here. Raises :class:`UsageError` for more tokens than
+        positions or room in the cache, and :class:`DataError` for an id outside the vocabulary.
         """
         self._require_ids(ids, targets)
         x = self.hidden(ids, documents=documents, cache=cache)
@@ -60,7 +60,7 @@ class GPT(litgpt.model.GPT):  # type: ignore[misc]
     def hidden(
         self, ids: torch.Tensor, *, documents: torch.Tensor | None = None, cache: KVCache | None = None
     ) -> torch.Tensor:
-        """What the output head gets, [B, T, C]."""
+        """The input of the output head, [B, T, C]."""
         tokens = ids.size(1)
         if cache is not None:
             assert documents is None, "a cache holds one document a row"
@@ -70,25 +70,25 @@ class GPT(litgpt.model.GPT):  # type: ignore[misc]
                 f"{tokens} tokens are more than the model's {self.max_seq_length} positions",
                 "shorten the samples, or raise the model's block_size",
             )
-        view = make_masks(self.config, self.cos, self.sin, tokens, documents, cache)
+        masks = make_masks(self.config, self.cos, self.sin, tokens, documents, cache)
         x = self.transformer.wte(ids)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
         for block in self.transformer.h:
-            x = block(x, None, None, view)
+            x = block(x, None, None, masks)
         if cache is not None:
             cache.length += tokens
         normed: torch.Tensor = self.transformer.ln_f(x)
         return normed
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Soft-capped logits [..., V] of what :meth:`hidden` gave."""
+        """Soft-capped logits [..., V] of the result of :meth:`hidden`."""
         logits: torch.Tensor = self.lm_head(x)
         cap = self.config.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _require_ids(self, ids: torch.Tensor, targets: torch.Tensor | None) -> None:
-        """On a CPU only: on a GPU the look would make the loop wait, and the embedding's kernel stops by itself."""
+        """On a CPU only: on a GPU the check would synchronise, and the embedding's kernel checks ids itself."""
         size = self.config.padded_vocab_size
         for what, values in (("token", ids), ("target", targets)):
             if values is None or values.device.type != "cpu" or not values.numel():
@@ -104,7 +104,7 @@ class GPT(litgpt.model.GPT):  # type: ignore[misc]
 
 
 def new_gpt(config: Config, *, tie_embeddings: bool, seed: int) -> GPT:
-    """A model with random weights that depend on ``seed`` alone, on the CPU in float32."""
+    """A model with random weights that depend only on ``seed``, on the CPU in float32."""
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = GPT(config)
@@ -116,7 +116,7 @@ def new_gpt(config: Config, *, tie_embeddings: bool, seed: int) -> GPT:
 
 
 def empty_gpt(config: Config, *, tie_embeddings: bool) -> GPT:
-    """A model whose parameters have sizes and no memory (torch's meta device): :func:`materialise` gives them that."""
+    """A model on torch's meta device: :func:`materialise` allocates its parameters."""
     with torch.device("meta"):
         model = GPT(config)
     if tie_embeddings:
@@ -125,10 +125,9 @@ def empty_gpt(config: Config, *, tie_embeddings: bool) -> GPT:
 
 
 def materialise(model: GPT, device: torch.device) -> None:
-    """Give the parameters of a model from :func:`empty_gpt` memory on ``device``, sharded ones their own part of it.
+    """Allocate the parameters of a model from :func:`empty_gpt` on ``device``, sharded ones only their own part.
 
-    What is in that memory is not defined until weights are loaded; the angles of the positions, which are in no file,
-    are computed. A model that has memory is left as it is.
+    Their values are undefined until weights are loaded; the rotary angles are computed. Other models are unchanged.
     """
     if not any(parameter.is_meta for parameter in model.parameters()):
         return
@@ -140,12 +139,12 @@ def materialise(model: GPT, device: torch.device) -> None:
 
 
 def tie(model: GPT) -> None:
-    """Make the output head the embedding matrix itself. litgpt keeps two."""
+    """Share one matrix between embedding and output head."""
     model.lm_head.weight = model.transformer.wte.weight
 
 
 def load_gpt(folder: ModelFolder, *, device: str = "cpu", dtype: torch.dtype | None = None) -> GPT:
-    """A model folder's network, not sharded and not for training, in the folder's dtype unless another is given."""
+    """The network of a model folder in evaluation mode, not sharded, in ``dtype`` or the folder's."""
     model = empty_gpt(folder.config, tie_embeddings=folder.tied)
     model.to(dtype or folder.dtype)
     materialise(model, torch.device(device))

@@ -1,8 +1,8 @@
-"""LoRA on a network: small trained pairs beside frozen matrices, and adapters as folders that PEFT reads.
+"""LoRA on a network: low-rank pairs added to frozen matrices, and adapters as folders for PEFT.
 
-litgpt's own LoRA is another class for every part of the network, which ours is not built from; what is needed is one
-wrapper. Of the fused matrix query, key and value each have a pair of their own: A's lie under each other and B's on a
-diagonal, so that all are two multiplications, and a pair that is left out is zeros.
+litgpt's LoRA replaces the class of every part of the network; here one wrapper is enough. In the fused matrix query,
+key and value have one pair each: the A matrices are stacked and the B matrices form a block diagonal, so all pairs take
+two multiplications. A missing pair is zeros.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from litgpt.config import Config
 from torch import nn
 from torch.nn import functional
 
-from bafogpt.core import digest, files
+from bafogpt.core import digest, files, schema
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.model import adapter as adapters
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.formats import param_names, safetensors_io
-from bafogpt.model.formats.checkpoint import META, PREFIX
+from bafogpt.model.formats.checkpoint import META, PREFIX, config_of
 
 BASE, SHAPE = "bafogpt.base", "bafogpt.shape"
-"""Keys of an adapter file's metadata: what it was trained on."""
+"""Keys of an adapter file's metadata that identify its base."""
 
 
 class LoraPair(nn.Module):
-    """A [r, in] and B [out, r] of one matrix, float32 until the whole network is made another dtype, on the device of
-    ``like``. B begins as zeros (an embedding's A), so nothing changes at first."""
+    """A [r, in] and B [out, r] of one matrix, float32, on the device of ``like``. B (an embedding's A) starts as zeros,
+    so the network is unchanged at first."""
 
     def __init__(self, inputs: int, outputs: int, r: int, like: torch.Tensor, *, is_embedding: bool = False) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class LoraPair(nn.Module):
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear map with pairs for all or some of its rows."""
+    """A frozen linear layer with pairs for all or some of its rows."""
 
     def __init__(self, base: nn.Linear, parts: Mapping[str, tuple[int, int]], config: AdapterConfig) -> None:
-        """``parts``: name of each pair → (first row, rows) of the base; those in ``config.targets`` are made."""
+        """``parts``: name of each pair → (first row, rows) of the base; created if in ``config.targets``."""
         super().__init__()
         self.base = base
         self.scaling = config.scaling
@@ -58,7 +58,7 @@ class LoraLinear(nn.Module):
         self.lora = nn.ModuleDict(
             {name: LoraPair(base.in_features, rows, config.r, base.weight) for name, (_, rows) in self.rows.items()}
         )
-        self.train(base.training)  # what is new is in training otherwise, whatever the network around it does
+        self.train(base.training)  # new modules are in training mode by default
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out]."""
@@ -71,7 +71,7 @@ class LoraLinear(nn.Module):
         return added.view(y.shape)
 
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All pairs as one: A [n·r, in] and B [out, n·r], zero where a row has no pair."""
+        """All pairs combined: A [n·r, in] and B [out, n·r], zero where a row has no pair."""
         pairs = [pair for pair in self.lora.values() if isinstance(pair, LoraPair)]
         if len(pairs) == 1 and pairs[0].B.shape[0] == self.outputs:
             return pairs[0].A, pairs[0].B
@@ -88,13 +88,13 @@ class LoraLinear(nn.Module):
         return torch.cat([pair.A for pair in pairs]), torch.cat(blocks)
 
     def delta(self) -> torch.Tensor:
-        """What the pairs add to the matrix, [out, in]."""
+        """The update of the matrix, [out, in]."""
         a, b = self.matrices()
         return (b @ a) * self.scaling
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix with what the pairs add, [out, in]; the fused loss asks for the head's."""
+        """The updated matrix, [out, in]; the fused loss uses the head's."""
         weight: torch.Tensor = self.base.weight
         return weight + self.delta().to(weight.dtype)
 
@@ -119,20 +119,20 @@ class LoraEmbedding(nn.Module):
         return embedded + (low @ pair.B.T * self.scaling).to(embedded.dtype)
 
     def delta(self) -> torch.Tensor:
-        """What the pair adds to the matrix, [V, C]."""
+        """The update of the matrix, [V, C]."""
         pair = self.lora["embedding"]
         assert isinstance(pair, LoraPair)
         return (pair.B @ pair.A).T * self.scaling
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix with what the pair adds, [V, C]."""
+        """The updated matrix, [V, C]."""
         weight: torch.Tensor = self.base.weight
         return weight + self.delta().to(weight.dtype)
 
 
 def add(model: Any, gpt: Config, config: AdapterConfig, *, seed: int) -> None:
-    """Freeze a network and put pairs on the targets. What is drawn depends on ``seed`` alone."""
+    """Freeze a network and add pairs to the targets; their initial values depend only on ``seed``."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     q, k, v = param_names.qkv_rows(gpt)
@@ -158,7 +158,7 @@ def add(model: Any, gpt: Config, config: AdapterConfig, *, seed: int) -> None:
 
 
 def _noise(size: float) -> Any:
-    """NEFTune's hook: uniform noise on an embedding's output while it trains; drawn from torch's generator."""
+    """NEFTune's hook: uniform noise on an embedding's output in training, from torch's generator."""
 
     def hook(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
         if not module.training:
@@ -175,17 +175,8 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in named if ".lora." in name}
 
 
-def deltas(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What an adapter adds to each matrix, by the matrix's name in litgpt (``transformer.h.0.attn.qkv.weight``)."""
-    return {
-        f"{param_names.bare(name)}.weight": module.delta().detach()
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLinear | LoraEmbedding)
-    }
-
-
 def base_digest(model: nn.Module) -> str:
-    """What tells one base from another: a hash of the first rows of each of its tensors, before any pair is added."""
+    """Identifies a base: a hash of the first rows of each tensor, before any pair is added."""
     hasher = digest.hasher("xxh3")
     for name, parameter in sorted((param_names.bare(name), value) for name, value in model.named_parameters()):
         hasher.update(name.encode())
@@ -202,9 +193,9 @@ def save(
     base: str,
     base_digest: str = "",
 ) -> None:
-    """Write adapter tensors (our names, as :func:`tensors` gives them) as a folder that ``peft`` loads.
+    """Write adapter tensors (named as by :func:`tensors`) to a new folder that ``peft`` loads, atomically.
 
-    It appears whole or not at all. Raises :class:`ConflictError` where ``folder`` is there already.
+    Raises :class:`ConflictError` where ``folder`` exists.
     """
     from safetensors.torch import save_file
 
@@ -218,34 +209,30 @@ def save(
 
 
 def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> AdapterConfig:
-    """Put the adapter in ``folder`` on a network that has none; its settings come with it. In a network that evaluates
-    the pairs evaluate too: nothing is dropped.
+    """Add the adapter in ``folder`` to a network without one, in the network's training or evaluation mode.
 
-    Raises :class:`ConfigError` where it is for another base, :class:`CorruptError` where it is half written, and what
-    :func:`bafogpt.model.adapter.read_config` raises; the network is as it was then.
+    Raises :class:`ConfigError` where it is for another base, :class:`CorruptError` where it is incomplete, and what
+    :func:`bafogpt.model.adapter.read_config` raises; the network is then unchanged.
     """
+    hint = "give the base that the adapter was trained on"
     config, _ = adapters.read_config(folder)
     found, about = _read(folder / adapters.WEIGHTS)
     expected = adapters.peft_names(config, gpt.n_layer)
     missing = [theirs for theirs in expected.values() if theirs not in found]
     if about.get(SHAPE, _shape(gpt)) != _shape(gpt) or len(missing) != len(found.keys() ^ set(expected.values())):
         raise ConfigError(
-            f"{folder} is for another base: a model of {about.get(SHAPE, 'another shape')}, here is {_shape(gpt)}",
-            "give the base that the adapter was trained on",
+            f"{folder} is for another base: a model of {about.get(SHAPE, 'another shape')}, not {_shape(gpt)}", hint
         )
     if missing:
         raise CorruptError(f"{folder} is half an adapter: it has no {missing[0]}", "export the adapter again")
     own = about.get(BASE)
     if own and own != base_digest(model):
-        raise ConfigError(
-            f"{folder} is for another base: the same sizes, other weights",
-            "give the base that the adapter was trained on",
-        )
+        raise ConfigError(f"{folder} is for another base: the same sizes, other weights", hint)
     sizes = _sizes(config, gpt)
     for ours, theirs in expected.items():
         if tuple(found[theirs].shape) != sizes[ours]:
-            here = f"{theirs} is {tuple(found[theirs].shape)}, this base makes it {sizes[ours]}"
-            raise ConfigError(f"{folder} is for another base: {here}", "give the base that the adapter was trained on")
+            shapes = f"{theirs} is {tuple(found[theirs].shape)}, for this base it is {sizes[ours]}"
+            raise ConfigError(f"{folder} is for another base: {shapes}", hint)
     add(model, gpt, config, seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -257,7 +244,7 @@ def load(folder: Path, model: nn.Module, gpt: Config, *, seed: int = 0) -> Adapt
 def from_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfig, Config, str]:
     """An adapter in a training checkpoint: its tensors by our names, settings, the base's configuration and digest.
 
-    Raises :class:`CorruptError` for what is not a whole checkpoint, and :class:`ConfigError` for one without adapter.
+    Raises :class:`CorruptError` for an incomplete checkpoint, and :class:`ConfigError` for one without adapter.
     """
     try:
         saved = json.loads((folder / META).read_text(encoding="utf-8"))["fingerprint"]
@@ -268,9 +255,8 @@ def from_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], AdapterConfi
         raise CorruptError(f"{folder} is not a checkpoint: {error}", f"ls {folder}") from None
     if "adapter" not in saved:
         raise ConfigError(f"{folder} is the checkpoint of a whole model, not of an adapter", "bafogpt model export RUN")
-    config = AdapterConfig(**{**saved["adapter"], "targets": tuple(saved["adapter"]["targets"])})
-    shape = {key: value for key, value in saved["model"].items() if key != "tie_embeddings"}
-    gpt = Config(**shape)
+    config = schema.build(AdapterConfig, saved["adapter"], where=str(folder))
+    gpt = config_of(saved["model"], str(folder))
     missing = [name for name in adapters.peft_names(config, gpt.n_layer) if name not in found]
     if missing:
         raise CorruptError(f"{folder} is half an adapter: it has no {missing[0]}", "bafogpt runs show RUN")
@@ -298,6 +284,6 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _shape(gpt: Config) -> str:
-    """The sizes that an adapter depends on, in words."""
+    """The sizes that an adapter depends on, as text."""
     heads = f"{gpt.n_head}/{gpt.n_query_groups} heads of {gpt.head_size}"
     return f"{gpt.n_layer} layers, width {gpt.n_embd}, {heads}, MLP {gpt.intermediate_size}"

@@ -1,9 +1,9 @@
-"""Output head, soft-cap and cross-entropy in one, so that all logits never exist at once.
+"""Fused output head, soft-cap and cross-entropy: all logits never exist at once.
 
 With 296,000 ids the logits of 8,192 tokens are 9.7 GB in float32, and the backward pass needs them several times. Here
-a chunk of tokens (:mod:`bafogpt.model.loss_chunks`) goes all the way, gradients included, before the next one begins.
-On a GPU Liger's Triton kernel turns a chunk of logits into their gradient; around it is the same loop, because Liger's
-own reads a number back from the GPU for each call and its chunks are as small as 16 rows.
+each chunk of tokens (:mod:`bafogpt.model.loss_chunks`) computes loss and gradients before the next one begins. On a GPU
+Liger's Triton kernel turns a chunk of logits into their gradient, within our loop: Liger's own synchronises with the
+GPU in each call and uses chunks as small as 16 rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from bafogpt.model.loss_chunks import chunk_rows
 
 IGNORE = -100
-"""The target of a token that has none: no loss, no gradient."""
+"""A target without loss and gradient, as in PyTorch's cross-entropy."""
 LIGER_BLOCK = 32_768
-"""Logits that a program of Liger's kernel reads at a time, as Liger itself sets it."""
+"""Logits that a program of Liger's kernel reads at a time; Liger's default."""
 
 
 def linear_cross_entropy(
@@ -33,12 +33,12 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Σ −log softmax(cap(hidden weightᵀ))[target] in nats, float32, over all targets but :data:`IGNORE`.
 
-    ``hidden`` is [N, C], ``weight`` [V, C], ``targets`` [N] int64; the gradients are in the inputs' types, summed up in
-    float32. ``softcap`` c makes a logit x into c · tanh(x / c). ``z_loss`` adds that much of (log Σ exp)² for each
-    target (PaLM, section 5), which keeps logits from drifting.
+    ``hidden`` is [N, C], ``weight`` [V, C], ``targets`` [N] int64; gradients have the inputs' dtypes and are summed in
+    float32. ``softcap`` c maps a logit x to c · tanh(x / c). ``z_loss`` is the coefficient of (log Σ exp)² per target
+    (PaLM, section 5), which keeps logits from drifting.
     """
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):  # once, and not for every chunk
+    if torch.is_autocast_enabled(device):  # once, not per chunk
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
@@ -51,8 +51,8 @@ def linear_cross_entropy(
 def liger_kernel() -> Any:
     """Liger's cross-entropy kernel, or None where the package is not installed.
 
-    Called once before the first forward pass on a GPU: importing Liger registers pytree nodes, which would make every
-    block compile again (:func:`bafogpt.train.learner.build`).
+    Call it before the first forward pass on a GPU: importing Liger registers pytree nodes, which makes every block
+    compile again (:func:`bafogpt.train.learner.build`).
     """
     if importlib.util.find_spec("liger_kernel") is None:
         return None
@@ -62,7 +62,7 @@ def liger_kernel() -> Any:
 
 
 class _Fused(torch.autograd.Function):
-    """The chunks. The backward pass has only to multiply by the gradient of the sum."""
+    """Computes loss and gradients in chunks; the backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -97,9 +97,9 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the loss's gradients are gone after one backward pass")
+            raise RuntimeError("the loss's gradients are freed after one backward pass")
         grad_hidden, grad_weight = (each if each is None else each.mul_(grad) for each in ctx.gradients)
-        ctx.gradients = None  # so that none is kept beside the parameters' own
+        ctx.gradients = None  # free the memory
         return grad_hidden, grad_weight, None, None, None, None
 
 
@@ -107,14 +107,14 @@ def _add_product(into: torch.Tensor, grad_logits: torch.Tensor, h: torch.Tensor)
     """``into`` [V, C] float32 += ``grad_logits`` [rows, V] transposed times ``h`` [rows, C]."""
     if h.dtype == torch.float32:
         into.addmm_(grad_logits.mT, h)
-    elif h.is_cuda:  # the product adds to float32 itself; other devices have no such product
+    elif h.is_cuda:  # only CUDA can accumulate a product in float32
         torch.addmm(into, grad_logits.mT, h, out_dtype=torch.float32, out=into)
     else:
         into += grad_logits.mT @ h
 
 
 class _LigerChunk:
-    """A chunk by Liger's kernel: two reads and one write of the logits."""
+    """One chunk by Liger's kernel: two reads and one write of the logits."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, rows: int, learns: bool) -> None:
         self._weight = weight
@@ -125,7 +125,7 @@ class _LigerChunk:
     def __call__(
         self, h: torch.Tensor, target: torch.Tensor, softcap: float | None, z_loss: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the losses, gradient of the logits [rows, V], which stand in the buffer of the next chunk)."""
+        """(sum of the losses, gradient of the logits [rows, V] in the buffer that the next chunk reuses)."""
         logits, losses = self._logits[: len(h)], self._losses[: len(h)].zero_()  # an ignored target writes no loss
         torch.mm(h, self._weight.mT, out=logits)
         vocabulary = logits.size(1)
@@ -164,7 +164,7 @@ class _LigerChunk:
 
 
 class _TorchChunk:
-    """A chunk in plain PyTorch, in float32."""
+    """One chunk in plain PyTorch, in float32."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, rows: int, learns: bool) -> None:
         self._weight = weight
@@ -174,7 +174,7 @@ class _TorchChunk:
     def __call__(
         self, h: torch.Tensor, target: torch.Tensor, softcap: float | None, z_loss: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the losses, gradient of the logits [rows, V] in the type of ``h``)."""
+        """(sum of the losses, gradient of the logits [rows, V] in the dtype of ``h``)."""
         p, slope = self._capped[: len(h)], self._raw[: len(h)]
         _logits(h, self._weight, softcap, out=p, tanh=slope)
         valid = target != IGNORE

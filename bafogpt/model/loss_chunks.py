@@ -1,7 +1,7 @@
-"""How many rows of logits exist at a time. No torch here: memory and time of a launch are planned with it.
+"""Sizes of the loss's chunks. Imports no torch: launches estimate memory and time with it.
 
 Each chunk reads the output head twice and rewrites its float32 gradient, so small chunks are slow: with 296,000 ids and
-64 rows that traffic takes half of a step on an L40, with 1,024 rows it hides behind the products.
+64 rows that traffic takes half of a step on an L40; with 1,024 rows it overlaps with the matrix products.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ ROWS_STEP = 128
 
 
 def chunk_rows(vocabulary: int, tokens: int, *, gpu: bool) -> int:
-    """Rows of ``vocabulary`` logits that the budget holds, at least one and at most ``tokens``.
+    """Rows of ``vocabulary`` logits within the budget, at least one and at most ``tokens``.
 
-    On a GPU the chunks are of one size where that is possible: a last one of a few rows costs as much as a whole one.
+    On a GPU chunks have equal sizes where possible: a small last one costs as much as a full one.
     """
     if not gpu:
         return min(tokens, max(1, CPU_BYTES // (4 * vocabulary)))
@@ -27,5 +27,5 @@ def chunk_rows(vocabulary: int, tokens: int, *, gpu: bool) -> int:
 
 
 def chunk_bytes(vocabulary: int, tokens: int, *, gpu: bool, itemsize: int = 2) -> int:
-    """Bytes of the buffers of logits for ``tokens`` tokens; on a GPU of ``itemsize`` bytes a number."""
+    """Bytes of the logits' buffers for ``tokens`` tokens; on a GPU with ``itemsize`` bytes per number."""
     return chunk_rows(vocabulary, tokens, gpu=gpu) * vocabulary * (itemsize if gpu else 8)

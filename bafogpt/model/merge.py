@@ -1,7 +1,7 @@
-"""An adapter made part of its base: a model folder like any other, and what that changes.
+"""Merges an adapter into its base, and compares the result with the two apart.
 
-Where the base was 4-bit in training, what was trained is the adapter on the *dequantised* base, and merging into that
-reproduces it. Merging into the *original* base keeps what quantising took away, which the adapter has never seen.
+If the base was 4-bit in training, the adapter was trained on the *dequantised* base, and merging into that reproduces
+the trained model. The *original* base still has what quantisation removed, which the adapter was not trained with.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import param_names, safetensors_io
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.formats.lazy_tensor import LazyTensor
-from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
+from bafogpt.model.formats.safetensors_io import Advance
 from bafogpt.model.gpt import GPT, load_gpt
 
 MergeTarget = Literal["dequantised", "original"]
@@ -34,18 +34,18 @@ MERGED = "weights: a LoRA adapter merged into them"
 
 @dataclass(frozen=True, kw_only=True)
 class MergeComparison:
-    """A merged model against what was trained, on the same samples."""
+    """The merged model compared with base and adapter, on the same samples."""
 
     samples: int
     tokens: int
-    """Predicted ones."""
+    """Predicted tokens."""
     trained_loss: float
-    """Of base and adapter as they were trained, nats a token."""
+    """Of base and adapter, nats per token."""
     merged_loss: float
     argmax: float
-    """Share of tokens for which both hold the same one for the likeliest."""
+    """Share of tokens with the same most probable prediction."""
     largest_difference: float
-    """Of any logit."""
+    """Largest difference of a logit."""
 
 
 def merge(
@@ -56,52 +56,38 @@ def merge(
     *,
     into: MergeTarget = "dequantised",
     changes: Sequence[str] | None = (),
-    shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> MergeComparison:
-    """Write ``base`` with ``adapter`` in it as the new folder ``out``, and hold it against the two apart.
+    """Write ``base`` merged with ``adapter`` to the new folder ``out``, and compare both on ``samples`` ([T] int64).
 
-    ``samples`` are [T] int64 that neither has seen; ``changes`` are what
-    :func:`folder.write` lists before the merge. Weights are streamed: one matrix at a time where they are quantised
-    first, a block of rows where they are not; the comparison has one network in memory at a time. Raises
-    :class:`ConflictError` where ``out`` is there already, :class:`ConfigError` where the adapter is for another base or
-    sits on a head that is the embedding, :class:`DataError` without samples, and what :meth:`ModelFolder.open` and
+    ``changes`` are listed before the merge (:func:`folder.write`). Weights are streamed; the comparison has one network
+    in memory at a time. Raises :class:`ConflictError` where ``out`` exists, :class:`ConfigError` where the adapter is
+    for another base or changes a tied head, :class:`DataError` without samples, and what :meth:`ModelFolder.open` and
     :func:`folder.write` raise.
     """
     files.require_new(out)
     model = ModelFolder.open(base)
     config, _ = adapters.read_config(adapter)
     if model.tied and {"head", "embedding"} & set(config.targets):
-        raise ConfigError(
-            f"{adapter} changes embedding or head, which are one matrix in {base}",
-            "train on a base with a head of its own",
-        )
+        message = f"{adapter} changes embedding or head, which are one matrix in {base}"
+        raise ConfigError(message, "train on a base with a head of its own")
     held_out = [sample[None] for sample in samples]
     if not held_out:
-        raise DataError("there is nothing to compare the models on", "--text FILE with some held-out text")
+        raise DataError("there is nothing to compare the models on", "--text FILE with held-out text")
     trained = load_gpt(model)
-    lora.load(adapter, trained, model.config)  # refuses another base, before anything is written
-    trained.eval()  # the pairs too: they are new, and would drop some of their inputs
+    lora.load(adapter, trained, model.config)  # raises for another base, before anything is written
     if into == "dequantised":
         nf4.quantise(trained)
     reference = [_logits(trained, sample) for sample in held_out]
     del trained
-    weights = merged(model, adapter, config, into)
-    made = folders.write(
-        out,
-        model.content,
-        weights,
-        companions=model.companions(),
-        changes=None if changes is None else (*changes, MERGED),
-        shard_bytes=shard_bytes,
-        progress=progress,
-    )
+    weights, listed = merged(model, adapter, config, into), None if changes is None else (*changes, MERGED)
+    made = folders.write(out, model.content, weights, companions=model.companions(), changes=listed, progress=progress)
     network = load_gpt(made)
     return _compare(reference, [_logits(network, sample) for sample in held_out], held_out)
 
 
 def merged(model: ModelFolder, adapter: Path, config: AdapterConfig, into: MergeTarget) -> Iterator[LazyTensor]:
-    """The base's tensors with what the adapter adds, by Hugging Face's names, in their own dtypes."""
+    """The base's tensors with the adapter's update, by Hugging Face's names, in their own dtypes."""
     pairs = {name: weight.tensor() for name, weight in safetensors_io.read_file(adapter / adapters.WEIGHTS).items()}
     ours = param_names.to_litgpt(model.weights, model.config)
     if into == "dequantised":
@@ -111,12 +97,12 @@ def merged(model: ModelFolder, adapter: Path, config: AdapterConfig, into: Merge
 
 
 def _is_frozen_in_4_bits(name: str) -> bool:
-    """Whether :func:`nf4.quantise` makes that matrix NF4: those within the blocks."""
+    """Whether :func:`nf4.quantise` quantises that matrix: those within the blocks."""
     return name.startswith("transformer.h.") and "norm" not in name
 
 
 def _quantised(weight: LazyTensor) -> LazyTensor:
-    """A matrix as NF4 gives it back. All of it is read at once: the scales of the scales are the whole matrix's."""
+    """A matrix after quantisation to NF4 and back, read at once: the second-level scales span the whole matrix."""
     kept: list[torch.Tensor] = []
 
     def read(start: int, stop: int) -> torch.Tensor:
@@ -126,7 +112,7 @@ def _quantised(weight: LazyTensor) -> LazyTensor:
             kept.append(nf4.dequantised(nf4.NF4Linear.of(linear)))
         rows = kept[0][start:stop].to(weight.dtype)
         if stop == weight.rows:
-            kept.clear()  # the last rows: the next matrix needs the room
+            kept.clear()  # free it for the next matrix
         return rows
 
     return LazyTensor(weight.name, weight.shape, weight.dtype, read)

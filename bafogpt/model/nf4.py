@@ -1,9 +1,8 @@
 """Frozen matrices in 4 bits: NormalFloat with double quantisation (Dettmers et al. 2023, arXiv:2305.14314), on CPU and
-GPU alike.
+GPU.
 
-litgpt and Lightning refuse to quantise without CUDA, and swap the embedding for one with a norm that is gone after
-the merge. So the layers are swapped here: bitsandbytes' own parameter and its matrix product; embedding and head stay
-as they are.
+litgpt and Lightning quantise only with CUDA, and replace the embedding by one with a norm that is lost in the merge. So
+the linear layers are replaced here, with bitsandbytes' parameter and matrix product; embedding and head are unchanged.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it asks for a package that is not needed
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it suggests a package that is not needed
 
 import bitsandbytes  # noqa: E402
 from bitsandbytes.nn import Linear4bit, Params4bit  # noqa: E402
 
 
 class NF4Linear(Linear4bit):
-    """A linear map whose matrix is NF4.
+    """A linear layer whose matrix is NF4.
 
-    The forward pass is bitsandbytes' product and nothing else: its own layer repacks the weights on some CPUs when it
-    evaluates, and they would not be the same bits afterwards.
+    The forward pass is only bitsandbytes' product: its own layer repacks the weights on some CPUs in evaluation, which
+    changes their bits.
     """
 
     weight: Any
@@ -37,7 +36,7 @@ class NF4Linear(Linear4bit):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> NF4Linear:
-        """``linear`` quantised, on the device where it is; the fifth of the memory, without a gradient."""
+        """``linear`` quantised on its device, without a gradient."""
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, bias=False, compress_statistics=True, quant_type="nf4")
         weight: Any = Params4bit(linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
@@ -47,7 +46,7 @@ class NF4Linear(Linear4bit):
 
 
 def quantise(model: Any) -> int:
-    """Make every matrix within the network's blocks NF4. Returns how many; embedding, head and norms stay."""
+    """Quantise every linear layer in the network's blocks; return how many."""
     found = list(_linears(model.transformer.h))
     for parent, name, linear in found:
         setattr(parent, name, NF4Linear.of(linear))
@@ -55,7 +54,7 @@ def quantise(model: Any) -> int:
 
 
 def dequantised(linear: NF4Linear) -> torch.Tensor:
-    """The matrix that is computed with, [out, in], in the dtype that it had."""
+    """The matrix used in computation, [out, in], in its original dtype."""
     matrix: torch.Tensor = bitsandbytes.functional.dequantize_4bit(linear.weight.data, linear.weight.quant_state)
     return matrix
 

@@ -1,7 +1,4 @@
-"""A published model to a model folder: a verified copy of the files that a model needs, and no others.
-
-The files are those of the Hub, byte by byte, so nothing is converted and nothing is on the disk twice.
-"""
+"""Pulls a published model: a verified copy of the files that a model folder needs, unchanged."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from bafogpt.storage.folders.uri import FolderLocation, locate
 
 WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *COMPANION_FILES)
 OURS = ("models/", "runs/")
-"""How the names of folders in the bucket begin; other names of the form ``ORG/NAME`` are the Hub's."""
+"""Prefixes of folders in the bucket; other names of the form ``ORG/NAME`` are on the Hub."""
 
 
 def source_of(text: str, settings: Settings) -> FolderLocation:
-    """What a person means by ``google/gemma-2-2b``, ``models/zulu`` (the settings' bucket), or a URL."""
+    """The location of ``google/gemma-2-2b`` (the Hub), ``models/zulu`` (the settings' bucket), or a URL."""
     bare = "://" not in text and not text.startswith((".", "/", "~"))
     if bare and not text.startswith(OURS) and text.count("/") == 1:
         return locate(f"hf://{text}", settings)
@@ -32,7 +29,7 @@ def source_of(text: str, settings: Settings) -> FolderLocation:
 
 
 def prepare(source: FolderLocation, target: FolderLocation, *, progress: ProgressCallback | None = None) -> SyncPlan:
-    """What must be copied. Raises :class:`NotFoundError` where the source has no model as safetensors."""
+    """Plan the copy. Raises :class:`NotFoundError` where the source has no model as safetensors."""
     plan = sync.prepare(source, target, progress=progress, include=is_wanted)
     names = [entry.name for entry in plan.listing.entries]
     if hf_config.CONFIG not in names or not fnmatch.filter(names, "*.safetensors"):
@@ -46,7 +43,7 @@ def prepare(source: FolderLocation, target: FolderLocation, *, progress: Progres
 def fetch(
     source: FolderLocation, into: Path, settings: Settings, *, progress: ProgressCallback = lambda _: None
 ) -> ModelFolder:
-    """The model folder at ``source`` as ``into`` on this disk, verified and opened; what is there already stays."""
+    """Copy the model folder at ``source`` to the local folder ``into``, verified, and open it."""
     plan = prepare(source, locate(str(into.absolute()), settings, "local"))
     sync.execute(plan, progress=progress)
     return ModelFolder.open(into)

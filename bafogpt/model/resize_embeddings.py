@@ -1,10 +1,9 @@
-"""A model for a continued tokenizer: rows for the new pieces, in the embedding and in a head of its own.
+"""Resizes a model's embedding and head for an extended tokenizer.
 
-Rows of the base's pieces stay as they are, bit by bit. A new piece's row is the mean of the rows of the tokens that the
-base writes the piece with (``subtokens``), which the tokenizer's lineage names, or the mean of all rows (``mean``, what
-the original BafoGPT did). Ids of the base beyond its rows (Gemma-3's token for an image) and padding up to a multiple
-of 64 get the mean row. One pass over the base's rows is all that is read, and what is in memory is a
-block of them and the new rows.
+Rows of the base's pieces stay bit-identical. A new piece's row is the mean of the rows of its base tokens
+(``subtokens``), which the tokenizer's lineage lists, or the mean of all rows (``mean``, as in the original BafoGPT).
+Base ids without a row (Gemma-3's image token) and padding up to a multiple of 64 get the mean row. The base's rows are
+read once; memory holds one block of them and the new rows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import param_names
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.formats.lazy_tensor import LazyTensor, joined
-from bafogpt.model.formats.safetensors_io import SHARD_BYTES, Advance
+from bafogpt.model.formats.safetensors_io import Advance
 
 Init = Literal["mean", "subtokens"]
 INITS: tuple[Init, ...] = ("mean", "subtokens")
@@ -34,22 +33,22 @@ INITS: tuple[Init, ...] = ("mean", "subtokens")
 
 @dataclass(frozen=True)
 class Lineage:
-    """What of a ``tokenizer.lineage.json`` is needed here."""
+    """The part of a ``tokenizer.lineage.json`` that is needed here."""
 
     folder: Path
     base_digest: str
     base_size: int
     size: int
-    """Ids of the new tokenizer, padding pieces included."""
+    """Ids of the new tokenizer, including padding pieces."""
     pieces: np.ndarray
-    """[n] int64, the piece of each constituent, counted from the first new one."""
+    """[n] int64: the piece of each constituent, counted from the first new one."""
     constituents: np.ndarray
-    """[n] int64, ids of the base."""
+    """[n] int64: ids of the base."""
 
     @classmethod
     def read(cls, folder: Path) -> Lineage:
-        """Raises :class:`NotFoundError` where there is none, :class:`ConfigError` where it is not that of the
-        ``tokenizer.json`` beside it, :class:`CorruptError` where it makes no sense."""
+        """Raises :class:`NotFoundError`, :class:`ConfigError` where the ``tokenizer.json`` beside it is another, and
+        :class:`CorruptError` where it is inconsistent."""
         file, tokenizer = folder / LINEAGE, folder / TOKENIZER
         if not tokenizer.is_file() or not file.is_file():
             missing = (LINEAGE if tokenizer.is_file() else TOKENIZER) if folder.is_dir() else "such folder"
@@ -86,7 +85,7 @@ def _names_of(tokenizer: Path) -> dict[int, str]:
 
 
 def _constituents(pieces: list[Mapping[str, Any]], base_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs (piece, constituent); every piece has its place right after the base and at least one constituent."""
+    """The arrays of :class:`Lineage`; checks that ids follow the base's and every piece has a constituent."""
     counts = [len(piece["constituents"]) for piece in pieces]
     numbers = [number for piece in pieces for number in piece["constituents"]]
     if any(type(number) is not int for number in numbers):
@@ -101,15 +100,15 @@ def _constituents(pieces: list[Mapping[str, Any]], base_size: int) -> tuple[np.n
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandReport:
-    """What was made."""
+    """The resized model."""
 
     out: str
     init: Init
     base_vocabulary: int
     vocabulary: int
-    """Rows now, a multiple of 64."""
+    """Rows, a multiple of 64."""
     pieces: int
-    """New rows that a text can have; the rest after the base's are padding."""
+    """New rows without padding."""
     tied: bool
     bytes: int
 
@@ -120,13 +119,12 @@ def expand(
     out: Path,
     *,
     init: Init = "subtokens",
-    shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> ExpandReport:
-    """Write the model folder ``path`` with rows for the pieces of the folder ``tokenizer`` as the new folder ``out``.
+    """Write the model ``path``, with rows for the pieces of the folder ``tokenizer``, to the new folder ``out``.
 
-    Raises :class:`ConfigError` where that tokenizer does not continue the model's own, and what
-    :meth:`ModelFolder.open`, :meth:`Lineage.read` and :func:`folder.write` raise; ``out`` does not appear then.
+    Raises :class:`ConfigError` where the tokenizer does not extend the model's, and what :meth:`ModelFolder.open`,
+    :meth:`Lineage.read` and :func:`folder.write` raise; ``out`` is not created then.
     """
     model, lineage = ModelFolder.open(path), Lineage.read(tokenizer)
     _require_base(model, lineage)
@@ -144,7 +142,6 @@ def expand(
         weights.values(),
         companions=[*folders.companions(tokenizer), *companions],
         changes=(f"tokenizer, config.json, weights: {lineage.new:,} new tokens and their rows (expand, {init})",),
-        shard_bytes=shard_bytes,
         progress=progress,
     )
     return ExpandReport(
@@ -159,34 +156,23 @@ def expand(
 
 
 def _require_base(model: ModelFolder, lineage: Lineage) -> None:
-    """Raise :class:`ConfigError` unless the tokenizer continues the one that the model has."""
-    own = model.path / TOKENIZER
+    """Raise :class:`ConfigError` unless the tokenizer extends the model's."""
+    own, hint = model.path / TOKENIZER, f"bafogpt tokenizer extend --base {model.path} … makes one that fits"
     if own.is_file() and digest.of_file(own) != lineage.base_digest:
-        raise ConfigError(
-            f"{lineage.folder} continues another tokenizer than {own}",
-            f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
-        )
+        raise ConfigError(f"{lineage.folder} extends another tokenizer than {own}", hint)
     if own.is_file() and max(_names_of(own)) + 1 != lineage.base_size:
-        raise CorruptError(
-            f"{lineage.folder} says that its base has {lineage.base_size:,} ids, {own} has another number",
-            "make the tokenizer again: bafogpt tokenizer extend",
-        )
+        raise CorruptError(f"{lineage.folder}: its base has {lineage.base_size:,} ids, {own} another number", hint)
     rows = model.config.padded_vocab_size
     if not vocab_fits(rows, lineage.base_size, same_tokenizer=own.is_file()):
-        raise ConfigError(
-            f"{lineage.folder} continues a tokenizer of {lineage.base_size:,}, {model.path} has {rows:,} rows",
-            f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
-        )
+        message = f"{lineage.folder} extends a tokenizer of {lineage.base_size:,}, {model.path} has {rows:,} rows"
+        raise ConfigError(message, hint)
     last = int(lineage.constituents.max(initial=0))
     if last >= rows:
-        raise ConfigError(
-            f"{lineage.folder} writes a piece with token {last:,}, {model.path} has {rows:,} rows",
-            f"bafogpt tokenizer extend --base {model.path} … makes one that fits",
-        )
+        raise ConfigError(f"{lineage.folder}: a piece contains token {last:,}, {model.path} has {rows:,} rows", hint)
 
 
 def _expanded(base: LazyTensor, lineage: Lineage, rows: int, init: Init) -> LazyTensor:
-    """The base's rows, then the new ones, then padding; the mean row for each of its ids that has none."""
+    """The base's rows, the mean row for its ids without one, the new rows, padding."""
     kept = base.part(base.name, 0, min(lineage.base_size, base.rows))
     mean, sums = _one_pass(kept, lineage if init == "subtokens" and lineage.pieces.size else None)
     row = mean.to(base.dtype)
@@ -207,7 +193,7 @@ def _expanded(base: LazyTensor, lineage: Lineage, rows: int, init: Init) -> Lazy
 
 
 def _one_pass(base: LazyTensor, lineage: Lineage | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The mean row [d], and with a lineage the sum of each new piece's constituents [pieces, d]; float32."""
+    """The mean row [d], and with a lineage the sum of each new piece's rows [pieces, d]; float32."""
     width = base.shape[1]
     total = torch.zeros(width, dtype=torch.float64)
     sums, order, wanted = None, np.array([], np.int64), np.array([], np.int64)

@@ -1,4 +1,4 @@
-"""The model of a run: its newest whole checkpoint, and the tokenizer that its data was made with."""
+"""The model of a run: its newest complete checkpoint, and the tokenizer of its data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bafogpt.storage.tokens import manifest as manifests
 
 TOKENIZER = "tokenizer.json"
 CHAIN = 16
-"""Runs that may have continued one another, before the origin of the weights is given up as unknown."""
+"""Most runs in a chain of continued runs; the origin of a longer chain is unknown."""
 
 
 @dataclass(frozen=True)
 class RunModel:
-    """What a run has to export."""
+    """A run's checkpoint to export."""
 
     name: str
     record: dict[str, Any]
@@ -40,33 +40,32 @@ class RunModel:
 
     @property
     def adapter(self) -> Mapping[str, Any] | None:
-        """The job's ``train.adapter``: where it is there, what was trained is an adapter."""
+        """The job's ``train.adapter``, if an adapter was trained."""
         found = self.train.get("adapter")
         return dict(found) if found else None
 
     @property
     def base_folder(self) -> str:
-        """What it began with, a folder of the bucket (``models/NAME``, ``runs/NAME``); empty for random weights."""
+        """The initial weights: a folder of the bucket (``models/NAME``, ``runs/NAME``); empty for random ones."""
         return str((self.train.get("model") or {}).get("checkpoint") or "")
 
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """What the weights of a run were trained from."""
+    """The model that the weights of a run were trained from."""
 
     folder: str
-    """The model folder in the bucket that the first run began with; empty for random weights, or where it is gone."""
+    """The model folder in the bucket; empty for random weights, or if it was deleted."""
     model: str
-    """Its ``model_type``, or where the folder is gone the job's ``model.name``; empty for random weights."""
+    """Its ``model_type``, or the job's ``model.name`` if the folder was deleted; empty for random weights."""
     changes: tuple[str, ...] | None
-    """The training since, as :func:`bafogpt.model.formats.folder.write` lists it: None for random weights."""
+    """The training since, for :func:`bafogpt.model.formats.folder.write`; None for random weights."""
 
 
 def find(bucket: Bucket, name: str, step: int | None = None, *, best: bool = False) -> RunModel:
-    """The newest checkpoint of a run, that of ``step``, or the best: the one with the lowest validation loss.
+    """The checkpoint of a run: the newest, that of ``step``, or the one with the lowest validation loss.
 
-    Nothing is fetched yet.
-    Raises :class:`RunNotFoundError`, and :class:`NotFoundError` where the run has no such checkpoint.
+    Fetches nothing. Raises :class:`RunNotFoundError`, and :class:`NotFoundError` where there is no such checkpoint.
     """
     run = bucket.child(f"runs/{name}")
     try:
@@ -84,26 +83,19 @@ def _chosen(complete: Sequence[Checkpoint], name: str, step: int | None, best: b
     found = [each for each in complete if step is None or each.step == step]
     if not found:
         steps = ", ".join(str(each.step) for each in complete) or "none"
-        what = (
-            "no complete checkpoint" if step is None else f"no complete checkpoint of step {step} (there are: {steps})"
-        )
-        raise NotFoundError(f"run {name} has {what}", f"bafogpt runs show {name}")
+        which = "" if step is None else f" of step {step} (there are: {steps})"
+        raise NotFoundError(f"run {name} has no complete checkpoint{which}", f"bafogpt runs show {name}")
     if not best:
         return found[-1]
     lowest = retention.best_of(found)
     if lowest is None:
-        raise NotFoundError(
-            f"no checkpoint of run {name} was validated, so none is the best",
-            "leave --best out for the newest, or name one: --step N",
-        )
+        message = f"no checkpoint of run {name} was validated, so none is the best"
+        raise NotFoundError(message, "leave --best out for the newest, or name one: --step N")
     return lowest
 
 
 def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: ProgressCallback = lambda _: None) -> Export:
-    """The run's checkpoint on this disk, every byte verified, ready to be written in another format.
-
-    ``into`` holds the whole checkpoint, the optimizer's state too, for as long as the export is read.
-    """
+    """Fetch the run's checkpoint, verified, for export. ``into`` holds it, including the optimizer's state."""
     store = CheckpointStore(bucket.child(f"runs/{run.name}/checkpoints"))
     folder = store.fetch(run.checkpoint, into, progress=progress)
     weights = origin(bucket, run)
@@ -112,7 +104,7 @@ def fetch(bucket: Bucket, run: RunModel, into: Path, *, progress: ProgressCallba
 
 
 def origin(bucket: Bucket, run: RunModel) -> WeightsOrigin:
-    """Follow a run, and the runs that it continued, back to a model folder or to random weights."""
+    """Follow a run and the runs that it continued back to a model folder or random weights."""
     names, base_folder, train = [run.name], run.base_folder, run.train
     while base_folder.startswith("runs/") and len(names) < CHAIN:
         names.append(base_folder.removeprefix("runs/"))
@@ -132,7 +124,7 @@ def origin(bucket: Bucket, run: RunModel) -> WeightsOrigin:
 
 
 def fetch_terms(bucket: Bucket, weights: WeightsOrigin, into: Path) -> list[Path]:
-    """The licence files of the folder that a run's weights come from."""
+    """Fetch the licence files of the folder that a run's weights come from."""
     if not weights.folder:
         return []
     source = bucket.child(weights.folder)
@@ -143,8 +135,8 @@ def fetch_terms(bucket: Bucket, weights: WeightsOrigin, into: Path) -> list[Path
 
 
 def _tokenizer(bucket: Bucket, run: RunModel, into: Path) -> list[Path]:
-    """The files of the run's tokenizer: the whole set of the model that it began with, if that is the tokenizer of its
-    data; else what lies with the data. None for the built-in bytes."""
+    """Fetch the tokenizer files of the run's initial model if they match its data, else those of the dataset; none for
+    the built-in bytes."""
     path = str((run.train.get("data") or {}).get("path") or "")
     dataset = bucket.child(path)
     try:

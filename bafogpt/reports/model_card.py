@@ -115,7 +115,7 @@ def _published(bucket: Bucket, folder: str) -> str:
     from bafogpt.model.formats import families, hf_config
 
     try:
-        content = hf_config.parse(bucket.get(f"{folder}/{hf_config.CONFIG}"), folder)
+        content = schema.parse_json(bucket.get(f"{folder}/{hf_config.CONFIG}"), folder)
         name: str = hf_config.to_litgpt(content, folder).name
     except BafoError:
         return ""

@@ -74,13 +74,15 @@ class Release:
         assert self.run is not None
         if self.wish.adapter:
             base = str(self.facts.get("base_model") or "")
-            adapter_export.adapter(self.bucket, self.run, scratch / "checkpoint", out, base=base, progress=progress)
+            adapter_export.export_adapter(
+                self.bucket, self.run, scratch / "checkpoint", out, base=base, progress=progress
+            )
         elif self.run.adapter is None:
             found = runs.fetch(self.bucket, self.run, scratch / "checkpoint", progress=progress)
             export.write(found.as_dtype(self.wish.dtype), out, "hf")
         else:
             merged = scratch / "merged" if self.wish.dtype else out
-            adapter_export.merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
+            adapter_export.export_merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
             if self.wish.dtype:
                 found = replace(export.open_folder(merged), changes=runs.origin(self.bucket, self.run).changes)
                 export.write(found.as_dtype(self.wish.dtype), out, "hf")

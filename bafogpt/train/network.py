@@ -13,6 +13,7 @@ from typing import Any
 
 from litgpt.config import Config
 
+from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.data.vocabulary.files import LINEAGE, TOKENIZER
 from bafogpt.model.config import gpt_config, require_fields, vocab_fits
@@ -73,7 +74,7 @@ def _of_checkpoint(bucket: Bucket, path: str) -> tuple[NetworkSpec, str] | None:
     """
     if bucket.exists(f"{path}/{hf_config.CONFIG}"):
         where = f"{bucket.url}/{path}/{hf_config.CONFIG}"
-        content = hf_config.parse(bucket.get(f"{path}/{hf_config.CONFIG}"), where)
+        content = schema.parse_json(bucket.get(f"{path}/{hf_config.CONFIG}"), where)
         return NetworkSpec(hf_config.to_litgpt(content, where), hf_config.tied(content, where)), where
     checkpoints = bucket.child(path).child("checkpoints")
     complete = CheckpointStore(checkpoints).complete()

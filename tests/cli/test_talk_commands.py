@@ -99,7 +99,7 @@ def test_bytes_that_are_not_text_are_refused(cli, model, monkeypatch, words, loc
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("generate", "MODEL", "--prompt", "x \udcff"), ExitCode.FAILURE, "the text is not UTF-8: character 3 is none"),
+        (("generate", "MODEL", "--prompt", "x \udcff"), ExitCode.FAILURE, "the text is not UTF-8 at character 3"),
         (
             ("generate", "MODEL", "--prompt", "x", "--max-tokens", "1000000000000"),
             ExitCode.USAGE,

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from bafogpt.core.settings import Settings
+from bafogpt.data.vocabulary.train import train
 from bafogpt.storage.bucket import Bucket
 
 Corpus = Callable[..., Path]
@@ -29,6 +30,14 @@ def corpus(tmp_path: Path) -> Corpus:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 700 pieces like Gemma's, trained on the starter's English; it has no tokenizer.model."""
+    folder = tmp_path_factory.mktemp("bases") / "base"
+    train(["starter"], folder, pieces=700, language="eng")
+    return folder
 
 
 @pytest.fixture

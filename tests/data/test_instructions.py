@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bafogpt.core.errors import BafoError, ConflictError, DataError, UsageError
+from bafogpt.core.errors import ConflictError, DataError, UsageError
 from bafogpt.data import instruction_mix, instructions, packing, prompts, tokenizer
 from bafogpt.data.instruction_mix import InstructionRecord
 from bafogpt.data.instructions import InstructionOptions, InstructionReport
@@ -96,9 +96,12 @@ def test_everything_but_each_first_token_is_learned_where_that_is_asked_for(loca
 
 def test_the_same_files_give_the_same_dataset_and_another_seed_another_order(local: Bucket, corpus: Corpus) -> None:
     path = corpus("a.jsonl", *(ask(number) for number in range(40)))
+    make(local, path)
+    with pytest.raises(ConflictError):
+        make(local, path)
     digests = []
-    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        report = make(local.child(name), path, seed=seed)
+    for seed in (1, 1, 2):
+        report = make(local, path, seed=seed, overwrite=True)
         assert report.manifest is not None
         digests.append(report.manifest.digest)
     assert digests[0] == digests[1] != digests[2]
@@ -112,6 +115,8 @@ def test_a_weight_says_how_often_a_record_is_seen(local: Bucket, corpus: Corpus)
     assert 70 <= report.conversations["train"] - 4 <= 130
     with pytest.raises(UsageError, match="weight of 0"):
         make(local, f"{twice}:0", overwrite=True)
+    with pytest.raises(DataError, match="no file of instructions"):
+        make(local, corpus("a.txt"), overwrite=True)
 
 
 def test_what_is_too_long_is_cut_and_counted_or_dropped_and_counted(local: Bucket, corpus: Corpus) -> None:
@@ -127,15 +132,8 @@ def test_what_is_too_long_is_cut_and_counted_or_dropped_and_counted(local: Bucke
     ("line", "says"),
     [
         ({"instruction": "Ubani?"}, r"a.jsonl:2: no 'output' \(there is 'instruction'\)"),
-        ({"instruction": "Ubani?", "output": " "}, "a.jsonl:2: the answer is empty"),
         ({"instruction": "b" * 99, "output": "a"}, "a.jsonl:2: the prompt alone has 101 tokens, more than a context"),
-        ({"messages": [{"role": "user"}]}, r"a.jsonl:2: messages\[0\]: no 'content' .there is 'role'"),
-        (
-            {"messages": [{"role": "user", "content": "Ubani?"}]},
-            "a.jsonl:2: the conversation does not end with an answer",
-        ),
         ("{", "a.jsonl:2: not JSON"),
-        ("[1]", "a.jsonl:2: a JSON list"),
     ],
 )
 def test_a_bad_record_is_named_by_file_and_line(local: Bucket, corpus: Corpus, line: Any, says: str) -> None:
@@ -143,20 +141,6 @@ def test_a_bad_record_is_named_by_file_and_line(local: Bucket, corpus: Corpus, l
         make(local, corpus("a.jsonl", ask(1), line))
     assert caught.value.hint
     assert not local.exists("manifest.json")
-
-
-def test_bytes_that_are_not_text_are_named_by_line(local: Bucket, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json.dumps(ask(1)).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"a\.jsonl:2: not UTF-8"):
-        make(local, tmp_path / "a.jsonl")
-
-
-def test_a_dataset_that_is_there_stays_unless_it_may_be_replaced(local: Bucket, corpus: Corpus) -> None:
-    path = corpus("a.jsonl", ask(1))
-    make(local, path)
-    with pytest.raises(ConflictError):
-        make(local, path)
-    make(local, path, overwrite=True)
 
 
 def test_a_repeated_record_is_taken_once(local: Bucket, corpus: Corpus) -> None:
@@ -260,10 +244,3 @@ def _lines(path: Path) -> list[str]:
     import gzip
 
     return gzip.decompress(path.read_bytes()).decode().splitlines()
-
-
-def test_nothing_readable_is_said(local: Bucket, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x")
-    for name in (tmp_path / "a.txt", tmp_path / "none.jsonl"):
-        with pytest.raises(BafoError):
-            make(local, name)

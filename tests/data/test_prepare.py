@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +18,11 @@ from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.manifest import TokenManifest
 from bafogpt.storage.tokens.stream import TokenStream
 
+from .vocabulary import CORPUS, GEMMA, require_shared
+
 BYTES = tokenizer.load("bytes")
-SHARED = Path(os.environ.get("BAFOGPT_SHARED") or Path(__file__).parents[3] / "shared")
+
+HELD_OUT = next(f"{n}" for n in range(99) if curriculum.held_out(curriculum.document_key(f"{n}"), 0.5))
 
 
 def documents(bucket: Bucket, manifest: TokenManifest, split: str) -> list[str]:
@@ -178,16 +180,12 @@ def test_a_dataset_is_replaced_only_on_request(corpus: Any, local: Bucket) -> No
         run(path, local)
     assert "--overwrite" in caught.value.hint
     assert manifests.load(local).digest == before.digest
+    with pytest.raises(DataError):
+        run(corpus("broken.jsonl", {"text": "b", "stage": "web"}, "{"), local, overwrite=True)
+    assert manifests.load(local).digest == before.digest, "a failure leaves the dataset"
     after = manifest_of(run(path, local, overwrite=True))
     assert documents(local, after, "train") == ["b"]
     assert documents(local, before, "train") == ["a"], "who reads the old one goes on undisturbed"
-
-
-def test_a_failure_leaves_the_dataset_that_was_there(corpus: Any, local: Bucket) -> None:
-    before = manifest_of(run(corpus("web.jsonl", {"text": "a"}), local))
-    with pytest.raises(DataError):
-        run(corpus("web.jsonl", {"text": "b"}, "{"), local, overwrite=True)
-    assert manifests.load(local).digest == before.digest
 
 
 def test_the_manifest_is_written_last(corpus: Any, local: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,40 +206,30 @@ def test_the_manifest_is_written_last(corpus: Any, local: Bucket, monkeypatch: p
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
+        ([{"text": HELD_OUT, "stage": "web"}], "none is left to train on"),
         ([], r"a\.jsonl: no text \(0 empty records\)"),
         ([{"text": " ", "stage": "web"}], r"a\.jsonl: no text \(1 empty records\)"),
         ([{"text": "a", "stage": "replay"}], r"a\.jsonl: only replay text"),
     ],
 )
-def test_an_empty_corpus_is_refused(corpus: Any, local: Bucket, lines: list[Any], problem: str) -> None:
+def test_a_corpus_without_training_text_is_refused(corpus: Any, local: Bucket, lines: list[Any], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
-        run(corpus("a.jsonl", *lines), local)
+        run(corpus("a.jsonl", *lines), local, validation=0.5)
     assert not local.exists("manifest.json")
 
 
-def test_a_corpus_that_is_all_held_out_is_refused(corpus: Any, local: Bucket) -> None:
-    number = next(n for n in range(99) if curriculum.held_out(curriculum.document_key(f"{n}"), 0.5))
-    with pytest.raises(DataError, match="none is left to train on"):
-        run(corpus("web.jsonl", {"text": f"{number}"}), local, validation=0.5)
-
-
 @pytest.mark.parametrize(
-    "options",
-    [{"replay_share": 1.0}, {"replay_share": -0.1}, {"validation": 0.6}, {"validation": float("nan")}],
+    ("options", "problem"),
+    [
+        *(({"replay_share": share}, "share") for share in (1.0, -0.1)),
+        *(({"validation": share}, "share") for share in (0.6, float("nan"))),
+        ({"seed": -1}, "seed -1"),
+        ({"stage": "wen"}, "--stage: unknown stage 'wen'"),
+    ],
 )
-def test_shares_that_are_none_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="share"):
+def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises((UsageError, DataError), match=problem):
         PrepareOptions(**options)
-
-
-def test_a_seed_below_zero_is_refused() -> None:
-    with pytest.raises(UsageError, match="seed -1"):
-        PrepareOptions(seed=-1)
-
-
-def test_an_unknown_stage_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(DataError, match="--stage: unknown stage 'wen'"):
-        PrepareOptions(stage="wen")
 
 
 def test_progress_counts_every_document(corpus: Any, local: Bucket) -> None:
@@ -272,12 +260,10 @@ def test_from_bucket_to_bucket_with_a_tokenizer_json(bucket: Bucket, s3: Any, to
 
 @pytest.mark.slow
 def test_a_million_words_with_the_tokenizer_of_gemma(local: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = SHARED / "data" / "zulu" / "corpus"
-    if not folder.is_dir():
-        pytest.skip("the real corpus is not beside the repository (BAFOGPT_SHARED names its place)")
-    chosen = tokenizer.load(str(SHARED / "data" / "gemma_tokenizer"))
+    require_shared(CORPUS, GEMMA)
+    chosen = tokenizer.load(str(GEMMA))
     began = time.monotonic()
-    report = prepare([str(folder)], tokenizer=chosen, out=local)
+    report = prepare([str(CORPUS)], tokenizer=chosen, out=local)
     with capsys.disabled():
         print(
             f" {report.total.words:,} words, {report.total.tokens:,} tokens in {time.monotonic() - began:.1f} s", end=""

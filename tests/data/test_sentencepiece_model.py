@@ -17,7 +17,6 @@ from bafogpt.cli.main import app
 from bafogpt.data.vocabulary import files, sentencepiece_model
 from bafogpt.data.vocabulary.extend import ExtendOptions, ExtendReport, extend
 from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL
-from bafogpt.data.vocabulary.train import train
 
 from .vocabulary import ENGLISH, ZULU, content_of, engine_of, ids
 
@@ -28,16 +27,8 @@ TEXT = st.lists(st.sampled_from([*ZULU.split(), *ENGLISH[0].split(), *UNUSUAL]) 
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of 700 pieces, as Gemma's: byte fallback, special tokens, no tokenizer.model."""
-    folder = tmp_path_factory.mktemp("bases") / "base"
-    train(["starter"], folder, pieces=700, language="eng")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(base: Path) -> Path:
-    out = base.parent / "zulu"
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("extended") / "zulu"
     extended(base, out)
     return out
 

@@ -75,14 +75,28 @@ def test_records_without_text_are_counted_and_left_out(corpus: Any) -> None:
     assert (file.documents, file.empty) == (2, 2)
 
 
-def test_a_line_that_is_not_json_is_named(corpus: Any) -> None:
-    path = corpus("web.jsonl", {"text": "a"}, '{"text": "b"')
-    assert failure(path).message.startswith(f"{path}:2: not JSON")
-
-
-def test_a_line_that_is_json_but_no_object_is_named(corpus: Any) -> None:
-    path = corpus("web.jsonl", '["text"]')
-    assert failure(path).message == f"{path}:1: a JSON list, not an object"
+@pytest.mark.parametrize(
+    ("line", "problem", "hint"),
+    [
+        ('{"text": "b"', "not JSON", "edit"),
+        ('["text"]', "a JSON list, not an object", "edit"),
+        ({"content": "a", "id": 1}, "no 'text' (there is 'content', 'id')", "edit"),
+        ({}, "no 'text' (there is nothing)", "edit"),
+        ({"text": None}, "'text' is not a string", "edit"),
+        ('{"text": "\\ud83d"}', "'text' holds half of a surrogate pair", "edit"),
+        (
+            {"text": "a", "stage": "translations"},
+            "unknown stage 'translations' (did you mean 'translation'?)",
+            "use one of dictionary, translation",
+        ),
+        ({"text": "a"}, "no 'stage', and the file's name does not begin with one", "add --stage NAME"),
+    ],
+)
+def test_an_unusable_record_is_named_by_file_and_line(corpus: Any, line: Any, problem: str, hint: str) -> None:
+    path = corpus("notes.jsonl", {"text": "a", "stage": "web"}, line)
+    error = failure(path)
+    assert error.message.startswith(f"{path}:2: {problem}")
+    assert error.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("name", ["web.jsonl", "web.txt"])
@@ -92,48 +106,15 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path: Path, name: str) -> None:
     assert failure(path).message.startswith(f"{path}:2: not UTF-8")
 
 
-def test_a_record_without_text_is_named_with_what_it_holds(corpus: Any) -> None:
-    path = corpus("web.jsonl", {"content": "a", "id": 1})
-    assert failure(path).message == f"{path}:1: no 'text' (there is 'content', 'id')"
-    path = corpus("web.jsonl", {})
-    assert failure(path).message == f"{path}:1: no 'text' (there is nothing)"
-
-
-def test_a_text_of_another_type_is_named(corpus: Any) -> None:
-    path = corpus("web.jsonl", {"text": None})
-    assert failure(path).message == f"{path}:1: 'text' is not a string"
-
-
-def test_half_a_surrogate_pair_is_named(corpus: Any) -> None:
-    path = corpus("web.jsonl", '{"text": "\\ud83d"}')
-    assert failure(path).message == f"{path}:1: 'text' holds half of a surrogate pair"
-
-
-def test_an_unknown_stage_is_named_with_the_nearest_one(corpus: Any) -> None:
-    path = corpus("web.jsonl", {"text": "a", "stage": "translations"})
-    error = failure(path)
-    assert error.message == f"{path}:1: unknown stage 'translations' (did you mean 'translation'?)"
-    assert "dictionary, translation" in error.hint
-
-
-def test_without_any_stage_the_option_is_named(corpus: Any) -> None:
-    error = failure(corpus("notes.jsonl", {"text": "a"}))
-    assert "no 'stage'" in error.message
-    assert error.hint == "add --stage NAME"
-
-
-def test_a_source_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    error = failure(tmp_path / "nowhere.jsonl")
-    assert isinstance(error, NotFoundError)
-    assert error.message == f"{tmp_path}/nowhere.jsonl does not exist"
-
-
-@pytest.mark.parametrize("name", ["scan.pdf", "README.md"])
-def test_a_folder_without_text_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("a")
-    error = failure(tmp_path)
-    assert isinstance(error, DataError)
-    assert "no file of text (.jsonl .txt .md" in error.message
+def test_sources_without_text_are_refused(tmp_path: Path, bucket: Any, s3: Any) -> None:
+    with pytest.raises(NotFoundError, match=r"nowhere\.jsonl does not exist"):
+        sources.find(str(tmp_path / "nowhere.jsonl"))
+    for name in ("scan.pdf", "README.md"):
+        (tmp_path / name).write_text("a")
+    with pytest.raises(DataError, match=r"no file of text \(\.jsonl \.txt \.md"):
+        sources.find(str(tmp_path))
+    with pytest.raises(NotFoundError, match="/empty: nothing is there"):
+        sources.find(f"{bucket.url}/empty", s3.settings)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -160,9 +141,3 @@ def test_objects_in_a_bucket_are_read_like_files(bucket: Any, s3: Any) -> None:
     assert texts(f"{bucket.url}/text/web_b.jsonl.gz", settings=s3.settings) == ["b"]
     (file, _) = sources.find(f"{bucket.url}/text", s3.settings)
     assert (file.name, file.path) == ("text/web_a.txt", f"{bucket.url}/text/web_a.txt")
-
-
-def test_a_folder_of_a_bucket_with_nothing_in_it_is_named(bucket: Any, s3: Any) -> None:
-    error = failure(f"{bucket.url}/empty", settings=s3.settings)
-    assert isinstance(error, NotFoundError)
-    assert error.message == f"{bucket.url}/empty: nothing is there"

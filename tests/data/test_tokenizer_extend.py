@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,13 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bafogpt.core import digest
-from bafogpt.core.errors import ConflictError, DataError, NotFoundError, UsageError
+from bafogpt.core.errors import DataError, UsageError
 from bafogpt.data import sources, tokenizer
 from bafogpt.data.vocabulary import files, word_counts
 from bafogpt.data.vocabulary import protected_merges as protection
 from bafogpt.data.vocabulary.bpe_merges import apply
 from bafogpt.data.vocabulary.extend import ExtendOptions, ExtendReport, Learner, extend
-from bafogpt.data.vocabulary.train import train
 
 from .vocabulary import ENGLISH, ZULU, content_of, engine_of, ids
 
@@ -36,7 +36,7 @@ MIXED = st.lists(
 ).map("".join)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Made:
     """A base from the starter's English, and what continues it in isiZulu."""
 
@@ -46,10 +46,8 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    base, out = folder / "base", folder / "zulu"
-    train(["starter"], base, pieces=700, language="eng")
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    out = tmp_path_factory.mktemp("tokenizers") / "zulu"
     options = ExtendOptions(pieces=PIECES - 20)
     return Made(base, out, extend(str(base), ["starter"], ["starter"], out, options=options, processes=1))
 
@@ -62,12 +60,10 @@ def test_the_base_stays_and_new_pieces_come_after_it(made: Made) -> None:
     assert sorted(new["model"]["vocab"].values()) == list(range(1024)), "700 + 300, on to a multiple of 64"
     assert (learned, made.report.learned, made.report.size, made.report.padding) == (324, 324, 1024, 0)
     assert {k: v for k, v in new.items() if k != "model"} == {k: v for k, v in base.items() if k != "model"}
-
-
-def test_every_new_piece_is_cut_into_itself(made: Made) -> None:
     engine = engine_of(made.out)
-    for piece, number in list(content_of(made.out)["model"]["vocab"].items())[700:]:
+    for piece, number in list(new["model"]["vocab"].items())[700:]:
         assert ids(engine, piece.replace("▁", " ")) == [number]
+        assert word_counts.is_letters(piece)
 
 
 def test_the_lineage_tells_what_it_was_made_of(made: Made) -> None:
@@ -104,10 +100,6 @@ def test_a_text_is_cut_as_its_words_are(made: Made, chosen: list[str]) -> None:
     assert ids(new, "".join(spelled)) == [number for word in spelled for number in ids(new, word)]
 
 
-def test_new_pieces_are_letters_within_a_word(made: Made) -> None:
-    assert all(word_counts.is_letters(piece) for piece in list(content_of(made.out)["model"]["vocab"])[700:])
-
-
 def test_protected_text_keeps_its_tokens_and_costs_isizulu_little(made: Made, tmp_path: Path) -> None:
     base, new = _engines(made)
     english = word_counts.count(["starter"], "eng", replay=True, processes=1).counts
@@ -128,14 +120,6 @@ def test_equal_inputs_give_equal_files_whatever_the_processes(made: Made, tmp_pa
     extend(str(made.base), ["starter"], ["starter"], tmp_path / "again", options=options, processes=2)
     for name in ("tokenizer.json", "tokenizer.lineage.json", "tokenizer_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (made.out / name).read_bytes()
-
-
-def test_padding_comes_only_when_asked_for(made: Made, tmp_path: Path) -> None:
-    report = extend(str(made.base), ["starter"], [], tmp_path / "padded", options=ExtendOptions(pieces=50, pad=True))
-    assert (report.learned, report.padding, report.size) == (50, 18, 768)
-    vocab = content_of(tmp_path / "padded")["model"]["vocab"]
-    assert vocab["<padding_0>"] == 750
-    assert ids(engine_of(tmp_path / "padded"), "<padding_0>") == ids(engine_of(made.base), "<padding_0>")
 
 
 def test_a_padded_tokenizer_can_be_padded_again(made: Made, tmp_path: Path) -> None:
@@ -178,8 +162,11 @@ def test_a_pair_that_spells_a_piece_of_the_base_is_refused(made: Made, tmp_path:
     assert report.size == 768
 
 
-def test_the_library_the_trainer_and_the_project_read_it_alike(made: Made) -> None:
+def test_the_libraries_and_the_project_read_it_alike(made: Made) -> None:
     from litgpt.tokenizer import Tokenizer as LitTokenizer
+    from transformers import AutoTokenizer
+
+    auto: Any = AutoTokenizer.from_pretrained(made.out)
 
     own, lit, engine = tokenizer.load(str(made.out)), LitTokenizer(made.out), engine_of(made.out)
     for text in (*ENGLISH, ZULU, f"{ZULU}\n\n\t{ENGLISH[0]} 123 😀"):
@@ -187,15 +174,9 @@ def test_the_library_the_trainer_and_the_project_read_it_alike(made: Made) -> No
         assert own.encode_batch([text])[0].tolist() == wanted
         assert lit.encode(text, bos=False).tolist() == wanted
         assert lit.decode(lit.encode(text, bos=False)) == own.decode(wanted) == text
+        assert auto(text)["input_ids"] == engine.encode(text).ids
     assert (own.eos_id, own.bos_id, own.vocab_size, lit.vocab_size) == (1, 2, 1024, 1024)
     assert (lit.eos_id, lit.bos_id) == (1, 2)
-
-
-def test_transformers_reads_it_alike(made: Made) -> None:
-    transformers = pytest.importorskip("transformers")
-    auto, engine = transformers.AutoTokenizer.from_pretrained(made.out), engine_of(made.out)
-    for text in (*ENGLISH, ZULU, f"{ZULU}\n\n\t{ENGLISH[0]} 123 😀"):
-        assert auto(text)["input_ids"] == engine.encode(text).ids
     assert (len(auto), auto.eos_token_id, auto.bos_token_id) == (1024, 1, 2)
 
 
@@ -229,8 +210,6 @@ def test_a_base_that_cannot_be_continued_says_why(
 
 def test_mistakes_are_told_before_anything_is_written(made: Made, tmp_path: Path) -> None:
     base, out = str(made.base), tmp_path / "out"
-    with pytest.raises(NotFoundError, match="no tokenizer at nowhere"):
-        extend("nowhere", ["starter"], [], out, processes=1)
     (tmp_path / "tokenizer.json").write_text('{"model": 5', encoding="utf-8")
     with pytest.raises(DataError, match=r"not a tokenizer\.json"):
         extend(str(tmp_path), ["starter"], [], out, processes=1)
@@ -238,45 +217,28 @@ def test_mistakes_are_told_before_anything_is_written(made: Made, tmp_path: Path
         extend(base, ["starter"], [], out, options=ExtendOptions(pieces=50_000), processes=1)
     possible = int(caught.value.hint.split()[1].rstrip(","))
     extend(base, ["starter"], [], out, options=ExtendOptions(pieces=possible), processes=1)
-    with pytest.raises(ConflictError, match="exists already"):
-        extend(base, ["starter"], [], out, processes=1)
-    with pytest.raises(UsageError, match="not a number of pieces"):
-        ExtendOptions(pieces=0)
     with pytest.raises(UsageError, match="learned and protected at once"):
         ExtendOptions(language="eng")
 
 
 def test_text_that_cannot_be_used_is_named(made: Made, tmp_path: Path) -> None:
     (tmp_path / "web.txt").write_text(ZULU, encoding="utf-16")
-    with pytest.raises(DataError, match=r"web\.txt:1: not UTF-8 text"):
-        extend(str(made.base), [str(tmp_path / "web.txt")], [], tmp_path / "out", processes=1)
     with pytest.raises(DataError, match=r"web\.txt:1: not UTF-8 text") as caught:
         extend(str(made.base), ["starter", str(tmp_path / "web.txt")], [], tmp_path / "out", processes=2)
     assert caught.value.hint == f"file {tmp_path / 'web.txt'}", "also from another process"
-    (tmp_path / "web.txt").write_text(" \n", encoding="utf-8")
-    with pytest.raises(DataError, match="no text in 'zul'"):
-        extend(str(made.base), [str(tmp_path / "web.txt")], [], tmp_path / "out", processes=1)
     with pytest.raises(DataError, match="no text in 'fra'"):
         options = ExtendOptions(protect_language="fra", pieces=10)
         extend(str(made.base), ["starter"], ["starter"], tmp_path / "out", options=options, processes=1)
     assert list(tmp_path.iterdir()) == [tmp_path / "web.txt"]
 
 
-_ENGINES: dict[Path, Any] = {}
-
-
+@functools.cache
 def _engines(made: Made) -> tuple[Any, Any]:
-    """The base and what continues it, read once."""
-    for folder in (made.base, made.out):
-        if folder not in _ENGINES:
-            _ENGINES[folder] = engine_of(folder)
-    return _ENGINES[made.base], _ENGINES[made.out]
+    """The base and the extended tokenizer."""
+    return engine_of(made.base), engine_of(made.out)
 
 
+@functools.cache
 def _merges(made: Made) -> dict[tuple[int, int], int]:
-    key = made.out / "merges"
-    if key not in _ENGINES:
-        lineage = json.loads((made.out / "tokenizer.lineage.json").read_text(encoding="utf-8"))
-        _ENGINES[key] = {(each["merge"][0], each["merge"][1]): each["id"] for each in lineage["pieces"]}
-    merges: dict[tuple[int, int], int] = _ENGINES[key]
-    return merges
+    lineage = json.loads((made.out / "tokenizer.lineage.json").read_text(encoding="utf-8"))
+    return {(each["merge"][0], each["merge"][1]): each["id"] for each in lineage["pieces"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bafogpt.data.vocabulary.extend import ExtendReport, extend
 from bafogpt.data.vocabulary.report import read_lines, report
 from bafogpt.data.vocabulary.sentencepiece_model import UNUSUAL
 
-from .vocabulary import CORPUS, ENGLISH, GEMMA, NTREX, ZULU, content_of, engine_of, ids, require_shared
+from .vocabulary import CORPUS, ENGLISH, GEMMA, NTREX, ZULU, engine_of, ids, require_shared
 
 pytestmark = pytest.mark.slow
 
@@ -59,15 +58,6 @@ def test_forty_thousand_pieces_bring_unseen_isizulu_below_two_tokens_a_word(real
     assert new.protected.tokens_per_word <= base.protected.tokens_per_word
 
 
-def test_ids_and_merges_of_gemma_stay(real: Real) -> None:
-    base, new = content_of(GEMMA), content_of(real.out)
-    assert new["model"]["merges"][: len(base["model"]["merges"])] == base["model"]["merges"]
-    assert len(new["model"]["merges"]) == len(base["model"]["merges"]) + 40_000
-    assert dict(itertools.islice(new["model"]["vocab"].items(), 256_000)) == base["model"]["vocab"]
-    assert new["added_tokens"] == base["added_tokens"]
-    assert (real.out / "tokenizer_config.json").read_bytes() == (GEMMA / "tokenizer_config.json").read_bytes()
-
-
 def test_every_piece_is_cut_into_itself_and_its_constituents_are_gemmas(real: Real) -> None:
     lineage = json.loads((real.out / "tokenizer.lineage.json").read_text(encoding="utf-8"))
     for each in lineage["pieces"]:
@@ -82,12 +72,6 @@ def test_unseen_text_is_cut_as_gemma_cuts_it_with_the_new_merges_applied(real: R
     merges = {(each["merge"][0], each["merge"][1]): each["id"] for each in lineage["pieces"]}
     for line in read_lines([str(NTREX)], "zul", False)[:300]:
         assert ids(real.engine, line) == apply(ids(real.base, line), merges)
-
-
-@settings(max_examples=300, deadline=None)
-@given(TEXT)
-def test_any_text_comes_back(real: Real, text: str) -> None:
-    assert real.engine.decode(ids(real.engine, text), skip_special_tokens=False) == text
 
 
 def test_sentencepiece_gives_the_same_ids(real: Real) -> None:

@@ -21,8 +21,8 @@ from bafogpt.cli import main as command_line
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
-from bafogpt.model.formats import param_names
-from bafogpt.model.formats.folder import ModelFolder, load_config
+from bafogpt.model.formats import hf_config, param_names
+from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.resize_embeddings import Init, expand
 
 from .conftest import SaveGemma, logits_of
@@ -219,7 +219,7 @@ def lineage_with(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
-        (other_tokenizer, ConfigError, "continues another tokenizer than"),
+        (other_tokenizer, ConfigError, "extends another tokenizer than"),
         (no_lineage, NotFoundError, "no tokenizer.lineage.json"),
         (changed_tokenizer, ConfigError, "is not of the tokenizer.json beside it"),
         (torn_lineage, CorruptError, "not a lineage"),
@@ -252,7 +252,7 @@ def test_a_model_without_a_tokenizer_is_held_against_the_size(base: Any, tokeniz
     path = base(rows=768)
     (path / "tokenizer.json").unlink()
 
-    with pytest.raises(ConfigError, match=r"continues a tokenizer of 700, .* has 768 rows"):
+    with pytest.raises(ConfigError, match=r"extends a tokenizer of 700, .* has 768 rows"):
         expand(path, tokenizers.new, tmp_path / "out")
 
 
@@ -300,7 +300,7 @@ def test_a_piece_written_with_a_token_that_has_no_row_is_refused(base: Any, toke
     content["pieces"][3]["constituents"] = [5, BASE - 1]
     file.write_text(json.dumps(content))
 
-    with pytest.raises(ConfigError, match=r"writes a piece with token 699, .* has 699 rows"):
+    with pytest.raises(ConfigError, match=r"a piece contains token 699, .* has 699 rows"):
         expand(base(rows=BASE - 1), tokenizer, tmp_path / "out")
 
 
@@ -353,7 +353,7 @@ def _large(path: Path, tokenizer: Path, rows: int, pieces: int, width: int) -> N
     sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": "gemma2", **sizes}))
-    config = load_config(path)
+    config = hf_config.to_litgpt(hf_config.read(path), "config.json")
     tensors = {name: torch.rand(shape).bfloat16() for name, shape in param_names.shapes(config, tied=True).items()}
     save_file(tensors, path / "model.safetensors")
     tokenizer.mkdir()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError, CorruptError
 from bafogpt.model.cache import KVCache
 from bafogpt.model.config import gpt_config
@@ -313,7 +314,7 @@ def test_a_foreign_value_takes_no_memory_and_prints_no_control_characters(change
 
 def test_json_that_is_too_deep_and_a_gguf_file_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
-        hf_config.parse(b"[" * 100_000, "config.json")
+        schema.parse_json(b"[" * 100_000, "config.json")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(ConfigError, match="is a GGUF file"):

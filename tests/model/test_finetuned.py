@@ -77,7 +77,7 @@ def tuned(local: Bucket, tmp_path: Path) -> Callable[..., Path]:
 def merge(local: Bucket, tmp_path: Path) -> adapter_export.MergeComparison:
     settings = Settings(bucket=local.url, home=str(tmp_path / "home"))
     run = runs.find(local, "tuned")
-    return adapter_export.merged(local, run, tmp_path / "scratch", tmp_path / "out", settings)
+    return adapter_export.export_merged(local, run, tmp_path / "scratch", tmp_path / "out", settings)
 
 
 def test_a_run_is_merged_into_what_it_was_trained_on_and_talks_as_it_was_taught(
@@ -111,7 +111,7 @@ def test_the_best_is_the_one_with_the_lowest_validation_loss(local: Bucket, tune
 
 def test_a_base_that_is_nowhere_or_another_by_now_is_refused(local: Bucket, tuned: Callable[..., Path], tmp_path: Path):
     tuned(began=None)
-    with pytest.raises(ConfigError, match="put its adapter on random weights") as caught:
+    with pytest.raises(ConfigError, match="is random weights") as caught:
         merge(local, tmp_path)
     assert "--adapter" in caught.value.hint
     tuned(step=6)

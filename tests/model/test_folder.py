@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
+from bafogpt.model import export
 from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import hf_config, param_names, safetensors_io
 from bafogpt.model.formats.families import GEMMA_2
@@ -262,6 +263,21 @@ def test_an_index_that_names_the_wrong_file_is_refused(saved: SaveGemma):
 
     with pytest.raises(CorruptError, match=r"has no model\.norm\.weight, and its index says it has"):
         ModelFolder.open(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(saved: SaveGemma, tmp_path: Path, value: float):
+    path = saved()
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"][5] = value
+    save_file(tensors, path / "model.safetensors")
+    folder = ModelFolder.open(path)
+
+    with pytest.raises(CorruptError, match=r"theirs/model\.safetensors: model\.norm\.weight has NaN or infinite"):
+        folder.load_into(network(folder, tied=True))
+    with pytest.raises(CorruptError, match=r"model\.norm\.weight has NaN or infinite values"):
+        export.write(export.from_folder(folder), tmp_path / "out", "hf")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_of_another_vocabulary_is_refused_with_both_sizes(saved: SaveGemma):

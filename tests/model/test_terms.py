@@ -145,9 +145,9 @@ def test_an_adapter_and_a_run_merged_with_its_base_carry_them_too(
     shutil.copytree(base, folder)
     tuned(bucket, folder, "models/base", tmp_path / "saved")
     run = runs.find(bucket, "tuned")
-    adapter_export.adapter(bucket, run, tmp_path / "scratch", tmp_path / "pairs")
+    adapter_export.export_adapter(bucket, run, tmp_path / "scratch", tmp_path / "pairs")
     assert changes_in(tmp_path / "pairs") == ["weights: trained by run tuned"]
-    adapter_export.merged(bucket, run, tmp_path / "again", tmp_path / "merged", settings)
+    adapter_export.export_merged(bucket, run, tmp_path / "again", tmp_path / "merged", settings)
     assert changes_in(tmp_path / "merged") == [
         "weights: trained by run tuned",
         "weights: a LoRA adapter merged into them",

@@ -104,14 +104,12 @@ def extend(
     Memory grows with the number of distinct words. Raises :class:`ConflictError` where ``out`` exists,
     :class:`DataError` for too little text, and what :func:`files.load` and reading raise; ``out`` is not created then.
     """
-    options = options or ExtendOptions()
-    began = time.monotonic()
+    options, began = options or ExtendOptions(), time.monotonic()
     require_new(out)
     read = _read(corpus, options.language, False, settings, processes, stage)
     kept = _read(protected, options.protect_language, True, settings, processes, stage) if protected else WordCounts()
-    with stage("loading the base", None, ""):
-        loaded = files.load(base)
     with stage("tokenizing words", None, ""):
+        loaded = files.load(base)
         units = word_counts.units(loaded.engine, read.counts.items(), loaded.letters)
         guarded = protected_merges.protected_words(kept.counts, read.counts)
         forbidden = protected_merges.forbidden_pairs(loaded.engine, guarded, loaded.letters)

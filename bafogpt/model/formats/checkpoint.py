@@ -1,7 +1,7 @@
-"""The model in a training checkpoint: its configuration and weights, as a model folder has them.
+"""The model in a training checkpoint: its configuration and weights, as in a model folder.
 
-A checkpoint folder has ``checkpoint.json`` and one safetensors file a process, each with its rows of every tensor:
-the model's under ``model.``, the optimizer's under ``optimizer.``, which are not looked at here.
+A checkpoint folder has ``checkpoint.json`` and one safetensors file per process with its rows of every tensor: the
+model's under ``model.``, the optimizer's under ``optimizer.`` (not read here).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIX = "model."
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint on disk, as far as it is a model."""
+    """The model in a local checkpoint."""
 
     path: Path
     step: int
@@ -34,14 +34,13 @@ class CheckpointFolder:
     tied: bool
     """Whether the output head is the embedding matrix."""
     weights: Mapping[str, LazyTensor]
-    """By Hugging Face's names, in the network's order; without a head where it is tied."""
+    """By Hugging Face's names in the network's order; without a tied head."""
 
     @classmethod
     def open(cls, path: Path) -> CheckpointFolder:
-        """Read the headers and check names and shapes against the configuration that is saved with them.
+        """Read the headers, and check names and shapes against the saved configuration.
 
-        Raises :class:`CorruptError` for what is not a whole checkpoint, :class:`ConfigError` for a model of no family
-        that can be written.
+        Raises :class:`CorruptError` for an incomplete checkpoint, :class:`ConfigError` for an unsupported family.
         """
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
@@ -54,25 +53,21 @@ class CheckpointFolder:
         found = safetensors_io.read_slices(sorted(path.glob("*.safetensors")))
         ours = {name.removeprefix(PREFIX): weight for name, weight in found.items() if name.startswith(PREFIX)}
         if tied and param_names.EMBEDDING not in ours and param_names.HEAD in ours:
-            ours[param_names.EMBEDDING] = ours.pop(
-                param_names.HEAD
-            )  # one tensor; which of its names is saved is chance
-        theirs = {
-            weight.name: weight
-            for weight in param_names.to_hf([weight.renamed(name) for name, weight in ours.items()], config)
-        }
+            ours[param_names.EMBEDDING] = ours.pop(param_names.HEAD)  # one tensor, saved under either name
+        renamed = param_names.to_hf([weight.renamed(name) for name, weight in ours.items()], config)
+        theirs = {weight.name: weight for weight in renamed}
         expected = param_names.shapes(config, tied=tied)
         wrong = [name for name, shape in expected.items() if name not in theirs or theirs[name].shape != shape]
         if wrong or len(theirs) != len(expected):
             what = wrong[0] if wrong else sorted({*theirs} - {*expected})[0]
-            raise CorruptError(f"{path}: {what} is not as its configuration says", "bafogpt storage verify runs/RUN")
+            raise CorruptError(f"{path}: {what} does not fit its configuration", "bafogpt storage verify runs/RUN")
         return cls(path, step, config, tied, {name: theirs[name] for name in expected})
 
 
 def config_of(saved: Mapping[str, Any], where: str) -> Config:
-    """litgpt's configuration from a checkpoint's fingerprint, which leaves out the name and what is not set.
+    """litgpt's configuration from a checkpoint's fingerprint, named if its family is known.
 
-    It gets a name where it is of a family that has one. Raises :class:`CorruptError`; ``where`` names the checkpoint.
+    Raises :class:`CorruptError`; ``where`` names the checkpoint.
     """
     known = {field.name for field in dataclasses.fields(Config)}
     try:

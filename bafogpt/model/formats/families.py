@@ -1,8 +1,7 @@
-"""The model families that can be read and written: one table each.
+"""The supported model families, one table each.
 
-What a ``config.json`` can say of a family is in its ``fields`` (and, for windows and rotary positions, in
-:mod:`bafogpt.model.formats.hf_config`). Everything else about the network is the family's ``base``, a configuration of
-litgpt."""
+``fields`` are the settings in a ``config.json`` (windows and rotary positions are in
+:mod:`bafogpt.model.formats.hf_config`); the rest of the network is the family's ``base``, a litgpt configuration."""
 
 from __future__ import annotations
 
@@ -68,41 +67,40 @@ _GEMMA_MUST: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family's ``config.json`` and parameter names, against litgpt's."""
+    """One family's ``config.json`` and parameter names, mapped to litgpt's."""
 
     title: str
     model_type: str
     architecture: str
     base: str
-    """litgpt's configuration that has what no ``config.json`` says: kinds of norms, activation, MLP."""
+    """litgpt's configuration with the settings that no ``config.json`` has: norms, activation, MLP."""
     known: str
-    """How litgpt's names of the published sizes begin."""
+    """Prefix of litgpt's names of the published sizes."""
     fields: Mapping[str, str]
-    """Fields of ``config.json`` and the ones of litgpt's ``Config`` that they set."""
+    """``config.json`` field → field of litgpt's ``Config``."""
     defaults: Mapping[str, Any]
-    """What transformers takes for each of ``fields``, and for ``tie_word_embeddings``, where a file leaves it out."""
+    """transformers' defaults of ``fields`` and ``tie_word_embeddings``."""
     must: Mapping[str, tuple[Any, ...]]
-    """The values that the network can have; a file without the field has the first."""
+    """Supported values of other fields; the first is the default."""
     layer: Mapping[str, str]
-    """Within a layer: litgpt's ``transformer.h.N.`` and Hugging Face's ``model.layers.N.``. Query, key and value, one
-    matrix of litgpt's, are not in it."""
+    """Names within a layer (litgpt → Hugging Face), without query, key and value."""
     full_every: int | None = None
-    """Every so many layers one has no sliding window; None where the family has no windows."""
+    """Every n-th layer has no sliding window; None for a family without windows."""
     theta: float = 10_000.0
     """Default base of the rotary positions."""
     local_theta: float | None = None
-    """The same for the layers with a window, where they have one of their own."""
+    """The same for layers with a window, if it differs."""
     special: Mapping[str, int] = field(default_factory=dict)
     """Ids of special tokens in the published models."""
 
     def windows(self, layers: int, every: int | None = None) -> list[int] | None:
-        """1 for each layer with a sliding window, 0 for each without; None where the family has no windows."""
+        """1 for each layer with a sliding window, 0 for each without; None for a family without windows."""
         if self.full_every is None:
             return None
         return [int((number + 1) % (every or self.full_every) != 0) for number in range(layers)]
 
     def is_family_of(self, config: Config) -> bool:
-        """Whether ``config`` differs from the family's base only in what a ``config.json`` can say."""
+        """Whether ``config`` differs from the family's base only in fields of a ``config.json``."""
         own, base = dataclasses.asdict(config), dataclasses.asdict(Config.from_name(self.base))
         free = {*_ANY, *self.fields.values()}
         free |= {"sliding_window_indices"} if self.full_every else set()
@@ -199,9 +197,9 @@ _MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     **{f"Gemma-3-{size}-pt": (f"Gemma-3-{size}-it", {}) for size in ("1b", "4b", "12b", "27b")},
 }
-"""Published models that litgpt does not list: one that it lists, and what is different."""
+"""Published models that litgpt does not list: a similar one, and the differences."""
 NAMES = (*_MORE, *(str(config["name"]) for config in litgpt_configs))
-"""Every name that :func:`configuration` knows."""
+"""The names for :func:`configuration`."""
 
 
 def configuration(name: str, **fields: Any) -> Config:
@@ -223,20 +221,18 @@ def family_of(config: Config) -> Family | None:
 
 
 def require_family(config: Config) -> Family:
-    """The same, but raises :class:`ConfigError` where there is none."""
+    """The family of a network. Raises :class:`ConfigError` where there is none."""
     family = family_of(config)
     if family is None:
-        raise ConfigError(
-            f"{config.name or 'this model'} is of no family that can be written: {TITLES}",
-            "train a model of one of these families",
-        )
+        message = f"{config.name or 'this model'} is of no family that can be written: {TITLES}"
+        raise ConfigError(message, "train a model of one of these families")
     return family
 
 
 def name_of(config: Config) -> str:
-    """The published name for a model of that shape, or the family's.
+    """The published name of a model of that shape, or the family's; litgpt depends on it for Gemma's norms.
 
-    litgpt reads from the name whether a norm's weights count from zero, as Gemma's do. Raises :class:`ConfigError`.
+    Raises :class:`ConfigError`.
     """
     family = require_family(config)
     shape = ("n_embd", "n_layer", "n_head", "intermediate_size")

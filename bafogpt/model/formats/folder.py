@@ -1,4 +1,4 @@
-"""A model folder: Hugging Face's layout, opened and checked, loaded into a network, written.
+"""Model folders in Hugging Face's layout: opened and checked, loaded into a network, written.
 
 ::
 
@@ -6,8 +6,8 @@
     model.safetensors                or model-00001-of-0000N.safetensors and model.safetensors.index.json
     tokenizer.json  tokenizer_config.json  …
 
-Opening reads headers only. Tensors are read by rows when they are wanted: a process of many takes its own rows of each,
-and a model that is larger than memory can be copied from format to format.
+Opening reads only headers. Tensors are read by rows on demand: each of several processes reads its own rows, and a
+model larger than memory can be converted.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ COMPANION_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.lineage.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
-"""What a model folder may have besides: the tokenizer, and how to generate."""
+"""Other files of a model folder: tokenizer and generation settings."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk that has been found to be what its ``config.json`` says."""
+    """A local model folder whose tensors fit its ``config.json``."""
 
     path: Path
     content: Mapping[str, Any]
     """``config.json``."""
     config: Config
-    """The same for litgpt."""
+    """litgpt's configuration."""
     tied: bool
     """Whether the output head is the embedding matrix."""
     weights: Mapping[str, LazyTensor]
-    """By Hugging Face's names, in the network's order; without a head where it is tied."""
+    """By Hugging Face's names in the network's order; without a tied head."""
 
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
-        """Read the headers and check names and shapes.
+        """Read the headers, and check names and shapes.
 
-        Raises :class:`NotFoundError` where there is no model, :class:`ConfigError` for one of another family or whose
-        tensors are not those of its ``config.json``, :class:`CorruptError` for files that are torn.
+        Raises :class:`NotFoundError`, :class:`ConfigError` for an unsupported family or tensors that do not fit
+        ``config.json``, and :class:`CorruptError` for torn files.
         """
         content = hf_config.read(path)
         config = hf_config.to_litgpt(content, str(path / hf_config.CONFIG))
@@ -87,12 +87,11 @@ class ModelFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embedding."""
+        """The embedding's."""
         return self.weights[param_names.HF_EMBEDDING].dtype
 
     @property
     def parameters(self) -> int:
-        """Numbers in all tensors together."""
         return sum(weight.bytes // weight.dtype.itemsize for weight in self.weights.values())
 
     @property
@@ -100,11 +99,11 @@ class ModelFolder:
         return sum(weight.bytes for weight in self.weights.values())
 
     def companions(self) -> list[Path]:
-        """The small files that go with it, the tokenizer's above all."""
+        """The tokenizer and licence files."""
         return companions(self.path)
 
     def require_tokenizer(self, wanted: str) -> None:
-        """Raise :class:`ConfigError` where the folder's ``tokenizer.json`` is another than the one of that digest."""
+        """Raise :class:`ConfigError` where the folder's ``tokenizer.json`` has another digest than ``wanted``."""
         own = self.path / "tokenizer.json"
         if own.is_file() and digest.of_file(own) != wanted:
             raise ConfigError(
@@ -113,11 +112,11 @@ class ModelFolder:
             )
 
     def load_into(self, model: nn.Module) -> None:
-        """Copy the weights into a network with litgpt's names, converting to the dtype that each parameter has.
+        """Copy the weights into a network with litgpt's names, converted to each parameter's dtype.
 
-        The network may be sharded by FSDP2 (each process reads its own rows), and tied or not: one with a head of its
-        own gets a tied model's embedding there. Raises :class:`ConfigError` where network and folder do not fit: a
-        vocabulary of another size, a head that a tied network has no place for, another shape.
+        The network may be sharded by FSDP2 (each process reads its own rows). An untied network gets a tied model's
+        embedding as its head. Raises :class:`ConfigError` where shapes differ, or a tied network has no place for a
+        head.
         """
         weights = param_names.to_litgpt(self.weights, self.config)
         parameters = _parameters(model)
@@ -154,7 +153,7 @@ class ModelFolder:
 
 
 def _require_same(head: LazyTensor, embedding: LazyTensor, path: Path) -> None:
-    """Raise :class:`ConfigError` where a tied model's file has a head that is not the embedding."""
+    """Raise :class:`ConfigError` where a tied model's file has a head that differs from the embedding."""
     blocks = zip(head.blocks(), embedding.blocks(), strict=True)
     if head.shape != embedding.shape or not all(torch.equal(a, b) for (_, a), (_, b) in blocks):
         raise ConfigError(
@@ -163,25 +162,20 @@ def _require_same(head: LazyTensor, embedding: LazyTensor, path: Path) -> None:
         )
 
 
-def load_config(path: Path) -> Config:
-    """litgpt's configuration of a model folder."""
-    return hf_config.to_litgpt(hf_config.read(path), str(path / hf_config.CONFIG))
-
-
 def companions(path: Path) -> list[Path]:
-    """The small files of a folder that go with a model: the tokenizer, and the licence's terms."""
+    """The tokenizer and licence files of a folder."""
     return [*(path / name for name in COMPANION_FILES if terms.is_of(path, path / name)), *terms.files_in(path)]
 
 
 def copy_files(sources: Iterable[Path], folder: Path) -> None:
-    """Copy small files into a folder, onto the disk."""
+    """Copy files into a folder, and fsync them."""
     for source in sources:
         shutil.copyfile(source, folder / source.name)
         files.sync_file(folder / source.name)
 
 
 def network_weights(model: nn.Module) -> list[LazyTensor]:
-    """A network's parameters as weights with litgpt's names; a tied head stays left out. Nothing is copied."""
+    """A network's parameters by litgpt's names, not copied; without a tied head."""
     return [LazyTensor.of(name, parameter) for name, parameter in _parameters(model).items()]
 
 
@@ -195,11 +189,11 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     progress: Advance = lambda _: None,
 ) -> ModelFolder:
-    """Write a model folder: ``config.json``, the weights (Hugging Face's names), copies of ``companions`` files.
+    """Write a model folder atomically: ``config.json``, the weights (Hugging Face's names), copies of ``companions``.
 
-    ``changes`` since the base are listed in the ``NOTICE`` of a Gemma; None for a model that has no base.
-    It appears whole or not at all, and what is in memory at a time is a block of rows. Raises :class:`ConflictError`
-    where ``out`` is there already, :class:`ConfigError` where the weights are not those of ``content``.
+    ``changes`` since the base are listed in a Gemma's ``NOTICE``; None for a model without a base. One block of rows is
+    in memory at a time. Raises :class:`ConflictError` where ``out`` exists, :class:`ConfigError` where the weights do
+    not fit ``content``, and :class:`CorruptError` for NaN or infinite weights.
     """
     with files.new_folder(out) as partial:
         files.write_atomic(partial / hf_config.CONFIG, json.dumps(dict(content), indent=2) + "\n")
@@ -214,7 +208,7 @@ def write(
 def save(
     out: Path, model: nn.Module, config: Config, *, companions: Iterable[Path] = (), shard_bytes: int = SHARD_BYTES
 ) -> ModelFolder:
-    """Write a network of this process (not sharded) as a model folder, in the dtype that it has."""
+    """Write a network that is not sharded as a model folder, in its dtype."""
     weights = network_weights(model)
     tied = all(weight.name != param_names.HEAD for weight in weights)
     content = hf_config.from_litgpt(config, tie_embeddings=tied, dtype=dtype_name(weights[0].dtype))
@@ -229,7 +223,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A network's parameters by their bare names; a head that is the embedding is left out."""
+    """A network's parameters by their bare names; without a tied head."""
     found = {param_names.bare(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     if found.get(param_names.HEAD) is found.get(param_names.EMBEDDING):
         found.pop(param_names.HEAD, None)
@@ -237,7 +231,7 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _copy(weight: LazyTensor, parameter: nn.Parameter) -> None:
-    """A weight's rows into a parameter; of a sharded one those that this process holds."""
+    """Copy a weight into a parameter; for a sharded one only this process's rows."""
     target: torch.Tensor = parameter.data
     start, columns = 0, None
     if isinstance(parameter, DTensor):

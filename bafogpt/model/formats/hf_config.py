@@ -1,12 +1,11 @@
-"""Converts ``config.json`` of Hugging Face to litgpt's ``Config`` and back (:mod:`bafogpt.model.formats.families`).
+"""Converts Hugging Face's ``config.json`` to litgpt's ``Config`` and back (:mod:`bafogpt.model.formats.families`).
 
-What the network does not do (another activation, attention biases, other rotary positions) is refused, not ignored.
-Fields that a file leaves out have the defaults of transformers' class for the family.
+Unsupported settings (another activation, attention biases, other rotary positions) are errors. Missing fields have the
+defaults of transformers' class for the family.
 """
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from litgpt.config import Config
 
-from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
+from bafogpt.core import schema
+from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.model.formats.families import FAMILIES, TITLES, Family, name_of, require_family
 
 CONFIG = "config.json"
@@ -23,24 +23,24 @@ _COUNTS = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 _MOST = {"num_hidden_layers": 1_000, "max_position_embeddings": 1 << 20}
-"""Bounds of foreign sizes: beyond them they are no model's and only take memory; others end at 2²⁴."""
+"""Upper bounds of sizes in a file, so that a wrong one cannot exhaust memory; 2²⁴ for the others."""
 _MOST_NUMBER = 1e12
 _OPTIONAL = ("attn_logit_softcapping", "final_logit_softcapping")
 _LAYER_TYPES = {"sliding_attention": 1, "full_attention": 0}
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A model folder's ``config.json``. Raises :class:`NotFoundError`, and :class:`CorruptError` for no JSON object."""
+    """A model folder's ``config.json``. Raises :class:`NotFoundError` and :class:`CorruptError`."""
     path = folder / CONFIG
     if not path.is_file():
         _refuse_gguf(folder)
         what = f"{folder} has no {CONFIG}" if folder.is_dir() else f"no model folder at {folder}"
         raise NotFoundError(what, "bafogpt model pull google/gemma-2-2b")
-    return parse(path.read_bytes(), str(path))
+    return schema.parse_json(path.read_bytes(), str(path))
 
 
 def _refuse_gguf(path: Path) -> None:
-    """Raise :class:`ConfigError` where what should be a model folder is a GGUF file, or holds only that."""
+    """Raise :class:`ConfigError` where the path is a GGUF file, or a folder with one."""
     found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
     if found:
         raise ConfigError(
@@ -50,23 +50,12 @@ def _refuse_gguf(path: Path) -> None:
 
 
 def shown(value: object) -> str:
-    """A foreign value for an error: its repr, cut short."""
+    """The shortened repr of a value, for errors."""
     return reprlib.repr(value)
 
 
-def parse(data: bytes, where: str) -> dict[str, Any]:
-    """The content of a ``config.json``; ``where`` names it. Raises :class:`CorruptError` for no JSON object."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{where}: {error}", f"head -c 200 {where}") from None
-    if not isinstance(content, dict):
-        raise CorruptError(f"{where}: not a JSON object", f"head -c 200 {where}")
-    return content
-
-
 def family_in(content: Mapping[str, Any], where: str) -> Family:
-    """The family that a ``config.json`` names. Raises :class:`ConfigError` for one that cannot be read."""
+    """The family of a ``config.json``. Raises :class:`ConfigError` for an unsupported one."""
     named = content.get("model_type")
     for family in FAMILIES:
         if named == family.model_type:
@@ -91,10 +80,9 @@ def tied(content: Mapping[str, Any], where: str) -> bool:
 
 
 def to_litgpt(content: Mapping[str, Any], where: str) -> Config:
-    """litgpt's configuration of a ``config.json``; ``where`` names the file in errors.
+    """litgpt's configuration for a ``config.json``, whose vocabulary is the padded one; ``where`` names the file.
 
-    Its vocabulary is the padded one: a ``config.json`` knows no other. Raises :class:`ConfigError` for another family,
-    for what the network cannot do, and for values that do not make a model.
+    Raises :class:`ConfigError` for an unsupported family or setting, and for values that do not make a model.
     """
     family = family_in(content, where)
     for key, allowed in family.must.items():
@@ -131,10 +119,9 @@ def to_litgpt(content: Mapping[str, Any], where: str) -> Config:
 def from_litgpt(
     config: Config, *, tie_embeddings: bool, dtype: str, special: Mapping[str, int | None] | None = None
 ) -> dict[str, Any]:
-    """A ``config.json`` that transformers 4 and 5 read. ``special`` are ids of tokens: ``bos_token_id``, ….
+    """A ``config.json`` for transformers 4 and 5. ``special`` are token ids: ``bos_token_id``, ….
 
-    ``vocab_size`` is the padded size, that of the matrices. Raises :class:`ConfigError` for a network of no family that
-    can be written, and for one whose rotary positions no ``config.json`` can describe.
+    ``vocab_size`` is the padded size. Raises :class:`ConfigError` for a network that no ``config.json`` can describe.
     """
     family = require_family(config)
     values = {theirs: getattr(config, ours) for theirs, ours in family.fields.items()}
@@ -164,9 +151,9 @@ def _require_positive(key: str, value: Any, where: str) -> None:
 
 
 def _windows(content: Mapping[str, Any], family: Family, layers: Any, where: str) -> list[int] | None:
-    """1 for each layer with a sliding window, from ``layer_types``, else the family's pattern; None without windows.
+    """1 for each layer with a sliding window, from ``layer_types`` or the family's pattern; None without windows.
 
-    Gemma-3's older files have the pattern as a number, under one of two names, of which transformers reads the first.
+    Gemma-3's older files have the pattern as a number under one of two names; transformers reads the first.
     """
     named = content.get("layer_types")
     if named is not None:
@@ -190,7 +177,7 @@ def _layer_types(config: Config) -> list[str]:
 
 
 def _ropes(content: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
-    """litgpt's fields for the rotary positions, from ``rope_parameters`` (transformers 5) or the fields before it."""
+    """litgpt's fields of the rotary positions, from ``rope_parameters`` (transformers 5) or the older fields."""
     parameters, scaling = (_mapping(content, key, where) for key in ("rope_parameters", "rope_scaling"))
     if not family.local_theta:
         base, adjustments = _rope(scaling or parameters, content.get("rope_theta", family.theta), where)
@@ -217,7 +204,7 @@ def _mapping(content: Mapping[str, Any], key: str, where: str) -> Mapping[str, A
 
 
 def _rope(rope: Mapping[str, Any], default: Any, where: str) -> tuple[float, dict[str, float] | None]:
-    """The base and litgpt's adjustments of one kind of rotary positions: unscaled, or scaled by one factor."""
+    """The base and litgpt's adjustments of rotary positions, unscaled or scaled by one factor."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear"):
         raise ConfigError(f"{where}: rotary positions of type {shown(kind)} are not supported", "use another model")
@@ -235,7 +222,7 @@ def _rope(rope: Mapping[str, Any], default: Any, where: str) -> tuple[float, dic
 
 
 def _written_ropes(config: Config, family: Family) -> dict[str, Any]:
-    """Both spellings: transformers 4 reads the fields beside ``rope_parameters``, transformers 5 those within."""
+    """The fields for transformers 4, and ``rope_parameters`` for transformers 5."""
     scaling: dict[str, Any] = {"rope_type": "default"}
     if config.rope_adjustments:
         if set(config.rope_adjustments) != {"factor"}:

@@ -1,7 +1,7 @@
-"""A tensor that is not in memory: its name, shape and dtype, and how to read any of its rows.
+"""A tensor on disk: its name, shape and dtype, and a function that reads rows of it.
 
-Renaming, joining, splitting and converting make a new one of others and read nothing. So a model of any size goes from
-one format to another, or each process takes its own rows of it, and what is in memory at a time is a block of rows.
+Renaming, joining, splitting and converting are lazy. So a model of any size can be converted, or each process can read
+its own rows, with one block of rows in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 BLOCK_BYTES = 8 << 20
-"""About what :meth:`LazyTensor.blocks` reads at a time."""
+"""Approximate bytes per block of :meth:`LazyTensor.blocks`."""
 
 Read = Callable[[int, int], torch.Tensor]
 """Rows ``start`` to ``stop`` (exclusive) along the first dimension, as a tensor on the CPU."""
@@ -31,13 +31,12 @@ class LazyTensor:
 
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor) -> LazyTensor:
-        """One that is in memory already; it is not copied."""
+        """A view of a tensor in memory."""
         detached = tensor.detach()
         return cls(name, tuple(tensor.shape), tensor.dtype, lambda start, stop: detached[start:stop].cpu())
 
     @property
     def rows(self) -> int:
-        """Length of the first dimension."""
         return self.shape[0]
 
     @property
@@ -49,14 +48,14 @@ class LazyTensor:
         return self.rows * self.row_bytes
 
     def tensor(self) -> torch.Tensor:
-        """All of it, in memory of its own."""
+        """The whole tensor, copied into memory."""
         whole = torch.empty(self.shape, dtype=self.dtype)
         for start, block in self.blocks():
             whole[start : start + len(block)] = block
         return whole
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Rows ``start`` to ``stop`` as (first row, rows), some :data:`BLOCK_BYTES` at a time."""
+        """Rows ``start`` to ``stop`` as (first row, rows), about :data:`BLOCK_BYTES` at a time."""
         stop = self.rows if stop is None else stop
         step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
         for first in range(start, stop, step):
@@ -66,13 +65,13 @@ class LazyTensor:
         return replace(self, name=name)
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
-        """The same in another dtype, converted as it is read."""
+        """The tensor in another dtype, converted when it is read."""
         if dtype == self.dtype:
             return self
         return replace(self, dtype=dtype, read=lambda start, stop: self.read(start, stop).to(dtype))
 
     def part(self, name: str, first: int, rows: int) -> LazyTensor:
-        """``rows`` rows from row ``first``, as a tensor of its own."""
+        """``rows`` rows from row ``first``, as another tensor."""
         return replace(
             self,
             name=name,
@@ -82,7 +81,7 @@ class LazyTensor:
 
 
 def joined(name: str, parts: Sequence[LazyTensor]) -> LazyTensor:
-    """The parts under each other. Their dtype and the shape of their rows must be equal."""
+    """The parts concatenated along the first dimension; dtypes and row shapes must be equal."""
     assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, [part.name for part in parts]
     ends = list(itertools.accumulate(part.rows for part in parts))
     begins = [0, *ends[:-1]]

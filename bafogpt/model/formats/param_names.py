@@ -1,7 +1,7 @@
-"""Parameter names: Hugging Face's and litgpt's, and the shape that a configuration gives each.
+"""Parameter names of Hugging Face and litgpt, and the shape of each.
 
-litgpt keeps query, key and value of a layer in one matrix, under each other: all query heads, then the key heads, then
-the value heads of the groups (0.5 on; earlier versions interleaved them by group). Hugging Face has three matrices.
+litgpt concatenates query, key and value of a layer in one matrix: all query heads, then the groups' key heads, then
+their value heads (since 0.5; earlier versions interleaved them by group). Hugging Face has three matrices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WRAPPERS = re.compile(r"(_checkpoint_wrapped_module|_orig_mod|_forward_module)\
 
 
 def bare(name: str) -> str:
-    """A parameter's name without what activation checkpointing, ``torch.compile`` or Fabric put into it."""
+    """A parameter's name without the parts that activation checkpointing, ``torch.compile`` or Fabric add."""
     return _WRAPPERS.sub("", name)
 
 
@@ -38,7 +38,7 @@ def qkv_rows(config: Config) -> tuple[int, int, int]:
 
 
 def shapes(config: Config, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's names, in the network's order, and the shape that each must have; no head where it is tied."""
+    """Hugging Face's names in the network's order, and the shape of each; no head if it is tied."""
     width, inner, heads = config.n_embd, config.intermediate_size, config.n_head * config.head_size
     of: dict[str, tuple[int, ...]] = {
         "attn.norm_q.weight": (config.head_size,),
@@ -61,7 +61,7 @@ def shapes(config: Config, *, tied: bool) -> dict[str, tuple[int, ...]]:
 
 
 def to_litgpt(weights: Mapping[str, LazyTensor], config: Config) -> dict[str, LazyTensor]:
-    """Hugging Face's tensors under litgpt's names, query, key and value fused; a tied head stays left out."""
+    """Hugging Face's tensors under litgpt's names, query, key and value fused; without a tied head."""
     layer = require_family(config).layer
     named = {ours: weights[theirs] for ours, theirs in _OUTSIDE.items() if theirs in weights}
     for number in range(config.n_layer):
@@ -73,10 +73,8 @@ def to_litgpt(weights: Mapping[str, LazyTensor], config: Config) -> dict[str, La
 
 
 def to_hf(weights: Iterable[LazyTensor], config: Config) -> Iterator[LazyTensor]:
-    """litgpt's tensors under Hugging Face's names, the fused matrix cut in three.
-
-    Raises :class:`ConfigError` for a name that the network's family does not have.
-    """
+    """litgpt's tensors under Hugging Face's names, the fused matrix split. Raises :class:`ConfigError` for an unknown
+    name."""
     family = require_family(config)
     for weight in weights:
         if weight.name in _OUTSIDE:

@@ -1,13 +1,13 @@
-"""Safetensors files: tensors read in place by rows, and files written one block of rows at a time.
+"""Reads safetensors files by rows, and writes them one block of rows at a time.
 
-The library reads; it cannot write without all of a file's tensors in memory, so the format's few lines of header are
-written here: eight bytes of length, JSON, then the tensors' bytes one after the other
-(https://huggingface.co/docs/safetensors). Nothing is ever unpickled.
+The library can only write tensors that are all in memory, so the format is written here: eight bytes of length, a JSON
+header, then the bytes of the tensors (https://huggingface.co/docs/safetensors). Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bafogpt.core import files
-from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError
+from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, first_line
 from bafogpt.model.formats.lazy_tensor import LazyTensor, joined
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-"""Of a file at most, unless one tensor alone is larger: what transformers takes as well."""
+"""Largest file, unless one tensor is larger; transformers' default."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,17 +35,17 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _SHARDING = "DCP_SHARDING_INFO"
-"""Where torch's distributed checkpoint writes down which slice of a tensor a file holds."""
+"""Metadata key under which torch's distributed checkpoint stores which slice of a tensor a file holds."""
 
 Advance = Callable[[int], None]
-"""Told of bytes written."""
+"""Called with the number of bytes written."""
 
 
 def read_folder(folder: Path) -> dict[str, LazyTensor]:
-    """The tensors of ``model.safetensors``, or of the files that ``model.safetensors.index.json`` names.
+    """The tensors of ``model.safetensors``, or of the files in ``model.safetensors.index.json``.
 
-    Raises :class:`NotFoundError` where there is neither, and :class:`CorruptError` for a file that is missing, torn or
-    without a tensor that the index says it has, and for an index that names files elsewhere.
+    Raises :class:`NotFoundError` without either, and :class:`CorruptError` for an invalid index and for missing or torn
+    files.
     """
     if (folder / INDEX).is_file():
         return _indexed(folder, folder / INDEX)
@@ -59,15 +59,14 @@ def read_folder(folder: Path) -> dict[str, LazyTensor]:
 
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of one file by name. Raises :class:`CorruptError` unless it is whole."""
+    """The tensors of one file by name. Raises :class:`CorruptError` for a torn one."""
     return {name: weight for name, (weight, _) in _read_file(path).items()}
 
 
 def read_slices(paths: Sequence[Path]) -> dict[str, LazyTensor]:
-    """The tensors of files that each hold some rows of each tensor, as a checkpoint of several processes does.
+    """The tensors of a sharded checkpoint, whose files each hold some rows of each tensor.
 
-    Raises :class:`CorruptError` where a file is torn or rows are missing, and :class:`ConfigError` for slices that are
-    not whole rows.
+    Raises :class:`CorruptError` for a torn file or missing rows, and :class:`ConfigError` for shards of columns.
     """
     found: dict[str, list[tuple[tuple[int, ...], LazyTensor]]] = {}
     for path in paths:
@@ -79,10 +78,9 @@ def read_slices(paths: Sequence[Path]) -> dict[str, LazyTensor]:
 def write_folder(
     folder: Path, weights: Sequence[LazyTensor], *, shard_bytes: int = SHARD_BYTES, progress: Advance = lambda _: None
 ) -> list[Path]:
-    """Write tensors as ``model.safetensors``, or as several files and their index. ``folder`` must exist.
+    """Write tensors to ``model.safetensors`` in ``folder``, or to several files and an index, and fsync them.
 
-    In memory at a time is a block of rows. Every file is on the disk when this returns. Raises
-    :class:`DiskFullError`, before the first byte if it can be known.
+    One block of rows is in memory at a time. Raises :class:`DiskFullError`, if possible before writing.
     """
     files.require_space(folder, sum(weight.bytes for weight in weights), "the model")
     shards = _shards(weights, shard_bytes)
@@ -120,7 +118,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, LazyTensor]:
 
 
 def _read_file(path: Path) -> dict[str, tuple[LazyTensor, tuple[int, ...]]]:
-    """Each tensor of a file with where it lies in the whole one: nought, but for a slice."""
+    """Each tensor of a file, with its offsets in the whole tensor; zeros if it is not a slice."""
     try:
         with safe_open(path, framework="pt") as file:
             sharding = json.loads((file.metadata() or {}).get(_SHARDING, "null"))
@@ -134,10 +132,8 @@ def _read_file(path: Path) -> dict[str, tuple[LazyTensor, tuple[int, ...]]]:
                     offsets,
                 )
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptError(
-            f"{path} is not a whole safetensors file: {first}", "pull or export the model again"
-        ) from None
+        message = f"{path} is not a whole safetensors file: {first_line(error)}"
+        raise CorruptError(message, "pull or export the model again") from None
     except OSError as error:
         raise CorruptError(f"{path} cannot be read: {error}", f"ls -l {path}") from None
     return found
@@ -145,10 +141,12 @@ def _read_file(path: Path) -> dict[str, tuple[LazyTensor, tuple[int, ...]]]:
 
 def _reader(path: Path, name: str) -> Callable[[int, int], torch.Tensor]:
     def read(start: int, stop: int) -> torch.Tensor:
-        # opened anew each time: the pages of a file that stays mapped would count as this process's memory
+        # opened each time: the pages of a file that stays mapped count as this process's memory
         with safe_open(path, framework="pt") as file:
             rows: torch.Tensor = file.get_slice(name)[start:stop]
-            return rows
+        if rows.is_floating_point() and rows.numel() and not all(math.isfinite(each) for each in torch.aminmax(rows)):
+            raise CorruptError(f"{path}: {name} has NaN or infinite values", "pull the model, or train the run, again")
+        return rows
 
     return read
 
@@ -160,7 +158,7 @@ def _dtype(name: str, path: Path, tensor: str) -> torch.dtype:
 
 
 def _assembled(name: str, slices: list[tuple[tuple[int, ...], LazyTensor]], folder: Path) -> LazyTensor:
-    """One tensor of its slices, which are whole rows and leave nothing out."""
+    """One tensor of its slices, which must be consecutive rows."""
     slices = sorted(slices, key=lambda each: each[0])
     parts, end = [], 0
     for offsets, weight in slices:
@@ -174,7 +172,7 @@ def _assembled(name: str, slices: list[tuple[tuple[int, ...], LazyTensor]], fold
 
 
 def _shards(weights: Sequence[LazyTensor], shard_bytes: int) -> list[list[LazyTensor]]:
-    """The tensors in their order, filled into files of at most ``shard_bytes``."""
+    """The tensors in order, split into files of at most ``shard_bytes``."""
     shards: list[list[LazyTensor]] = [[]]
     size = 0
     for weight in weights:
@@ -187,7 +185,7 @@ def _shards(weights: Sequence[LazyTensor], shard_bytes: int) -> list[list[LazyTe
 
 
 def _write_file(path: Path, weights: Iterable[LazyTensor], progress: Advance) -> None:
-    # wider elements first: so each tensor begins where its own size divides the address
+    # wider elements first, so that every tensor is aligned
     ordered = sorted(weights, key=lambda weight: -weight.dtype.itemsize)
     with path.open("wb") as file:
         file.write(_header(ordered))
