@@ -16,44 +16,16 @@ import signal
 import sys
 import threading
 import time
-from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any
 
 from bafogpt.core import files
 from bafogpt.train.config import rank_samples
 from bafogpt.train.trainer_io import StopFlag, TrainerFiles, WorkerResult, checkpoint_name, read_staged
+from tests.ranks import Ranks
 
 RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 COUNT, LOCAL_COUNT = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
 NODES = COUNT // LOCAL_COUNT
-
-
-class Ranks:
-    """All processes of the run, and the one thing they do together: each hears what all say."""
-
-    def __init__(self) -> None:
-        self._others: list[Connection[Any, Any]] = []
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        if COUNT > 1 and RANK == 0:
-            with Listener(address) as listener:
-                accepted = [listener.accept() for _ in range(1, COUNT)]
-            self._others = [each for _, each in sorted(((each.recv(), each) for each in accepted), key=lambda p: p[0])]
-        while COUNT > 1 and not self._others:
-            try:
-                self._others.append(Client(address))
-                self._others[0].send(RANK)
-            except ConnectionRefusedError:
-                time.sleep(0.02)
-
-    def gather(self, value: Any) -> list[Any]:
-        if RANK == 0:
-            values = [value, *(each.recv() for each in self._others)]
-            for each in self._others:
-                each.send(values)
-            return values
-        self._others[0].send(value)
-        return list(self._others[0].recv())
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The fault bench: a run under kills and over a bad line must end as one that was left in peace.
 
 - ``proxy``      an HTTP proxy that answers 5xx, resets, stalls, truncates, flips bits, limits the rate, and can kill
-- ``script``     which request gets which fault: from a seed, or from a list
+- ``fault_script`` which request gets which fault: from a seed, or from a list
 - ``points``     inside a process under test: it ends itself at a given file operation, as ``kill -9`` would end it
 - ``victim``     the supervisor under test, ``worker`` a trainer under test, ``tiny`` its training without torch
 - ``ledger``     what a trainer consumed, line by line, and whether it is what it must be, in order

@@ -82,7 +82,7 @@ class Lane:
 
     def __exit__(self, *_: object) -> None:
         self._end_all()
-        self.proxy.refuse()
+        self.proxy.close()
 
     def run(self, kills: Sequence[Kill], truth: Truth | None = None) -> Outcome:
         """The run from its start to its end, and what was wrong with it."""

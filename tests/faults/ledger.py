@@ -87,7 +87,7 @@ def compare(found: History, truth: History) -> list[str]:
 def _start(history: History, start: dict[str, Any]) -> None:
     step, samples = start["step"], start["samples"]
     if step > len(history.steps):
-        history.wrong.append(f"went on at step {step}, of which only {len(history.steps)} were done")
+        history.wrong.append(f"resumed at step {step}, of which only {len(history.steps)} were done")
         return
     if history.starts:
         history.redone.append((len(history.steps) - step, history.lost))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .campaign import Campaign, Stage, planned
+from .campaign import Campaign
 from .lane import Lane, in_peace
-from .ledger import History
 from .place import Place
 from .plan import Kill, Layout, Plan, Truth
 
@@ -54,25 +53,6 @@ def test_everything_is_synced_before_a_checkpoint_has_its_name(place: Place):
         assert between[-1] == f"fsync {partial}"
         assert done[named + 1] == "fsync checkpoints"
         del done[: named + 2]
-
-
-def test_the_plan_of_a_run_follows_from_the_seed_alone():
-    truth = Truth(History(), b"")
-    stage = Stage("x", Plan(), truth, (("trainer", "fsync a", 9), ("supervisor", "rename b", 3)), (("PUT marker", 8),))
-    assert planned(5, 1, stage) == planned(5, 1, stage)
-    assert planned(5, 1, stage) != planned(5, 2, stage)
-    kills = [kill for number in range(20) for kill in planned(5, number, stage)]
-    assert sum(kill.how == "moment" for kill in kills) == len(kills) // 2
-
-
-def test_a_bench_whose_kills_miss_the_saves_fails():
-    from .campaign import Table
-    from .plan import Fallen
-
-    kill = Kill("trainer", "moment")
-    assert Table(fallen=[Fallen(kill, True), *[Fallen(kill, False)] * 4]).verdict() == []
-    (wrong,) = Table(fallen=[Fallen(kill, True), *[Fallen(kill, False)] * 5]).verdict()
-    assert wrong == "only 1 of 6 kills fell into a save"
 
 
 def test_a_run_that_differs_is_not_passed(place: Place):

@@ -1,4 +1,4 @@
-"""The ledger finds what it is for: samples lost, repeated, out of order, or of another content."""
+"""The ledger detects samples that are lost, repeated, out of order, or of another content."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ BATCH = 4
 
 
 def samples(step: int) -> list[Sample]:
-    """What step 1, 2, … of a run must consume."""
+    """The samples of step 1, 2, …"""
     first = (step - 1) * BATCH
     return [(index, f"hash of {index}") for index in range(first, first + BATCH)]
 
 
-def start(book: Ledger, step: int, *, of: int = 0) -> None:
+def start(book: Ledger, step: int, *, missing: int = 0) -> None:
     before = [each for number in range(1, step + 1) for each in samples(number)]
-    consumed = functools.reduce(ledger.chained, before[: len(before) - of], "")
-    book.start(step=step, samples=len(before) - of, consumed=consumed)
+    before = before[: len(before) - missing]
+    book.start(step=step, samples=len(before), consumed=functools.reduce(ledger.chained, before, ""))
 
 
 def written(path: Path, *parts: tuple[int, int]) -> Path:
@@ -40,53 +40,49 @@ def truth(tmp_path: Path) -> History:
     return ledger.read(written(tmp_path / "truth", (0, 10)))
 
 
-def test_a_run_left_in_peace_is_equal_to_itself(tmp_path: Path, truth: History):
-    found = ledger.read(written(tmp_path / "same", (0, 10)), truth)
+def test_lost_work_that_is_done_again_is_no_difference(tmp_path: Path, truth: History):
+    path = written(tmp_path / "killed", (0, 5), (3, 9))
+    Ledger(path).machine_lost()
+    found = ledger.read(written(path, (6, 10)), truth)
     assert ledger.compare(found, truth) == []
+    assert found.redone == [(2, False), (3, True)]
 
 
-def test_work_that_was_lost_and_done_again_is_no_difference(tmp_path: Path, truth: History):
-    found = ledger.read(written(tmp_path / "killed", (0, 5), (3, 9), (6, 10)), truth)
-    assert ledger.compare(found, truth) == []
-    assert found.redone == [(2, False), (3, False)]
+def lost(path: Path) -> None:
+    written(path, (0, 5), (6, 10))
 
 
-def test_a_lost_sample_is_found(tmp_path: Path, truth: History):
-    found = ledger.read(written(tmp_path / "lost", (0, 5), (6, 10)), truth)
-    assert "went on at step 6, of which only 5 were done" in ledger.compare(found, truth)
+def repeated(path: Path) -> None:
+    Ledger(written(path, (0, 5))).step(5, samples(5))
 
 
-def test_a_repeated_step_is_found(tmp_path: Path, truth: History):
-    path = written(tmp_path / "twice", (0, 5))
-    Ledger(path).step(5, samples(5))
-    assert "step 5 came after step 5" in ledger.compare(ledger.read(path, truth), truth)
+def out_of_order(path: Path) -> None:
+    Ledger(written(path, (0, 9))).step(10, samples(10)[::-1])
 
 
-def test_samples_out_of_order_are_found_though_they_are_the_same(tmp_path: Path, truth: History):
-    path = written(tmp_path / "order", (0, 9))
-    Ledger(path).step(10, samples(10)[::-1])
-    found = ledger.compare(ledger.read(path, truth), truth)
-    assert found == ["step 10 consumed other samples than it must", "the samples consumed differ: from position 36"]
-
-
-def test_a_wrong_token_is_found_in_work_that_was_discarded_too(tmp_path: Path, truth: History):
-    path = tmp_path / "wrong"
+def of_other_content(path: Path) -> None:
+    """In work that is discarded later."""
     book = Ledger(path)
     start(book, 0)
     book.step(1, [(index, "another hash") for index, _ in samples(1)])
     written(path, (0, 10))
-    assert ledger.compare(ledger.read(path, truth), truth) == ["step 1 consumed other samples than it must"]
 
 
-def test_a_checkpoint_of_other_samples_is_found(tmp_path: Path, truth: History):
-    path = written(tmp_path / "torn", (0, 5))
-    start(Ledger(path), 4, of=1)
-    (wrong,) = ledger.compare(ledger.read(path, truth), ledger.read(path))
-    assert "step 4's checkpoint is of other samples" in wrong
+def of_another_checkpoint(path: Path) -> None:
+    start(Ledger(written(path, (0, 5))), 4, missing=1)
 
 
-def test_a_machine_lost_is_told_from_a_process_killed(tmp_path: Path, truth: History):
-    path = written(tmp_path / "machine", (0, 5))
-    Ledger(path).machine_lost()
-    written(path, (2, 10))
-    assert ledger.read(path, truth).redone == [(3, True)]
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (lost, "resumed at step 6, of which only 5 were done"),
+        (repeated, "step 5 came after step 5"),
+        (out_of_order, "step 10 consumed other samples than it must"),
+        (out_of_order, "the samples consumed differ: from position 36"),
+        (of_other_content, "step 1 consumed other samples than it must"),
+        (of_another_checkpoint, "step 4's checkpoint is of other samples than those consumed before it"),
+    ],
+)
+def test_what_is_wrong_is_found(tmp_path: Path, truth: History, wrong, found: str):  # type: ignore[no-untyped-def]
+    wrong(tmp_path / "wrong")
+    assert found in ledger.compare(ledger.read(tmp_path / "wrong", truth), truth)

@@ -9,11 +9,11 @@ import pytest
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.tokens import manifest as manifests
 
+from .fault_script import Script
 from .lane import Lane, in_peace
 from .place import DATA, Place
 from .plan import Plan
 from .proxy import Fault, Request
-from .script import Script
 from .weather import Scripts
 
 

@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import BlockCache, Samples, TokenStream, prefetch
 from bafogpt.train.config import CheckpointConfig, rank_samples
 from bafogpt.train.trainer_io import StopFlag, TrainerFiles, TrainOrder, WorkerResult, checkpoint_name, read_staged
+from tests.ranks import Ranks
 
 from . import ledger, points
 
@@ -37,7 +37,7 @@ Row = tuple[int, Any]
 
 def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> WorkerResult:
     """As the real one: train until the last token or until ``stop``, and leave checkpoints in ``trainer_files``."""
-    config, ranks = order.config, _Ranks()
+    config, ranks = order.config, Ranks()
     if config.batch_samples % ranks.count:
         raise ConfigError("the batch does not divide among the processes", "choose another number")
     state = _State(ranks)
@@ -50,8 +50,9 @@ def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> Wor
     rows = _rows(order, trainer_files, ranks, state.samples)
     while state.step < config.steps:
         own = [next(rows) for _ in range(config.batch_samples // ranks.count)]
-        step = [row for rank in ranks.gather((own, stop.requested)) for row in rank[0]]
-        stopping = ranks.last_any
+        gathered = ranks.gather((own, stop.requested))
+        step = [row for rows_of_rank, _ in gathered for row in rows_of_rank]
+        stopping = any(requested for _, requested in gathered)
         if book:
             book.step(state.step + 1, [(index, _hash(tokens.tobytes())) for index, tokens in step])
         state.learn(step)
@@ -59,7 +60,7 @@ def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> Wor
             _metrics(trainer_files, order, state, config.batch_samples)
         must = state.step == config.steps or stopping
         if must or state.step % config.checkpoint.every == 0:
-            full = ranks.gather((None, ranks.rank == 0 and _full(trainer_files, config.checkpoint)))[0][1]
+            full = ranks.gather(ranks.rank == 0 and _full(trainer_files, config.checkpoint))[0]
             if must or not full or config.checkpoint.on_backlog == "wait":
                 while ranks.rank == 0 and _full(trainer_files, config.checkpoint):
                     time.sleep(0.01)
@@ -74,7 +75,7 @@ def _full(trainer_files: TrainerFiles, config: CheckpointConfig) -> bool:
     return len(trainer_files.pending()) >= config.max_pending
 
 
-def _rows(order: TrainOrder, trainer_files: TrainerFiles, ranks: _Ranks, first: int) -> Iterator[Row]:
+def _rows(order: TrainOrder, trainer_files: TrainerFiles, ranks: Ranks, first: int) -> Iterator[Row]:
     """This process's samples, read ahead or (prefetch 1) not."""
     config = order.config
     data = Bucket.open(order.bucket).child(config.data.path)
@@ -100,7 +101,7 @@ def _metrics(trainer_files: TrainerFiles, order: TrainOrder, state: _State, batc
 class _State:
     """The slice of the state that one process holds, and how far the run is."""
 
-    def __init__(self, ranks: _Ranks) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._size = int(os.environ.get(FLOATS, "16384"))
         share = self._size // ranks.count
@@ -152,42 +153,6 @@ def state_bytes(folder: Path) -> bytes:
     paths = sorted(folder.glob("state-*"))
     assert paths and paths[0].stem.endswith(f"-of-{len(paths)}"), f"{folder} is not whole"
     return b"".join(path.read_bytes() for path in paths)
-
-
-class _Ranks:
-    """The processes of a run, and the one thing they do together: each hears what all say."""
-
-    def __init__(self) -> None:
-        self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.last_any = False
-        self._others: list[Connection[Any, Any]] = []
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        if self.count == 1:
-            return
-        if self.rank == 0:
-            with Listener(address) as listener:
-                accepted = [listener.accept() for _ in range(1, self.count)]
-            self._others = [each for _, each in sorted(((each.recv(), each) for each in accepted), key=lambda p: p[0])]
-            return
-        while not self._others:
-            try:
-                self._others.append(Client(address))
-            except ConnectionRefusedError:
-                time.sleep(0.01)
-        self._others[0].send(self.rank)
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank; all wait for all. The end of one is the end of all."""
-        if self.rank == 0:
-            values = [value, *(each.recv() for each in self._others)]
-            for each in self._others:
-                each.send(values)
-        else:
-            self._others[0].send(value)
-            values = self._others[0].recv()
-        if value is not None:
-            self.last_any = any(each[1] for each in values)
-        return values
 
 
 def _hash(tokens: bytes) -> str:

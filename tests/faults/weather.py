@@ -22,9 +22,9 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
 
+from .fault_script import Script
 from .place import DATA, Place
 from .proxy import Proxy
-from .script import Script
 
 T = TypeVar("T")
 STEPS = 3
