@@ -81,8 +81,23 @@ def random_file(tmp_path: Path) -> Callable[[int], Path]:
 
 
 @pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """``save(seed, a=100, b=b"text")`` is a new checkpoint folder: files of random bytes, or with that content."""
+
+    def make(seed: int = 0, **sizes: int | bytes) -> Path:
+        folder = tmp_path / f"saved-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name, size in sizes.items():
+            data = size if isinstance(size, bytes) else random.Random(f"{name}{seed}").randbytes(size)
+            (folder / name).write_bytes(data)
+        return folder
+
+    return make
+
+
+@pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Uploads go in the smallest parts that S3 takes; their size."""
+    """Uploads use the smallest parts that S3 allows; their size."""
     for module in (upload, transfer):
         monkeypatch.setattr(module, "PART_BYTES", 5 << 20)
     return 5 << 20

@@ -42,31 +42,23 @@ def test_what_is_put_is_there_under_its_name(anywhere: Bucket, name: str) -> Non
     assert anywhere.info(name) == info
 
 
-def test_an_object_can_be_written_again(anywhere: Bucket) -> None:
-    anywhere.put("x", b"old")
-    anywhere.put("x", b"new")
-    assert anywhere.get("x") == b"new"
-
-
-def test_create_only_refuses_what_exists_and_leaves_it(anywhere: Bucket) -> None:
+def test_put_overwrites_unless_create_only(anywhere: Bucket) -> None:
     anywhere.put("x", b"first", create_only=True)
     with pytest.raises(ConflictError, match="x exists already"):
         anywhere.put("x", b"second", create_only=True)
     assert anywhere.get("x") == b"first"
+    anywhere.put("x", b"third")
+    assert anywhere.get("x") == b"third"
 
 
-def test_a_range_is_exactly_what_was_asked_for(anywhere: Bucket) -> None:
+def test_a_range_is_exact_or_corrupt(anywhere: Bucket) -> None:
     anywhere.put("x", bytes(range(100)))
     assert anywhere.get_range("x", 10, 5) == bytes(range(10, 15))
     assert anywhere.get_range("x", 0, 100) == bytes(range(100))
     assert anywhere.get_range("x", 7, 0) == b""
-
-
-@pytest.mark.parametrize(("start", "length"), [(90, 20), (100, 1), (500, 1)])
-def test_a_range_past_the_end_is_corrupt(anywhere: Bucket, start: int, length: int) -> None:
-    anywhere.put("x", bytes(100))
-    with pytest.raises(CorruptError, match="/x"):
-        anywhere.get_range("x", start, length)
+    for start, length in ((90, 20), (100, 1), (500, 1)):
+        with pytest.raises(CorruptError, match="/x"):
+            anywhere.get_range("x", start, length)
 
 
 def test_what_is_not_there_is_not_found(anywhere: Bucket) -> None:
@@ -101,16 +93,12 @@ def test_a_child_sees_only_its_folder(anywhere: Bucket) -> None:
     assert child.child("y").url.endswith("/runs/a/y")
 
 
-def test_deleting_twice_is_fine(anywhere: Bucket) -> None:
-    anywhere.put("x", b"1")
-    anywhere.delete("x")
-    anywhere.delete("x")
-    assert not anywhere.exists("x")
-
-
-def test_delete_tree_takes_the_folder_and_nothing_else(anywhere: Bucket) -> None:
-    for name in ("a/1", "a/b/2", "ab/3"):
+def test_deleting_an_object_or_a_folder_leaves_all_others(anywhere: Bucket) -> None:
+    for name in ("a/1", "a/b/2", "ab/3", "x"):
         anywhere.put(name, b"")
+    for _ in range(2):
+        anywhere.delete("x")
+        assert not anywhere.exists("x")
     assert anywhere.delete_tree("a") == 2
     assert [info.path for info in anywhere.list()] == ["ab/3"]
     assert anywhere.delete_tree("a") == 0
@@ -159,91 +147,76 @@ def test_a_missing_bucket_is_named(s3: S3) -> None:
             access()
 
 
-def _with_keys(s3: S3, monkeypatch: pytest.MonkeyPatch, key: str, secret: str) -> Bucket:
+@pytest.fixture
+def remote(s3: S3) -> Settings:
+    """The session's server by its URL, so that keys come from the environment."""
+    return dataclasses.replace(s3.settings, s3_endpoint=s3.environment["AWS_ENDPOINT_URL"])
+
+
+def set_keys(monkeypatch: pytest.MonkeyPatch, key: str, secret: str) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    endpoint = s3.environment["AWS_ENDPOINT_URL"]
-    return Bucket.open(s3.url, dataclasses.replace(s3.settings, s3_endpoint=endpoint))
 
 
-def test_keys_of_the_environment_are_used(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = s3.environment
-    with_keys = _with_keys(s3, monkeypatch, environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-    with_keys.check()
-    with_keys.create()
-
-
-def test_keys_of_a_profile_are_used(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["environment", "profile"])
+def test_keys_of_the_environment_and_of_a_profile_are_used(
+    s3: S3, remote: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
     key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
-    (tmp_path / "keys").write_text(f"[work]\naws_access_key_id={key}\naws_secret_access_key={secret}\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
-    monkeypatch.setenv("AWS_PROFILE", "work")
-    endpoint = s3.environment["AWS_ENDPOINT_URL"]
-    Bucket.open(s3.url, dataclasses.replace(s3.settings, s3_endpoint=endpoint)).check()
+    if where == "environment":
+        set_keys(monkeypatch, key, secret)
+    else:
+        (tmp_path / "keys").write_text(f"[work]\naws_access_key_id={key}\naws_secret_access_key={secret}\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+        monkeypatch.setenv("AWS_PROFILE", "work")
+    bucket = Bucket.open(s3.url, remote)
+    bucket.check()
+    bucket.create()
 
 
-def test_no_keys_at_all_say_so(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_keys_are_reported(s3: S3, remote: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    endpoint = s3.environment["AWS_ENDPOINT_URL"]
-    nobody = Bucket.open(s3.url, dataclasses.replace(s3.settings, s3_endpoint=endpoint))
-    for access in (nobody.check, nobody.list, nobody.create):
+    bucket = Bucket.open(s3.url, remote)
+    for access in (bucket.check, bucket.list, bucket.create):
         with pytest.raises(AuthError, match="no S3 credentials"):
             access()
 
 
 @pytest.mark.parametrize("wrong", ["key", "secret"])
 def test_wrong_keys_are_an_auth_error_that_does_not_print_them(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, wrong: str
+    s3: S3, remote: Settings, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     key = "ABCDEFGHWRONG" if wrong == "key" else s3.environment["AWS_ACCESS_KEY_ID"]
-    refused = _with_keys(s3, monkeypatch, key, "a-wrong-secret")
-    for access in (
-        lambda: refused.get("x"),
-        lambda: refused.info("x"),
-        lambda: refused.put("x", b""),
-        refused.list,
-        refused.check,
-        Bucket.open(
-            "s3://another-bucket", dataclasses.replace(s3.settings, s3_endpoint=s3.environment["AWS_ENDPOINT_URL"])
-        ).create,
-    ):
+    set_keys(monkeypatch, key, "a-wrong-secret")
+    refused, new = Bucket.open(s3.url, remote), Bucket.open("s3://another-bucket", remote)
+    accesses = (lambda: refused.get("x"), lambda: refused.info("x"), lambda: refused.put("x", b""), refused.list)
+    for access in (*accesses, refused.check, new.create):
         with pytest.raises(AuthError) as raised:
             access()
         assert "a-wrong-secret" not in str(raised.value)
         assert key not in str(raised.value)
 
 
-def test_a_server_that_is_gone_is_unreachable(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "K")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S")
+def test_an_unreachable_and_a_silent_server_are_reported_in_time(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, silent_port: int
+) -> None:
+    set_keys(monkeypatch, "K", "S")
     gone = Bucket.open(s3.url, Settings(s3_endpoint="http://127.0.0.1:9", s3_timeout_s=0.3))
     for access in (lambda: gone.get("x"), lambda: gone.put("x", b""), gone.list, gone.check, gone.create):
         with pytest.raises(UnreachableError) as raised:
             access()
         assert raised.value.hint
-
-
-def test_a_server_that_says_nothing_is_unreachable_in_time(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, silent_port: int
-) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "K")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S")
     silent = Bucket.open(s3.url, Settings(s3_endpoint=f"http://127.0.0.1:{silent_port}", s3_timeout_s=0.3))
     with pytest.raises(UnreachableError, match="no answer in time"):
         silent.get("x")
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_the_own_machine(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+def test_neither_a_proxy_nor_an_endpoint_of_the_environment_is_used_for_the_own_server(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    own = Bucket.open(s3.url, s3.settings)
-    own.create()
-    own.check()
-
-
-def test_the_endpoint_of_the_settings_beats_that_of_the_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "somebody's")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another account")
     own = Bucket.open(s3.url, s3.settings)
     own.create()
     own.check()

@@ -1,9 +1,8 @@
-"""What is sent and what is not, what is made of an earlier try's leftovers, and two writers of one run."""
+"""Which files an upload sends, how it uses what an earlier attempt has sent, and two writers of one step."""
 
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import textwrap
@@ -14,54 +13,28 @@ from typing import Any
 
 import pytest
 
-from bafogpt.core.errors import AuthError, BafoError, ConflictError, CorruptError, DiskFullError, UnreachableError
+from bafogpt.core.errors import AuthError, ConflictError, CorruptError, DiskFullError, UnreachableError
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.manifest import Checkpoint
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.transfer import multipart
+from tests.storage.tools import content, record
 
 PART = 5 << 20
 Save = Callable[..., Path]
 Limit = Callable[[int], AbstractContextManager[None]]
 
 
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    """``save(a=7, b=100)`` is a checkpoint folder with random files of those sizes; ``seed`` changes their content."""
-
-    def make(seed: int = 0, **sizes: int) -> Path:
-        folder = tmp_path / f"saved-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        for name, size in sizes.items():
-            (folder / name).write_bytes(random.Random(f"{name}{seed}").randbytes(size))
-        return folder
-
-    return make
-
-
 def _upload(store: CheckpointStore, folder: Path, step: int, upload_id: str = "one", **metadata: Any) -> Checkpoint:
     return store.upload(folder, step=step, samples=step, upload_id=upload_id, metadata=metadata)
 
 
-def _content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def _sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The objects that are sent from now on."""
-    paths: list[str] = []
-    real = transfer.send
-
-    def recorded(file: Path, bucket: Bucket, path: str, **options: Any) -> transfer.Sent:
-        paths.append(path)
-        return real(file, bucket, path, **options)
-
-    monkeypatch.setattr(transfer, "send", recorded)
-    return paths
-
-
 FOUR = {"a": 4000, "b": 4000, "c": 4000, "d": 10}
+
+
+def TARGET(file: Path, bucket: Bucket, path: str, **_: Any) -> str:
+    return path
 
 
 def test_an_unchanged_checkpoint_is_neither_sent_nor_read(
@@ -69,14 +42,14 @@ def test_an_unchanged_checkpoint_is_neither_sent_nor_read(
 ) -> None:
     store, folder = CheckpointStore(anywhere), save(**FOUR)
     first = _upload(store, folder, 1)
-    sent = _sent(monkeypatch)
+    sent = record(monkeypatch, transfer, "send", TARGET)
     monkeypatch.setattr(anywhere, "chunks", None)
     moved: list[int] = []
     second = store.upload(folder, step=2, samples=2, upload_id="two", metadata={}, progress=moved.append)
     assert sent == []
     assert sum(moved) == sum(FOUR.values())
     assert second.files == first.files
-    assert _content(store.fetch(second, tmp_path / "into")) == _content(folder)
+    assert content(store.fetch(second, tmp_path / "into")) == content(folder)
 
 
 def test_of_four_files_only_the_changed_one_is_sent(
@@ -85,10 +58,10 @@ def test_of_four_files_only_the_changed_one_is_sent(
     store, folder = CheckpointStore(anywhere), save(**FOUR)
     _upload(store, folder, 1)
     (folder / "b").write_bytes(bytes(FOUR["b"]))
-    sent = _sent(monkeypatch)
+    sent = record(monkeypatch, transfer, "send", TARGET)
     second = _upload(CheckpointStore(anywhere), folder, 2, "two")
     assert sent == ["step-00000002/two/b"]
-    assert _content(store.fetch(second, tmp_path / "into")) == _content(folder)
+    assert content(store.fetch(second, tmp_path / "into")) == content(folder)
 
 
 def test_files_that_changed_places_are_not_sent(folder: Bucket, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +70,7 @@ def test_files_that_changed_places_are_not_sent(folder: Bucket, save: Save, monk
     (saved / "a").rename(saved / "x")
     (saved / "b").rename(saved / "a")
     (saved / "x").rename(saved / "b")
-    sent = _sent(monkeypatch)
+    sent = record(monkeypatch, transfer, "send", TARGET)
     second = _upload(store, saved, 2)
     assert sent == []
     assert {file.name: file.object.rpartition("/")[2] for file in second.files} == {
@@ -117,7 +90,7 @@ def test_an_object_that_was_written_again_is_read_before_it_is_named(
     objects = {file.name: file.object for file in first.files}
     folder.put(objects["a"], (saved / "a").read_bytes())
     folder.put(objects["b"], bytes(FOUR["b"]))
-    sent = _sent(monkeypatch)
+    sent = record(monkeypatch, transfer, "send", TARGET)
     second = {file.name: file for file in _upload(store, saved, 2, "two").files}
     assert sent == [second["b"].object] == ["step-00000002/two/b"]
     assert second["a"].object == objects["a"]
@@ -163,7 +136,7 @@ def test_what_an_earlier_try_has_sent_is_not_sent_again(
     upload = multipart.begin(bucket, "step-00000001/dead/b", checksum=True)
     upload.send(1, (saved / "b").read_bytes()[:PART], checksum=True)
     transfer.send(save(seed=9, c=PART + 2) / "c", bucket, "step-00000001/dead/c")  # of the right size only
-    sent = _sent(monkeypatch)
+    sent = record(monkeypatch, transfer, "send", TARGET)
     parts: list[int] = []
     real = multipart.MultipartUpload.send
 
@@ -181,7 +154,7 @@ def test_what_an_earlier_try_has_sent_is_not_sent_again(
     }
     assert sorted(sent) == ["step-00000001/alive/c", "step-00000001/dead/b"]
     assert sum(parts) == PART + 1 + PART + 2
-    assert _content(store.fetch(made, tmp_path / "into")) == _content(saved)
+    assert content(store.fetch(made, tmp_path / "into")) == content(saved)
     store.retain(last=1)
     assert not bucket.exists("step-00000001/dead/c")
     assert store.problems(made) == []
@@ -237,18 +210,6 @@ def test_who_may_not_list_uploads_can_retire_checkpoints(
     assert "unfinished uploads are not removed" in caplog.text
 
 
-def test_the_best_by_a_metric_is_kept(folder: Bucket, save: Save) -> None:
-    store = CheckpointStore(folder)
-    losses = {10: 3.0, 20: 2.0, 30: 2.0, 40: float("nan"), 50: "none", 60: 2.5, 70: True}
-    for step, loss in losses.items():
-        _upload(store, save(seed=step, a=10), step, validation_loss=loss)
-    _upload(store, save(seed=80, a=10), 80)
-    assert store.retain(last=1, every=60, best="validation_loss") == [10, 20, 40, 50, 70]
-    assert [each.step for each in store.complete()] == [30, 60, 80]
-    assert store.retain(last=1, every=60, best="no such metric") == [30]
-    assert store.retain(last=1) == [60]
-
-
 def test_the_progress_of_a_fetch_ends_at_the_whole(folder: Bucket, save: Save, tmp_path: Path) -> None:
     store = CheckpointStore(folder)
     moved: list[int] = []
@@ -272,13 +233,6 @@ def test_a_damaged_checkpoint_leaves_nothing_here(folder: Bucket, save: Save, tm
     folder.put(made.files[2].object, bytes(FOUR["c"]))
     assert store.fetch_newest(tmp_path / "into") is None
     assert os.listdir(tmp_path / "into") == []
-
-
-@pytest.mark.parametrize("name", ["a.partial", "a\\b", "x.partial.journal"])
-def test_a_file_that_could_not_be_fetched_again_is_not_sent(folder: Bucket, save: Save, name: str) -> None:
-    with pytest.raises(BafoError, match="cannot be part of a checkpoint"):
-        _upload(CheckpointStore(folder), save(**{name: 1}), 1)
-    assert folder.list() == []
 
 
 def test_a_damaged_manifest_gives_way_to_a_whole_one(folder: Bucket, save: Save) -> None:
@@ -352,4 +306,4 @@ def test_of_two_processes_that_write_one_step_one_wins_and_its_checkpoint_is_who
     store = CheckpointStore(bucket)
     (made,) = store.complete()
     assert made.upload_id == winner
-    assert _content(store.fetch(made, tmp_path / "into")) == _content(folders[winner])
+    assert content(store.fetch(made, tmp_path / "into")) == content(folders[winner])

@@ -12,6 +12,7 @@ from bafogpt.core.errors import CorruptError, DiskFullError, NotFoundError, Unre
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.transfer import download
+from tests.storage.tools import record
 
 Make = Callable[[int], Path]
 Limit = Callable[[int], AbstractContextManager[None]]
@@ -25,19 +26,9 @@ def stored(folder: Bucket, random_file: Make, monkeypatch: pytest.MonkeyPatch) -
     return transfer.send(file, folder, "x"), file.read_bytes()
 
 
-def _ranges(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None) -> list[int]:
-    """Where the ranges begin that are asked for from now on."""
-    starts: list[int] = []
-    real = bucket.get_range
-
-    def recorded(path: str, start: int, length: int) -> memoryview:
-        starts.append(start)
-        if len(starts) == fails_at:
-            raise UnreachableError("gone", "wait")
-        return real(path, start, length)
-
-    monkeypatch.setattr(bucket, "get_range", recorded)
-    return starts
+def fail_at_fourth_range(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "RANGES_IN_FLIGHT", 1)
+    record(monkeypatch, bucket, "get_range", fail_at=4)
 
 
 def test_a_fetch_that_was_cut_off_goes_on_with_the_ranges_that_are_missing(
@@ -45,14 +36,13 @@ def test_a_fetch_that_was_cut_off_goes_on_with_the_ranges_that_are_missing(
 ) -> None:
     sent, data = stored
     target = tmp_path / "into" / "x"
-    monkeypatch.setattr(download, "RANGES_IN_FLIGHT", 1)
     with monkeypatch.context() as patch:
-        _ranges(folder, patch, fails_at=4)
+        fail_at_fourth_range(folder, patch)
         with pytest.raises(UnreachableError):
             transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest)
     assert not target.exists()
     moved: list[int] = []
-    starts = _ranges(folder, monkeypatch)
+    starts = record(monkeypatch, folder, "get_range", lambda path, start, length: start)
     transfer.fetch(folder, "x", target, size=sent.bytes, digest=sent.digest, progress=moved.append)
     assert starts == [3000, 4000]
     assert sum(moved) == sent.bytes
@@ -67,9 +57,8 @@ def test_what_an_earlier_fetch_left_is_used_only_when_it_is_right(
     sent, data = stored
     folder.put("other", bytes(sent.bytes))
     target = tmp_path / "into" / "x"
-    monkeypatch.setattr(download, "RANGES_IN_FLIGHT", 1)
     with monkeypatch.context() as patch:
-        _ranges(folder, patch, fails_at=4)
+        fail_at_fourth_range(folder, patch)
         path, content = (
             ("other", digest.of_bytes(bytes(sent.bytes))) if what == "of another object" else ("x", sent.digest)
         )

@@ -14,20 +14,10 @@ from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.errors import map_errors
 from bafogpt.storage.transfer import multipart
+from tests.storage.tools import Clock
 
 PART = 5 << 20
 Make = Callable[[int], Path]
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class _Odd:
@@ -133,7 +123,7 @@ def test_a_refused_part_is_an_error_that_says_so(
 def test_a_server_that_fails_for_a_while_is_asked_again_until_the_time_is_over(
     bucket: Bucket, s3: Any, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = _Clock()
+    clock = Clock()
     monkeypatch.setattr(multipart, "time", type("T", (), {"monotonic": clock, "sleep": clock.sleep}))
     connection = bucket.address("")[0]
     real = connection.bulk_client

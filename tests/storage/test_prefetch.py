@@ -19,6 +19,7 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.manifest import Shard, Split, Stage, TokenizerInfo, TokenManifest
 from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
 from bafogpt.train.config import rank_samples
+from tests.storage.tools import damage, record
 
 Write = Callable[..., Any]
 DEPTHS = [0, 1, 2, 4]
@@ -27,15 +28,7 @@ DEPTHS = [0, 1, 2, 4]
 @pytest.fixture
 def requests(folder: Bucket, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(object, first byte) of each range that is asked of ``folder``."""
-    asked: list[tuple[str, int]] = []
-    real = folder.get_range
-
-    def get_range(path: str, start: int, length: int) -> memoryview:
-        asked.append((path, start))
-        return real(path, start, length)
-
-    monkeypatch.setattr(folder, "get_range", get_range)
-    return asked
+    return record(monkeypatch, folder, "get_range", lambda *span: span[:2])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,10 +83,7 @@ def test_samples_come_in_the_order_asked_for(folder: Bucket, write: Write, depth
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_an_error_is_raised_where_its_sample_would_have_come(folder: Bucket, write: Write, depth: int) -> None:
     manifest, _ = write(folder, [321])
-    name = manifest.splits["train"].shards[1].object
-    data = bytearray(folder.get(name))
-    data[0] ^= 1  # token 128: sample 3 ends with it
-    folder.put(name, bytes(data))
+    damage(folder, manifest.splits["train"].shards[1].object, 0)  # token 128: sample 3 ends with it
     stream = prefetch(Samples(TokenStream(folder, manifest, "train"), 32), itertools.count(), depth)
     assert [next(stream)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(CorruptError, match=r"shards/train-00001-\w+\.bin bytes 0-63: not what was written"):
@@ -146,7 +136,7 @@ def test_the_first_block_does_not_share_the_line(folder: Bucket, write: Write, m
     stream.close()
 
 
-def test_a_small_dataset_does_not_make_it_plan_for_ever(folder: Bucket, write: Write) -> None:
+def test_a_small_dataset_is_not_planned_endlessly(folder: Bucket, write: Write) -> None:
     manifest, _ = write(folder, [40], shard_bytes=4096, block_bytes=4096)  # one block is all there is
     samples = Samples(TokenStream(folder, manifest, "train"), 4)
     stream = prefetch(samples, itertools.count(), depth=4)
@@ -156,7 +146,7 @@ def test_a_small_dataset_does_not_make_it_plan_for_ever(folder: Bucket, write: W
     assert np.array_equal(got[4321][1], samples[4321])
 
 
-def test_closing_does_not_wait_for_a_server_that_is_silent(
+def test_closing_does_not_wait_for_a_silent_server(
     folder: Bucket, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, _ = write(folder, [1000])

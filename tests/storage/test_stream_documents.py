@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bafogpt.core.errors import CorruptError
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.tokens.stream import BlockCache, TokenStream
+from tests.storage.tools import record
 
 Write = Callable[..., Any]
 
@@ -43,13 +44,6 @@ def test_documents_of_any_span_are_those_that_begin_in_it(folder: Bucket, write:
     assert found.tolist() == [at - start for at in begins if start <= at < start + count]
 
 
-@pytest.mark.parametrize(("start", "count"), [(-1, 2), (0, 101), (5, -1)])
-def test_documents_outside_the_stream_are_an_index_error(folder: Bucket, write: Write, start: int, count: int) -> None:
-    manifest, _ = write(folder, [100])
-    with pytest.raises(IndexError):
-        TokenStream(folder, manifest, "train").documents(start, count)
-
-
 def test_document_offsets_that_are_not_what_was_written_name_their_object(folder: Bucket, write: Write) -> None:
     manifest, tokens = write(folder, [100, 100])
     shard = manifest.splits["train"].shards[0]
@@ -64,14 +58,7 @@ def test_document_offsets_are_fetched_once_and_only_when_asked_for(
     folder: Bucket, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, _ = write(folder, [100, 100])
-    asked: list[str] = []
-    real = folder.get_range
-
-    def get_range(path: str, start: int, length: int) -> memoryview:
-        asked.append(path)
-        return real(path, start, length)
-
-    monkeypatch.setattr(folder, "get_range", get_range)
+    asked = record(monkeypatch, folder, "get_range")
     cache = BlockCache(tmp_path / "cache", 1 << 20)
     stream = TokenStream(folder, manifest, "train", cache=cache)
     stream.read(0, 200)
