@@ -36,7 +36,7 @@ from bafogpt.agent.workers import WORKER, RankLayout, Workers
 from bafogpt.core.errors import BafoError, ExitCode, StorageError, UnreachableError
 from bafogpt.jobs.job import Job
 from bafogpt.jobs.limits import Limits
-from bafogpt.reports import report
+from bafogpt.reports import html
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunState, RunStore
 from bafogpt.storage.bucket import Bucket
@@ -144,7 +144,7 @@ class _Supervisor:
         self._recorder.update(**end)
         try:
             self._recorder.flush()
-            report.store(self._attempt.store, self._attempt.name)
+            html.store(self._attempt.store, self._attempt.name)
         except StorageError as error:
             self._recorder.log(f"the final status could not be written: {error.message}")
 

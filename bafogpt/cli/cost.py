@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bafogpt.cli.console.options import (
-    BucketOption,
-    GpusOption,
-    InfraOption,
-    JobArgument,
-    JsonOption,
-    QuietOption,
-    SetOption,
-)
+from bafogpt.cli.console.access import run_store
+from bafogpt.cli.console.options import BucketOption, JobArgument, JobFlags
 from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
@@ -25,53 +18,42 @@ if TYPE_CHECKING:
 PLAN_COLUMNS = ["cloud", "region", "machine", "buy", "$/hour", "tokens/s", "hours", "total $", "total R"]
 COST_COLUMNS = ["name", "state", "gpus", "infra", "hours", "$/hour", "spent $", "spent R", "at end $", "at end R"]
 
-SpotOption = Annotated[
-    bool | None, typer.Option("--spot/--on-demand", help="Only this kind of offer. Default: both, side by side.")
-]
-TokensOption = Annotated[
-    int | None, typer.Option("--tokens", metavar="N", min=1, help="Tokens to train on, in place of the job's.")
-]
-SpeedOption = Annotated[
-    float | None,
-    typer.Option("--tokens-per-s", metavar="N", help="Price this speed, in place of a measured or projected one."),
-]
-OfflineOption = Annotated[
-    bool, typer.Option("--offline", help="Ask nobody: neither SkyPilot for new prices nor the bucket for earlier runs.")
-]
-
 
 def plan(
     job: JobArgument,
-    gpus: GpusOption = None,
-    infra: InfraOption = None,
-    spot: SpotOption = None,
-    tokens: TokensOption = None,
-    tokens_per_s: SpeedOption = None,
-    set_: SetOption = None,
-    bucket: BucketOption = None,
-    offline: OfflineOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    options: JobFlags,
+    out: Output,
+    spot: Annotated[
+        bool | None, typer.Option("--spot/--on-demand", help="Show only spot or only on-demand offers. Default: both.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", min=1, help="Train on N tokens instead of the job's number.")
+    ] = None,
+    tokens_per_s: Annotated[
+        float | None,
+        typer.Option("--tokens-per-s", metavar="N", help="Assume this speed instead of a measured or projected one."),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what is on this machine: no new prices, no earlier runs.")
+    ] = False,
 ) -> None:
-    """Show what JOB would take and cost, wherever its GPUs are offered: on demand and spot, in dollars and rand."""
+    """Show the time and cost of JOB on every machine that is offered, on demand and spot, in dollars and rand."""
     from bafogpt.core import settings
     from bafogpt.launch import forecast as forecasts
 
-    out = Output.of(json=json, quiet=quiet)
-    config = settings.load({"bucket": bucket})
     forecast = forecasts.of_job(
         job,
-        config,
-        gpus=gpus,
-        infra=infra,
+        settings.load({"bucket": options.bucket}),
+        gpus=options.gpus,
+        infra=options.infra,
         spot=spot,
         tokens=tokens,
         tokens_per_s=tokens_per_s,
-        assignments=set_ or (),
+        assignments=options.assignments or (),
         offline=offline,
         log=out.say,
     )
-    if json:
+    if out.json:
         out.result({"job": job, **forecast.to_dict()})
         return
     _explain(forecast, out)
@@ -83,11 +65,11 @@ def plan(
 
 
 def _explain(forecast: Forecast, out: Output) -> None:
-    """What the table's figures rest on; not a figure without its source."""
+    """Where the figures of the table come from."""
     nodes = f" on each of {forecast.nodes} machines" if forecast.nodes > 1 else ""
     out.say(f"{forecast.tokens:,} tokens on {forecast.gpu}:{forecast.gpus}{nodes}")
     if forecast.speed is None:
-        out.say("speed: not known for this model and GPU; give one with --tokens-per-s")
+        out.say("speed: unknown for this model and GPU; give one with --tokens-per-s")
     else:
         mfu = "" if forecast.speed.mfu is None else f" = MFU {100 * forecast.speed.mfu:.1f} %"
         out.say(f"speed: {forecast.speed.tokens_per_s:,.0f} tokens/s{mfu} ({forecast.speed.description})")
@@ -99,7 +81,7 @@ def _explain(forecast: Forecast, out: Output) -> None:
 
 
 def _explain_projection(forecast: Forecast, out: Output) -> None:
-    """The step that the figures are projected from, its assumptions, and the values that are projected to be best."""
+    """The projected step, its assumptions, and the projected best values."""
     projection = forecast.projection
     if projection is None:
         return
@@ -113,7 +95,7 @@ def _explain_projection(forecast: Forecast, out: Output) -> None:
         hours = forecast.tokens / slow.tokens_per_s / 3600
         out.say(f"  pessimistic is {slow.tokens_per_s:,.0f} tokens/s = MFU {100 * slow.mfu:.1f} %, {hours:.1f} h")
     if projection.refused is not None:
-        return  # the warning has the change to make; another recipe would not help
+        return  # the warning has the remedy; another recipe would not help
     if best is None:
         out.say("recommended: another card; no micro-batch of this job fits this one with 2 GB to spare")
     elif not now.fits or best.time.total < 0.97 * now.time.total:
@@ -142,35 +124,29 @@ def _plan_rows(forecast: Forecast) -> list[dict[str, str]]:
 
 
 def cost(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name; left out: every run.")] = None,
+    out: Output,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run. Default: every run.")] = None,
     bucket: BucketOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Show what runs have cost so far and will have cost at their end, from the bucket's records."""
+    """Show what runs have cost so far and their projected cost at the end."""
     from bafogpt.core import settings
     from bafogpt.launch.quote import ExchangeRate
     from bafogpt.reports import cost as costs
-    from bafogpt.runs.store import RunStore
-    from bafogpt.storage.bucket import Bucket
 
-    out = Output.of(json=json, quiet=quiet)
-    config = settings.load({"bucket": bucket})
-    rate = ExchangeRate.of(config)
-    store = RunStore(Bucket.open(config.bucket, config))
+    rate = ExchangeRate.of(settings.load())
+    store = run_store(bucket)
     found = [costs.of_run(store, run)] if run else costs.of_all(store)
-    whole = costs.total(found)
-    if json:
+    total = costs.total(found)
+    if out.json:
         records = [{**each.to_dict(), "zar": rate.rand(each.usd)} for each in found]
-        out.result({"runs": records, "total": whole, "rate": rate.to_dict()})
-        return
-    if not found:
+        out.result({"runs": records, "total": total, "rate": rate.to_dict()})
+    elif not found:
         out.say(f"no runs in {store.bucket.url}")
-        return
-    out.rows([_cost_row(each, rate) for each in found], columns=COST_COLUMNS, id="name")
-    out.say(f"in all: {whole.usd:,.2f} $ (R{rate.rand(whole.usd):,.2f}) for {whole.hours:,.1f} machine hours")
-    out.say(f"rand: {rate.describe()}")
-    out.say("counted is what the supervisors saw; a machine's boot and its last idle minutes come on top")
+    else:
+        out.rows([_cost_row(each, rate) for each in found], columns=COST_COLUMNS, id="name")
+        out.say(f"total: {total.usd:,.2f} $ (R{rate.rand(total.usd):,.2f}) for {total.hours:,.1f} machine hours")
+        out.say(f"rand: {rate.describe()}")
+        out.say("counted from the supervisor's start to its end; boot and autostop come on top")
 
 
 def _cost_row(each: RunCost, rate: ExchangeRate) -> dict[str, str]:
@@ -190,9 +166,3 @@ def _cost_row(each: RunCost, rate: ExchangeRate) -> dict[str, str]:
 
 def _figure(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
-
-
-def register(app: typer.Typer) -> None:
-    """Put the commands of this module under ``bafogpt cloud``."""
-    app.command("plan")(plan)
-    app.command("cost")(cost)

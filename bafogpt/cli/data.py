@@ -1,17 +1,17 @@
-"""``bafogpt data``: text in, a dataset of tokens out."""
+"""``bafogpt data``: prepare datasets of tokens from text."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.console.options import JsonOption, QuietOption
+from bafogpt.cli.console.app import App
 from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
@@ -21,117 +21,101 @@ if TYPE_CHECKING:
     from bafogpt.storage.bucket import Bucket
     from bafogpt.storage.tokens.manifest import TokenManifest
 
-app = typer.Typer(no_args_is_help=True, help="Make datasets of tokens from text, and look at them.")
-
-SourceArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SOURCE...",
-        help="Files or folders (.jsonl, .txt, .md, each also .gz or .zst), local or s3://, or the word 'starter'.",
-    ),
-]
-TokenizerOption = Annotated[
-    str,
-    typer.Option("--tokenizer", "-t", metavar="T", help="A tokenizer.json, a folder with one, or 'bytes'."),
-]
-OutOption = Annotated[
-    str, typer.Option("--out", "-o", metavar="URL", help="Where the dataset goes: a URL, or a path in the bucket.")
-]
-StageOption = Annotated[
-    str | None, typer.Option("--stage", metavar="NAME", help="Stage of documents that do not name their own.")
-]
-ReplayOption = Annotated[
-    float, typer.Option("--replay-share", metavar="X", help="Share of the training tokens that is English replay.")
-]
-ValidationOption = Annotated[
-    float, typer.Option("--validation", metavar="X", help="Share of each stage's documents that is held out.")
-]
-BosOption = Annotated[
-    bool | None,
-    typer.Option("--bos/--no-bos", help="Whether texts begin with <bos>; else as the tokenizer's own file says."),
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")]
-DatasetArgument = Annotated[str, typer.Argument(metavar="URL", help="A dataset: a URL, or a path in the bucket.")]
+app = App(no_args_is_help=True, help="Prepare datasets of tokens from text, and show them.")
 
 
-class Order(StrEnum):
-    """How training meets the documents."""
+FILES_HELP = (
+    "JSON lines with instruction, input, output, or with messages; local, s3:// or https://, or 'starter'. "
+    "FILE:2 is used twice per epoch."
+)
+
+
+class DocumentOrder(StrEnum):
+    """The order of documents in training."""
 
     CURRICULUM = "curriculum"
     SHUFFLED = "shuffled"
 
 
-OrderOption = Annotated[
-    Order, typer.Option("--order", help="How training meets the documents: stage after stage, or shuffled by --seed.")
-]
-ShuffleSeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of the shuffled order.")]
-
-
-class Learn(StrEnum):
-    """What a model learns of a conversation."""
+class LossOn(StrEnum):
+    """The part of a conversation with a loss."""
 
     ANSWERS = "answers"
     ALL = "all"
 
 
 class TooLong(StrEnum):
-    """What becomes of a conversation that does not fit."""
+    """How a conversation is treated that does not fit into a sample."""
 
     CUT = "cut"
     DROP = "drop"
 
 
-FilesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILE[:WEIGHT]...",
-        help="JSON lines with instruction, input, output, or with messages; local, s3:// or https://, or the word "
-        "'starter'. FILE:2 is seen twice an epoch.",
-    ),
-]
-StyleOption = Annotated[
-    str, typer.Option("--style", metavar="S", help="Prompt style: alpaca, plain, or chat (the tokenizer's own).")
-]
-ContextOption = Annotated[
-    int, typer.Option("--context", metavar="T", help="Tokens a sample; train.data.sequence_length must be the same.")
-]
-MixOption = Annotated[
-    str,
-    typer.Option("--mix", metavar="M", help="all; bilingual (asked in isiZulu, answered in English); zulu."),
-]
-LearnOption = Annotated[Learn, typer.Option("--learn", help="What the loss is taken over.")]
-TooLongOption = Annotated[TooLong, typer.Option("--too-long", help="What becomes of a conversation that does not fit.")]
-HeldOutOption = Annotated[
-    float, typer.Option("--validation", metavar="X", help="Share of the conversations that is held out.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of the order in which conversations are met.")]
+@dataclass(frozen=True, kw_only=True)
+class DatasetFlags:
+    """Where a dataset goes, and its tokenizer."""
+
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", metavar="T", help="A tokenizer.json, a folder with one, or 'bytes'.")
+    ]
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="URL", help="Dataset to create: a URL, or a path in the bucket.")
+    ]
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False
+
+    @contextlib.contextmanager
+    def create(self, settings: Settings) -> Iterator[Bucket]:
+        """The folder for the dataset. A local folder, or the bucket of the embedded server, is created if needed."""
+        from bafogpt.core import files
+        from bafogpt.core.settings import EMBEDDED
+
+        bucket = _dataset(self.out, settings)
+        if bucket.url.startswith("file://"):
+            with files.created_folder(Path(bucket.url.removeprefix("file://"))):
+                yield bucket
+            return
+        if settings.s3_endpoint == EMBEDDED:
+            bucket.create()
+        yield bucket
 
 
 @app.command("prepare")
 def prepare_command(
-    source: SourceArgument,
-    tokenizer: TokenizerOption,
-    out: OutOption,
-    stage: StageOption = None,
-    replay_share: ReplayOption = 0.05,
-    order: OrderOption = Order.CURRICULUM,
-    seed: ShuffleSeedOption = 1,
-    validation: ValidationOption = 0.02,
-    bos: BosOption = None,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Files or folders (.jsonl, .txt, .md, each also .gz or .zst), local or s3://, or 'starter'.",
+        ),
+    ],
+    dataset: DatasetFlags,
+    sink: Output,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="NAME", help="Stage of documents that do not name their own.")
+    ] = None,
+    replay_share: Annotated[
+        float, typer.Option("--replay-share", metavar="X", help="Share of training tokens that is English replay.")
+    ] = 0.05,
+    order: Annotated[
+        DocumentOrder, typer.Option("--order", help="Order of documents: stage after stage, or shuffled by --seed.")
+    ] = DocumentOrder.CURRICULUM,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the shuffled order.")] = 1,
+    validation: Annotated[
+        float, typer.Option("--validation", metavar="X", help="Share of each stage's documents that is held out.")
+    ] = 0.02,
+    bos: Annotated[
+        bool | None, typer.Option("--bos/--no-bos", help="Begin texts with <bos>. Default: as in the tokenizer's file.")
+    ] = None,
 ) -> None:
-    """Tokenise text into a dataset, in curriculum order or shuffled.
+    """Tokenize text into a dataset, in curriculum order or shuffled.
 
     The curriculum is dictionary, translation, transcription, document, news, poem, web, wikipedia. English text (stage
-    replay) is mixed in evenly. A dataset appears whole: its manifest is written last.
+    replay) is mixed in evenly. An interrupted command leaves no dataset: the manifest is written last.
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data import tokenizer as tokenizers
     from bafogpt.data.prepare import PrepareOptions, prepare
 
-    sink = Output.of(json=json, quiet=quiet)
     settings = configuration.load()
     options = PrepareOptions(
         stage=stage,
@@ -140,41 +124,49 @@ def prepare_command(
         seed=seed,
         validation=validation,
         bos=bos,
-        overwrite=overwrite,
+        overwrite=dataset.overwrite,
     )
-    chosen = tokenizers.load(tokenizer)
-    with _new_dataset(out, settings) as bucket, sink.progress("reading", None, unit="documents") as advance:
-        report = prepare(source, tokenizer=chosen, out=bucket, options=options, settings=settings, progress=advance)
-    sink.result(report.to_dict(), _summary(report), id=report.url)
+    tokenizer = tokenizers.load(dataset.tokenizer)
+    with dataset.create(settings) as bucket, sink.progress("reading", None, unit="documents") as advance:
+        report = prepare(source, tokenizer=tokenizer, out=bucket, options=options, settings=settings, progress=advance)
+    sink.result(report.to_dict(), _describe(report), id=report.url)
 
 
 @app.command("instructions")
 def instructions_command(
-    files: FilesArgument,
-    tokenizer: TokenizerOption,
-    out: OutOption,
-    style: StyleOption = "alpaca",
-    context: ContextOption = 2048,
-    mix: MixOption = "all",
-    learn: LearnOption = Learn.ANSWERS,
-    too_long: TooLongOption = TooLong.CUT,
-    validation: HeldOutOption = 0.02,
-    seed: SeedOption = 1,
-    overwrite: OverwriteOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    files: Annotated[list[str], typer.Argument(metavar="FILE[:WEIGHT]", help=FILES_HELP)],
+    dataset: DatasetFlags,
+    sink: Output,
+    style: Annotated[
+        str, typer.Option("--style", metavar="S", help="Prompt style: alpaca, plain, or chat (the tokenizer's own).")
+    ] = "alpaca",
+    context: Annotated[
+        int, typer.Option("--context", metavar="T", help="Tokens per sample; must equal train.data.sequence_length.")
+    ] = 2048,
+    mix: Annotated[
+        str, typer.Option("--mix", metavar="M", help="all; bilingual (asked in isiZulu, answered in English); zulu.")
+    ] = "all",
+    learn: Annotated[
+        LossOn, typer.Option("--learn", help="Compute the loss on answers only, or on all.")
+    ] = LossOn.ANSWERS,
+    too_long: Annotated[
+        TooLong, typer.Option("--too-long", help="Cut or drop a conversation that does not fit into a sample.")
+    ] = TooLong.CUT,
+    validation: Annotated[
+        float, typer.Option("--validation", metavar="X", help="Share of the conversations that is held out.")
+    ] = 0.02,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the order of conversations.")] = 1,
 ) -> None:
-    """Tokenise questions and answers into a dataset for fine-tuning.
+    """Tokenize questions and answers into a dataset for fine-tuning.
 
-    Conversations are packed into samples, none crosses a border, and only answers are learned. What is held out
-    shares no question with what is trained on, nor a question's translation where records have a 'pair'.
+    Conversations are packed into samples; no conversation is split over two. Held-out conversations share no question
+    with the training set, nor a question's translation where records have a 'pair'.
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data import prompts
     from bafogpt.data import tokenizer as tokenizers
     from bafogpt.data.instructions import InstructionOptions, prepare
 
-    sink = Output.of(json=json, quiet=quiet)
     settings = configuration.load()
     options = InstructionOptions(
         context=context,
@@ -183,33 +175,28 @@ def instructions_command(
         too_long=too_long.value,
         validation=validation,
         seed=seed,
-        overwrite=overwrite,
+        overwrite=dataset.overwrite,
     )
-    chosen = tokenizers.load(tokenizer)
-    style_of = prompts.load(style, chosen)
-    with _new_dataset(out, settings) as bucket, sink.progress("reading", None, unit="records") as advance:
+    tokenizer = tokenizers.load(dataset.tokenizer)
+    prompt = prompts.load(style, tokenizer)
+    with dataset.create(settings) as out, sink.progress("reading", None, unit="records") as advance:
         report = prepare(
-            files,
-            style=style_of,
-            tokenizer=chosen,
-            out=bucket,
-            options=options,
-            settings=settings,
-            progress=advance,
+            files, style=prompt, tokenizer=tokenizer, out=out, options=options, settings=settings, progress=advance
         )
-    sink.result(report.to_dict(), _said(report), id=report.url)
+    sink.result(report.to_dict(), _describe_instructions(report), id=report.url)
 
 
 @app.command("show")
-def show_command(url: DatasetArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Show what a dataset holds: its stages in order, and their sources."""
+def show_command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset: a URL, or a path in the bucket.")], sink: Output
+) -> None:
+    """Show a dataset: its stages in order, and their sources."""
     from bafogpt.core import settings as configuration
     from bafogpt.storage.tokens import manifest as manifests
 
-    sink = Output.of(json=json, quiet=quiet)
     bucket = _dataset(url, configuration.load())
     manifest = manifests.load(bucket)
-    if json or quiet:
+    if sink.json or sink.quiet:
         sink.result(_record(bucket.url, manifest), id=manifest.digest)
         return
     sink.say(_headline(bucket.url, manifest))
@@ -217,7 +204,7 @@ def show_command(url: DatasetArgument, json: JsonOption = False, quiet: QuietOpt
 
 
 def _dataset(place: str, settings: Settings) -> Bucket:
-    """The folder that a URL, or a path below the bucket of the settings, names."""
+    """The folder of a URL, or of a path in the bucket of the settings."""
     from bafogpt.storage.bucket import Bucket
 
     if "://" in place:
@@ -225,24 +212,8 @@ def _dataset(place: str, settings: Settings) -> Bucket:
     return Bucket.open(settings.bucket, settings).child(place)
 
 
-@contextlib.contextmanager
-def _new_dataset(place: str, settings: Settings) -> Iterator[Bucket]:
-    """The folder for a new dataset. A local folder, or the bucket of the embedded server, is created if needed."""
-    from bafogpt.core import files
-    from bafogpt.core import settings as configuration
-
-    bucket = _dataset(place, settings)
-    if bucket.url.startswith("file://"):
-        with files.created_folder(Path(bucket.url.removeprefix("file://"))):
-            yield bucket
-        return
-    if settings.s3_endpoint == configuration.EMBEDDED:
-        bucket.create()
-    yield bucket
-
-
-def _said(report: InstructionReport) -> str:
-    """What a person wants to know of instructions that were just made."""
+def _describe_instructions(report: InstructionReport) -> str:
+    """The result for people."""
     train, validation = report.conversations["train"], report.conversations["validation"]
     learned = f"{report.tokens:,} tokens, {100 * report.learned / report.tokens:.1f} % of them learned"
     odd = (("cut", report.cut), ("dropped", report.dropped), ("duplicates left out", report.duplicates))
@@ -267,7 +238,7 @@ def _record(url: str, manifest: TokenManifest) -> dict[str, Any]:
 
 
 def _rows(manifest: TokenManifest) -> list[dict[str, Any]]:
-    """Each stage of each split in the order of the stream, below it its sources, and at the end the total."""
+    """The stages of each split in order, each with its sources, and the total."""
     rows: list[dict[str, Any]] = []
     for name, split in manifest.splits.items():
         for stage in split.stages:
@@ -286,8 +257,8 @@ def _headline(url: str, manifest: TokenManifest) -> str:
     return f"{url}: {splits}; tokenizer {manifest.tokenizer.name}, {manifest.dtype}"
 
 
-def _summary(report: PrepareReport) -> str:
-    """What a person wants to know of a dataset that was just made."""
+def _describe(report: PrepareReport) -> str:
+    """The result for people."""
     lines = [f"{'stage':<14}{'documents':>11}{'words':>13}{'tokens':>13}{'MB':>9}"]
     for stage, count in [*report.stages.items(), ("total", report.total)]:
         sizes = f"{count.documents:>11,}{count.words:>13,}{count.tokens:>13,}{count.bytes / 1e6:>9,.2f}"

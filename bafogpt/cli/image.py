@@ -1,4 +1,4 @@
-"""``bafogpt image``: which container image the tasks run in. What it is stands in ``docker/image.yaml``."""
+"""``bafogpt image``: the container image of the tasks, described in ``docker/image.yaml``."""
 
 from __future__ import annotations
 
@@ -7,37 +7,29 @@ from typing import Annotated
 
 import typer
 
-from bafogpt.cli.console.options import JsonOption, QuietOption
+from bafogpt.cli.console.app import App
 from bafogpt.cli.console.output import Output
 
-app = typer.Typer(help="The container image that the tasks run in: show, check and pin it.")
-
-ReferenceArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[REF]", help="REGISTRY/REPOSITORY[:TAG]@sha256:…; without a digest or left out: see --digest-file."
-    ),
-]
-DigestFileOption = Annotated[
-    Path | None,
-    typer.Option("--digest-file", metavar="FILE", help="Take the digest from the file that a push wrote."),
-]
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", metavar="COMMIT", help="The commit that the image was built from.")
-]
+app = App(help="The container image of the tasks: show, check and pin it.")
 
 
 @app.command()
 def pin(
-    reference: ReferenceArgument = None,
-    digest_file: DigestFileOption = None,
-    revision: RevisionOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    out: Output,
+    reference: Annotated[
+        str | None, typer.Argument(metavar="REF", help="REGISTRY/REPOSITORY[:TAG]@sha256:…; see also --digest-file.")
+    ] = None,
+    digest_file: Annotated[
+        Path | None,
+        typer.Option("--digest-file", metavar="FILE", help="Read the digest from the file of a push."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="COMMIT", help="The commit that the image was built from.")
+    ] = None,
 ) -> None:
-    """Make every task run in exactly one image: write its digest into docker/image.yaml and sky/*.yaml.
+    """Pin the image of every task by its digest, in docker/image.yaml and sky/*.yaml.
 
-    A tag alone is refused, because a tag can move. All files are changed or none.
+    A tag alone is refused, because a tag can move. Either all files are changed or none.
     """
     from bafogpt.core.errors import NotFoundError
     from bafogpt.jobs.image_ref import pinnable
@@ -52,28 +44,26 @@ def pin(
     changed = [str(path.relative_to(root)) for path in images.pin(root, new, revision)]
     image = images.load(root)
     text = f"pinned {image.reference} in {', '.join(changed)}" if changed else f"{image.reference} is pinned already"
-    Output.of(json=json, quiet=quiet).result({"image": image.reference, "changed": changed}, text, image.reference)
+    out.result({"image": image.reference, "changed": changed}, text, image.reference)
 
 
 @app.command()
-def check(json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Fail unless the image, constraints.txt and every file in sky/ and jobs/ belong together."""
+def check(out: Output) -> None:
+    """Fail unless the image, constraints.txt and every file in sky/ and jobs/ match."""
     from bafogpt.launch import images
 
     image = images.check(images.checkout())
     text = f"every task runs in {image.reference}" + (
         ", built with this constraints.txt" if image.digest else "; no image has been pinned yet"
     )
-    record = {"image": image.reference, "pinned": image.digest is not None}
-    Output.of(json=json, quiet=quiet).result(record, text, image.reference)
+    out.result({"image": image.reference, "pinned": image.digest is not None}, text, image.reference)
 
 
 @app.command()
-def show(json: JsonOption = False, quiet: QuietOption = False) -> None:
+def show(out: Output) -> None:
     """Print the image: repository, tag, digest, and what it was built from."""
     from bafogpt.core import schema
     from bafogpt.launch import images
 
     image = images.load(images.checkout())
-    record = {"image": image.reference, **schema.to_dict(image)}
-    Output.of(json=json, quiet=quiet).result(record, id=image.reference)
+    out.result({"image": image.reference, **schema.to_dict(image)}, id=image.reference)

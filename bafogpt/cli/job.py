@@ -1,4 +1,4 @@
-"""``bafogpt job``: what a launched machine runs."""
+"""``bafogpt job``: the commands that a launched machine runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bafogpt.cli.console.app import App
 from bafogpt.cli.console.options import JobArgument, SetOption
 
 if TYPE_CHECKING:
@@ -14,23 +15,18 @@ if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
     from bafogpt.jobs.job import Job
 
-app = typer.Typer(help="What a launched machine runs: the supervisor and its trainers.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """What a launched machine runs: the supervisor and its trainers."""
+app = App(help="Commands that a launched machine runs.", no_args_is_help=True)
 
 
 RunOption = Annotated[
     str | None,
-    typer.Option("--run", envvar="BAFOGPT_RUN", metavar="NAME", help="The run's name. Default: from SkyPilot's."),
+    typer.Option("--run", envvar="BAFOGPT_RUN", metavar="NAME", help="Name of the run. Default: from SkyPilot."),
 ]
 
 
 @app.command()
 def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None:
-    """Supervise JOB on this machine until it is done: the command of every task in sky/."""
+    """Supervise JOB on this machine until it succeeded, stopped or failed: the command of every task in sky/."""
     from bafogpt.agent import claim, supervisor
     from bafogpt.agent.multinode import heartbeat
     from bafogpt.core import settings
@@ -57,11 +53,11 @@ def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None
 @app.command()
 def setup(
     job: JobArgument,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What prepares the machine.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Command that prepares the machine.")],
     run: RunOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Prepare this machine for JOB by COMMAND; if that fails, the run's records say so, and why."""
+    """Prepare this machine for JOB with COMMAND, and record a failure in the run."""
     from bafogpt.agent import claim
     from bafogpt.agent import setup as preparation
     from bafogpt.core import settings

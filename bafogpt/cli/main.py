@@ -1,4 +1,4 @@
-"""The root of the command line: which sub-commands there are, and the entry point. Registration only."""
+"""The root of the command line: the list of sub-commands, and the entry point."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from bafogpt.cli.console import errors
 
 COMMANDS = {
     "cloud": "Launch training jobs, watch them, stop them.",
-    "job": "What a launched machine runs: the supervisor and its trainers.",
-    "runs": "Look at runs: state, logs, cost, report; compare them, run them again.",
-    "data": "Make datasets of tokens from text, and look at them.",
-    "tokenizer": "Continue a tokenizer for another language, make one, compare them.",
-    "model": "Models in and out: pull, publish, export, merge, expand for a tokenizer, show.",
-    "storage": "Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.",
+    "job": "Commands that a launched machine runs.",
+    "runs": "Show runs: state, logs, cost, report; compare them, run them again.",
+    "data": "Prepare datasets of tokens from text, and show them.",
+    "tokenizer": "Extend a tokenizer for another language, train one, compare them.",
+    "model": "Pull, publish, export, merge, expand and show models.",
+    "storage": "Copy models, datasets and checkpoints to and from buckets and the Hub; run a local S3 server.",
     "generate": "Continue a text with a model.",
     "chat": "Talk with a model.",
-    "serve": "Answer OpenAI's clients over HTTP.",
-    "image": "The container image that the tasks run in: show, check and pin it.",
-    "config": "The settings in force, and who said so.",
+    "serve": "Serve a model over HTTP, with OpenAI's API.",
+    "image": "The container image of the tasks: show, check and pin it.",
+    "config": "Show settings and where each comes from.",
 }
-"""The sub-commands: module ``bafogpt.cli.NAME`` has an ``app``, which is imported when the command is called."""
+"""The sub-commands and their help. ``app`` of module ``bafogpt.cli.NAME`` is imported when the command is called."""
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 wrong usage, 4 not authenticated, 100 job failed, 101 job not finished, "
-    "102 no such job, 103 job cancelled, 104 limit of money or time reached, 105 machine cannot run the job, "
+    "102 no such job, 103 job cancelled, 104 limit of cost or time reached, 105 machine cannot run the job, "
     "130 interrupted."
 )
 
 
 class Group(TyperGroup):
-    """Lists its commands with the whole first sentence of their help, where Typer would cut it off at a line."""
+    """Lists its commands with the whole first sentence of their help, which Typer would truncate."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         rows = [(name, command.get_short_help_str(limit=1000)) for name, command in self.commands.items()]
@@ -47,7 +47,7 @@ class Group(TyperGroup):
 
 
 class LazyGroup(Group):
-    """Lists the sub-commands by name and help alone, and imports the one that is called."""
+    """Lists the sub-commands without importing them, and imports the one that is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -55,7 +55,7 @@ class LazyGroup(Group):
             self.add_command(Group(name=name, help=text, rich_markup_mode=self.rich_markup_mode))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The real command in its placeholder's place; an unknown word gets "did you mean" from Typer."""
+        """Replace the placeholder by the real command. Typer adds "did you mean" to an unknown word."""
         if args and args[0] in COMMANDS:
             sub_app: typer.Typer = importlib.import_module(f"bafogpt.cli.{args[0]}").app
             sub_app.rich_markup_mode = self.rich_markup_mode
@@ -71,7 +71,7 @@ class LazyGroup(Group):
 
 
 def is_command(sub_app: typer.Typer) -> bool:
-    """Whether a module is one command (``bafogpt chat``) and not a group of them: it has one, without a name."""
+    """Whether an app is one command (``bafogpt chat``), not a group: it has one command without a name."""
     commands = sub_app.registered_commands
     return len(commands) == 1 and commands[0].name is None and sub_app.registered_callback is None
 
@@ -101,9 +101,9 @@ def root(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command that ``words`` (default: the process's own) spell, and return the exit code.
+    """Run the command line ``words`` (default: the process's own) and return the exit code.
 
-    ``--debug`` counts wherever it stands, because that is where people add it when they are told to.
+    ``--debug`` may stand anywhere.
     """
     words = list(sys.argv[1:] if words is None else words)
     own = errors.own_words(words)

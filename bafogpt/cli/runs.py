@@ -1,95 +1,78 @@
-"""``bafogpt runs``: what the bucket knows about runs, whether or not their machine is still there."""
+"""``bafogpt runs``: the records of runs in the bucket, also of runs whose machine is gone."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bafogpt.cli.console.options import (
-    BucketOption,
-    DetachOption,
-    DryRunOption,
-    EnvOption,
-    GpusOption,
-    ImageOption,
-    InfraOption,
-    JsonOption,
-    NameOption,
-    QuietOption,
-    RunArgument,
-    SetOption,
-    YesOption,
-)
+from bafogpt.cli.console.access import run_store
+from bafogpt.cli.console.app import App
+from bafogpt.cli.console.options import BucketOption, LaunchFlags, RunArgument
 from bafogpt.cli.console.output import Output
 
-if TYPE_CHECKING:
-    from bafogpt.runs.store import RunStore
+app = App(help="Show runs: state, logs, cost, report; compare them, run them again.", no_args_is_help=True)
 
-app = typer.Typer(help="Look at runs: state, logs, cost, report; compare them, run them again.", no_args_is_help=True)
+COLUMNS = ["name", "state", "step", "steps", "attempts", "restarts", "updated", "message"]
 
 
 @app.command()
-def ls(bucket: BucketOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List every run that the bucket has a record of."""
+def ls(out: Output, bucket: BucketOption = None) -> None:
+    """List every run in the bucket."""
     from bafogpt.core import schema
 
-    out = Output.of(json=json, quiet=quiet)
-    store = _store(bucket)
+    store = run_store(bucket)
     records = [schema.to_dict(record) for record in map(store.find, store.names()) if record is not None]
     if not records:
         out.say(f"no runs in {store.bucket.url}")
-    out.rows(
-        records, columns=["name", "state", "step", "steps", "attempts", "restarts", "updated", "message"], id="name"
-    )
+    out.rows(records, columns=COLUMNS, id="name")
 
 
 @app.command()
 def show(
     run: RunArgument,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the report here as well.")] = None,
+    out: Output,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the report, with plots, to FILE.")
+    ] = None,
     bucket: BucketOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Show a run: a summary here, and with --html the whole report as one file with pictures."""
+    """Show a summary of a run; with --html also write the whole report."""
     from bafogpt.core import files, settings
-    from bafogpt.reports import report
+    from bafogpt.reports.html import page
+    from bafogpt.reports.summary import summarise
+    from bafogpt.reports.terminal import summary_text
 
-    out = Output.of(json=json, quiet=quiet)
-    summary = report.summarise(_store(bucket), run)
+    zar_per_usd = settings.load().zar_per_usd
+    summary = summarise(run_store(bucket), run)
     if html is not None:
-        files.write_atomic(html, report.html(summary))
+        files.write_atomic(html, page(summary))
         out.say(f"the report is in {html}")
-    out.result(summary.to_dict(), report.terminal(summary, zar_per_usd=settings.load().zar_per_usd), run)
+    out.result(summary.to_dict(), summary_text(summary, zar_per_usd=zar_per_usd), run)
 
 
 @app.command()
 def logs(run: RunArgument, bucket: BucketOption = None) -> None:
-    """Print everything a run has printed, from the bucket."""
-    store = _store(bucket)
+    """Print the whole log of a run, from the bucket."""
+    store = run_store(bucket)
     store.load(run)
     print(store.logs(run), end="")
 
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run's name.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Name of a run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Name of another run.")],
+    out: Output,
     bucket: BucketOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Say what differs between two runs: job, data, code, image, versions, place, results. -q prints the keys."""
-    from bafogpt.reports import diff as compare
+    """Show the differences of two runs: job, data, code, image, versions, place, results. -q prints the keys."""
+    from bafogpt.reports.diff import SECTIONS, differences
 
-    out = Output.of(json=json, quiet=quiet)
-    found = compare.runs(_store(bucket), a, b)
-    if json:
-        sections: dict[str, dict[str, list[object]]] = {section: {} for section in compare.SECTIONS}
-        for each in found:
-            sections[each.section][each.key] = [each.a, each.b]
+    found = differences(run_store(bucket), a, b)
+    if out.json:
+        sections = {section: {e.key: [e.a, e.b] for e in found if e.section == section} for section in SECTIONS}
         out.result({"a": a, "b": b, "differences": sections})
         return
     if not found:
@@ -107,60 +90,35 @@ def diff(
 
 
 @app.command()
-def rerun(
-    run: RunArgument,
-    name: NameOption = None,
-    gpus: GpusOption = None,
-    infra: InfraOption = None,
-    image: ImageOption = None,
-    set_: SetOption = None,
-    env: EnvOption = None,
-    bucket: BucketOption = None,
-    detach: DetachOption = False,
-    dry_run: DryRunOption = False,
-    yes: YesOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Launch the job of RUN again under a new name: the same job and data, and the same image where there is one.
+def rerun(run: RunArgument, options: LaunchFlags, out: Output) -> None:
+    """Launch the job of RUN again under a new name: same job and data, and same image if it had one.
 
-    What RUN was launched with counts unless it is given here. The data must be what RUN read; if the code is another,
-    that is said.
+    Options override what RUN was launched with. The launch fails if the data is no longer what RUN read, and prints a
+    message if the code has changed.
     """
+    from dataclasses import replace
+
     from bafogpt.cli import cloud
     from bafogpt.jobs import project, resolve
     from bafogpt.launch import code_snapshot
     from bafogpt.launch.plan import LOCAL
 
-    record = _store(bucket).load(run)
-    where = infra or record.infra
+    record = run_store(options.bucket).load(run)
+    infra = options.infra or record.infra
     if changed := code_snapshot.describe_change(record, project.root()):
-        Output.of(json=json, quiet=quiet).say(changed)
-    cloud.launch(
-        f"{resolve.PREFIX}{run}",
-        name=name,
-        gpus=gpus or record.gpus or None,
-        infra=where,
-        image=image or (record.image if where != LOCAL else None),
-        set_=set_,
-        env=env,
-        bucket=bucket,
-        detach=detach,
-        dry_run=dry_run,
-        yes=yes,
-        json=json,
-        quiet=quiet,
-    )
+        out.say(changed)
+    image = options.image or (record.image if infra != LOCAL else None)
+    options = replace(options, gpus=options.gpus or record.gpus or None, infra=infra, image=image)
+    cloud.launch(f"{resolve.PREFIX}{run}", options, out)
 
 
 @app.command()
-def verify(run: RunArgument, bucket: BucketOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Prove from the bucket alone that a run read every sample once, in order, and that its checkpoints are whole."""
+def verify(run: RunArgument, out: Output, bucket: BucketOption = None) -> None:
+    """Verify that a run read every sample once and in order, and that its checkpoints are intact."""
     from bafogpt.core.errors import CorruptError
     from bafogpt.runs import store as runs
 
-    out = Output.of(json=json, quiet=quiet)
-    store = _store(bucket)
+    store = run_store(bucket)
     record = store.load(run)
     curve = runs.curve(store.metrics(run))
     wrong = runs.sample_gaps(curve)
@@ -181,12 +139,3 @@ def verify(run: RunArgument, bucket: BucketOption = None, json: JsonOption = Fal
         f"{run}: {samples:,} samples, each once and in order; checkpoints of steps {steps} verified",
         run,
     )
-
-
-def _store(bucket: str | None) -> RunStore:
-    from bafogpt.core import settings
-    from bafogpt.runs.store import RunStore
-    from bafogpt.storage.bucket import Bucket
-
-    config = settings.load({"bucket": bucket})
-    return RunStore(Bucket.open(config.bucket, config))

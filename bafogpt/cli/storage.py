@@ -1,4 +1,4 @@
-"""``bafogpt storage``: models to and from buckets and the Hub, what a bucket holds, this machine's own S3 server."""
+"""``bafogpt storage``: copy and inspect what buckets and the Hub hold, and run a local S3 server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.console.options import BandwidthOption, DetachOption, JsonOption, QuietOption, YesOption
+from bafogpt.cli.console.app import App
+from bafogpt.cli.console.options import (
+    DetachOption,
+    PublicOption,
+    SendDryRunOption,
+    TransferFlags,
+    YesOption,
+)
 from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import UsageError
 
@@ -18,64 +25,54 @@ if TYPE_CHECKING:
     from bafogpt.storage.embedded.files import Endpoint
     from bafogpt.storage.folders.sync import SyncPlan, SyncReport
     from bafogpt.storage.folders.uri import FolderLocation, PathBase
+    from bafogpt.storage.transfer.bandwidth import Bandwidth
 
-app = typer.Typer(help="Models, datasets and checkpoints in buckets and on the Hub; this machine's own S3 server.")
+app = App(help="Copy models, datasets and checkpoints to and from buckets and the Hub; run a local S3 server.")
 
-PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the S3 server; 0 takes a free one.")]
 UrlArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="[URL]", help="s3://, file:// or hf://ORG/NAME[@REV], or a path below the settings' bucket."
-    ),
+    typer.Argument(metavar="URL", help="s3://, file:// or hf://ORG/NAME[@REV], or a path in the settings' bucket."),
 ]
-SourceArgument = Annotated[str, typer.Argument(metavar="SRC", help="The folder to copy: a path, or a URL.")]
-TargetArgument = Annotated[str, typer.Argument(metavar="DST", help="The folder it becomes: a path, or a URL.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")]
-PublicOption = Annotated[bool, typer.Option("--public", help="The repository on the Hub may be seen by everybody.")]
-OlderOption = Annotated[str, typer.Option("--older-than", metavar="AGE", help="Spare what is younger: 30m, 24h, 7d.")]
-DepthOption = Annotated[int, typer.Option("--depth", help="Levels of folders to tell apart.")]
+SourceArgument = Annotated[str, typer.Argument(metavar="SRC", help="Folder to copy: a path, or a URL.")]
+TargetArgument = Annotated[str, typer.Argument(metavar="DST", help="Folder to create or update: a path, or a URL.")]
 
 
 @app.command()
 def push(
     source: SourceArgument,
     target: TargetArgument,
+    transfer: TransferFlags,
+    out: Output,
     public: PublicOption = False,
-    dry_run: DryRunOption = False,
-    max_bandwidth: BandwidthOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    dry_run: SendDryRunOption = False,
 ) -> None:
     """Copy a folder to a bucket or to the Hub (hf://ORG/NAME, private unless --public).
 
-    SRC is a folder here or, where there is none of that name, below the settings' bucket: of runs/NAME/checkpoints the
-    newest checkpoint is taken. What is there already is not sent again, and the same command
-    given again after an interruption goes on. HF_TOKEN is read from the environment.
+    SRC is a folder on this machine or, if there is none, in the bucket of the settings; for runs/NAME/checkpoints it is
+    the newest checkpoint. Files that the target already has are not sent; repeat the command to resume after an
+    interruption. HF_TOKEN is read from the environment.
     """
-    _copy(source, target, "either", "bucket", public, dry_run, max_bandwidth, Output.of(json=json, quiet=quiet))
+    _copy(source, target, "either", "bucket", public, dry_run, transfer.bandwidth, out)
 
 
 @app.command()
 def pull(
     source: SourceArgument,
     target: TargetArgument,
-    dry_run: DryRunOption = False,
-    max_bandwidth: BandwidthOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    transfer: TransferFlags,
+    out: Output,
+    dry_run: SendDryRunOption = False,
 ) -> None:
-    """Copy a folder of a bucket or a repository of the Hub (hf://ORG/NAME[@REV]) to this machine, verified.
+    """Copy a folder of a bucket or a Hub repository (hf://ORG/NAME[@REV]) to this machine, verified.
 
-    DST may also be a URL: then nothing is kept here on the way. The same command given again after an interruption
-    goes on.
+    DST may also be a URL; then nothing is stored on this machine. Repeat the command to resume after an interruption.
     """
-    _copy(source, target, "bucket", "local", False, dry_run, max_bandwidth, Output.of(json=json, quiet=quiet))
+    _copy(source, target, "bucket", "local", False, dry_run, transfer.bandwidth, out)
 
 
 @app.command()
-def ls(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the objects below a URL: size, time, name."""
-    out = Output.of(json=json, quiet=quiet)
+def ls(out: Output, url: UrlArgument = "") -> None:
+    """List the objects below a URL: size, time, path."""
     bucket = _place(url).bucket()
     found = [{"path": info.path, "bytes": info.bytes, "modified": info.modified} for info in bucket.list()]
     if not found:
@@ -84,15 +81,14 @@ def ls(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption = Fal
 
 
 @app.command()
-def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Read every byte below a URL that a manifest speaks for, and name what is not as it was written.
+def verify(out: Output, url: UrlArgument = "") -> None:
+    """Verify the checksum of every model folder, dataset and checkpoint below a URL.
 
-    Model folders, datasets and checkpoints; exit code 1 when anything is wrong.
+    Each damaged file is printed; exit code 1 if there is any.
     """
     from bafogpt.core.errors import CorruptError
     from bafogpt.storage.folders import gc as bucket_gc
 
-    out = Output.of(json=json, quiet=quiet)
     contents = bucket_gc.scan(_place(url).bucket())
     total = bucket_gc.bytes_to_verify(contents)
     with out.progress("verifying", total, unit="B") as advance:
@@ -101,21 +97,24 @@ def verify(url: UrlArgument = "", json: JsonOption = False, quiet: QuietOption =
         out.event({"problem": problem}, problem)
     if problems:
         many = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-        raise CorruptError(f"{contents.bucket.url}: {many}", "push or prepare it anew, then verify it again")
+        raise CorruptError(f"{contents.bucket.url}: {many}", "push or prepare it again, then verify it again")
     kinds = [folder.kind for folder in contents.folders]
     counts = {f"{kind}s": kinds.count(kind) for kind in ("model", "dataset")}
     counts["checkpoints"] = sum(len(each.manifests) for each in contents.folders if each.kind == "checkpoint")
     text = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for kind, count in counts.items() if count)
     record = {"url": contents.bucket.url, "bytes": total, **counts, "problems": 0}
-    out.result(record, f"{contents.bucket.url}: {text}: {total / 1e6:,.1f} MB, every byte is right", id="ok")
+    out.result(record, f"{contents.bucket.url}: {text}: {total / 1e6:,.1f} MB, verified", id="ok")
 
 
 @app.command()
-def du(url: UrlArgument = "", depth: DepthOption = 1, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """How much each folder below a URL holds."""
+def du(
+    out: Output,
+    url: UrlArgument = "",
+    depth: Annotated[int, typer.Option("--depth", metavar="N", help="Levels of folders to list.")] = 1,
+) -> None:
+    """Show the size of each folder below a URL."""
     from bafogpt.storage.folders import gc as bucket_gc
 
-    out = Output.of(json=json, quiet=quiet)
     bucket = _place(url).bucket()
     rows: list[dict[str, Any]] = [
         {"folder": folder or ".", "objects": count, "bytes": size}
@@ -124,7 +123,7 @@ def du(url: UrlArgument = "", depth: DepthOption = 1, json: JsonOption = False, 
     if not rows:
         out.say(f"nothing below {bucket.url}")
         return
-    if not (json or quiet):
+    if not (out.json or out.quiet):
         rows.append({"folder": "total", **{name: sum(row[name] for row in rows) for name in ("objects", "bytes")}})
     for row in rows:
         row["mb"] = round(row["bytes"] / 1e6, 1)
@@ -133,23 +132,23 @@ def du(url: UrlArgument = "", depth: DepthOption = 1, json: JsonOption = False, 
 
 @app.command()
 def gc(
+    out: Output,
     url: UrlArgument = "",
-    older_than: OlderOption = "24h",
-    dry_run: DryRunOption = False,
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="AGE", help="Keep everything younger than AGE: 30m, 24h, 7d.")
+    ] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
     yes: YesOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Remove what no manifest names any more below a URL, and uploads that were never completed.
+    """Remove unreferenced objects and incomplete uploads below a URL.
 
-    Only in folders of models, datasets and checkpoints. Without --yes it shows what would go, and asks on a terminal.
+    Only in folders of models, datasets and checkpoints. Without --yes, list them, and ask on a terminal.
     """
     import sys
     from datetime import UTC, datetime
 
     from bafogpt.storage.folders import gc as bucket_gc
 
-    out = Output.of(json=json, quiet=quiet)
     place = _place(url)
     if place.hub is not None:
         raise UsageError("the Hub looks after its own storage", "bafogpt storage gc s3://NAME")
@@ -172,9 +171,13 @@ def gc(
 
 @app.command()
 def serve(
-    port: PortOption = 0, detach: DetachOption = False, json: JsonOption = False, quiet: QuietOption = False
+    out: Output,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port of the S3 server; 0 takes a free one.")
+    ] = 0,
+    detach: DetachOption = False,
 ) -> None:
-    """Run the S3 server until Ctrl-C; with --detach, until 'bafogpt storage stop'."""
+    """Run an S3 server on this machine until Ctrl-C; with --detach, until 'bafogpt storage stop'."""
     import signal
     import threading
     from pathlib import Path
@@ -182,16 +185,15 @@ def serve(
     from bafogpt.core import settings
     from bafogpt.storage.embedded import server
 
-    out = Output.of(json=json, quiet=quiet)
     home = Path(settings.load().home)
     if detach:
-        _report(out, home, server.detach(home, port=port))
+        _print_endpoint(out, home, server.detach(home, port=port))
         return
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     with server.lease(home, port=port) as lease:
-        _report(out, home, lease.endpoint)
+        _print_endpoint(out, home, lease.endpoint)
         out.say("Ctrl-C stops it")
         while not stopped.wait(timeout=1.0):
             if server.status(home) is None:
@@ -200,8 +202,8 @@ def serve(
 
 
 @app.command()
-def stop(json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Stop this machine's S3 server, whoever uses it."""
+def stop(out: Output) -> None:
+    """Stop the S3 server of this machine, even if a run uses it."""
     from pathlib import Path
 
     from bafogpt.core import settings
@@ -210,7 +212,7 @@ def stop(json: JsonOption = False, quiet: QuietOption = False) -> None:
     home = Path(settings.load().home)
     was_running = server.stop(home)
     text = "stopped" if was_running else "no server was running"
-    Output.of(json=json, quiet=quiet).result({"stopped": was_running}, text)
+    out.result({"stopped": was_running}, text)
 
 
 def _place(url: str) -> FolderLocation:
@@ -227,29 +229,27 @@ def _copy(
     target_base: PathBase,
     public: bool,
     dry_run: bool,
-    max_bandwidth: str | None,
+    bandwidth: Bandwidth | None,
     out: Output,
 ) -> None:
     """What push and pull do; they differ in what a relative path is relative to."""
     from bafogpt.core import settings
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.uri import locate
-    from bafogpt.storage.transfer import bandwidth as rates
 
     config = settings.load()
-    bandwidth = rates.Bandwidth(rates.parse(max_bandwidth)) if max_bandwidth else None
     with out.progress("comparing", None, unit="B") as advance:
         plan = sync.prepare(locate(source, config, source_base), locate(target, config, target_base), progress=advance)
     if dry_run:
-        _show(out, plan)
+        _print_plan(out, plan)
         return
     with out.progress("copying", plan.bytes_to_send, unit="B") as advance:
         report = sync.execute(plan, public=public, progress=advance, bandwidth=bandwidth)
-    _say(out, report)
+    _print_report(out, report)
 
 
-def _show(out: Output, plan: SyncPlan) -> None:
-    """A dry run: each file, and whether it would be sent."""
+def _print_plan(out: Output, plan: SyncPlan) -> None:
+    """Print each file, and whether it would be sent."""
     rows = [
         {"action": "keep" if entry.name in plan.unchanged else "send", "bytes": entry.bytes, "name": entry.name}
         for entry in plan.listing.entries
@@ -259,7 +259,7 @@ def _show(out: Output, plan: SyncPlan) -> None:
     out.say(f"{count} of {len(rows)} files, {size / 1e6:,.1f} MB, would go to {plan.target.url}")
 
 
-def _say(out: Output, report: SyncReport) -> None:
+def _print_report(out: Output, report: SyncReport) -> None:
     from dataclasses import asdict
 
     rate = f" at {report.sent_bytes / report.seconds / 1e6:,.1f} MB/s" if report.sent_bytes and report.seconds else ""
@@ -272,7 +272,7 @@ def _say(out: Output, report: SyncReport) -> None:
 
 
 def _age(text: str) -> timedelta:
-    """``"24h"`` as a span of time."""
+    """Parse ``"24h"``."""
     from datetime import timedelta
 
     match = re.fullmatch(r"(\d+)([smhd])", text.strip())
@@ -281,8 +281,8 @@ def _age(text: str) -> timedelta:
     return int(match[1]) * timedelta(**{{"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]: 1})
 
 
-def _report(out: Output, home: Path, endpoint: Endpoint) -> None:
-    """Say where the server is and how to use it; the secret key stays in its file."""
+def _print_endpoint(out: Output, home: Path, endpoint: Endpoint) -> None:
+    """Print where the server is and how to use it; the secret key stays in its file."""
     import sys
 
     from bafogpt.storage.embedded.files import ServerFolder
@@ -290,4 +290,4 @@ def _report(out: Output, home: Path, endpoint: Endpoint) -> None:
     credentials = ServerFolder(home).credentials
     record = {"endpoint": endpoint.url, "region": endpoint.region, "credentials": str(credentials)}
     out.result(record, f"S3 server at {endpoint.url}\nuse it:   set -a; . '{credentials}'; set +a", id=endpoint.url)
-    sys.stdout.flush()  # whoever reads this through a pipe reads it now
+    sys.stdout.flush()  # a pipe is buffered

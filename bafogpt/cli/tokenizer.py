@@ -1,4 +1,4 @@
-"""``bafogpt tokenizer``: continue a tokenizer for another language, make one, and say what they are worth."""
+"""``bafogpt tokenizer``: extend a tokenizer for another language, train one, compare tokenizers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bafogpt.cli.console.options import JsonOption, QuietOption
+from bafogpt.cli.console.app import App
 from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.data.vocabulary.extend import ExtendReport
     from bafogpt.data.vocabulary.report import TokenizerStats
 
-app = typer.Typer(no_args_is_help=True, help="Continue a tokenizer for another language, make one, compare them.")
+app = App(no_args_is_help=True, help="Extend a tokenizer for another language, train one, compare them.")
 
 TokenizersArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="TOKENIZER...",
-        help="tokenizer.json, a folder with one, or a SentencePiece .model; the others are held against the first.",
+        metavar="TOKENIZER",
+        help="A tokenizer.json, a folder with one, or a SentencePiece .model. The first is the baseline.",
     ),
 ]
 BaseOption = Annotated[
-    str, typer.Option("--base", "-b", metavar="T", help="The tokenizer to continue: a tokenizer.json, or its folder.")
+    str, typer.Option("--base", "-b", metavar="T", help="Tokenizer to extend: a tokenizer.json, or its folder.")
 ]
 CorpusOption = Annotated[
     list[str],
@@ -33,40 +33,44 @@ CorpusOption = Annotated[
         "--corpus",
         "-c",
         metavar="SOURCE",
-        help="Text to learn from: a file or folder, local or s3://, or 'starter'. Repeatable.",
+        help="Text to train on: a file or folder, local or s3://, or 'starter'. Repeatable.",
     ),
 ]
 ProtectOption = Annotated[
     list[str] | None,
-    typer.Option("--protect", metavar="SOURCE", help="Text whose tokens must stay as they are. Repeatable."),
+    typer.Option("--protect", metavar="SOURCE", help="Text whose tokenization must not change. Repeatable."),
 ]
-PiecesOption = Annotated[int, typer.Option("--pieces", metavar="N", help="New pieces, rounded up: see --pad.")]
-SizeOption = Annotated[int, typer.Option("--pieces", metavar="N", help="Pieces in all, with special ones and bytes.")]
+PiecesOption = Annotated[int, typer.Option("--pieces", metavar="N", help="New tokens, rounded up: see --pad.")]
+SizeOption = Annotated[
+    int, typer.Option("--pieces", metavar="N", help="Vocabulary size, with special tokens and bytes.")
+]
 LanguageOption = Annotated[
-    str, typer.Option("--language", metavar="CODE", help="Language to learn or measure: one side of parallel text.")
+    str, typer.Option("--language", metavar="CODE", help="Language to train on or measure: one side of parallel text.")
 ]
 ProtectLanguageOption = Annotated[
     str, typer.Option("--protect-language", metavar="CODE", help="Language of the protected text.")
 ]
 PadOption = Annotated[
-    bool, typer.Option("--pad", help="Reach a multiple of 64 with padding pieces in place of more real ones.")
+    bool, typer.Option("--pad", help="Round up to a multiple of 64 with padding tokens, not with more real ones.")
 ]
-NewFolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")]
+NewFolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to create.")]
 TextOption = Annotated[
-    list[str], typer.Option("--text", metavar="SOURCE", help="Text to measure with; not what was learned. Repeatable.")
+    list[str],
+    typer.Option("--text", metavar="SOURCE", help="Text to measure on; not the training corpus. Repeatable."),
 ]
 ProtectedOption = Annotated[
     list[str] | None,
-    typer.Option("--protected", metavar="SOURCE", help="Text that should be cut as the first one cuts it. Repeatable."),
+    typer.Option("--protected", metavar="SOURCE", help="Text that should keep the first one's tokens. Repeatable."),
 ]
 PictureOption = Annotated[
-    Path | None, typer.Option("--picture", metavar="FILE", help="Draw tokens a word to this .svg or .png.")
+    Path | None, typer.Option("--picture", metavar="FILE", help="Plot tokens per word to FILE, .svg or .png.")
 ]
 
 
 @app.command("extend")
 def extend_command(
     base: BaseOption,
+    sink: Output,
     corpus: CorpusOption,
     out: NewFolderOption,
     protect: ProtectOption = None,
@@ -74,18 +78,15 @@ def extend_command(
     language: LanguageOption = "zul",
     protect_language: ProtectLanguageOption = "eng",
     pad: PadOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Continue a BPE tokenizer, Gemma's say, with pieces for another language.
+    """Extend a BPE tokenizer, such as Gemma's, with tokens for another language.
 
-    New merges come after all of the base's, so text without a learned pair is cut as before. Of parallel text
-    each option takes its own language's side, so both may name the same folder.
+    New merges come after all of the base's, so text without a new pair is tokenized as before. From parallel text each
+    option takes its own language's side, so both may name the same folder.
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 
-    sink = Output.of(json=json, quiet=quiet)
     options = ExtendOptions(pieces=pieces, language=language, protect_language=protect_language, pad=pad)
     settings = configuration.load()
     report = extend(base, corpus, protect or [], out, options=options, settings=settings, stage=sink.progress)
@@ -95,17 +96,15 @@ def extend_command(
 @app.command("train")
 def train_command(
     corpus: CorpusOption,
+    sink: Output,
     out: NewFolderOption,
     pieces: SizeOption = 40_000,
     language: LanguageOption = "zul",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Make a tokenizer from nothing, for a model that is trained from nothing."""
+    """Train a tokenizer from scratch, for a model that is trained from scratch."""
     from bafogpt.core import settings as configuration
     from bafogpt.data.vocabulary.train import train
 
-    sink = Output.of(json=json, quiet=quiet)
     settings = configuration.load()
     with sink.progress("reading", None, unit="documents") as advance:
         made = train(corpus, out, pieces=pieces, language=language, settings=settings, progress=advance)
@@ -119,20 +118,18 @@ def train_command(
 @app.command("report")
 def report_command(
     tokenizers: TokenizersArgument,
+    sink: Output,
     text: TextOption,
     protected: ProtectedOption = None,
     language: LanguageOption = "zul",
     protect_language: ProtectLanguageOption = "eng",
     picture: PictureOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Say what the same text costs in each tokenizer, which pieces are of no use, and what they changed."""
+    """Compare the number of tokens of the same text, unreachable tokens, and changed words of tokenizers."""
     from bafogpt.core import settings as configuration
     from bafogpt.data.vocabulary import plot as pictures
     from bafogpt.data.vocabulary.report import report
 
-    sink = Output.of(json=json, quiet=quiet)
     if picture is not None:
         pictures.require_format(picture)
     with sink.progress("measuring", len(tokenizers), unit="tokenizers") as advance:
@@ -147,7 +144,7 @@ def report_command(
         )
     if picture is not None:
         pictures.draw(rows, picture, language, protect_language)
-    if json or quiet:
+    if sink.json or sink.quiet:
         sink.rows([row.to_dict() for row in rows], [], id="name")
         return
     shown = [_shown(row, rows[0], language, protect_language) for row in rows]
@@ -155,13 +152,13 @@ def report_command(
     for row in rows:
         if row.protected and row.protected.changed_words:
             named = ", ".join(row.protected.changed_words)
-            sink.say(f"{row.name}: words of '{protect_language}' that are cut in another way: {named}")
+            sink.say(f"{row.name}: words of '{protect_language}' that are tokenized differently: {named}")
     if picture is not None:
         sink.say(f"wrote {picture}")
 
 
 def _shown(row: TokenizerStats, first: TokenizerStats, language: str, protect_language: str) -> dict[str, Any]:
-    """A row of the table."""
+    """One row of the table."""
     shown = {
         "tokenizer": row.name,
         "pieces": f"{row.size:,}",
@@ -179,7 +176,7 @@ def _shown(row: TokenizerStats, first: TokenizerStats, language: str, protect_la
 
 
 def _extended(report: ExtendReport, language: str, protect_language: str) -> str:
-    """What a person wants to know of a tokenizer that was just made."""
+    """The result for people."""
     padding = f" and {report.padding} of padding" if report.padding else ""
     lines = [
         f"{report.learned:,} pieces{padding} after the base's {report.base_size:,}: {report.size:,} in all",
@@ -189,7 +186,7 @@ def _extended(report: ExtendReport, language: str, protect_language: str) -> str
     if report.protected_words:
         lines.append(
             f"{report.protected_words:,} words of '{protect_language}' keep their tokens:"
-            f" {report.forbidden_pairs:,} pairs were not to be joined"
+            f" {report.forbidden_pairs:,} pairs were not merged"
         )
     refused = "; ".join(f"{number:,} pairs refused ({why})" for why, number in report.refused.items())
     check = report.tokenizer_model

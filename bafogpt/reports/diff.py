@@ -31,7 +31,7 @@ class Difference:
         return float(numbers[1] / numbers[0] - 1)
 
 
-def runs(store: RunStore, a: str, b: str) -> list[Difference]:
+def differences(store: RunStore, a: str, b: str) -> list[Difference]:
     """Every difference, section by section. Raises :class:`~bafogpt.core.errors.RunNotFoundError`."""
     of_a, of_b = (facts(summarise(store, name)) for name in (a, b))
     return [

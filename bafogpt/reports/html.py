@@ -10,15 +10,18 @@ from typing import Any
 import yaml
 
 from bafogpt.reports import formatting, plot_style, plots
-from bafogpt.reports.summary import Summary
+from bafogpt.reports.summary import Summary, summarise
+from bafogpt.runs.store import RunStore
 
+FILE = "report.html"
+"""The report's name in the run's folder."""
 ROWS = 100
 """Rows of a table at most; of a longer one, the first and the last halves are shown."""
 CELL = 300
 """Characters of a cell at most."""
 
 
-def html(summary: Summary, zar_per_usd: float | None = None) -> str:
+def page(summary: Summary, zar_per_usd: float | None = None) -> str:
     """The whole page. Where matplotlib is not installed it says so in the pictures' place."""
     record = summary.record
     body = [
@@ -46,6 +49,14 @@ def html(summary: Summary, zar_per_usd: float | None = None) -> str:
         "</head>\n<body>",
     ]
     return "\n".join([*head, *(part for part in body if part), "</body>\n</html>\n"])
+
+
+def store(runs: RunStore, name: str) -> None:
+    """Write ``runs/<name>/report.html`` from the records in the bucket.
+
+    Raises :class:`~bafogpt.core.errors.RunNotFoundError` and :class:`~bafogpt.core.errors.StorageError`.
+    """
+    runs.folder(name).put(FILE, page(summarise(runs, name)).encode("utf-8", "replace"))
 
 
 def _pictures(summary: Summary) -> list[str]:

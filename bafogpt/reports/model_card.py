@@ -13,8 +13,8 @@ from typing import Any
 
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError, NotFoundError
-from bafogpt.reports import cost, report
-from bafogpt.reports.report import Summary
+from bafogpt.reports import cost, plots
+from bafogpt.reports.summary import Summary, summarise
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.hub import card
@@ -36,7 +36,7 @@ def facts(
     the adapter alone is meant, not merged. Raises :class:`RunNotFoundError` and what the bucket raises.
     """
     store = RunStore(bucket)
-    summary = until(report.summarise(store, name), step)
+    summary = until(summarise(store, name), step)
     record, train = summary.record, dict(summary.record.job.get("train") or {})
     data = dict(train.get("data") or {})
     samples = summary.samples
@@ -65,11 +65,11 @@ def facts(
 
 def picture(bucket: Bucket, name: str, step: int, path: Path) -> bool:
     """Draw the loss up to ``step`` as a PNG; False where there is nothing to draw, or no matplotlib to draw with."""
-    summary = until(report.summarise(RunStore(bucket), name), step)
+    summary = until(summarise(RunStore(bucket), name), step)
     if not summary.curve:
         return False
     try:
-        report.figure_png(summary, path, timeline_below=False)
+        plots.figure_png(summary, path, timeline_below=False)
     except ImportError:
         return False
     return True

@@ -1,6 +1,6 @@
 """A run's model, or a model folder, made ready for others: what is published, with its card and its picture.
 
-:func:`of_run` and :func:`from_folder` find out what there is and raise what is wrong with it; :meth:`Release.build`
+:func:`from_run` and :func:`from_folder` find out what there is and raise what is wrong with it; :meth:`Release.build`
 makes the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute`
 sends it."""
 
@@ -52,7 +52,7 @@ class Release:
     run: RunModel | None
     """Where it comes from; None for a folder."""
     folder: ModelFolder | None
-    wish: PublishOptions
+    options: PublishOptions
     facts: Mapping[str, Any]
     """For the card and the manifest."""
     settings: Settings
@@ -69,23 +69,23 @@ class Release:
         """The folder to be pushed, made below ``scratch``. Raises what fetching, merging and writing raise."""
         out = scratch / "model"
         if self.folder is not None:
-            export.write(export.from_folder(self.folder).as_dtype(self.wish.dtype), out, "hf", progress=progress)
+            export.write(export.from_folder(self.folder).as_dtype(self.options.dtype), out, "hf", progress=progress)
             return out
         assert self.run is not None
-        if self.wish.adapter:
+        if self.options.adapter:
             base = str(self.facts.get("base_model") or "")
             adapter_export.export_adapter(
                 self.bucket, self.run, scratch / "checkpoint", out, base=base, progress=progress
             )
         elif self.run.adapter is None:
             found = runs.fetch(self.bucket, self.run, scratch / "checkpoint", progress=progress)
-            export.write(found.as_dtype(self.wish.dtype), out, "hf")
+            export.write(found.as_dtype(self.options.dtype), out, "hf")
         else:
-            merged = scratch / "merged" if self.wish.dtype else out
+            merged = scratch / "merged" if self.options.dtype else out
             adapter_export.export_merged(self.bucket, self.run, scratch, merged, self.settings, fetched=progress)
-            if self.wish.dtype:
+            if self.options.dtype:
                 found = replace(export.open_folder(merged), changes=runs.origin(self.bucket, self.run).changes)
-                export.write(found.as_dtype(self.wish.dtype), out, "hf")
+                export.write(found.as_dtype(self.options.dtype), out, "hf")
         return out
 
     def plan(self, folder: Path, target: FolderLocation, *, progress: ProgressCallback | None = None) -> SyncPlan:
@@ -104,28 +104,28 @@ class Release:
         )
 
 
-def of_run(bucket: Bucket, run: RunModel, wish: PublishOptions, settings: Settings) -> Release:
+def from_run(bucket: Bucket, run: RunModel, options: PublishOptions, settings: Settings) -> Release:
     """A run at one of its checkpoints. Raises :class:`ConfigError` where it has no adapter and one is wished for, or
     where it has one and no base to be merged into."""
-    if wish.adapter and run.adapter is None:
+    if options.adapter and run.adapter is None:
         raise ConfigError(f"run {run.name} has trained a whole model, not an adapter", "leave --adapter out")
-    if run.adapter is not None and not wish.adapter:
+    if run.adapter is not None and not options.adapter:
         adapter_export.require_base(run)
     facts = model_card.facts(
         bucket,
         run.name,
         run.checkpoint.step,
-        base_model=wish.base_model,
-        licence=wish.licence or terms.licence_of(runs.origin(bucket, run).model),
-        adapter=wish.adapter,
+        base_model=options.base_model,
+        licence=options.licence or terms.licence_of(runs.origin(bucket, run).model),
+        adapter=options.adapter,
     )
-    return Release(bucket=bucket, run=run, folder=None, wish=wish, facts=facts, settings=settings)
+    return Release(bucket=bucket, run=run, folder=None, options=options, facts=facts, settings=settings)
 
 
-def from_folder(bucket: Bucket, path: Path, wish: PublishOptions, settings: Settings) -> Release:
+def from_folder(bucket: Bucket, path: Path, options: PublishOptions, settings: Settings) -> Release:
     """A model folder on this machine; of its files what belongs to a model. Nothing is known of its training but what
     its manifest says. Raises what :meth:`ModelFolder.open` raises."""
-    if wish.adapter:
+    if options.adapter:
         raise UsageError(
             "--adapter is for a run; a folder is published as it is", f"bafogpt storage push {path} TARGET"
         )
@@ -133,6 +133,6 @@ def from_folder(bucket: Bucket, path: Path, wish: PublishOptions, settings: Sett
     told = manifest.load(Bucket.open(path.absolute().as_uri(), settings))
     facts = dict(told.metadata) if told else {}
     own = terms.licence_of(str(folder.content.get("model_type")))
-    facts["license"] = wish.licence or facts.get("license") or own
-    facts["base_model"] = str(facts.get("base_model") or "") if wish.base_model is None else wish.base_model
-    return Release(bucket=bucket, run=None, folder=folder, wish=wish, facts=facts, settings=settings)
+    facts["license"] = options.licence or facts.get("license") or own
+    facts["base_model"] = str(facts.get("base_model") or "") if options.base_model is None else options.base_model
+    return Release(bucket=bucket, run=None, folder=folder, options=options, facts=facts, settings=settings)

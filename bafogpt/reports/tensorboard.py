@@ -1,55 +1,45 @@
-"""A run's metrics as TensorBoard's event files, made from the bucket and kept up with it; and TensorBoard on them.
+"""A run's metrics as TensorBoard event files, written from the bucket and updated as it grows; and TensorBoard itself.
 
-The tags are those of :mod:`bafogpt.reports.metric_tags`; the resolved job is there as text. Every line is written in
-the order in which it came: where steps were done again after a kill, TensorBoard is told to drop the earlier ones, so
-the curve is one.
+The tags are those of :mod:`bafogpt.reports.metric_tags`; the resolved job is added as text. Lines are written in the
+order in which they came. For steps that were repeated after an interruption, TensorBoard drops the earlier points.
 
-The ``tensorboard`` package writes the files and shows them; TensorFlow is not needed, nor torch.
+Only the ``tensorboard`` package is needed, neither TensorFlow nor torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bafogpt.core import process
 from bafogpt.core.errors import BafoError, ConflictError, UnreachableError
 from bafogpt.reports import metric_tags
 from bafogpt.runs.fields import JsonObject, get_float, get_int
 from bafogpt.runs.log_segments import SegmentReader
 from bafogpt.runs.store import SYSTEM_STATS, RunStore
 
-PORT = 6006
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 90.0
 RELOAD_S = 5
 _EVENTS = "events.out.tfevents."
 
 
-def require() -> None:
-    """Raise :class:`BafoError` where TensorBoard is not installed."""
+def require_installed() -> None:
+    """Raise :class:`BafoError` unless TensorBoard is installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise BafoError("TensorBoard is not installed", "pip install 'bafogpt[tensorboard]'")
 
 
 class Export:
-    """Writes one run's event file below ``folder``; what an earlier export left there goes."""
+    """Writes one run's event file to ``folder/NAME``, in place of the file of an earlier export."""
 
     def __init__(self, store: RunStore, name: str, folder: Path) -> None:
         """Raises :class:`~bafogpt.core.errors.RunNotFoundError`, and :class:`BafoError` without TensorBoard."""
-        require()
+        require_installed()
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         record = store.load(name)
@@ -64,7 +54,7 @@ class Export:
         self._text("job", record.job)
 
     def update(self) -> int:
-        """Write what is new in the bucket; returns how many lines that was."""
+        """Write the lines that are new in the bucket; returns how many."""
         new = metric_tags.merge_by_time(self._metrics.read(), self._system_stats.read())
         for feed, line in new:
             (self._metric, self._machine)[feed](line)
@@ -78,19 +68,19 @@ class Export:
         step = get_int(line, "step") or 0
         if "loss" in line:  # a validation follows the line of its step
             if step <= self._step:
-                self._begin_again(step)
+                self._drop_from(step)
             self._step = step
         self._scalars(line, metric_tags.of_metrics(line))
 
-    def _begin_again(self, step: int) -> None:
-        """Tell TensorBoard that what it has from ``step`` on counts no more."""
+    def _drop_from(self, step: int) -> None:
+        """Make TensorBoard drop the points from ``step`` on."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self._writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
         self._machine_step.clear()
 
     def _machine(self, line: JsonObject) -> None:
-        """StatsLogger of one moment. Of several within a step, the first counts: a tag has one value a step."""
+        """The first line of each step: a tag has one value per step."""
         node, step = get_int(line, "node") or 0, get_int(line, "step") or 0
         if self._machine_step.get(node) == step:
             return
@@ -116,70 +106,28 @@ class Export:
         self._writer.add_event(Event(wall_time=time.time() if at is None else at, step=step, summary=summary))
 
 
-@contextlib.contextmanager
-def serving(folder: Path, port: int | None = None) -> Iterator[str]:
-    """TensorBoard on the event files below ``folder``, on the loopback address, until the block is left.
+def start(folder: Path, port: int | None = None) -> str:
+    """Start TensorBoard on the event files below ``folder``, in a thread of this process. Returns its URL.
 
-    Yields its URL once it answers. ``port`` none is 6006, or a free one where that is taken; a taken ``port`` is a
-    :class:`ConflictError`. Raises :class:`BafoError` when it does not come up.
+    It listens on the loopback address; ``port`` None is 6006 or the next free one. Raises :class:`ConflictError` for a
+    taken port.
     """
-    require()
-    chosen = _port(port)
-    log = folder / "tensorboard.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    words = [f"--logdir={folder}", f"--host={LOOPBACK}", f"--port={chosen}", f"--reload_interval={RELOAD_S}"]
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tensorboard.main", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-            preexec_fn=process.die_with_parent(),
-        )
-    url = f"http://{LOOPBACK}:{chosen}/"
+    require_installed()
+    from tensorboard import program
+
+    arguments = [f"--logdir={folder}", f"--host={LOOPBACK}", f"--reload_interval={RELOAD_S}"]
+    board = program.TensorBoard()
+    board.configure([None, *arguments, *([f"--port={port}"] if port else [])])
     try:
-        if not process.wait_until(lambda: server.poll() is not None or _answers(url), START_TIMEOUT_S, poll_s=0.2):
-            raise BafoError(f"TensorBoard did not answer within {START_TIMEOUT_S:g} s", f"cat {log}")
-        if server.poll() is not None:
-            raise BafoError(f"TensorBoard ended with exit code {server.returncode}", f"cat {log}")
-        yield url
-    finally:
-        below = process.descendants(server.pid)  # its data server
-        server.terminate()
-        try:
-            server.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        process.end(below, grace_s=1)
+        return str(board.launch())
+    except program.TensorBoardServerException as error:
+        raise ConflictError(f"TensorBoard did not start: {error.msg}", "leave --port out to use a free one") from None
 
 
-def keep_up(exports: list[Export], every_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Carry over what is new, again and again, until something is raised (Ctrl-C is)."""
+def keep_updating(exports: list[Export], every_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Update the exports every ``every_s`` seconds, until an exception such as Ctrl-C."""
     while True:
         sleep(every_s)
         for export in exports:
-            with contextlib.suppress(UnreachableError):  # the next look may reach it
+            with contextlib.suppress(UnreachableError):  # the next update may reach the bucket
                 export.update()
-
-
-def _port(wanted: int | None) -> int:
-    for port in (wanted,) if wanted else (PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise ConflictError(f"port {wanted} is taken on this machine", "leave --port out, and a free one is found")
-
-
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's loopback
-    try:
-        with opener.open(url, timeout=5) as answer:
-            return int(answer.status) == 200
-    except (OSError, urllib.error.URLError):
-        return False

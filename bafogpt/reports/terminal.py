@@ -16,7 +16,7 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 WIDTH, HEIGHT = 60, 6
 
 
-def terminal(summary: Summary, zar_per_usd: float | None = None) -> Text:
+def summary_text(summary: Summary, zar_per_usd: float | None = None) -> Text:
     """The summary as one Rich text of some twenty lines, at most a few more than 80 characters wide."""
     from rich.text import Text
 

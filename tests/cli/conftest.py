@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import typer
 
 from bafogpt.cli import main as root
+from bafogpt.cli.console.app import App
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], Non
 
     def plant(function: Callable[..., None]) -> None:
         module = types.ModuleType("bafogpt.cli.stub")
-        app = typer.Typer(help="A stub.")
+        app = App(help="A stub.")
         app.command("run")(function)
         module.app = app  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "bafogpt.cli.stub", module)

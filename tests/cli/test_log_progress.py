@@ -182,7 +182,7 @@ def test_a_watched_launch_has_the_bar_below_its_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     screen, steps = terminal_here(monkeypatch), FixedSteps(at_step(59))
-    cloud._conclude(cloud._watch(FakeEngine("succeeded"), "r1", Output.of(), steps), Output.of())  # type: ignore[arg-type]
+    cloud._conclude(cloud._watch(FakeEngine("succeeded"), "r1", Output(), steps), Output())  # type: ignore[arg-type]
 
     end = on_terminal(screen)
     assert "  step 59/60  loss 2.5000  1,234 tokens/s  1 min 08 s left" in screen.getvalue()
@@ -194,7 +194,7 @@ def test_a_watched_launch_has_the_bar_below_its_log(
 def test_an_error_in_the_midst_takes_the_bar_away(monkeypatch: pytest.MonkeyPatch, error: BaseException):
     screen, steps = terminal_here(monkeypatch), FixedSteps(at_step(59))
     with pytest.raises(type(error)):
-        cloud._watch(FakeEngine("running", error), "r1", Output.of(), steps)  # type: ignore[arg-type]
+        cloud._watch(FakeEngine("running", error), "r1", Output(), steps)  # type: ignore[arg-type]
 
     end = on_terminal(screen)
     assert (end.text(), end.cursor, steps.closed) == (seen(LINES), True, True)
@@ -204,9 +204,9 @@ def test_an_error_in_the_midst_takes_the_bar_away(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("out", "steps", "shown"),
     [
-        (Output.of(json=True), FixedSteps(at_step(1)), []),
-        (Output.of(quiet=True), FixedSteps(at_step(1)), []),
-        (Output.of(), FixedSteps(), LINES),
+        (Output(json=True), FixedSteps(at_step(1)), []),
+        (Output(quiet=True), FixedSteps(at_step(1)), []),
+        (Output(), FixedSteps(), LINES),
     ],
     ids=["json", "quiet", "no step"],
 )
@@ -228,7 +228,7 @@ def test_a_line_that_the_terminal_cannot_encode_is_an_error_that_takes_the_bar_a
     raw, steps = io.BytesIO(), FixedSteps(at_step(1))
     with (
         pytest.raises(UnicodeEncodeError),
-        progress_bar_below(Output.of(), Latin(raw, "latin-1"), lambda _: None, steps) as show,
+        progress_bar_below(Output(), Latin(raw, "latin-1"), lambda _: None, steps) as show,
     ):
         show("one")
         show("café")
@@ -241,7 +241,7 @@ def test_a_line_that_the_terminal_cannot_encode_is_an_error_that_takes_the_bar_a
 
 def test_a_warning_is_printed_above_the_bar(monkeypatch: pytest.MonkeyPatch):
     screen = terminal_here(monkeypatch)
-    with progress_bar_below(Output.of(), screen, Output.of().say, FixedSteps(at_step(1))) as show:
+    with progress_bar_below(Output(), screen, Output().say, FixedSteps(at_step(1))) as show:
         show("one")
         print("a warning", file=sys.stderr)
         show("more")

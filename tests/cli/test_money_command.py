@@ -149,7 +149,7 @@ def test_what_runs_have_cost(cli, tmp_path, monkeypatch):
 
     ran = cli("cloud", "cost")
     assert [line.split()[0] for line in ran.out.splitlines()] == ["NAME", "long", "short"]
-    assert "in all: 18.24 $ (R328.32) for 4.0 machine hours" in ran.err
+    assert "total: 18.24 $ (R328.32) for 4.0 machine hours" in ran.err
     told = json.loads(cli("cloud", "cost", "short", "--json").out)
     assert (told["runs"][0]["usd"], told["total"]["runs"]) == (4.56, 1)
     assert cli("cloud", "cost", "nobody").code == ExitCode.JOB_NOT_FOUND
@@ -166,7 +166,7 @@ def test_the_doctor_ends_with_1_when_something_would_stop_a_launch(cli, tmp_path
     assert ran.code == 1
     assert "FAILED   bucket" in ran.out
     assert "→ export BAFOGPT_BUCKET=s3://MY-BUCKET" in ran.out
-    assert "would be stopped by: bucket" in ran.err
+    assert "would fail: bucket" in ran.err
     told = json.loads(cli("cloud", "doctor", "--infra", "local", "--json").out)
     assert told["ok"] is True
     assert [each["name"] for each in told["checks"]] == ["bucket", "If-None-Match", "image"]

@@ -16,7 +16,7 @@ from bafogpt.core.errors import ExitCode, UsageError
 
 RUN = {"name": "demo", "step": 40, "loss": 2.3456, "tags": ["a", "b"], "gpu": None, "cost": {"usd": 1.5, "zar": 27.0}}
 RUNS = [{"name": "demo", "state": "running", "step": 40}, {"name": "longer-name", "state": "done", "step": 1000}]
-PEOPLE, PROGRAM, SCRIPT = Output.of(), Output.of(json=True), Output.of(quiet=True)
+PEOPLE, PROGRAM, SCRIPT = Output(), Output(json=True), Output(quiet=True)
 
 
 class Terminal(io.StringIO):
@@ -100,7 +100,7 @@ def test_no_rows_print_nothing(capsys, out):
 def test_rows_on_a_terminal_are_a_table_in_which_nothing_is_markup(terminal):
     screen, _ = terminal()
 
-    Output.of().rows([{"name": "[red]demo[/red]", "step": 40}], ["name", "step"], id="name")
+    Output().rows([{"name": "[red]demo[/red]", "step": 40}], ["name", "step"], id="name")
 
     text = screen.getvalue()
     assert "[red]demo[/red]" in text
@@ -111,9 +111,9 @@ def test_no_color_takes_the_colour_away(terminal, monkeypatch):
     from rich.text import Text
 
     screen, _ = terminal()
-    Output.of().result({}, Text("warm", style="red"))
+    Output().result({}, Text("warm", style="red"))
     monkeypatch.setenv("NO_COLOR", "1")
-    Output.of().result({}, Text("warm", style="red"))
+    Output().result({}, Text("warm", style="red"))
 
     coloured, plain = screen.getvalue().splitlines()
     assert "\x1b[31m" in coloured
@@ -189,7 +189,7 @@ def test_messages_go_to_stderr_and_quiet_has_none(capsys):
 def test_a_person_agrees_with_a_yes(terminal, answer):
     out, err = terminal(answer)
 
-    assert Output.of().confirm("Launch for $2 an hour?", yes=False)
+    assert Output().confirm("Launch for $2 an hour?", yes=False)
     assert (out.getvalue(), err.getvalue()) == ("", "Launch for $2 an hour? [y/N] ")
 
 
@@ -197,7 +197,7 @@ def test_a_person_agrees_with_a_yes(terminal, answer):
 def test_anything_but_a_yes_is_a_no(terminal, answer):
     terminal(answer)
 
-    assert not Output.of().confirm("Launch?", yes=False)
+    assert not Output().confirm("Launch?", yes=False)
 
 
 def test_with_yes_nothing_is_asked(capsys):

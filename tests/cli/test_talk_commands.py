@@ -42,7 +42,7 @@ def test_chat_answers_every_line_of_stdin(cli, model, monkeypatch):
     ran = cli("chat", model, "--max-tokens", "8", "--temperature", "0", "--system", "Phendula ngesiZulu.")
 
     assert ran.code == 0
-    assert "tiny, 512 tokens of memory" in ran.err
+    assert "tiny, 512 tokens of context" in ran.err
     assert len(ran.out) > 2
 
 

@@ -88,7 +88,7 @@ def test_a_run_that_is_run_again_ends_with_the_very_same_loss(tmp_path: Path, mo
     assert root.main(["runs", "rerun", "first", "--name", "second"]) == 0
     store = RunStore(Bucket.open(url))
     assert store.load("second").state == "succeeded"
-    sections = {each.section for each in diff.runs(store, "first", "second") if each.section != "code"}
+    sections = {each.section for each in diff.differences(store, "first", "second") if each.section != "code"}
     assert sections <= {"results"}
     losses = [[line["loss"] for line in store.metrics(name) if "loss" in line] for name in ("first", "second")]
     assert len(losses[0]) == 8 and losses[0] == losses[1]

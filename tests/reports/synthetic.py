@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from bafogpt.reports import report
+from bafogpt.reports import summary as summaries
+from bafogpt.reports import terminal
+from bafogpt.reports.summary import Summary
 from bafogpt.runs import usage
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.runs.usage import AttemptUsage
@@ -140,14 +142,14 @@ def drilled(folder: Path) -> SyntheticRun:
     return run
 
 
-def summarise(run: SyntheticRun) -> report.Summary:
+def summarise(run: SyntheticRun) -> Summary:
     """What the report makes of it."""
-    return report.summarise(run.store, NAME)
+    return summaries.summarise(run.store, NAME)
 
 
-def plain(summary: report.Summary, **options: Any) -> str:
+def plain(summary: Summary, **options: Any) -> str:
     """The terminal's text where there is no terminal."""
     console = Console(width=100, force_terminal=False)
     with console.capture() as captured:
-        console.print(report.terminal(summary, **options), soft_wrap=True)
+        console.print(terminal.summary_text(summary, **options), soft_wrap=True)
     return captured.get()

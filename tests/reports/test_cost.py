@@ -65,7 +65,7 @@ def test_every_command_and_report_shows_the_same_dollars(
     assert (budget.hours, budget.usd) == (same_hours, same_usd)
     assert metric_tags.of_system_stats({"usd": budget.usd}) == {"cost/usd": same_usd}
     assert status.StatusReader(run.store, NAME).read().usd == same_usd
-    for text in (terminal.terminal(summary).plain, html.html(summary)):
+    for text in (terminal.summary_text(summary).plain, html.page(summary)):
         assert f"${usd:,.2f} for 2 h 0" in text
     shown = {}
     for words in (("runs", "show", NAME), ("cloud", "top", NAME, "--once"), ("cloud", "cost", NAME)):

@@ -27,7 +27,7 @@ def planted(folder: Path, **changes: object) -> RunStore:
 
 
 def told(store: RunStore) -> dict[str, tuple[object, object]]:
-    return {f"{each.section}.{each.key}": (each.a, each.b) for each in diff.runs(store, "a", "b")}
+    return {f"{each.section}.{each.key}": (each.a, each.b) for each in diff.differences(store, "a", "b")}
 
 
 def test_runs_that_are_the_same_differ_in_nothing(tmp_path: Path):
@@ -67,7 +67,7 @@ def test_results_are_those_of_the_reports(tmp_path: Path):
     folder, name = trained.store.folder(synthetic.NAME), synthetic.NAME
     for info in folder.list("metrics/"):
         store.folder("b").put(info.path, folder.get(info.path))
-    found = {each.key: each for each in diff.runs(store, "a", "b") if each.section == "results"}
+    found = {each.key: each for each in diff.differences(store, "a", "b") if each.section == "results"}
     summary = synthetic.summarise(trained)
     assert (found["final_loss"].a, found["final_loss"].b) == (None, summary.final_loss)
     assert found["tokens_per_s"].b == summary.tokens_per_s
@@ -86,7 +86,7 @@ def test_a_change_is_a_share_of_the_first_and_there_is_none_from_nothing():
 
 def test_an_unknown_run_is_named(tmp_path: Path):
     with pytest.raises(RunNotFoundError, match="no run 'c'"):
-        diff.runs(planted(tmp_path), "a", "c")
+        diff.differences(planted(tmp_path), "a", "c")
 
 
 def test_the_command_prints_a_table_objects_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -110,4 +110,4 @@ def test_the_command_prints_a_table_objects_and_keys(tmp_path: Path, capsys: pyt
 def test_a_bucket_without_runs_is_not_an_error_of_its_own(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunNotFoundError, match="no run 'a'"):
-        diff.runs(RunStore(Bucket.open(f"file://{tmp_path}/empty")), "a", "b")
+        diff.differences(RunStore(Bucket.open(f"file://{tmp_path}/empty")), "a", "b")

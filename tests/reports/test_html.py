@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bafogpt.reports import plot_style, report
+from bafogpt.reports import html, plot_style, plots
 from tests.reports import synthetic
 from tests.reports.synthetic import NAME, SyntheticRun, plain, summarise
 
@@ -57,20 +57,20 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_but_itself(drilled: SyntheticRun) -> None:
-    html = report.html(summarise(drilled))
-    page = Page(html)
+    text = html.page(summarise(drilled))
+    page = Page(text)
 
     assert {"script", "link", "img", "iframe", "object"}.isdisjoint(page.tags)
     references = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
     assert all(value.startswith("#") for value in references)
-    assert "@import" not in html
-    assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{value}" for name, value in page.attributes if name == "id"}
-    assert len(html.encode()) < 300_000
+    assert "@import" not in text
+    assert set(re.findall(r"url\(([^)]*)\)", text)) <= {f"#{value}" for name, value in page.attributes if name == "id"}
+    assert len(text.encode()) < 300_000
     assert page.tags.count("svg") == 2
 
 
 def test_ids_in_the_page_are_unique_and_defined(drilled: SyntheticRun) -> None:
-    attributes = Page(report.html(summarise(drilled))).attributes
+    attributes = Page(html.page(summarise(drilled))).attributes
 
     ids = [value for name, value in attributes if name == "id"]
 
@@ -79,8 +79,8 @@ def test_ids_in_the_page_are_unique_and_defined(drilled: SyntheticRun) -> None:
 
 
 def test_pictures_hold_text_as_text_and_no_colour_of_one_scheme(drilled: SyntheticRun) -> None:
-    html = report.html(summarise(drilled))
-    pictures = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
+    text = html.page(summarise(drilled))
+    pictures = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
 
     for expected in ("✕ fire drill", "resumed from 40 ▸", "replay &amp; hard", "steps 41–120", "training 2.991"):
         assert expected in pictures
@@ -90,13 +90,13 @@ def test_pictures_hold_text_as_text_and_no_colour_of_one_scheme(drilled: Synthet
 
 
 def test_the_same_records_give_the_same_page(drilled: SyntheticRun) -> None:
-    assert report.html(summarise(drilled)) == report.html(summarise(drilled))
+    assert html.page(summarise(drilled)) == html.page(summarise(drilled))
 
 
 def test_a_lost_sample_stands_out(drilled: SyntheticRun) -> None:
     drilled.metrics(step=121, samples=[1936, 1952], loss=3.0)
 
-    page = Page(report.html(summarise(drilled)))
+    page = Page(html.page(summarise(drilled)))
 
     assert page.words.count("step 121 begins at sample 1936, not 1920") == 2  # in the facts and in a table
     assert ("class", "bad") in page.attributes
@@ -109,7 +109,7 @@ def test_nothing_in_the_records_can_become_markup(drilled: SyntheticRun) -> None
     drilled.metrics(step=121, samples=[1920, 1936], loss=3.0, stage=evil)
     drilled.save(message=evil, host=evil, git=evil, versions={evil: evil}, job={evil: evil})
 
-    page = Page(report.html(summarise(drilled)))
+    page = Page(html.page(summarise(drilled)))
 
     assert "script" not in page.tags
     assert evil in page.words
@@ -129,7 +129,7 @@ def test_a_long_run_with_many_deaths_stays_small(empty: SyntheticRun, monkeypatc
     summary = summarise(empty)
 
     assert (len(summary.kills), summary.redone_steps) == (50, 490)
-    assert len(report.html(summary).encode()) < 300_000
+    assert len(html.page(summary).encode()) < 300_000
 
 
 def no_metrics(run: SyntheticRun) -> None:
@@ -211,11 +211,11 @@ def test_odd_records_still_make_a_report(
     records(empty)
     empty.save(step=0, message="\ud800", created="never")
 
-    report.store(empty.store, NAME)
+    html.store(empty.store, NAME)
     summary = summarise(empty)
-    report.figure_png(summary, tmp_path / "figure.png")
+    plots.figure_png(summary, tmp_path / "figure.png")
 
-    assert Page(empty.store.folder(NAME).get(report.FILE).decode()).tags
+    assert Page(empty.store.folder(NAME).get(html.FILE).decode()).tags
     assert NAME in plain(summary, zar_per_usd=18.0)
     json.dumps(summary.to_dict(), allow_nan=False)
 
@@ -227,7 +227,7 @@ def test_without_matplotlib_the_page_says_why_it_has_no_pictures(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    report.store(drilled.store, NAME)
+    html.store(drilled.store, NAME)
 
     page = Page(drilled.store.folder(NAME).get("report.html").decode())
     assert "svg" not in page.tags
@@ -236,7 +236,7 @@ def test_without_matplotlib_the_page_says_why_it_has_no_pictures(
 
 
 def test_the_picture_for_a_readme_is_a_png(drilled: SyntheticRun, tmp_path: Path) -> None:
-    report.figure_png(summarise(drilled), tmp_path / "run.png")
+    plots.figure_png(summarise(drilled), tmp_path / "run.png")
 
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bafogpt.core.errors import RunNotFoundError
-from bafogpt.reports import formatting, report
+from bafogpt.reports import formatting
+from bafogpt.reports import summary as summaries
 from bafogpt.reports.terminal import HEIGHT, WIDTH, loss_chart
 from tests.reports import synthetic
 from tests.reports.synthetic import NAME, SyntheticRun, plain, summarise
@@ -161,7 +162,7 @@ def test_the_small_chart_falls_where_the_loss_falls() -> None:
 
 def test_an_unknown_run_is_named(drilled: SyntheticRun) -> None:
     with pytest.raises(RunNotFoundError, match=f"did you mean '{NAME}'"):
-        report.summarise(drilled.store, "zulu-smoke-3f2b")
+        summaries.summarise(drilled.store, "zulu-smoke-3f2b")
 
 
 def test_json_holds_the_record_and_what_is_derived(drilled: SyntheticRun) -> None:
@@ -200,7 +201,7 @@ def test_sizes_are_read_at_a_glance(count: float, text: str) -> None:
 
 
 def test_importing_the_report_loads_nothing_heavy() -> None:
-    script = "import sys, bafogpt.reports.report; print({'matplotlib', 'numpy', 'torch', 'rich'} & set(sys.modules))"
+    script = "import sys, bafogpt.reports.html; print({'matplotlib', 'numpy', 'torch', 'rich'} & set(sys.modules))"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 

@@ -1,17 +1,24 @@
-"""Option and argument types, each defined once, so that a word means the same in every command.
+"""Option and argument types, and groups of options, each defined once: an option means the same in every command.
 
-A command takes them as annotations and gives the default: ``json: JsonOption = False``, ``gpus: GpusOption = None``,
-``overrides: SetOption = None``. Arguments have no default.
+A command takes a type as an annotation and gives the default, ``step: StepOption = None``, or takes a whole group,
+``options: LaunchFlags`` (see :mod:`bafogpt.cli.console.app`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bafogpt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from bafogpt.launch.plan import LaunchOptions
+    from bafogpt.model.chat_model import ChatModel
+    from bafogpt.model.generate import Sampling
+    from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 
 def _names_only(names: list[str] | None) -> list[str] | None:
@@ -25,82 +32,189 @@ def _names_only(names: list[str] | None) -> list[str] | None:
     return names
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one a line.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only, and no messages.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would run and what it costs; start nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one per line.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only names, and no messages.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as it has started.")]
-FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until it ends.")]
-
+SendDryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")]
+PublicOption = Annotated[bool, typer.Option("--public", help="Make a new Hub repository public.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, e.g. train.seed=7. Repeatable."),
 ]
-EnvOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--env",
-        metavar="NAME",
-        callback=_names_only,
-        help="Hand this environment variable to the job. The name only: its value is read here. Repeatable.",
-    ),
-]
-GpusOption = Annotated[
-    str | None, typer.Option("--gpus", metavar="TYPE[:COUNT]", help="Accelerators, e.g. L40:4 or H100:8.")
-]
-InfraOption = Annotated[
-    str | None,
-    typer.Option("--infra", metavar="WHERE", help="Where to run: local, or a SkyPilot infra such as runpod or slurm."),
-]
-ImageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--image", metavar="REF", help="Container image to run in, in place of the one that is pinned; none: as it is."
-    ),
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the run; default: made from the job's.")
-]
 BucketOption = Annotated[
-    str | None, typer.Option("--bucket", metavar="URL", help="Bucket to use in place of the one in the settings.")
+    str | None, typer.Option("--bucket", metavar="URL", help="Use this bucket instead of the one in the settings.")
 ]
-
-BandwidthOption = Annotated[
-    str | None,
-    typer.Option("--max-bandwidth", metavar="RATE", help="At most so many bytes a second: 500k, 5M, 1.5G."),
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", metavar="TYPE", help="Convert to bfloat16, float16 or float32.")
 ]
-
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's name (jobs/NAME.yaml) or the path of one.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as 'bafogpt runs ls' shows it.")]
-
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model folder: config.json, safetensors, the tokenizer's files.")
+StepOption = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="Take the checkpoint of step N instead of the newest.")
 ]
-OwnTokenizerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer",
-        "-t",
-        metavar="T",
-        help="A tokenizer.json, a folder with one, or 'bytes'; default: the model's own.",
-    ),
-]
+BestOption = Annotated[bool, typer.Option("--best", help="Take the checkpoint with the lowest validation loss.")]
 StyleOption = Annotated[
     str, typer.Option("--style", metavar="NAME", help="Prompt style: chat (the model's own template), alpaca, plain.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="WHERE", help="cpu, cuda, or auto.")]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16; default: the model's own.")
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of a job (jobs/NAME.yaml), or path of a file.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run; 'bafogpt runs ls' lists them.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model folder with config.json, safetensors and the tokenizer.")
 ]
-MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+RunOrFolderArgument = Annotated[
+    str, typer.Argument(metavar="RUN|FOLDER", help="A run (its newest checkpoint), or a model folder on this machine.")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFlags:
+    """Where a job runs."""
+
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="TYPE[:COUNT]", help="GPUs of each machine, e.g. L40:4 or H100:8.")
+    ] = None
+    infra: Annotated[
+        str | None,
+        typer.Option("--infra", metavar="WHERE", help="Where to run: local, or a SkyPilot infra (runpod, slurm, …)."),
+    ] = None
+    bucket: BucketOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFlags(MachineFlags):
+    """Where a job runs, and what is changed in it."""
+
+    assignments: SetOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFlags(JobFlags):
+    """How a job is launched."""
+
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", metavar="NAME", help="Name of the run. Default: from the job's name.")
+    ] = None
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image", metavar="REF", help="Container image instead of the pinned one; 'none' runs without a container."
+        ),
+    ] = None
+    env_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="NAME",
+            callback=_names_only,
+            help="Pass this environment variable to the job. Only its name; the value is read here. Repeatable.",
+        ),
+    ] = None
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", min=1, help="Train on N machines of the same kind.")
+    ] = None
+    spot: Annotated[
+        bool, typer.Option("--spot", help="Rent cheaper machines that may be preempted; implies --managed.")
+    ] = False
+    managed: Annotated[
+        bool, typer.Option("--managed", help="Recover the run on another machine when its machine is lost.")
+    ] = False
+    retry_until_up: Annotated[
+        bool, typer.Option("--retry-until-up", help="Keep requesting machines while there is no capacity.")
+    ] = False
+    max_cost: Annotated[
+        float | None,
+        typer.Option("--max-cost", metavar="DOLLARS", help="Stop, with a checkpoint, before spending DOLLARS."),
+    ] = None
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", metavar="HOURS", help="Stop, with a checkpoint, after HOURS.")
+    ] = None
+    clean: Annotated[bool, typer.Option("--clean", help="Refuse to launch uncommitted code.")] = False
+    profile: Annotated[
+        int | None, typer.Option("--profile", metavar="N", min=1, help="Record a profiler trace of N training steps.")
+    ] = None
+    detach: DetachOption = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the task and its price; launch nothing.")] = False
+    yes: YesOption = False
+
+    def for_plan(self) -> LaunchOptions:
+        """The options of :func:`bafogpt.launch.plan.make`."""
+        from bafogpt.launch.plan import LaunchOptions
+
+        values = {each.name: getattr(self, each.name) for each in fields(LaunchOptions)}
+        profile = [f"train.profile={self.profile}"] if self.profile else []
+        assignments = [*(self.assignments or ()), *profile]
+        return LaunchOptions(**values | {"assignments": assignments, "env_names": self.env_names or ()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferFlags:
+    """How files are sent."""
+
+    max_bandwidth: Annotated[
+        str | None,
+        typer.Option("--max-bandwidth", metavar="RATE", help="Limit in bytes per second: 500k, 5M, 1.5G."),
+    ] = None
+
+    @property
+    def bandwidth(self) -> Bandwidth | None:
+        """Raises :class:`UsageError` for a rate that cannot be parsed."""
+        from bafogpt.storage.transfer.bandwidth import Bandwidth, parse
+
+        return Bandwidth(parse(self.max_bandwidth)) if self.max_bandwidth else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """How a model folder is loaded."""
+
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="T",
+            help="A tokenizer.json, a folder with one, or 'bytes'. Default: the model's own.",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, or auto.")] = "auto"
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: the model's own."),
+    ] = None
+
+    def load(self, folder: Path, style: str) -> ChatModel:
+        """Raises what :meth:`ChatModel.load` raises."""
+        from bafogpt.model.chat_model import ChatModel
+
+        return ChatModel.load(folder, tokenizer=self.tokenizer, style=style, device=self.device, dtype=self.dtype)
+
+
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token always; more is more various.")
+    float, typer.Option("--temperature", metavar="T", help="0 is greedy; higher is more random.")
 ]
-TopPOption = Annotated[float, typer.Option("--top-p", metavar="P", help="The likeliest tokens of this share only.")]
-TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="N", help="The N likeliest tokens only.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same choices again.")]
-StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Repeatable.")
-]
+TopPOption = Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus sampling threshold.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """How tokens are chosen."""
+
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+    ] = None
+    temperature: TemperatureOption = 1.0
+    top_p: TopPOption = 1.0
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="N", help="Sample from the N most likely tokens only.")
+    ] = None
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")] = None
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Repeatable.")
+    ] = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """Raises :class:`UsageError` for a value out of range."""
+        from bafogpt.model.generate import Sampling
+
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed)

@@ -1,8 +1,8 @@
-"""The one sink of the command line.
+"""Where every command prints.
 
-Results go to stdout, everything said about them to stderr. ``--json`` prints objects, one a line; ``--quiet`` prints
-ids, one a line, and says nothing; both together print objects and say nothing. Colour, tables and bars are for
-terminals only, and ``NO_COLOR`` is honoured. Rich is imported only when there is something for it to draw.
+Results go to stdout, messages to stderr. ``--json`` prints objects, one per line; ``--quiet`` prints ids, one per line,
+and no messages; both together print objects and no messages. Colour, tables and bars are for terminals only, and
+``NO_COLOR`` is honoured. Rich is imported only to draw.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from bafogpt.cli.console import progress as progress_styles
+from bafogpt.cli.console.options import JsonOption, QuietOption
 from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 
@@ -30,28 +31,23 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?")
-"""A time as records write it."""
+"""ISO 8601."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where a command puts what it has to show; made by :meth:`of` from the command's options."""
+    """Where a command prints; a group of the options ``--json`` and ``--quiet``."""
 
-    json: bool = False
-    quiet: bool = False
+    json: JsonOption = False
+    quiet: QuietOption = False
     clock: Callable[[], float] = time.monotonic
-    """Seconds, for the pace of progress lines; a test brings its own."""
-
-    @classmethod
-    def of(cls, json: bool = False, quiet: bool = False) -> Output:
-        """The sink that ``--json`` and ``--quiet`` ask for."""
-        return cls(json=json, quiet=quiet)
+    """Seconds, for progress lines."""
 
     def result(self, record: Record, text: RenderableType | None = None, id: str = "") -> None:  # noqa: A002
-        """The one thing a command reports.
+        """Print the result of a command.
 
-        People see ``text`` (printed as it is when it is a string) or, without it, the record as a listing of keys
-        and values; ``--json`` prints the record; ``--quiet`` prints ``id``.
+        People see ``text`` (a string is printed unchanged) or, without it, the record as keys and values; ``--json``
+        prints the record; ``--quiet`` prints ``id``.
         """
         if self.json:
             self._object(record)
@@ -62,11 +58,9 @@ class Output:
             _draw(_listing(record) if text is None else text)
 
     def rows(self, records: Iterable[Record], columns: Sequence[str] | Mapping[str, str], id: str) -> None:  # noqa: A002
-        """A table of ``records`` that shows the keys ``columns``; ``id`` is the key that ``--quiet`` prints.
+        """Print a table of the keys ``columns`` (or a mapping from keys to titles) of ``records``.
 
-        As a mapping ``columns`` gives each key the title that people read.
-
-        ``--json`` prints whole records, one a line. No records print nothing; the command says why there are none.
+        ``--json`` prints whole records, ``--quiet`` the key ``id`` of each. No records print nothing.
         """
         if self.json:
             for record in records:
@@ -81,7 +75,7 @@ class Output:
                 _draw(_table(titles, cells) if sys.stdout.isatty() else _aligned(titles, cells))
 
     def event(self, record: Record, text: str) -> None:
-        """One item of a stream, on its way at once: a line of ``text``, or the record as JSON."""
+        """Print one item of a stream at once: a line of ``text``, or the record as JSON."""
         if self.json:
             self._object(record)
         elif not self.quiet:
@@ -89,7 +83,7 @@ class Output:
         sys.stdout.flush()
 
     def say(self, text: str) -> None:
-        """A message to the person in front of the screen: stderr, and nothing under ``--quiet``."""
+        """Print a message on stderr; nothing with ``--quiet``."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
@@ -98,7 +92,7 @@ class Output:
     ) -> AbstractContextManager[progress_styles.Advance]:
         """``with out.progress("uploading", total=30, unit="shards") as advance: advance(1)``.
 
-        ``total`` may be unknown (``None``); the unit ``"B"`` is shown in megabytes.
+        ``total`` None is unknown; the unit ``"B"`` is shown in megabytes.
         """
         if self.quiet or self.json:
             return progress_styles.silent()
@@ -107,14 +101,14 @@ class Output:
         return progress_styles.lines(label, total, unit, self.clock)
 
     def confirm(self, question: str, yes: bool) -> bool:
-        """Whether the person agrees; ``yes`` (``--yes``) agrees without asking, and silence means no.
+        """Ask a yes-or-no question; ``yes`` (``--yes``) answers it. An empty answer means no.
 
-        Raises :class:`UsageError` where there is no terminal to ask on, instead of waiting for ever.
+        Raises :class:`UsageError` without a terminal to ask on.
         """
         if yes:
             return True
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError(f"no terminal to ask on: {question}", "add --yes to agree beforehand")
+            raise UsageError(f"no terminal to ask on: {question}", "add --yes")
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -123,7 +117,7 @@ class Output:
 
 
 def _draw(what: RenderableType) -> None:
-    """``what`` on stdout: a string as it is, anything else as Rich draws it (plainly where there is no terminal)."""
+    """Print a string unchanged, anything else as Rich draws it (plain text without a terminal)."""
     if isinstance(what, str):
         print(what)
         return
@@ -133,7 +127,7 @@ def _draw(what: RenderableType) -> None:
 
 
 def _listing(record: Record) -> str:
-    """Keys and values under each other; what is nested is named with dots."""
+    """Keys and values, one per line; nested keys have dots."""
     flat = schema.flatten(record)
     width = max(map(len, flat), default=0)
     return "\n".join(f"{key:<{width}}  {_cell(value)}" for key, value in flat.items())
@@ -147,12 +141,12 @@ def _table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> RenderableT
     for title in titles:
         table.add_column(title, overflow="fold")
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))  # Text: what looks like markup is not markup
+        table.add_row(*(Text(cell) for cell in row))  # Text: no markup
     return table
 
 
 def _aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Columns under each other with two spaces between, whatever the width: for pipes and logs."""
+    """Aligned columns of any width, for pipes and logs."""
     lines = [header, *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     padded = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
@@ -160,7 +154,7 @@ def _aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value as people read it."""
+    """A value for people."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -179,7 +173,7 @@ def _cell(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with null for the numbers that JSON has no word for: a loss that is NaN."""
+    """``value`` with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -188,7 +182,7 @@ def _finite(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What ``json`` cannot write, as something it can."""
+    """A value that :mod:`json` can write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, datetime):
