@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.lab.podcloud import machines
-from tests.lab.podcloud.faults import KINDS, NO_CAPACITY, Fault, Kind
+from tests.lab.podcloud.faults import KINDS, NO_CAPACITY, Fault, Response
 from tests.lab.podcloud.graphql import Field, GraphQLError, parse, select
 
 
@@ -46,15 +46,14 @@ class Cloud:
 
     faults: list[Fault] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
-    exited: dict[str, dict[str, Any]] = field(default_factory=dict)
     templates: dict[str, dict[str, Any]] = field(default_factory=dict)
     logins: dict[str, dict[str, Any]] = field(default_factory=dict)
     public_key: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock)
     doors: dict[str, dict[int, machines.Door]] = field(default_factory=dict)
 
-    def answer(self, document: str) -> tuple[dict[str, Any] | None, Kind | None]:
-        """The ``data`` of a request, or the fault that it meets; both when the answer is lost."""
+    def answer(self, document: str) -> Response:
+        """The response to a request: its ``data``, or the fault that it meets."""
         operations = parse(document)
         entry: dict[str, Any] = {"time": round(time.time(), 3), "op": "+".join(operations)}
         for each in operations.values():
@@ -63,13 +62,11 @@ class Cloud:
             fault = self._fault(operations)
             entry["fault"] = fault
             self.log.append(entry)
-        kind = KINDS[fault] if fault else None
-        if kind and not kind.done_anyway:
-            return None, kind
+        if fault:
+            return KINDS[fault]
         try:
-            return {
-                name: select(self._resolve(name, each.arguments), each.below) for name, each in operations.items()
-            }, kind
+            found = {name: select(self._resolve(name, each.arguments), each.below) for name, each in operations.items()}
+            return 200, {"data": found}
         except GraphQLError as error:
             entry["error"] = str(error)
             raise
@@ -167,9 +164,9 @@ class Cloud:
                     found.append(self._show(machine.pod))
                 elif time.time() - machine.pod["created"] > GONE_S:
                     self._forget(pod_id)
-            return found + list(self.exited.values())
+            return found
 
-    def _show(self, pod: dict[str, Any], running: bool = True) -> dict[str, Any]:
+    def _show(self, pod: dict[str, Any]) -> dict[str, Any]:
         doors = self.doors.get(pod["id"], {})
         ports = [
             {"ip": "127.0.0.1", "isIpPublic": True, "privatePort": inner, "publicPort": door.port, "type": "tcp"}
@@ -182,12 +179,12 @@ class Cloud:
             if kind == "http"
         ]
         return pod | {
-            "desiredStatus": "RUNNING" if running else "EXITED",
-            "uptimeSeconds": int(time.time() - pod["created"]) if running else 0,
-            "lastStatusChange": "Rented by User" if running else "Exited by RunPod",
+            "desiredStatus": "RUNNING",
+            "uptimeSeconds": int(time.time() - pod["created"]),
+            "lastStatusChange": "Rented by User",
             "dockerId": pod["id"],
             "port": None,
-            "runtime": {"ports": ports} if running else None,
+            "runtime": {"ports": ports},
         }
 
     def _open_doors(self, machine: machines.Machine) -> None:
@@ -211,20 +208,15 @@ class Cloud:
         with self.lock:
             if pod_id not in {pod["id"] for pod in self.pods()}:
                 raise GraphQLError("pod not found to terminate")
-            self.exited.pop(pod_id, None)
             self._forget(pod_id)
 
-    def preempt(self, wanted: str, leave: str) -> list[str]:
-        """What the cloud does to a spot pod: it is gone, or shown as EXITED until its renter terminates it."""
+    def preempt(self, pod_id: str) -> list[str]:
+        """Take a pod back, as the cloud does with spot pods; returns the ids of those that existed."""
         with self.lock:
-            hit = [
-                pod for pod in self.pods() if wanted in (pod["id"], pod["name"]) and pod["desiredStatus"] == "RUNNING"
-            ]
-            for pod in hit:
-                self._forget(pod["id"])
-                if leave == "exited":
-                    self.exited[pod["id"]] = self._show(pod, running=False)
-        return [pod["id"] for pod in hit]
+            hit = [pod["id"] for pod in self.pods() if pod["id"] == pod_id]
+            for each in hit:
+                self._forget(each)
+        return hit
 
 
 def _offer(gpu_id: str) -> dict[str, Any]:

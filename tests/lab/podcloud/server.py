@@ -5,11 +5,9 @@ Its one key is read from ``PODCLOUD_KEY``: other users see a command line.
 ``POST /graphql`` is RunPod's. ``/_control`` answers on this machine only; POST one JSON object:
 
     {"fault": {"kind": "capacity", "op": "podFindAndDeployOnDemand", "times": 3}}    see ``faults``
-    {"preempt": "POD", "leave": "gone"}      or "exited": the cloud takes a pod back, by id or name
-    {"kill": "POD"}                          its machine dies: every process at once
+    {"preempt": "POD"}                       the cloud takes a pod back, by its id
     {"oom": "POD"}                           its largest process is killed, as when memory is short
     {"reach": 8333}                          pods reach this port of this machine's loopback at their own
-    {"reset": true}                          no more faults, an empty log
 
 and GET it for the pods, the faults to come and the log of all requests.
 """
@@ -21,7 +19,6 @@ import http.server
 import json
 import os
 import sys
-import time
 from typing import Any
 
 from tests.lab.podcloud import machines
@@ -30,8 +27,6 @@ from tests.lab.podcloud.faults import KINDS, Fault
 from tests.lab.podcloud.graphql import GraphQLError
 
 KEY_VARIABLE = "PODCLOUD_KEY"
-HANG_S = 40
-"""seconds; the SDK waits 30"""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -66,42 +61,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif self.path != "/graphql":
                 self._send(404, "not found")
             elif self.headers.get("Authorization") != f"Bearer {self.server.key}":
-                self._send(401, KINDS["401"].body)
+                self._send(*KINDS["401"])
             else:
-                self._graphql(json.loads(raw)["query"])
+                self._send(*self.server.cloud.answer(json.loads(raw)["query"]))
         except GraphQLError as error:
             self._send(200, {"errors": [{"message": str(error)}], "data": None})
         except (ValueError, KeyError, TypeError) as error:
             self._send(400, {"errors": [{"message": f"{type(error).__name__}: {error}"}]})
-
-    def _graphql(self, document: str) -> None:
-        data, fault = self.server.cloud.answer(document)
-        if fault is None:
-            self._send(200, {"data": data})
-            return
-        if fault.slow:
-            time.sleep(HANG_S)
-        self._send(fault.status, fault.body)
 
     def _control(self, wish: dict[str, Any]) -> dict[str, Any]:
         cloud = self.server.cloud
         if "fault" in wish:
             cloud.faults.append(Fault(**wish["fault"]))
         elif "preempt" in wish:
-            return {"preempted": cloud.preempt(wish["preempt"], wish.get("leave", "gone"))}
-        elif "kill" in wish or "oom" in wish:
-            wanted = wish.get("kill") or wish.get("oom")
-            for pod in cloud.pods():
-                if wanted in (pod["id"], pod["name"]):
-                    if "kill" in wish:
-                        machines.podman("kill", machines.container(pod["id"]), check=False)
-                    else:
-                        machines.exhaust_memory(pod["id"])
+            return {"preempted": cloud.preempt(wish["preempt"])}
+        elif "oom" in wish:
+            machines.exhaust_memory(wish["oom"])
         elif "reach" in wish:
             cloud.reachable.add(int(wish["reach"]))
-        elif "reset" in wish:
-            cloud.faults.clear()
-            cloud.log.clear()
         else:
             raise ValueError(f"unknown wish {sorted(wish)}")
         return self._state()
@@ -112,20 +89,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pods = [{key: value for key, value in pod.items() if key not in hidden} for pod in cloud.pods()]
         return {"pods": pods, "faults": [vars(fault) for fault in cloud.faults], "log": cloud.log}
 
-    def _send(self, status: int, body: str | dict[str, Any] | None) -> None:
-        if body is None:
-            self.close_connection = True
-            return
-        with contextlib.suppress(ConnectionError):  # a client that was killed or lost its patience
-            self._write(status, body)
-
-    def _write(self, status: int, body: str | dict[str, Any]) -> None:
+    def _send(self, status: int, body: str | dict[str, Any]) -> None:
         raw = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if isinstance(body, str) else "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+        with contextlib.suppress(ConnectionError):  # a client that was killed or timed out
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html" if isinstance(body, str) else "application/json")
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the method that it overrides
         """Requests are in the log that /_control shows."""
