@@ -36,13 +36,7 @@ class ModelShape:
         return [int((layer + 1) % self.full_every != 0) for layer in range(self.n_layer)]
 
 
-def _gemma_2(layers: int, width: int, heads: int, head: int, inner: int) -> ModelShape:
-    return ModelShape(
-        n_layer=layers, n_embd=width, n_head=heads, n_query_groups=heads // 2, head_size=head, intermediate_size=inner
-    )
-
-
-def _gemma_3(layers: int, width: int, heads: int, groups: int, head: int, inner: int, window: int) -> ModelShape:
+def _shape(layers: int, width: int, heads: int, groups: int, head: int, inner: int, **more: int) -> ModelShape:
     return ModelShape(
         n_layer=layers,
         n_embd=width,
@@ -50,26 +44,28 @@ def _gemma_3(layers: int, width: int, heads: int, groups: int, head: int, inner:
         n_query_groups=groups,
         head_size=head,
         intermediate_size=inner,
-        padded_vocab_size=262_144,
-        sliding_window_size=window,
-        full_every=6,
+        **more,  # type: ignore[arg-type]
     )
 
 
+def _gemma_3(*sizes: int, window: int) -> ModelShape:
+    return _shape(*sizes, padded_vocab_size=262_144, sliding_window_size=window, full_every=6)
+
+
 _GEMMA_2 = {
-    "2b": _gemma_2(26, 2304, 8, 256, 9216),
-    "9b": _gemma_2(42, 3584, 16, 256, 14_336),
-    "27b": _gemma_2(46, 4608, 32, 128, 36_864),
+    "2b": _shape(26, 2304, 8, 4, 256, 9216),
+    "9b": _shape(42, 3584, 16, 8, 256, 14_336),
+    "27b": _shape(46, 4608, 32, 16, 128, 36_864),
 }
 _GEMMA_3 = {
-    "1b": _gemma_3(26, 1152, 4, 1, 256, 6912, 512),
-    "4b": _gemma_3(34, 2560, 8, 4, 256, 10_240, 1024),
-    "12b": _gemma_3(48, 3840, 16, 8, 256, 15_360, 1024),
-    "27b": _gemma_3(62, 5376, 32, 16, 128, 21_504, 1024),
+    "1b": _gemma_3(26, 1152, 4, 1, 256, 6912, window=512),
+    "4b": _gemma_3(34, 2560, 8, 4, 256, 10_240, window=1024),
+    "12b": _gemma_3(48, 3840, 16, 8, 256, 15_360, window=1024),
+    "27b": _gemma_3(62, 5376, 32, 16, 128, 21_504, window=1024),
 }
 KNOWN = {
     **{f"Gemma-2-{size}{kind}": shape for size, shape in _GEMMA_2.items() for kind in ("", "-it")},
-    "Gemma-3-270m": _gemma_3(18, 640, 4, 1, 256, 2048, 512),
+    "Gemma-3-270m": _gemma_3(18, 640, 4, 1, 256, 2048, window=512),
     **{f"Gemma-3-{size}{kind}": shape for size, shape in _GEMMA_3.items() for kind in ("-pt", "-it")},
 }
 """Gemma's sizes; a test compares them with litgpt's."""

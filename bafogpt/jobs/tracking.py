@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 from bafogpt.core.errors import BafoError, ConfigError
 
 Service = Literal["wandb", "mlflow"]
-MODULES: dict[Service, str] = {"wandb": "wandb", "mlflow": "mlflow"}
+SERVICES: tuple[Service, ...] = ("wandb", "mlflow")
+"""Also the names of their packages."""
 VARIABLES: dict[Service, tuple[str, ...]] = {
     "wandb": ("WANDB_API_KEY", "WANDB_BASE_URL"),
     "mlflow": (
@@ -84,7 +85,7 @@ class TrackingConfig:
     @property
     def services(self) -> tuple[Service, ...]:
         """The configured services."""
-        return tuple(service for service in MODULES if getattr(self, service) is not None)
+        return tuple(service for service in SERVICES if getattr(self, service) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ def required_env(config: TrackingConfig) -> dict[str, str]:
 def require_packages(config: TrackingConfig) -> None:
     """Raise :class:`BafoError` where the package of a configured service is not installed."""
     for service in config.services:
-        if importlib.util.find_spec(MODULES[service]) is None:
+        if importlib.util.find_spec(service) is None:
             raise BafoError(f"tracking.{service}: {service} is not installed", "pip install 'bafogpt[tracking]'")
 
 

@@ -1,8 +1,7 @@
-"""What is offered where, at what price: with a catalog of the test's own, against SkyPilot itself, with none."""
+"""GPU prices: from a test's catalog, compared with SkyPilot itself, and without a catalog."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -16,8 +15,6 @@ from bafogpt.core.errors import NotFoundError
 from bafogpt.launch import catalog as prices
 from bafogpt.launch import sky_probe
 from tests.launch.prices import install_catalog
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def no_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What SkyPilot was asked; it does not answer."""
+    """Questions to SkyPilot, which does not answer."""
     questions: list[tuple[str, ...]] = []
     monkeypatch.setattr(sky_probe, "ask", lambda *words, deadline_s: questions.append(words))
     return questions
@@ -53,7 +50,7 @@ def test_every_offer_of_a_gpu_cheapest_first_spot_beside_on_demand(catalog):
     ]
 
 
-def test_one_a_cloud_is_its_cheapest_region(catalog):
+def test_each_cloud_has_its_cheapest_region(catalog):
     kept = prices.cheapest_per_cloud(prices.cached_offers("L40", 4).offers)
 
     assert [(each.cloud, each.spot, each.usd_per_hour) for each in kept] == [
@@ -67,7 +64,7 @@ def test_one_a_cloud_is_its_cheapest_region(catalog):
     ("gpu", "count", "cheapest"),
     [("L40", 4, 2.4), ("L40S", 4, 2.0), ("A10", 1, 1.25), ("A10G", 1, 0.3), ("l40s", 4, 2.0)],
 )
-def test_names_that_begin_alike_are_different_gpus(catalog, gpu, count, cheapest):
+def test_gpus_with_similar_names_are_different(catalog, gpu, count, cheapest):
     found = prices.cached_offers(gpu, count)
 
     assert found.offers[0].usd_per_hour == cheapest
@@ -84,11 +81,11 @@ def test_names_that_begin_alike_are_different_gpus(catalog, gpu, count, cheapest
         ("primeintellect", None, [4.0]),
     ],
 )
-def test_place_and_kind_narrow_the_offers(catalog, infra, spot, expected):
+def test_region_and_kind_filter_the_offers(catalog, infra, spot, expected):
     assert [each.usd_per_hour for each in prices.cached_offers("L40", 4, infra, spot).offers] == expected
 
 
-def test_rows_that_are_no_machine_or_no_number_are_left_out(catalog):
+def test_unreadable_rows_are_left_out(catalog):
     assert prices.cached_offers("A10G", 1).offers[-1].usd_per_hour == 1.0
     for count in (2, 8):
         with pytest.raises(NotFoundError):
@@ -106,7 +103,7 @@ def test_rows_that_are_no_machine_or_no_number_are_left_out(catalog):
         ("TPU-v9", 1, None, None, "A10G:1 at aws on spot 0.30 $/h"),
     ],
 )
-def test_nowhere_offered_names_the_nearest_and_the_hint_is_an_offer(catalog, gpu, count, infra, spot, near):
+def test_a_gpu_without_an_offer_names_the_nearest_and_the_hint_is_one(catalog, gpu, count, infra, spot, near):
     with pytest.raises(NotFoundError) as caught:
         prices.cached_offers(gpu, count, infra, spot)
 
@@ -117,7 +114,7 @@ def test_nowhere_offered_names_the_nearest_and_the_hint_is_an_offer(catalog, gpu
     assert prices.cached_offers(nearest, int(number), words[words.index("--infra") + 1], "--spot" in words).offers
 
 
-def test_without_a_catalog_the_dated_prices_that_come_along_stand_in(no_catalog):
+def test_without_a_catalog_the_shipped_prices_are_used(no_catalog):
     found = prices.cached_offers("L40", 4)
 
     assert found.shipped
@@ -131,24 +128,7 @@ def test_without_a_catalog_the_dated_prices_that_come_along_stand_in(no_catalog)
     assert not prices.has_prices("runpod")  # that a GPU is not among a few dated prices says nothing
 
 
-def test_the_prices_that_come_along_are_those_of_the_public_catalog():
-    shared = Path(os.environ.get("BAFOGPT_SHARED") or ROOT.parent / "shared") / "data" / "catalogs" / "v8"
-    if not shared.is_dir():
-        pytest.skip(f"no catalog in {shared}")
-
-    def rows(folder: Path) -> set[tuple[str, ...]]:
-        found = set()
-        for path in folder.glob("*/vms.csv"):
-            for row in csv.DictReader(path.open()):
-                if row["AcceleratorName"]:
-                    count = str(int(float(row["AcceleratorCount"])))
-                    found.add((path.parent.name, row["AcceleratorName"], count, row["Price"], row["SpotPrice"]))
-        return found
-
-    assert rows(prices.SHIPPED) == rows(shared)
-
-
-def test_what_skypilot_prices_apart_is_not_called_cheap(catalog):
+def test_a_cloud_that_prices_gpus_without_their_machine_is_left_out(catalog):
     assert "gcp" not in {each.cloud for each in prices.cached_offers("L40", 4).offers}
     assert not prices.has_prices("gcp")
     assert prices.has_prices("runpod")
@@ -165,14 +145,14 @@ def fetched(catalog: Path, age_s: float) -> float:
     return 1_000_000 + age_s
 
 
-def test_an_old_catalog_is_renewed_by_skypilot_first(catalog, asked):
+def test_an_old_catalog_is_refreshed_first(catalog, asked):
     now = fetched(catalog, age_s=prices.FRESH_S + 1)
 
     assert prices.refreshed_offers("L40", 4, "runpod/CA", clock=lambda: now).offers[0].usd_per_hour == 2.4
     assert asked == [("catalog", "L40", "runpod")]
 
 
-def test_a_fresh_catalog_and_one_that_a_person_laid_there_are_used_as_they_are(catalog, asked):
+def test_a_fresh_catalog_and_one_without_checksums_are_not_refreshed(catalog, asked):
     prices.refreshed_offers("L40", 4, clock=lambda: 4e9)
     now = fetched(catalog, age_s=60)
     prices.refreshed_offers("L40", 4, clock=lambda: now)
@@ -180,24 +160,24 @@ def test_a_fresh_catalog_and_one_that_a_person_laid_there_are_used_as_they_are(c
     assert asked == []
 
 
-def test_no_catalog_and_no_answer_still_gives_a_price(no_catalog, asked):
+def test_without_a_catalog_and_an_answer_there_is_still_a_price(no_catalog, asked):
     assert prices.refreshed_offers("L40", 4).shipped
     assert asked == [("catalog", "L40")]
 
 
-def test_the_newest_format_counts(catalog):
+def test_the_newest_catalog_version_is_read(catalog):
     shutil.copytree(catalog, catalog.parent / "v10")
     (catalog.parent / "v11").mkdir()
 
     assert prices.catalog_folder() == catalog.parent / "v10"
 
 
-def test_skypilot_that_is_asked_too_briefly_is_ended_and_no_answer(no_catalog):
+def test_a_skypilot_that_misses_its_deadline_is_ended(no_catalog):
     assert sky_probe.ask("clouds", deadline_s=0.2) is None
 
 
 @pytest.mark.slow
-def test_what_is_read_here_is_what_skypilot_reads(catalog):
+def test_the_offers_equal_skypilots(catalog):
     pytest.importorskip("sky")
     for cloud in ("runpod", "lambda", "primeintellect"):  # for AWS it wants an account
         assert sky_probe.ask("catalog", "L40", cloud, deadline_s=60) == {"clouds": {cloud: "ok"}}

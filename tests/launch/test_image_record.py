@@ -1,4 +1,4 @@
-"""What ran is written down: from a launch's words over the task's variables to run.json."""
+"""The image of a launch: from its options over the task's variables to run.json."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from bafogpt.agent.claim import LaunchInfo, claim
-from bafogpt.core import schema
 from bafogpt.core.errors import UsageError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import task as tasks
 from bafogpt.launch import plan
-from bafogpt.runs.store import RunRecord, RunStore
+from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from tests.small_job import make_job
 
@@ -89,12 +88,6 @@ def test_labels_that_cannot_be_read_are_no_reason_not_to_train(tmp_path: Path, t
     labels = tmp_path / "image.json"
     labels.write_text(text, errors="surrogateescape")
     assert LaunchInfo.from_environment(labels).image_labels == {}
-
-
-def test_a_record_from_before_images_were_recorded_is_still_read():
-    old = {"name": "run", "trainer": "pretrain", "state": "succeeded", "created": "x", "updated": "x"}
-    record = schema.build(RunRecord, old, where="run.json")
-    assert (record.image, record.image_digest, record.image_labels) == (None, None, {})
 
 
 @pytest.mark.parametrize(

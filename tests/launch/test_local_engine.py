@@ -1,4 +1,4 @@
-"""The local engine: detached, with SkyPilot's environment, and nobody left behind whatever dies."""
+"""The local engine: detached, with SkyPilot's environment, and no process left behind whatever dies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARK = "BAFOGPT_TEST_MARK"
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalEngine:
-    """An engine whose runs carry a mark, by which a test finds every process of them."""
+    """An engine whose runs have a marker variable, by which a test finds their processes."""
     monkeypatch.setenv(MARK, str(tmp_path))
     monkeypatch.setenv("BAFOGPT_BUCKET", f"file://{tmp_path}/bucket")
     return LocalEngine(Settings(home=str(tmp_path / "home"), bucket=f"file://{tmp_path}/bucket"))
@@ -37,7 +37,7 @@ def plan(run: str, name: str = "r1", **options: object) -> Plan:
 
 
 def marked(tmp_path: Path) -> list[str]:
-    """Processes that carry the test's mark, this one aside."""
+    """Other processes with the test's marker."""
     found = []
     for each in psutil.process_iter():
         try:
@@ -65,7 +65,7 @@ def test_a_run_has_skypilots_environment_and_its_exit_code_is_its_state(engine: 
 
 
 def test_a_run_outlives_the_terminal_that_launched_it(tmp_path: Path, engine: LocalEngine):
-    """Launched from a session of its own whose leader then ends, with SIGHUP for all: as a closed terminal."""
+    """The launch's session ends with SIGHUP for all its processes, as when a terminal is closed."""
     script = tmp_path / "launch.py"
     script.write_text(
         "import os, signal, sys\n"
@@ -80,7 +80,7 @@ def test_a_run_outlives_the_terminal_that_launched_it(tmp_path: Path, engine: Lo
     assert engine.status("r1").state == "succeeded"
 
 
-def test_whatever_a_task_leaves_behind_is_ended_with_it(engine: LocalEngine, tmp_path: Path):
+def test_processes_that_a_task_leaves_behind_are_ended(engine: LocalEngine, tmp_path: Path):
     run = "sleep 1000 & (setsid sleep 1001 &) ; nohup sleep 1002 >/dev/null 2>&1 & sleep 0.2; exit 0"
     engine.launch(plan(run), resume=False)
     assert process.wait_until(lambda: not engine.status("r1").active, 15)
@@ -88,7 +88,7 @@ def test_whatever_a_task_leaves_behind_is_ended_with_it(engine: LocalEngine, tmp
     assert process.wait_until(lambda: not marked(tmp_path), 5), marked(tmp_path)
 
 
-def test_cancel_asks_and_waits(engine: LocalEngine):
+def test_cancel_sends_sigterm_and_waits(engine: LocalEngine):
     run = "trap 'echo saving; sleep 0.3; echo saved; exit 103' TERM; echo up; while :; do sleep 0.05; done"
     engine.launch(plan(run), resume=False)
     assert process.wait_until(lambda: "up" in list(engine.logs("r1", follow=False)), 10)
@@ -107,7 +107,7 @@ def test_a_killed_runner_takes_the_run_with_it_and_the_engine_says_gone(engine: 
         engine.status("r1")
 
 
-def test_down_ends_a_run_and_forgets_it(engine: LocalEngine, tmp_path: Path):
+def test_down_ends_a_run_and_removes_its_folder(engine: LocalEngine, tmp_path: Path):
     engine.launch(plan("sleep 1000"), resume=False)
     engine.down("r1")
     assert engine.runs() == []
@@ -137,8 +137,9 @@ def test_a_named_variable_must_be_there_and_its_value_is_written_nowhere(
     monkeypatch.setenv("WANDB_API_KEY", "planted-value")
     engine.launch(made, resume=False)
     assert finish(engine) == ["given"]
-    for file in (tmp_path / "home").rglob("*"):
-        assert not file.is_file() or b"planted-value" not in file.read_bytes(), file
+    written = [file for file in (tmp_path / "home").rglob("*") if file.is_file()]
+    assert {"task.yaml", "state.json", "output.log", "runner.log"} <= {file.name for file in written}
+    assert not [file for file in written if b"planted-value" in file.read_bytes()]
 
 
 def test_an_unknown_run_names_the_nearest(engine: LocalEngine):

@@ -1,8 +1,9 @@
-"""The SkyPilot engine against SkyPilot's surface in memory: whatever breaks, nothing rented stays without an end."""
+"""The SkyPilot engine on an in-memory SkyPilot: whatever fails, no rented machine stays without an end."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +19,17 @@ from bafogpt.launch.engines.skypilot.client import Client
 from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine
 from bafogpt.launch.engines.skypilot.errors import CapacityError, MachineError
 from bafogpt.launch.engines.skypilot.status import RunStatusReader
+from bafogpt.launch.engines.skypilot.teardown import Teardown
 from bafogpt.launch.plan import Plan
 from bafogpt.runs.store import RunRecord
 from sky import exceptions
 from tests.launch.fake_sky import FakeSky, Status
+from tests.reports import synthetic
 from tests.small_job import make_job
 
 
 class Clock:
-    """Time that passes only by sleeping."""
+    """A clock that only sleep() moves."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -77,16 +80,16 @@ def _no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(code_snapshot, "export", lambda root, into: tmp_path)
 
 
-def test_a_launch_asks_for_its_own_end_and_sees_that_it_was_heard(engine: SkyPilotEngine, sky: FakeSky):
+def test_a_launch_requests_autodown_and_verifies_it(engine: SkyPilotEngine, sky: FakeSky):
     run = engine.launch(plan(), resume=False)
 
     assert (run.state, run.autodown_minutes, run.location) == ("starting", 7, "RunPod CA")
     assert sky.clusters["r1"]["to_down"] and sky.clusters["r1"]["autostop"] == 7
     assert "autostop" not in sky.calls
-    assert "queue" not in sky.calls and "queue_v2" not in sky.calls  # seconds each, and nothing to be learned
+    assert "queue" not in sky.calls and "queue_v2" not in sky.calls  # seconds each, for nothing
 
 
-def test_a_launch_leaves_skypilots_files_to_nobody_else(
+def test_a_launch_makes_skypilots_files_private(
     engine: SkyPilotEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     (tmp_path / ".sky").mkdir(mode=0o755)
@@ -95,17 +98,17 @@ def test_a_launch_leaves_skypilots_files_to_nobody_else(
     engine.launch(plan(), resume=False)
 
     assert (tmp_path / ".sky").stat().st_mode & 0o777 == 0o700
-    task_config.make_private(tmp_path / "none" / ".sky")  # a HOME that is not there is no reason to fail
+    task_config.make_private(tmp_path / "none" / ".sky")  # a missing HOME is no error
 
 
-def test_an_autodown_that_skypilot_lost_is_set_again(engine: SkyPilotEngine, sky: FakeSky):
+def test_a_lost_autodown_is_set_again(engine: SkyPilotEngine, sky: FakeSky):
     sky.lose_autodown = 2
 
     assert engine.launch(plan(), resume=False).autodown_minutes == 7
     assert sky.calls.count("autostop") == 2
 
 
-def test_a_cluster_that_keeps_no_autodown_is_ended(engine: SkyPilotEngine, sky: FakeSky):
+def test_a_cluster_without_autodown_is_terminated(engine: SkyPilotEngine, sky: FakeSky):
     sky.lose_autodown = 99
 
     with pytest.raises(BafoError, match="did not keep the autodown of r1"):
@@ -114,7 +117,7 @@ def test_a_cluster_that_keeps_no_autodown_is_ended(engine: SkyPilotEngine, sky: 
 
 
 @pytest.mark.parametrize("error", [RuntimeError("rsync failed"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
-def test_what_a_broken_launch_rented_is_given_back(engine: SkyPilotEngine, sky: FakeSky, error: BaseException):
+def test_a_failed_launch_returns_what_it_rented(engine: SkyPilotEngine, sky: FakeSky, error: BaseException):
     """SkyPilot itself leaves the cluster up "for debugging purposes" when files cannot be sent."""
     sky.faults["provisioned"] = [error]
 
@@ -126,7 +129,7 @@ def test_what_a_broken_launch_rented_is_given_back(engine: SkyPilotEngine, sky: 
 UNREADY = RuntimeError("Failed to run setup commands on an instance. (exit code 1). Error: no such METADATA")
 
 
-def test_a_machine_that_cannot_be_made_ready_is_given_back_and_another_one_taken(
+def test_a_machine_that_cannot_be_set_up_is_returned_and_another_one_rented(
     engine: SkyPilotEngine, sky: FakeSky, capsys: pytest.CaptureFixture[str]
 ):
     sky.faults["provisioned"] = [UNREADY]
@@ -137,13 +140,13 @@ def test_a_machine_that_cannot_be_made_ready_is_given_back_and_another_one_taken
     assert "could not set up the machine" in capsys.readouterr().err
 
 
-def test_the_second_machine_that_cannot_be_made_ready_is_the_last(engine: SkyPilotEngine, sky: FakeSky):
+def test_the_second_machine_that_cannot_be_set_up_is_the_last(engine: SkyPilotEngine, sky: FakeSky):
     sky.faults["provisioned"] = [UNREADY] * 2
 
     with pytest.raises(MachineError, match="no such METADATA"):
         engine.launch(plan(), resume=False)
     assert sky.calls.count("launch") == 2 and sky.clusters == {}
-    engine.launch(plan(), resume=False)  # nothing of it is in the way of another launch
+    engine.launch(plan(), resume=False)  # the name is free again
     assert sky.calls.count("launch") == 3
 
 
@@ -156,7 +159,7 @@ def test_down_is_called_until_the_cluster_is_gone(engine: SkyPilotEngine, sky: F
     assert sky.clusters == {} and sky.calls.count("down") == 5
 
 
-def test_down_gives_up_after_its_patience_and_says_what_stays(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
+def test_down_gives_up_after_its_timeout(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
     sky.add("r1")
     sky.faults["down"] = [RuntimeError("502 Bad Gateway")] * 99
     started = clock()
@@ -166,7 +169,7 @@ def test_down_gives_up_after_its_patience_and_says_what_stays(engine: SkyPilotEn
     assert 200 < clock() - started <= 300
 
 
-def test_down_does_not_go_on_with_credentials_that_are_refused(engine: SkyPilotEngine, sky: FakeSky):
+def test_down_does_not_retry_with_rejected_credentials(engine: SkyPilotEngine, sky: FakeSky):
     sky.add("r1")
     sky.faults["down"] = [RuntimeError("401 Unauthorized")] * 9
 
@@ -175,9 +178,7 @@ def test_down_does_not_go_on_with_credentials_that_are_refused(engine: SkyPilotE
     assert sky.calls.count("down") == 1
 
 
-def test_settling_waits_for_the_server_and_keeps_a_run_that_came_up(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
-    from types import SimpleNamespace
-
+def test_cleaning_up_waits_for_the_server_and_keeps_a_running_job(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
     request = SimpleNamespace(cluster_name="r1", name="sky.launch", finished_at=None)
     other = SimpleNamespace(cluster_name="r2", name="sky.launch", finished_at=None)
     sky.requests += [other, request]
@@ -189,13 +190,11 @@ def test_settling_waits_for_the_server_and_keeps_a_run_that_came_up(engine: SkyP
             sky.add("r1", autostop=-1)
             sky.add_job("r1", Status.RUNNING)
 
-    from bafogpt.launch.engines.skypilot.teardown import Teardown
-
     Teardown(client=engine.client, clock=clock, sleep=pass_time).clean_up("r1", 7)
     assert sky.clusters["r1"]["autostop"] == 7
 
 
-def test_secrets_reach_the_task_and_no_yaml(engine: SkyPilotEngine, sky: FakeSky, tmp_path: Path):
+def test_secrets_reach_the_task_and_no_file(engine: SkyPilotEngine, sky: FakeSky, tmp_path: Path):
     engine.launch(plan(), resume=False)
 
     assert ("AWS_SECRET_ACCESS_KEY", "planted-value") in sky.secrets
@@ -204,7 +203,7 @@ def test_secrets_reach_the_task_and_no_yaml(engine: SkyPilotEngine, sky: FakeSky
     assert not any(b"planted-value" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_missing_key_and_a_bucket_of_this_machine_are_found_before_anything_is_rented(
+def test_a_missing_key_and_a_local_bucket_are_refused_before_anything_is_rented(
     engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -216,7 +215,7 @@ def test_a_missing_key_and_a_bucket_of_this_machine_are_found_before_anything_is
     assert sky.calls == []
 
 
-def test_a_name_at_work_and_somebody_elses_cluster_are_left_alone(engine: SkyPilotEngine, sky: FakeSky):
+def test_an_active_run_and_a_foreign_cluster_are_left_alone(engine: SkyPilotEngine, sky: FakeSky):
     sky.add("r1")
     sky.add_job("r1", Status.RUNNING)
     sky.add("r2", labels={}, last_creation_yaml="run: sleep 1")
@@ -227,7 +226,7 @@ def test_a_name_at_work_and_somebody_elses_cluster_are_left_alone(engine: SkyPil
     assert set(sky.clusters) == {"r1", "r2"}
 
 
-def test_a_gpu_that_nobody_offers_names_those_that_are(engine: SkyPilotEngine, sky: FakeSky):
+def test_a_gpu_without_an_offer_lists_those_with_one(engine: SkyPilotEngine, sky: FakeSky):
     sky.offered = {"L40": [1, 2, 8], "L40S": [4]}
     sky.faults["launch"] = [
         exceptions.ResourcesUnavailableError("Catalog does not contain any instances satisfying it")
@@ -251,18 +250,23 @@ def test_logs_are_the_runs_own_lines(engine: SkyPilotEngine, sky: FakeSky):
     assert list(log_filter.lines(["(head, rank=0, pid=7) a\n(worker1, rank=1, pid=8, ip=10.0.0.2) b"])) == ["a", "b"]
 
 
-def test_logs_of_a_machine_that_only_skypilot_believes_in_come_from_the_bucket(
-    engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
+def test_logs_of_a_terminated_machine_that_skypilot_still_lists_come_from_the_bucket(
+    sky: FakeSky, clock: Clock, tmp_path: Path
 ):
+    """A real bucket has the log; SkyPilot still lists the machine, which does not answer any more."""
+    run = synthetic.new(tmp_path)
+    run.save(name="r1", state="failed")
+    run.store.folder("r1").put("logs/0001-00000.log", b"step 1\nr1: failed\n")
+    settings = Settings(home=str(tmp_path / "home"), bucket=f"file://{tmp_path}/bucket", s3_endpoint="")
+    engine = SkyPilotEngine(settings, Client(sdk=sky, jobs_sdk=sky, make_task=sky.make_task), clock, clock.sleep)
     sky.add("r1")
     sky.add_job("r1", Status.FAILED)
     sky.faults["tail_logs"] = [RuntimeError("no route to host")]
-    monkeypatch.setattr(engine, "_stored_logs", lambda name: [f"{name}: failed"])
 
-    assert list(engine.logs("r1", follow=False)) == ["r1: failed"]
+    assert list(engine.logs("r1", follow=False)) == ["step 1", "r1: failed"]
 
 
-def test_a_follow_that_is_cut_goes_on_where_it_was(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
+def test_a_broken_log_stream_is_resumed(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):
     sky.add("r1")
     sky.add_job("r1", Status.RUNNING)
     sky.output = ["(r1, pid=7) one\n"]
@@ -276,7 +280,7 @@ def test_a_follow_that_is_cut_goes_on_where_it_was(engine: SkyPilotEngine, sky: 
     assert list(engine.logs("r1", follow=True)) == ["one", "two"]
 
 
-def test_a_machine_on_its_way_out_is_not_one_that_starts(
+def test_a_terminating_machine_is_not_a_starting_one(
     engine: SkyPilotEngine, sky: FakeSky, monkeypatch: pytest.MonkeyPatch
 ):
     """Once autodown has begun, SkyPilot 0.14.1 shows the cluster as INIT and has no queue of it."""
@@ -289,7 +293,7 @@ def test_a_machine_on_its_way_out_is_not_one_that_starts(
         assert engine.status("r1").state == state
 
 
-def test_cancel_asks_the_supervisor_first_and_skypilot_after_its_grace(
+def test_cancel_stops_the_supervisor_first_and_uses_skypilot_after_the_grace_period(
     engine: SkyPilotEngine, sky: FakeSky, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
     for listens in (True, False):
@@ -332,7 +336,7 @@ def test_a_managed_run_keeps_its_code_for_recoveries_until_the_controller_has_en
     assert clock.now > 1_000_020 and not code.exists() and not LaunchRegistry(engine._settings).has("r1")
 
 
-def test_reap_finds_what_nothing_else_would_end_and_leaves_the_rest(engine: SkyPilotEngine, sky: FakeSky):
+def test_reap_finds_orphans_and_leaves_the_rest(engine: SkyPilotEngine, sky: FakeSky):
     hour, now = 3600.0, 1_000_000.0
     sky.add("fresh", Status.INIT, autostop=-1, launched=now - 60)
     sky.add("broken", Status.INIT, autostop=-1, launched=now - hour)

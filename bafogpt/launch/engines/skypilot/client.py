@@ -100,8 +100,7 @@ class Client:
 
     def abandon(self, request: str) -> None:
         """Cancel a request that has not been served."""
-        with self._calling(""):
-            self.sdk.get(self.sdk.api_cancel(request_ids=[request], silent=True))
+        self._get("", lambda: self.sdk.api_cancel(request_ids=[request], silent=True))
 
     def launching(self, name: str) -> bool:
         """Whether the API server has an unfinished launch of the cluster."""
@@ -127,13 +126,11 @@ class Client:
 
     def autodown(self, name: str, idle_minutes: int) -> None:
         """Set the cluster to terminate after ``idle_minutes`` without a job."""
-        with self._calling(name):
-            self.sdk.get(self.sdk.autostop(name, idle_minutes, down=True))
+        self._get(name, lambda: self.sdk.autostop(name, idle_minutes, down=True))
 
     def queue(self, name: str) -> list[ClusterJob]:
         """The jobs of a cluster, newest first."""
-        with self._calling(name):
-            records = self.sdk.get(self.sdk.queue(name, all_users=True))
+        records = self._get(name, lambda: self.sdk.queue(name, all_users=True))
         jobs = [
             ClusterJob(
                 id=each.job_id,
@@ -149,10 +146,10 @@ class Client:
     def managed_jobs(self, name: str | None = None) -> list[ClusterJob]:
         """Managed jobs, newest first; none where there is no controller."""
         try:
-            with self._calling(name or ""):
-                answer = self.sdk.get(
-                    self.jobs_sdk.queue_v2(refresh=False, all_users=True, name_match=name, fields=None)
-                )
+            answer = self._get(
+                name or "",
+                lambda: self.jobs_sdk.queue_v2(refresh=False, all_users=True, name_match=name, fields=None),
+            )
         except (ConflictError, RunNotFoundError):  # no controller is up
             return []
         records = answer[0] if isinstance(answer, tuple) else answer
@@ -191,24 +188,20 @@ class Client:
 
     def execute(self, config: dict[str, Any], name: str) -> int:
         """Queue a task on a running cluster. Returns the job's id."""
-        with self._calling(name):
-            job, _handle = self.sdk.get(self.sdk.exec(self._task(config, []), cluster_name=name))
+        job, _handle = self._get(name, lambda: self.sdk.exec(self._task(config, []), cluster_name=name))
         return int(job)
 
     def cancel(self, name: str, jobs: list[int]) -> None:
         """Cancel jobs of a cluster; SkyPilot kills them within seconds."""
-        with self._calling(name):
-            self.sdk.get(self.sdk.cancel(name, job_ids=jobs))
+        self._get(name, lambda: self.sdk.cancel(name, job_ids=jobs))
 
     def cancel_managed(self, name: str, job: int) -> None:
         """Cancel a managed job; the controller terminates its machines."""
-        with self._calling(name):
-            self.sdk.get(self.jobs_sdk.cancel(job_ids=[job]))
+        self._get(name, lambda: self.jobs_sdk.cancel(job_ids=[job]))
 
     def down(self, name: str) -> None:
         """Terminate a cluster, one attempt."""
-        with self._calling(name):
-            self.sdk.get(self.sdk.down(name))
+        self._get(name, lambda: self.sdk.down(name))
 
     def write_ssh_config(self, name: str) -> None:
         """Write the ssh configuration of the cluster's nodes, as ``sky status`` does."""
@@ -219,9 +212,14 @@ class Client:
 
     def offers(self, infra: str) -> list[str]:
         """GPUs that a cloud offers: ``["A10:2", "L40:4"]``."""
-        with self._calling(""):
-            found = self.sdk.get(self.sdk.list_accelerator_counts(gpus_only=True, clouds=infra.partition("/")[0]))
+        cloud = infra.partition("/")[0]
+        found = self._get("", lambda: self.sdk.list_accelerator_counts(gpus_only=True, clouds=cloud))
         return [f"{kind}:{count:g}" for kind in sorted(found) for count in sorted(found[kind])]
+
+    def _get(self, name: str, send: Callable[[], Any]) -> Any:
+        """Send a request about run ``name`` and return its result."""
+        with self._calling(name):
+            return self.sdk.get(send())
 
     def _task(self, config: dict[str, Any], secrets: list[tuple[str, str]]) -> Any:
         if self.make_task is not None:
