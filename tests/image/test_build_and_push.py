@@ -3,163 +3,114 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from tests.image.conftest import ROOT, Images
+from tests.image.conftest import Images
+from tests.workflows.tree import Tree
 
-PARTS = ("bafogpt", "docker", "jobs", "scripts", "sky", ".dockerignore", "LICENSE", "README.md")
 TAG = "tested"
-PINNED = ("constraints.txt", "pyproject.toml")
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A copy of this working tree with a history of its own, and the images of it."""
-
-    path: Path
-    images: Images
-    base: str
-    """What the image under test was built from, and those of the copy are."""
-
-    def git(self, *words: str) -> None:
-        who = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *who, *words], cwd=self.path, check=True, capture_output=True)
-
-    def image(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``./scripts/image WORDS…`` in the copy, whatever its exit status."""
-        return subprocess.run(
-            [self.path / "scripts" / "image", *words],
-            env=self.images.environment | {"BAFOGPT_IMAGE_TAG": TAG, "BAFOGPT_BASE_IMAGE": self.base} | environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-
-    def build(self) -> float:
-        """Seconds that a build took."""
-        began = time.monotonic()
-        done = self.image("build")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
-def tree(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """Clean, committed, with a change of code that the image of the working tree does not have."""
-    tested = replace(images, name=f"localhost/bafogpt/train:{TAG}")
-    copy = Tree(tmp_path_factory.mktemp("tree"), tested, images.inspect('{{index .Config.Labels "bafogpt.from"}}'))
-    for name in (*PARTS, *PINNED):
-        whole = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        whole(ROOT / name, copy.path / name)
-    (copy.path / ".gitignore").write_text("__pycache__/\n")
-    (copy.path / "bafogpt" / "marker.py").write_text('"""Says that it is there."""\n\nCHANGED = "yes"\n')
-    copy.git("init", "-q")
-    copy.git("add", "-A")
-    copy.git("commit", "-q", "-m", "a change of code")
-    yield copy
-    images.command("rmi", "--force", copy.images.name)
-
-
-def layers(images: Images, image: str = "") -> list[str]:
-    return images.inspect("{{json .RootFS.Layers}}", image).strip("[]").replace('"', "").split(",")
+def tree(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A committed copy of the working tree with a change of code, on the base of the image under test."""
+    copy = Tree(tmp_path_factory.mktemp("tree") / "project", timeout=600)
+    base = images.inspect('{{index .Config.Labels "bafogpt.from"}}')
+    copy.environment = images.environment | {"BAFOGPT_IMAGE_TAG": TAG, "BAFOGPT_BASE_IMAGE": base}
+    (copy.root / "bafogpt" / "marker.py").write_text('"""A new module."""\n\nCHANGED = "yes"\n')
+    copy.commit()
+    return copy
 
 
 @pytest.fixture(scope="module")
-def built(tree: Tree) -> Tree:
+def built(tree: Tree, images: Images) -> Iterator[Images]:
     """The copy's image, built twice: once with the change, once with none."""
-    with_change = tree.build()
-    without = tree.build()
+    seconds = []
+    for _ in range(2):
+        began = time.monotonic()
+        tree.passes("scripts/image", "build")
+        seconds.append(time.monotonic() - began)
 
-    print(f"code change {with_change:.1f} s, no change {without:.1f} s")
-    if not os.environ.get("CI"):  # where machines are shared, seconds say little
-        assert with_change <= 60 and without <= 30
-    return tree
+    print("change of code {:.1f} s, no change {:.1f} s".format(*seconds))
+    if not os.environ.get("CI"):  # shared machines have no fixed speed
+        assert seconds[0] <= 60 and seconds[1] <= 30
+    name = f"localhost/bafogpt/train:{TAG}"
+    yield replace(images, name=name)
+    images.command("rmi", "--force", name)
 
 
-def test_a_change_of_code_is_in_the_image_and_leaves_the_other_layers_alone(built: Tree, images: Images) -> None:
-    before, images = layers(images), built.images
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=built.path, capture_output=True, text=True).stdout.strip()
+def layers(images: Images) -> list[str]:
+    return images.inspect("{{json .RootFS.Layers}}").strip("[]").split(",")
 
-    said = images.run("python3", "-c", "import bafogpt.marker as m; print(m.CHANGED)")
-    assert said.strip() == "yes"
-    assert images.inspect('{{index .Config.Labels "org.opencontainers.image.revision"}}') == commit
-    after = layers(images)
+
+def test_a_change_of_code_is_in_the_image_and_in_no_large_layer(tree: Tree, built: Images, images: Images) -> None:
+    before, after = layers(images), layers(built)
+
+    assert built.run("python3", "-c", "import bafogpt.marker as m; print(m.CHANGED)") == "yes\n"
+    assert built.inspect('{{index .Config.Labels "org.opencontainers.image.revision"}}') == tree.git(
+        "rev-parse", "HEAD"
+    )
     assert before != after
-    assert before[:-2] == after[:-2], "the wheel and its installation are all that differs"
+    assert before[:-2] == after[:-2], "only the wheel and its installation may differ"
 
 
-def test_the_same_commit_built_anew_gives_the_same_layers(built: Tree) -> None:
-    before = layers(built.images)
+def test_the_same_commit_built_without_cache_gives_the_same_layers(tree: Tree, built: Images) -> None:
+    before = layers(built)
 
-    done = built.image("build", "--no-cache")
+    tree.passes("scripts/image", "build", "--no-cache")
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert layers(built.images) == before
+    assert layers(built) == before
 
 
-def test_what_is_pushed_is_pulled_by_digest_and_runs(built: Tree, registry: str, tmp_path: Path) -> None:
-    images, file = built.images, tmp_path / "digest"
+def test_a_pushed_image_is_pulled_by_digest_and_runs(tree: Tree, built: Images, registry: str) -> None:
+    pushed = tree.passes("scripts/image", "push", f"{registry}/bafogpt/train:dev", "--digest-file", ".output")
 
-    pushed = built.image("push", f"{registry}/bafogpt/train:dev", "--digest-file", str(file))
-
-    assert pushed.returncode == 0, pushed.stderr
-    digest = file.read_text().strip()
+    digest = (tree.root / ".output").read_text().strip()
     reference = f"{registry}/bafogpt/train@{digest}"
-    assert pushed.stdout.strip() == reference
-    insecure = () if images.engine == "docker" else ("--tls-verify=false",)
-    pulled = images.command("pull", *insecure, reference)
-    assert pulled.returncode == 0, pulled.stderr
+    assert pushed.splitlines()[-1] == reference
+    built.output("pull", *(() if built.engine == "docker" else ("--tls-verify=false",)), reference)
     try:
-        assert digest in images.inspect("{{json .RepoDigests}}", reference)
-        assert images.run("bafogpt", "--version", image=reference).startswith("bafogpt ")
+        assert digest in built.inspect("{{json .RepoDigests}}", reference)
+        assert built.run("bafogpt", "--version", image=reference).startswith("bafogpt ")
     finally:
-        images.command("rmi", reference)
+        built.command("rmi", reference)
 
 
-def test_a_dirty_tree_is_not_published(built: Tree, registry: str) -> None:
-    stray = built.path / "bafogpt" / "stray.py"
-    stray.write_text('"""Not committed."""\n')
+def published(registry: str) -> str:
+    with urllib.request.urlopen(f"http://{registry}/v2/_catalog", timeout=10) as answer:
+        return str(answer.read())
+
+
+def test_a_tree_with_changes_is_not_published(tree: Tree, built: Images, registry: str) -> None:
+    stray = tree.root / "bafogpt" / "stray.py"
+    stray.touch()
     try:
-        refused = built.image("push", f"{registry}/bafogpt/dirty:dev")
+        report = tree.refused("scripts/image", "push", f"{registry}/bafogpt/dirty:dev")
     finally:
         stray.unlink()
 
-    assert refused.returncode == 1
-    assert "working tree has changes" in refused.stderr
-    assert " hint: git" in refused.stderr
-    assert "bafogpt/dirty" not in catalogue(registry)
+    assert "working tree has changes" in report and " hint: git" in report
+    assert "bafogpt/dirty" not in published(registry)
 
 
-def test_an_image_of_another_commit_is_not_published(built: Tree, registry: str) -> None:
-    built.git("commit", "-q", "--allow-empty", "-m", "not built yet")
+def test_an_image_of_another_commit_is_not_published(tree: Tree, built: Images, registry: str) -> None:
+    tree.git("commit", "-q", "--allow-empty", "-m", "not built yet")
     try:
-        refused = built.image("push", f"{registry}/bafogpt/other:dev")
+        report = tree.refused("scripts/image", "push", f"{registry}/bafogpt/other:dev")
     finally:
-        built.git("reset", "-q", "--hard", "HEAD~1")
+        tree.git("reset", "-q", "--hard", "HEAD~1")
 
-    assert refused.returncode == 1
-    assert "built from another commit" in refused.stderr
-    assert "bafogpt/other" not in catalogue(registry)
-
-
-def test_a_stand_in_is_not_published_elsewhere(built: Tree) -> None:
-    if built.images.inspect('{{index .Config.Labels "bafogpt.standin"}}') != "true":
-        pytest.skip("this image stands on CUDA")
-
-    refused = built.image("push", "registry.invalid/bafogpt/train:dev")
-
-    assert refused.returncode == 1
-    assert "without CUDA" in refused.stderr
+    assert "built from another commit" in report
+    assert "bafogpt/other" not in published(registry)
 
 
-def catalogue(registry: str) -> str:
-    with urllib.request.urlopen(f"http://{registry}/v2/_catalog", timeout=10) as answer:
-        return str(answer.read())
+def test_an_image_without_cuda_is_not_published_elsewhere(tree: Tree, built: Images) -> None:
+    if built.inspect('{{index .Config.Labels "bafogpt.standin"}}') != "true":
+        pytest.skip("this image is based on CUDA")
+
+    assert "without CUDA" in tree.refused("scripts/image", "push", "registry.invalid/bafogpt/train:dev")

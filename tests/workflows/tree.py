@@ -35,6 +35,7 @@ class Tree:
     """A copy of the project whose scripts run with stand-ins first on the PATH; each call of a stand-in is recorded."""
 
     root: Path
+    timeout: float = 120
     environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class Tree:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=self.timeout,
         )
 
     def passes(self, *words: str, **environment: str) -> str:
