@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# What builds and runs images here: Docker when its daemon answers, else buildah and podman. Sourced by scripts/image.
+# Choose and call the engine that builds and runs images: Docker if its daemon answers, otherwise buildah and podman.
+# Sourced by scripts/image.
 #
 #   ENGINE   docker | buildah
-#   STATE    the folder of everything that is kept between calls; for buildah the images, too
+#   STATE    the folder for state between calls; for buildah also the images
 
 STATE=${BAFOGPT_IMAGE_STATE:-${XDG_CACHE_HOME:-$HOME/.cache}/bafogpt/image}
 PACKAGES=(buildah podman runc skopeo containernetworking-plugins iptables mmdebstrap debian-archive-keyring)
@@ -31,23 +32,23 @@ choose_engine() {
     if [[ $ENGINE == buildah ]]; then use_own_storage; fi
 }
 
-# buildah and podman with storage of their own: nothing of theirs mixes with what else runs on this machine
+# give buildah and podman separate storage, apart from other images of this machine
 use_own_storage() {
     local hard
     hard=$(ulimit -Hn)
     if [[ $hard == unlimited ]]; then hard=1048576; fi
-    # skip_mount_home: the folder is not mounted upon itself, a mount that nobody would take away
+    # skip_mount_home: do not mount the folder upon itself, because the mount would stay
     printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/store"\nrunroot = "%s/run"\n%s\n' "$STATE" "$STATE" \
         $'[storage.options.overlay]\nskip_mount_home = "true"' | replace "$STATE/storage.conf"
-    # limits as they are here, since containers may not raise them everywhere; runc and cgroupfs, since the crun of
-    # Debian 12 refuses hybrid cgroups and there may be no systemd to ask
+    # this machine's limits, because containers cannot raise them everywhere; runc and cgroupfs, because the crun of
+    # Debian 12 refuses hybrid cgroups and there may be no systemd
     printf '[containers]\ndefault_ulimits = ["nofile=%s:%s", "nproc=4096:4096"]\n[engine]\n%s\n' "$hard" "$hard" \
         $'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"' | replace "$STATE/containers.conf"
     export CONTAINERS_CONF=$STATE/containers.conf CONTAINERS_STORAGE_CONF=$STATE/storage.conf TMPDIR=$STATE/tmp
-    unset DOCKER_CONFIG DOCKER_HOST # podman fails over a DOCKER_CONFIG that is not there
+    unset DOCKER_CONFIG DOCKER_HOST # podman fails if DOCKER_CONFIG does not exist
 }
 
-# a file that another call may be reading is replaced whole
+# replace a file atomically, because another call may read it
 replace() {
     local new
     new=$(mktemp "$1.XXXXXX")
@@ -74,18 +75,18 @@ need_engine() {
 
 podman_or_docker() { if [[ $ENGINE == docker ]]; then docker "$@"; else podman "$@"; fi; }
 
-# exists IMAGE: here, in this engine's storage
+# exists IMAGE: in this engine's storage
 exists() { podman_or_docker image inspect "$1" >/dev/null 2>&1; }
 
 # label IMAGE KEY
 label() { podman_or_docker image inspect --format "{{index .Config.Labels \"$2\"}}" "$1" 2>/dev/null || true; }
 
-# need_disk GIB WHAT: said before, not when the disk is full
+# need_disk GIB WHAT: fail early instead of filling the disk
 need_disk() {
     local folder=$STATE free
     if [[ $ENGINE == docker ]]; then
         folder=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || true)
-        [[ -d $folder ]] || return 0 # the daemon is elsewhere
+        [[ -d $folder ]] || return 0 # a remote daemon
     fi
     free=$(($(df --output=avail -k "$folder" | tail -n 1) / 1024 / 1024))
     ((free >= $1)) || fail "$2 needs some $1 GiB, and $folder has $free GiB free" \
@@ -94,7 +95,7 @@ need_disk() {
 
 loopback() { [[ $1 =~ ^(127\.0\.0\.1|localhost|\[::1\]):[0-9]+/ ]]; }
 
-# remote_digest REFERENCE: what a registry says. Fails with the registry's words on stderr.
+# remote_digest REFERENCE: from the registry. Fails with the registry's message on stderr.
 remote_digest() {
     if [[ $ENGINE == docker ]]; then
         docker buildx imagetools inspect "$1" --format '{{.Manifest.Digest}}'
@@ -126,7 +127,7 @@ build_image() {
 
 any_python() { if [[ -x .venv/bin/python ]]; then echo .venv/bin/python; else command -v python3; fi; }
 
-# standin TAG: a base image from the distribution's packages, for machines that reach no registry
+# standin TAG: a base image from Debian packages, for machines without access to a registry
 standin() {
     local tar=$STATE/standin.tar
     # shellcheck disable=SC2016 # $1 is the new root, given by mmdebstrap

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is in this image and under which licence, as text: run in the image, standard library only.
+"""List the packages of this image with their licences. Runs in the image, standard library only.
 
 Debian packages from dpkg and the machine-readable part of ``/usr/share/doc/NAME/copyright``, Python packages from
 their metadata (``License-Expression``, else classifiers, else the first line of ``License``).
@@ -18,7 +18,7 @@ FIELD = re.compile(r"^License:[ \t]*(\S.*)$", re.MULTILINE)
 
 
 def debian_licence(name: str, docs: Path = Path("/usr/share/doc")) -> str:
-    """The licences that a Debian package's copyright file names: its ``License:`` fields, else what it refers to."""
+    """The licences of a Debian package: the ``License:`` fields of its copyright file, or those it refers to."""
     path = docs / name / "copyright"
     if not path.exists():
         return "no copyright file"
@@ -35,7 +35,7 @@ def debian() -> list[str]:
 
 
 def python_licence(distribution: Distribution) -> str:
-    """The licence of a Python package as its metadata gives it."""
+    """The licence of a Python package from its metadata."""
     meta = distribution.metadata
     if meta["License-Expression"]:
         return str(meta["License-Expression"])
@@ -53,7 +53,7 @@ def python() -> list[str]:
 
 
 def main() -> None:
-    print("What this image contains, and the licence that each part states for itself.")
+    print("The packages of this image, and the licence that each one states.")
     for title, rows in (("Python packages", python()), ("Distribution packages", debian())):
         print(f"\n{title} ({len(rows)})\n")
         print("\n".join(rows))

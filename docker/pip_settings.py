@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How this machine's pip finds packages, made ready for a build: ``pip_settings.py CONSTRAINTS FOLDER``.
+"""Prepare this machine's pip settings for a build: ``pip_settings.py CONSTRAINTS FOLDER``.
 
-Writes into ``FOLDER``: ``pip.conf`` (index, proxy, timeouts: what ``pip config list`` says), ``ca.pem`` (whom it
-trusts; empty: whom the image trusts), ``wheels/`` (the pinned wheels of its local ``find-links`` folders, linked or
-copied). The build mounts all three and keeps none: an index's address may hold a password.
+Writes into ``FOLDER``: ``pip.conf`` (index, proxy, timeouts from ``pip config list``), ``ca.pem`` (pip's certificates;
+empty for those of the image), ``wheels/`` (the pinned wheels of local ``find-links`` folders, linked or copied). The
+build mounts all three and keeps none, because the address of an index may contain a password.
 
-Standard library only, any Python 3.9: it runs before anything is installed.
+Standard library only, Python 3.9 or newer: it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ ADDRESS = re.compile(r"https?://\S+")
 
 
 def settings() -> dict[str, str]:
-    """pip's own settings by name, the environment's before those of a command before the global ones."""
+    """pip's settings by name: environment over command over global settings."""
     for python in (sys.executable, "python3"):
         listing = subprocess.run(
             [python, "-m", "pip", "config", "list"], capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         if listing.returncode == 0:
             return parse(listing.stdout)
-    # no pip here: what it would be told by the environment
+    # no pip here: its environment variables
     return {name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name[:4] == "PIP_"}
 
 
 def parse(listing: str) -> dict[str, str]:
-    """``pip config list`` as a mapping: lines such as ``global.index-url='https://…'`` or ``:env:.cert='…'``."""
+    """``pip config list`` as a mapping, from lines such as ``global.index-url='https://…'`` or ``:env:.cert='…'``."""
     order = ("global", "install", ":env:")
     found: dict[str, tuple[int, str]] = {}
     for line in listing.splitlines():
@@ -50,7 +50,7 @@ def parse(listing: str) -> dict[str, str]:
 
 
 def pip_conf(known: dict[str, str], trusts: bool) -> str:
-    """The ``pip.conf`` of the build. Addresses of this machine's file system mean nothing there and are left out."""
+    """The ``pip.conf`` of the build, without paths of this machine."""
     lines = ["[global]", "disable-pip-version-check = true", "root-user-action = ignore"]
     for name in HANDED_ON:
         value = known.get(name, "")
@@ -71,7 +71,7 @@ def pinned(constraints: str) -> set[tuple[str, str]]:
 
 
 def stage_wheels(known: dict[str, str], pins: set[tuple[str, str]], target: Path) -> None:
-    """The wheels of pinned versions (local versions such as ``+cpu`` included) from local folders into ``target``."""
+    """Link or copy the pinned wheels (also local versions such as ``+cpu``) from local folders into ``target``."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for word in known.get("find-links", "").split():

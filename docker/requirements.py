@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The dependencies of a project and of some of its extras, one a line: ``requirements.py pyproject.toml EXTRA…``.
+"""Print the dependencies of a project and of some extras, one a line: ``requirements.py pyproject.toml EXTRA…``.
 
 Standard library only: it runs in the image before anything is installed.
 """

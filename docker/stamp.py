@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes what the image is into the image: ``stamp.py KEY=VALUE…`` adds to ``/etc/bafogpt/image.json``.
+"""Add ``KEY=VALUE…`` to the image's description, ``/etc/bafogpt/image.json``.
 
-A run reads that file and records it, wherever the image was pulled from and under whatever name. ``constraints`` is
-the SHA-256 of the constraints.txt that lies in the image, computed here, so that it cannot say anything else.
+A run records that file, whatever the image's name and registry. ``constraints`` is the SHA-256 of the image's own
+constraints.txt, computed here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-# The image that jobs run in: base.Dockerfile's, with the project's wheel as the last thing, so that a change of code
-# is a layer of some hundred kilobytes.
+# The image of jobs: base.Dockerfile and, last, the project's wheel, so that a change of code is a layer of some hundred
+# kilobytes.
 #
 #   ./scripts/image build
 #
-# There is no USER line: on RunPod, SkyPilot puts its key into the home of the image's user and logs in as root, so
-# these have to be the same. `bafogpt` (uid 10001, sudo without a password) is there for `run --user bafogpt`.
+# There is no USER line: on RunPod, SkyPilot puts its key into the home of the image's user and logs in as root, so the
+# user must be root. `bafogpt` (uid 10001, sudo without a password) is for `run --user bafogpt`.
 ARG BASE_IMAGE=localhost/bafogpt/base:dev
 
 FROM ${BASE_IMAGE} AS wheel
@@ -18,7 +18,7 @@ RUN /build-tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --n
 FROM ${BASE_IMAGE}
 ARG SOURCE_DATE_EPOCH=0
 ARG REVISION=unknown
-# buildah does not notice that a mounted stage has changed; the digest of the source tells it
+# buildah does not notice a change in a mounted stage; the digest of the source invalidates its cache
 ARG SOURCE=unknown
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist echo "source $SOURCE" \
  && pip install --no-cache-dir --no-deps --no-index /dist/*.whl \

@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# For the scripts beside it, which read it: what a registry says about an image.
+# Sourced by the scripts beside it: ask a registry about images, copy them.
 set -euo pipefail
 
-# digest_of IMAGE: its digest, or nothing where the registry says that it has no such image. Any other answer, and
-# none, is an error: who takes it for "not there" would publish a second time, or move a tag that must not move.
+# digest_of IMAGE: its digest, or nothing if the registry has no such image. Any other answer is an error, because
+# treating it as "missing" could publish twice or move a tag.
 digest_of() {
-    local said
-    if said=$(skopeo inspect --no-tags --format '{{.Digest}}' "${INSPECT_OPTIONS[@]}" "docker://$1" 2>&1); then
-        tail -n 1 <<<"$said"
+    local output
+    if output=$(skopeo inspect --no-tags --format '{{.Digest}}' "${INSPECT_OPTIONS[@]}" "docker://$1" 2>&1); then
+        tail -n 1 <<<"$output"
         return
     fi
-    case ${said,,} in
+    case ${output,,} in
     *"manifest unknown"* | *"name unknown"* | *"not found"*) ;;
     *)
-        echo "registry: $(tail -n 1 <<<"$said")" >&2
+        echo "registry: $(tail -n 1 <<<"$output")" >&2
         echo " hint: is it up, and are you logged in? docker login ${1%%/*}" >&2
         return 1
         ;;
     esac
 }
 
-# copy_image FROM TO: within the registry, the same bytes and so the same digest
+# copy_image FROM TO: within a registry, with the same digest
 copy_image() {
     skopeo copy --quiet --preserve-digests "${COPY_OPTIONS[@]}" "docker://$1" "docker://$2"
 }
 
-# in_output KEY=VALUE…: as outputs of the step, and on the terminal
+# in_output KEY=VALUE…: set outputs of the step and print them
 in_output() {
     printf '%s\n' "$@" | tee -a "${GITHUB_OUTPUT:-/dev/null}"
 }
