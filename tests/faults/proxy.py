@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):  # closed with RST
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 
     def _pass_on(self) -> None:
         """Pass a request and its answer on."""

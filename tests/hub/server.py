@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
             self._answer({"error": refused.message}, refused.status, {k: v for k, v in headers.items() if v})
 
-    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - http.server asks for these names
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     # what a route needs
 
