@@ -1,10 +1,11 @@
-"""What every floor needs and what needs nothing of theirs.
+"""The lowest package: it imports no other.
 
-- ``errors``   the exceptions a user can meet: what is wrong, what to type next, the exit code
-- ``schema``   dataclasses from YAML, strictly: an unknown key is an error with "did you mean"
-- ``settings`` who wins: flag, environment, project file, user file, default
+- ``errors``   exceptions for users: message, hint, exit code
+- ``schema``   dataclasses from YAML and JSON; unknown keys are errors with "did you mean"
+- ``settings`` settings from flag, environment, project file, user file, default
 - ``files``    atomic writes, safe names, free space
 - ``digest``   content hashes written as ``algorithm:hex``
-- ``process``  process groups that end completely
-- ``nvidia_smi`` which GPUs this machine has, and how they are
+- ``process``  ending processes with all their descendants
+- ``nvidia_smi`` the GPUs of this machine and their state
+- ``terms``    licence files and the notice of a Gemma derivative
 """

@@ -1,8 +1,7 @@
 """Content hashes, written as ``algorithm:hex``.
 
-``xxh3`` (128 bit, ~8 GB/s) finds the flipped bit in a stream; ``blake3`` (~3 GB/s) names files by content, where
-two different files must never share a name; ``sha256`` (~0.6 GB/s) is what the Hugging Face Hub knows its large
-files by. A digest names its algorithm, so each can be read anywhere.
+``xxh3`` (128 bit, ~8 GB/s) detects flipped bits in a stream; ``blake3`` (~3 GB/s) identifies files by content;
+``sha256`` (~0.6 GB/s) is the Hugging Face Hub's identifier of large files.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ READ_BYTES = 1 << 20
 
 
 class Hasher(Protocol):
-    """What xxhash and blake3 objects share."""
+    """The common interface of xxhash, blake3 and hashlib objects."""
 
     def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
 def hasher(algorithm: str) -> Hasher:
-    """A new hash object. Raises :class:`CorruptError` for an algorithm this version does not know."""
+    """A new hash object. Raises :class:`CorruptError` for an unknown algorithm."""
     if algorithm == "xxh3":
         import xxhash
 
@@ -43,7 +42,7 @@ def hasher(algorithm: str) -> Hasher:
 
 
 def of_chunks(chunks: Iterable[bytes], algorithm: Algorithm = "blake3") -> str:
-    """The digest of the chunks joined."""
+    """The digest of the concatenated chunks."""
     state = hasher(algorithm)
     for chunk in chunks:
         state.update(chunk)
@@ -61,7 +60,7 @@ def of_json(content: Mapping[str, Any]) -> str:
 
 
 def of_file(path: Path, algorithm: Algorithm = "blake3") -> str:
-    """The digest of a file's content, read in pieces into one small buffer, which stays in the processor's cache."""
+    """The digest of a file's content, read through one small buffer that stays in the CPU's cache."""
     state = hasher(algorithm)
     buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -71,7 +70,7 @@ def of_file(path: Path, algorithm: Algorithm = "blake3") -> str:
 
 
 def matches(path: Path, digest: str) -> bool:
-    """Whether the file's content has that digest, whatever algorithm it names."""
+    """Whether the file's content has that digest."""
     algorithm = digest.partition(":")[0]
     hasher(algorithm)  # refuses an unknown one
     return of_file(path, cast(Algorithm, algorithm)) == digest

@@ -1,7 +1,7 @@
-"""The exceptions that a user can meet.
+"""Exceptions for users.
 
-Each says what is wrong (``message``, one line) and what to type next (``hint``, one line); the command line
-prints those two lines and exits with ``exit_code``. Anything that is not a :class:`BafoError` is a defect.
+Each has a ``message`` (what is wrong, one line) and a ``hint`` (what to type next, one line); the command line prints
+both and exits with ``exit_code``. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class ExitCode(IntEnum):
     JOB_CANCELLED = 103
     LIMIT_REACHED = 104
     MACHINE_UNFIT = 105
-    """The machine cannot run the job, another one may: what managed jobs name in ``recover_on_exit_codes``."""
+    """The machine cannot run the job, another one may; managed jobs list it in ``recover_on_exit_codes``."""
     INTERRUPTED = 130
 
 
 class BafoError(Exception):
-    """A failure that the user can do something about."""
+    """A failure that the user can fix."""
 
     exit_code: ExitCode = ExitCode.FAILURE
 
@@ -44,7 +44,7 @@ class BafoError(Exception):
 
 
 class UsageError(BafoError):
-    """The command's words are wrong."""
+    """The command line is wrong."""
 
     exit_code = ExitCode.USAGE
 
@@ -54,17 +54,17 @@ class ConfigError(UsageError):
 
 
 class NotFoundError(BafoError):
-    """The thing named does not exist."""
+    """What was named does not exist."""
 
 
 class RunNotFoundError(NotFoundError):
-    """No run of that name is known."""
+    """No run has that name."""
 
     exit_code = ExitCode.JOB_NOT_FOUND
 
 
 class ConflictError(BafoError):
-    """The thing exists already, or somebody else holds it."""
+    """It exists already, or another process holds it."""
 
 
 class AuthError(BafoError):
@@ -74,15 +74,15 @@ class AuthError(BafoError):
 
 
 class StorageError(BafoError):
-    """A bucket could not do what was asked."""
+    """A storage operation failed."""
 
 
 class UnreachableError(StorageError):
-    """The storage server did not answer, retries included. What was being done can be done again later."""
+    """The storage server did not answer any retry. The operation can be repeated later."""
 
 
 class CorruptError(StorageError):
-    """Bytes are not the bytes that were written: a digest or a size does not match."""
+    """Stored bytes differ from what was written: a digest or a size does not match."""
 
 
 class ClockError(AuthError):
@@ -92,17 +92,17 @@ class ClockError(AuthError):
 
 
 class UnfitMachineError(BafoError):
-    """This machine cannot run the job. A restart on it cannot help, another machine may."""
+    """This machine cannot run the job, even after a restart; another one may."""
 
     exit_code = ExitCode.MACHINE_UNFIT
 
 
 class DataError(BafoError):
-    """Text or tokens are not usable; the message names file and line."""
+    """Text or tokens are unusable; the message names file and line."""
 
 
 class DiskFullError(BafoError):
-    """A local disk has no room for what must be written."""
+    """A local disk is full."""
 
 
 class JobFailedError(BafoError):
@@ -112,7 +112,7 @@ class JobFailedError(BafoError):
 
 
 class JobCancelledError(BafoError):
-    """The job was stopped before its end, on request."""
+    """The job was stopped on request."""
 
     exit_code = ExitCode.JOB_CANCELLED
 
@@ -123,6 +123,6 @@ def first_line(error: Exception) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the nearest of ``known``, or an empty string when nothing is near."""
+    """``" (did you mean 'x'?)"`` for the closest of ``known``; empty if none is close."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""

@@ -1,4 +1,4 @@
-"""Local files: written whole or not at all, named safely, never on a full disk by surprise."""
+"""Local files: atomic writes, safe names, free space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bafogpt.core.errors import ConflictError, CorruptError, DiskFullError
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Put ``data`` at ``path`` so that a reader, or a power cut, meets the old content or the new, never a part."""
+    """Write ``data`` to ``path`` atomically: readers see the old or the new content, also after a power cut."""
     raw = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_named(path.parent):
@@ -34,16 +34,16 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
 
 
 def require_new(out: Path) -> None:
-    """Raise :class:`ConflictError` where ``out`` is there already, unless it is an empty folder."""
+    """Raise :class:`ConflictError` where ``out`` exists and is not an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConflictError(f"{out} exists already", "choose another --out")
 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``out`` when all of it is written, and is gone when it is not.
+    """A temporary folder that becomes ``out`` when the block ends, and is removed if it raises.
 
-    Raises :class:`ConflictError` where ``out`` is there already: before anything is written, and once more at the end.
+    Raises :class:`ConflictError` where ``out`` exists, at the beginning and at the end.
     """
     require_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def created_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
-    """A folder for what is needed for a while, on the disk where the result will be; gone afterwards."""
+    """A temporary folder in ``beside``, removed afterwards."""
     beside.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=beside, prefix=".scratch-"))
     try:
@@ -106,8 +106,8 @@ def sync_folder(folder: Path) -> None:
 def safe_relative(name: str) -> PurePosixPath:
     """``name`` as a path below some folder.
 
-    Raises :class:`CorruptError` for what could leave it: absolute paths, ``..``, backslashes, NUL, empty parts.
-    Every name that comes from a manifest goes through here before it touches a disk.
+    Raises :class:`CorruptError` for names that could leave it: absolute paths, ``..``, backslashes, NUL, empty parts.
+    Every name from a manifest is checked here before it is used on a disk.
     """
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
@@ -126,7 +126,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_full_named(folder: Path) -> Iterator[None]:
-    """Turn "no space left on device" (and a quota that is used up) into :class:`DiskFullError`."""
+    """Raise :class:`DiskFullError` for "no space left on device" and exceeded quotas."""
     try:
         yield
     except OSError as error:

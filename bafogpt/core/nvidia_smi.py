@@ -1,7 +1,7 @@
-"""``nvidia-smi``, the one place that calls it: the GPUs of this machine and their state.
+"""Reads the GPUs of this machine and their state from ``nvidia-smi``.
 
-torch is not asked: importing it takes seconds. ``nvidia-smi`` may hang with the GPU it asks about, fail with a broken
-driver, or print anything, so each call has a deadline and reads a bounded number of bytes.
+torch is not used: importing it takes seconds. ``nvidia-smi`` may hang, fail with a broken driver, or print anything, so
+each call has a deadline and reads a bounded number of bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TIMEOUT_S = 20.0
 """Eight GPUs without a persistence daemon take several seconds to initialise."""
 MAX_BYTES = 1 << 20
 LARGEST = 1e9
-"""No figure of a GPU, MiB included, is as large."""
+"""Larger than any number of a GPU, including MiB."""
 
 _GPU_FIELDS = "index,uuid,name,driver_version,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 _PROCESS_FIELDS = "gpu_uuid,pid,process_name,used_memory"
@@ -29,12 +29,12 @@ _MIB = 1 << 20
 
 
 class NvidiaSmiError(Exception):
-    """``nvidia-smi`` is installed, and failed, hung or printed something that is not a list of GPUs."""
+    """``nvidia-smi`` failed, hung or printed something other than a list of GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU. What it does not report is None."""
+    """One GPU; None for values that it does not report."""
 
     index: int
     uuid: str
@@ -53,7 +53,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeProcess:
-    """A process with a CUDA context on a GPU. Inside a container those outside may be missing."""
+    """A process with a CUDA context on a GPU. Inside a container, processes outside may be missing."""
 
     gpu_uuid: str
     pid: int
@@ -72,7 +72,7 @@ def query() -> list[Gpu]:
 
 
 def parse(text: str) -> list[Gpu]:
-    """The GPUs in the CSV output of ``nvidia-smi``. Raises :class:`NvidiaSmiError` for a line that is not one."""
+    """The GPUs in the CSV output of ``nvidia-smi``. Raises :class:`NvidiaSmiError`."""
     found = []
     for row in _rows(text, _GPU_FIELDS):
         busy, used, total, temperature, power = map(_number, row[4:])
@@ -109,7 +109,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def compute_processes() -> list[ComputeProcess]:
-    """Processes that compute on any GPU of this machine. Raises :class:`NvidiaSmiError`."""
+    """Processes on any GPU of this machine. Raises :class:`NvidiaSmiError`."""
     text = _run([f"--query-compute-apps={_PROCESS_FIELDS}", "--format=csv,noheader,nounits"])
     return [
         ComputeProcess(gpu_uuid=row[0], pid=int(row[1]), name=row[2])
@@ -119,8 +119,8 @@ def compute_processes() -> list[ComputeProcess]:
 
 
 def _run(options: Sequence[str]) -> str:
-    """Standard output and error of ``nvidia-smi``. A call that hangs is killed and not waited for: the process may be
-    stuck in the driver, where SIGKILL does not reach it."""
+    """Standard output and error of ``nvidia-smi``. A call that hangs is killed but not waited for: a process that is
+    stuck in the driver ignores SIGKILL."""
     try:
         process = subprocess.Popen(
             ["nvidia-smi", *options], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -166,18 +166,15 @@ def _rows(text: str, fields: str) -> list[list[str]]:
         rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
     except csv.Error:
         raise NvidiaSmiError(f"nvidia-smi printed '{_first_line(text)}', which is not what was asked for") from None
-    whole = [row for row in rows if len(row) == len(fields.split(","))]
-    if whole:  # between them, warnings about a card
-        return whole
-    for row in rows:
-        if len(row) != len(fields.split(",")):
-            raise NvidiaSmiError(f"nvidia-smi printed '{_first_line(','.join(row))}', which is not what was asked for")
-    return rows
+    complete = [row for row in rows if len(row) == len(fields.split(","))]
+    if rows and not complete:  # else other lines are warnings about a card
+        message = f"nvidia-smi printed '{_first_line(','.join(rows[0]))}', which is not what was asked for"
+        raise NvidiaSmiError(message)
+    return complete
 
 
 def _visible(found: list[Gpu], devices: str | None) -> list[Gpu]:
-    """Those that ``CUDA_VISIBLE_DEVICES`` names by index or by the beginning of the UUID; all where it is unset, or
-    names parts of GPUs (MIG)."""
+    """The GPUs in ``CUDA_VISIBLE_DEVICES``, by index or prefix of the UUID; all if it is unset or lists MIG devices."""
     if devices is None or "MIG" in devices:
         return found
     names = [name.strip() for name in devices.split(",") if name.strip()]
@@ -189,13 +186,13 @@ def _visible(found: list[Gpu], devices: str | None) -> list[Gpu]:
 
 
 def _first_line(text: str, limit: int = 120) -> str:
-    """The first line, printable and short enough for a message."""
+    """The first line, printable and shortened, for a message."""
     line = next((line for line in text.splitlines() if line.strip()), "")
     return "".join(each if each.isprintable() else "?" for each in line.strip())[:limit]
 
 
 def _number(text: str) -> float | None:
-    """A number of ``nvidia-smi``; what a GPU does not report is ``[N/A]``."""
+    """A number printed by ``nvidia-smi``; None for ``[N/A]``."""
     try:
         number = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Processes that end completely: a child that goes when its parent goes, a session that leaves nobody behind."""
+"""Ends processes completely: with their parent, with their descendants, with their session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> Callable[[], None]:
-    """A ``preexec_fn``: the child gets ``signal_number`` when the thread that started it ends. Linux only."""
+    """A ``preexec_fn`` that sends the child ``signal_number`` when the starting thread ends. Linux only."""
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)  # loaded before the fork
 
@@ -29,7 +29,7 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> Callable[[], None]:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent ends, so that it can end them too."""
+    """Adopt descendants whose parent ends, so that this process can end them too."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -42,7 +42,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def in_session(session: int) -> list[psutil.Process]:
-    """Every living process whose session id is ``session``; that id is the pid of the one that called setsid."""
+    """Every living process whose session id is ``session`` (the pid that called setsid)."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
@@ -52,7 +52,7 @@ def in_session(session: int) -> list[psutil.Process]:
 
 
 def end(processes: list[psutil.Process], grace_s: float) -> None:
-    """SIGTERM to all, and after ``grace_s`` seconds SIGKILL to those that are left."""
+    """Send SIGTERM to all, and after ``grace_s`` seconds SIGKILL to those still running."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -64,7 +64,7 @@ def end(processes: list[psutil.Process], grace_s: float) -> None:
 
 
 def start_time(pid: int) -> float | None:
-    """When the process began (seconds since the epoch), or None; with the pid it names a process for good."""
+    """Start time of the process (seconds since the epoch), or None; with the pid it identifies a process."""
     try:
         process = psutil.Process(pid)
         return process.create_time() if _alive(process) else None
@@ -73,13 +73,13 @@ def start_time(pid: int) -> float | None:
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether the process that began at ``started`` with that pid still lives (pids are used again)."""
+    """Whether the process that started at ``started`` with that pid is running (pids are reused)."""
     now = start_time(pid)
     return now is not None and abs(now - started) < 1.0
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.05) -> bool:
-    """Poll ``condition`` until it holds (True) or ``timeout_s`` seconds are over (False)."""
+    """Poll ``condition`` until it holds (True) or ``timeout_s`` seconds have passed (False)."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline:

@@ -1,8 +1,8 @@
-"""Dataclasses from YAML, strictly.
+"""Strict dataclasses from YAML and JSON.
 
-Configuration is a tree of frozen dataclasses, each beside what it configures. :func:`build` makes one from
-plain mappings and refuses what it does not know; :func:`merge` lays one mapping over another; and
-:func:`parse_assignment` reads ``--set train.seed=7``.
+Configuration is a tree of frozen dataclasses, each beside the code it configures. :func:`build` makes one from plain
+mappings and raises for unknown keys; :func:`merge` overrides one mapping with another; :func:`parse_assignment` reads
+``--set train.seed=7``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises :class:`ConfigError` naming the line where it is not one."""
+    """The mapping in a YAML file. Raises :class:`ConfigError` naming the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The mapping that ``text`` spells; an empty text is an empty mapping."""
+    """The mapping in YAML ``text``; empty for an empty text."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -62,7 +62,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``: mappings merge key by key, everything else is replaced."""
+    """``base`` overridden by ``over``: mappings merge key by key, other values are replaced."""
     result = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
@@ -90,8 +90,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
 def build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
     """An instance of the dataclass ``cls`` from plain ``values``.
 
-    Unknown and missing keys, wrong types and whatever ``__post_init__`` refuses with :class:`ValueError`
-    raise :class:`ConfigError`, naming ``where`` and the dotted key.
+    Raises :class:`ConfigError`, naming ``where`` and the dotted key, for unknown and missing keys, wrong types and a
+    :class:`ValueError` of ``__post_init__``.
     """
     fields = _fields_of(cls)  # type: ignore[arg-type]
     for key in values:
@@ -119,7 +119,7 @@ def _fields_of(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain mapping that :func:`build` would read back."""
+    """The inverse of :func:`build`."""
     return dataclasses.asdict(config)
 
 
@@ -132,7 +132,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    """``value`` as the type ``hint``, or :class:`ConfigError` saying what was expected at ``key``."""
+    """``value`` as the type ``hint``. Raises :class:`ConfigError` naming ``key`` and the expected type."""
 
     def wrong(expected: str) -> ConfigError:
         return ConfigError(f"{where}: '{key}' is {value!r}, expected {expected}", f"edit {where}")
@@ -167,7 +167,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any, wrong: Any) -> Any:
-    """A bool, int, float or str. YAML reads ``1e-4`` as text, and a whole number may stand for a float."""
+    """A bool, int, float or str. YAML reads ``1e-4`` as text; an integer is a valid float."""
     if hint is Any:
         return value
     if hint is bool and isinstance(value, bool):

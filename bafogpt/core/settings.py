@@ -1,11 +1,11 @@
-"""Settings: which bucket, which endpoint, where local state lives; and who said so.
+"""Settings: bucket, endpoint, folder of local state; and where each value comes from.
 
-The first that speaks wins: flag, environment (``BAFOGPT_BUCKET``), project file (``bafogpt.toml``, or
-``[tool.bafogpt]`` in ``pyproject.toml``, in this folder or one above), user file
-(``$XDG_CONFIG_HOME/bafogpt/config.toml``), default. ``bafogpt config show`` prints each value with its source.
+In order of precedence: flag, environment (``BAFOGPT_BUCKET``), project file (``bafogpt.toml``, or ``[tool.bafogpt]`` in
+``pyproject.toml``, in this folder or one above), user file (``$XDG_CONFIG_HOME/bafogpt/config.toml``), default.
+``bafogpt config show`` prints each value with its source.
 
-Secrets are not settings: they are read from the environment by name (``AWS_SECRET_ACCESS_KEY``, ``HF_TOKEN``)
-where they are used, and kept nowhere.
+Secrets are not settings: they are read from the environment (``AWS_SECRET_ACCESS_KEY``, ``HF_TOKEN``) where they are
+used, and never stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
 
 EMBEDDED = "embedded"
-"""The value of ``s3_endpoint`` that means this machine's own S3 server (``bafogpt storage serve``)."""
+"""Value of ``s3_endpoint`` for the embedded S3 server (``bafogpt storage serve``)."""
 
 
 def _default_home() -> str:
@@ -32,22 +32,22 @@ def _default_home() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a person sets once for all their jobs."""
+    """Settings for all jobs of a user."""
 
     bucket: str = "s3://bafogpt"
-    """Where data, runs and models live: ``s3://NAME[/PREFIX]`` or ``file:///FOLDER``."""
+    """Bucket of data, runs and models: ``s3://NAME[/PREFIX]`` or ``file:///FOLDER``."""
     s3_endpoint: str = EMBEDDED
-    """URL of the S3 server; ``embedded`` for this machine's own; empty for AWS itself."""
+    """URL of the S3 server; ``embedded`` for this machine's; empty for AWS."""
     s3_region: str = "us-east-1"
     """Region name sent to the S3 server."""
     infra: str = "local"
-    """Where ``cloud launch`` runs a job when ``--infra`` is not given: ``local``, or what SkyPilot calls an infra."""
+    """Default of ``cloud launch --infra``: ``local``, or an infra of SkyPilot."""
     home: str = field(default_factory=_default_home)
     """Folder of local state: runs started here, the embedded server's data, caches."""
     zar_per_usd: float = 18.0
-    """Exchange rate for showing costs in rand. The default is a round figure."""
+    """Exchange rate for costs in rand."""
     zar_per_usd_date: str = "2026-11-24"
-    """Day of that rate, shown beside what it makes of dollars."""
+    """Date of that rate, shown with costs in rand."""
     s3_timeout_s: float = 30.0
     """How long a request to the bucket is retried before it counts as unreachable."""
 
@@ -62,28 +62,22 @@ class SettingOrigin:
 
 
 def load(flags: Mapping[str, Any] | None = None, cwd: Path | None = None) -> Settings:
-    """The settings in force. ``flags`` holds the command line's values; ``None`` means not given."""
+    """The effective settings. ``flags`` are the command line's values; ``None`` means not given."""
     values = {origin.name: origin.value for origin in origins(flags, cwd) if origin.source != "default"}
     return schema.build(Settings, values, where="settings")
 
 
 def origins(flags: Mapping[str, Any] | None = None, cwd: Path | None = None) -> list[SettingOrigin]:
-    """Every setting with its value and who said so."""
-    layers = list(_layers(flags or {}, cwd or Path.cwd()))
-    default = Settings()
-    found = []
-    for each in fields(Settings):
-        name = each.name
-        said = next(((source, values[name]) for source, values in layers if values.get(name) is not None), None)
-        if said is None:
-            found.append(SettingOrigin(name, getattr(default, name), "default"))
-        else:
-            found.append(SettingOrigin(name, said[1], said[0]))
-    return _without_embedded(found)
+    """Every setting with its value and source."""
+    layers = [*_layers(flags or {}, cwd or Path.cwd()), ("default", asdict(Settings()))]
+    found: dict[str, SettingOrigin] = {}
+    for source, values in reversed(layers):
+        found |= {name: SettingOrigin(name, value, source) for name, value in values.items() if value is not None}
+    return _without_embedded([found[each.name] for each in fields(Settings)])
 
 
 def _without_embedded(found: list[SettingOrigin]) -> list[SettingOrigin]:
-    """The embedded server is the default only while nobody has named a bucket or an endpoint of their own."""
+    """The embedded server is the default only if neither bucket nor endpoint is set."""
     by_name = {origin.name: origin for origin in found}
     if by_name["s3_endpoint"].source != "default":
         return found
@@ -99,7 +93,7 @@ def _without_embedded(found: list[SettingOrigin]) -> list[SettingOrigin]:
 
 
 def _layers(flags: Mapping[str, Any], cwd: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(source, values) from the strongest to the weakest, each checked for unknown keys."""
+    """(source, values) by precedence, checked for unknown keys."""
     yield "flag", flags
     hints = typing.get_type_hints(Settings)
     for name in hints:
@@ -114,7 +108,7 @@ def _layers(flags: Mapping[str, Any], cwd: Path) -> Iterator[tuple[str, Mapping[
 
 
 def _files(cwd: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The settings files there are: the nearest project file, then the user's."""
+    """The existing settings files: the nearest project file, then the user's."""
     for folder in (cwd, *cwd.parents):
         own, project = folder / "bafogpt.toml", folder / "pyproject.toml"
         if own.is_file():

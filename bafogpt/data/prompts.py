@@ -1,12 +1,11 @@
-"""How a conversation becomes tokens: prompt styles, for fine-tuning and for chat alike.
+"""Prompt styles: conversations to tokens, for fine-tuning and chat.
 
-A style is a Jinja template in the form that ``tokenizer_config.json`` keeps as ``chat_template``, so a model's own
-template, the ones below and ``transformers`` agree, and a fine-tuned model can carry its style along. Templates come
-with models and are not trusted: they run in Jinja's sandbox. Nor are messages: a control token counts only where the
-template wrote it, and ``<end_of_turn>`` in a message is the text that it is.
+A style is a Jinja template like ``chat_template`` in ``tokenizer_config.json``, so a model's own template, the ones
+below and ``transformers`` agree, and a fine-tuned model includes its style. Templates come with models and are not
+trusted: they run in Jinja's sandbox. Messages are not trusted either: control tokens are recognised only in the text of
+the template, and ``<end_of_turn>`` in a message is plain text.
 
-The answer is tokenised apart from the prompt before it, because that is how it is met when the model generates.
-No torch here.
+The answer is tokenised separately from the prompt, as in generation. Imports no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ALPACA = (
     "{% else %}{{ '### Response:\\n' + message.content + eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
-"""The words of Stanford Alpaca (tatsu-lab/stanford_alpaca, ``train.py``), which the isiZulu instruction model used."""
+"""Stanford Alpaca's prompt (tatsu-lab/stanford_alpaca, ``train.py``), used for the isiZulu instruction model."""
 
 GEMMA = (
     "{{ bos_token }}{% set first = 0 %}{% set system = '' %}"
@@ -53,7 +52,7 @@ GEMMA = (
     "{{ (system if loop.first else '') + (message.content | trim) + '<end_of_turn>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-"""Gemma-2's published template; a system message, which that one refuses, begins the first turn as in Gemma-3."""
+"""Gemma-2's published template; a system message, which that one rejects, begins the first turn as in Gemma-3."""
 
 PLAIN = (
     "{{ bos_token }}{% for message in messages %}"
@@ -63,22 +62,22 @@ PLAIN = (
 """Question, line break, answer."""
 
 STYLES = {"alpaca": ALPACA, "chat": GEMMA, "plain": PLAIN}
-"""The styles by name; ``chat`` is the template of the tokenizer's folder where that has one."""
+"""The styles by name; ``chat`` is the template in the tokenizer's folder, if any."""
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Around the text of a message while it goes through a template: two of Unicode's noncharacters, which no text has."""
+"""Marks around the text of a message in a rendered template: Unicode noncharacters, which no text contains."""
 _MARKED = re.compile(f"({OPEN}[^{CLOSE}]*{CLOSE})")
 
 
 @dataclass(frozen=True)
 class RenderedPart:
-    """A piece of a rendered conversation."""
+    """Part of a rendered conversation."""
 
     text: str
     is_template: bool
-    """Whether the template wrote it, so that a control token in it is one."""
+    """Whether it comes from the template, so that control tokens in it count."""
     is_answer: bool
-    """Whether a model is to learn it, and not only to read it."""
+    """Whether it contributes to the loss."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,13 @@ class TokenizedExample:
     ids: NDArray[np.unsignedinteger[Any]]
     """1-D, as the tokenizer's dtype, with the end token last."""
     answers: tuple[tuple[int, int], ...]
-    """[begin, end) of what is to be learned: each answer with what closes it. In order, not overlapping."""
+    """[begin, end) of each answer with its end token, which contribute to the loss. In order, not overlapping."""
 
 
 def load(name: str, tokenizer: Tokenizer) -> PromptStyle:
     """The style ``alpaca``, ``chat`` or ``plain`` for that tokenizer.
 
-    Raises :class:`NotFoundError` for another name, and :class:`DataError` for a template that is none.
+    Raises :class:`NotFoundError` for another name, and :class:`DataError` for an invalid template.
     """
     if name not in STYLES:
         known = ", ".join(STYLES)
@@ -104,7 +103,7 @@ def load(name: str, tokenizer: Tokenizer) -> PromptStyle:
 
 
 class PromptStyle:
-    """A template with the tokenizer whose control tokens it writes."""
+    """A template and a tokenizer."""
 
     def __init__(self, name: str, template: str, tokenizer: Tokenizer) -> None:
         self.name = name
@@ -117,7 +116,7 @@ class PromptStyle:
 
     @functools.cached_property
     def stops(self) -> frozenset[int]:
-        """The tokens that end an answer: the tokenizer's own, and what the template closes a turn with."""
+        """The tokens that end an answer: the tokenizer's end token, and the template's."""
         turn = self.render([Message("user", "x"), Message("assistant", "x")])
         closing = [part.text for part in turn if part.is_answer and part.is_template]
         found = self._controls.search("".join(closing))
@@ -127,7 +126,7 @@ class PromptStyle:
     def render(self, messages: Sequence[Message]) -> list[RenderedPart]:
         """A whole conversation with its answers marked.
 
-        Raises :class:`DataError` where the template refuses it or does not write turns one after another.
+        Raises :class:`DataError` where the template rejects it or does not render turns one after another.
         """
         parts: list[RenderedPart] = []
         done = ""
@@ -148,16 +147,16 @@ class PromptStyle:
         return self.examples([messages])[0]
 
     def examples(self, conversations: Sequence[Sequence[Message]]) -> list[TokenizedExample]:
-        """Many of them, tokenised together: faster than one by one."""
+        """Several conversations, tokenised together for speed."""
         return self._encode([self.render(each) for each in conversations])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids after which the model's answer begins. Raises :class:`DataError` where the template refuses."""
+        """The ids of the prompt for an answer. Raises :class:`DataError` where the template rejects the messages."""
         (encoded,) = self._encode([list(_parts(self._apply(messages, True), is_answer=False))], ended=False)
         return [int(each) for each in encoded.ids]
 
     def _encode(self, conversations: Sequence[Sequence[RenderedPart]], *, ended: bool = True) -> list[TokenizedExample]:
-        """Ids of rendered conversations; all their texts go through the tokenizer at once."""
+        """Ids of rendered conversations; all texts are tokenised at once."""
         import numpy as np
 
         tokenizer = self._tokenizer
@@ -184,7 +183,7 @@ class PromptStyle:
         return examples
 
     def _pieces(self, parts: Sequence[RenderedPart]) -> Iterator[tuple[str, int | None, bool]]:
-        """(text, its id if it is a control token, whether it is answer); text between two of them in one piece."""
+        """(text, its id if it is a control token, whether it is answer); text between control tokens is one item."""
         run = ""
         is_answer = False
         for part in parts:
@@ -220,14 +219,14 @@ class PromptStyle:
             ) from None
 
     def _given(self, message: Message) -> dict[str, str]:
-        """A message as templates know it, its texts marked."""
+        """A message for the template, with its texts marked."""
         if message.input and not self._keeps_input:
             return {"role": message.role, "content": _marked(f"{message.content}\n\n{message.input}")}
         return {"role": message.role, "content": _marked(message.content), "input": _marked(message.input)}
 
 
 def _mark(answers: list[tuple[int, int]], begin: int, end: int, is_answer: bool) -> None:
-    """Add [begin, end) to the answers, or to the one that ends where it begins."""
+    """Append [begin, end) to the answers, or extend the last one if it ends at ``begin``."""
     if is_answer and begin < end:
         if answers and answers[-1][1] == begin:
             begin = answers.pop()[0]
@@ -235,7 +234,7 @@ def _mark(answers: list[tuple[int, int]], begin: int, end: int, is_answer: bool)
 
 
 def _marked(text: str) -> str:
-    """``text`` between marks; white space around it stays outside, so that a template's ``trim`` still trims."""
+    """``text`` between marks; surrounding white space stays outside, so that a template's ``trim`` works."""
     text = text.replace(OPEN, "").replace(CLOSE, "")
     core = text.strip()
     before, _, after = text.partition(core) if core else (text, "", "")
@@ -243,7 +242,7 @@ def _marked(text: str) -> str:
 
 
 def _parts(rendered: str, is_answer: bool) -> Iterator[RenderedPart]:
-    """Rendered text cut at the marks."""
+    """Rendered text split at the marks."""
     for text in _MARKED.split(rendered):
         if text:
             marked = text.startswith(OPEN)
@@ -252,7 +251,7 @@ def _parts(rendered: str, is_answer: bool) -> Iterator[RenderedPart]:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str, name: str) -> jinja2.Template:
-    """The template as ``transformers`` compiles it. Raises :class:`DataError` where it is none."""
+    """The template as ``transformers`` compiles it. Raises :class:`DataError`."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -270,7 +269,7 @@ def _compiled(template: str, name: str) -> jinja2.Template:
 
 
 def _template_of(tokenizer: Tokenizer) -> str | None:
-    """The chat template beside a ``tokenizer.json``; of several the one called ``default``."""
+    """The chat template beside a ``tokenizer.json``; the one named ``default`` of several."""
     if tokenizer.file is None:
         return None
     folder = tokenizer.file.parent

@@ -1,4 +1,4 @@
-"""Where text lies: files and folders, local or ``s3://``, a file on the web, and the corpus that ships along."""
+"""Finds text files: local or ``s3://`` files and folders, files on the web, and the starter corpus."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ STARTER = "starter"
 def read_documents(
     source: str, stage: str | None = None, settings: Settings | None = None, language: str | None = None
 ) -> Iterator[Document]:
-    """Every document of a source, or those in a language. Raises what :func:`find` and :meth:`TextFile.read` raise."""
+    """The documents of a source, optionally in one language. Raises what :func:`find` and reading raise."""
     for file in find(source, settings):
         yield from file.read(stage, language)
 
 
 def find(source: str, settings: Settings | None = None) -> list[TextFile]:
-    """The files that ``source`` names, sorted: a file, a folder with all below it, or ``starter``.
+    """The text files of ``source``, sorted: a file, a folder with its subfolders, or ``starter``.
 
-    In a folder, hidden files and those called README are left out. Raises :class:`NotFoundError` where nothing
-    is there and :class:`DataError` where no file is text.
+    Hidden files and READMEs in a folder are left out. Raises :class:`NotFoundError`, and :class:`DataError` where no
+    file is text.
     """
     if source == STARTER:
         return starter.files()
@@ -86,6 +86,6 @@ def _object(url: str, name: str, settings: Settings) -> TextFile:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file found in a folder is meant: its kind is known, and it is neither hidden nor a README."""
+    """Whether a file of a folder is text, and neither hidden nor a README."""
     parts = name.split("/")
     return bool(kind_of(name)) and not any(part.startswith(".") for part in parts) and stem_of(name).upper() != "README"

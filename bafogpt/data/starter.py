@@ -1,8 +1,8 @@
-"""The corpus that ships with the project: enough real isiZulu to try everything, too little to train a model on.
+"""The starter corpus: enough real isiZulu to try every command, too little to train a model.
 
-The texts in ``starter/`` were written for the project (CC0-1.0). Where Babel is installed, the isiZulu names of
-countries, languages, currencies, months, days and units in Unicode's CLDR join them as dictionary entries; they come
-from that installed package at run time and are not copied into the project.
+The texts in ``starter/`` were written for the project (CC0-1.0). If Babel is installed, the isiZulu names of countries,
+languages, currencies, months, days and units in Unicode's CLDR are added as dictionary entries; they are read from that
+package at run time and not copied into the project.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ FOLDER = Path(__file__).parent / "starter"
 CLDR_NAME = "starter/dictionary_cldr.jsonl"
 CLDR_SOURCE = "Unicode CLDR"
 PLURALS = ("ama", "izi", "imi")
-"""How isiZulu names of units begin; the others are symbols (``km``) or left in English."""
+"""Prefixes of isiZulu names of units; the others are symbols (``km``) or English."""
 
 
 def files() -> list[TextFile]:
-    """The shipped files, and the names in CLDR where Babel is installed."""
-    shipped = [on_disk(path, f"starter/{path.name}") for path in sorted(FOLDER.glob("*.jsonl"))]
-    if importlib.util.find_spec("babel") is None:
-        return shipped
-    entries = (json.dumps(_record(text), ensure_ascii=False) for text in cldr_entries())
-    return [*shipped, in_memory(CLDR_NAME, "\n".join(entries).encode())]
+    """The shipped texts, and the names in CLDR if Babel is installed."""
+    about = {"stage": "dictionary", "source": CLDR_SOURCE, "lang": "eng-zul"}
+    return _with_cldr("starter", CLDR_NAME, ({"text": text, **about} for text in cldr_entries()))
 
 
 def instructions() -> list[TextFile]:
-    """Questions and answers in isiZulu and English, and what CLDR's names mean, where Babel is installed."""
-    folder = FOLDER / "instructions"
-    shipped = [on_disk(path, f"starter/instructions/{path.name}") for path in sorted(folder.glob("*.jsonl"))]
+    """Questions and answers in isiZulu and English, and the meaning of CLDR's names if Babel is installed."""
+    return _with_cldr("starter/instructions", "starter/instructions/cldr.jsonl", cldr_instructions())
+
+
+def _with_cldr(folder: str, name: str, records: Iterator[dict[str, str]]) -> list[TextFile]:
+    paths = sorted((FOLDER.parent / folder).glob("*.jsonl"))
+    shipped = [on_disk(path, f"{folder}/{path.name}") for path in paths]
     if importlib.util.find_spec("babel") is None:
         return shipped
-    lines = (json.dumps(each, ensure_ascii=False) for each in cldr_instructions())
-    return [*shipped, in_memory("starter/instructions/cldr.jsonl", "\n".join(lines).encode())]
+    lines = (json.dumps(each, ensure_ascii=False) for each in records)
+    return [*shipped, in_memory(name, "\n".join(lines).encode())]
 
 
 def cldr_instructions() -> Iterator[dict[str, str]]:
-    """For each name in CLDR what it means in the other language, asked in both."""
+    """For each name in CLDR a question about its translation, in both directions."""
     for entry in cldr_entries():
         zulu, english = (side.partition(": ")[2] for side in entry.split(" — ", 1))
         for source, target, question, answer in (
@@ -54,7 +55,7 @@ def cldr_instructions() -> Iterator[dict[str, str]]:
 
 
 def cldr_entries() -> Iterator[str]:
-    """``"Izwe: iNingizimu Afrika — Country or region: South Africa"`` and the like, in a fixed order."""
+    """Entries like ``"Izwe: iNingizimu Afrika — Country or region: South Africa"``, in a fixed order."""
     from babel import Locale
 
     zulu, english = Locale("zu"), Locale("en")
@@ -68,7 +69,7 @@ def cldr_entries() -> Iterator[str]:
 
 
 def _pairs(zulu_kind: str, english_kind: str, zulu: Mapping[Any, str], english: Mapping[Any, str]) -> Iterator[str]:
-    """One entry for each name that both languages have and that differs: CLDR leaves some in English."""
+    """One entry for each name that differs between the languages: CLDR leaves some in English."""
     for code in sorted(zulu):
         if code in english and zulu[code] != english[code]:
             yield f"{zulu_kind}: {zulu[code]} — {english_kind}: {english[code]}"
@@ -83,7 +84,3 @@ def _units(locale: Any) -> dict[str, str]:
     """The names of units of measurement."""
     units = cast(Mapping[str, Mapping[str, str]], locale.unit_display_names)
     return {code: names.get("long") or names.get("short", "") for code, names in units.items()}
-
-
-def _record(text: str) -> dict[str, str]:
-    return {"text": text, "stage": "dictionary", "source": CLDR_SOURCE, "lang": "eng-zul"}

@@ -8,7 +8,7 @@ import torch
 from bafogpt.core.errors import UsageError
 from bafogpt.model.cache import KVCache
 
-from .twins import small, text
+from .small_models import small, text
 
 CUTS = {
     "token after token": [1] * 100,

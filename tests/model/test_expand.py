@@ -24,8 +24,10 @@ from bafogpt.data.vocabulary.train import train
 from bafogpt.model.formats import hf_config, param_names
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.resize_embeddings import Init, expand
+from tests.published import load
 
-from .conftest import SaveGemma, logits_of
+from .conftest import SaveGemma
+from .small_models import logits_of
 
 BASE, NEW, ALL = 700, 90, 832  # 790 ids, on to a multiple of 64
 BOS = 2
@@ -85,12 +87,6 @@ def ids_of(tokenizer: Path, text: str) -> torch.Tensor:
     return torch.tensor([engine.encode(text, add_special_tokens=False).ids])
 
 
-def their(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-
-
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("init", ["mean", "subtokens"])
 def test_base_text_keeps_its_logits_and_only_columns_are_added(
@@ -101,7 +97,7 @@ def test_base_text_keeps_its_logits_and_only_columns_are_added(
     assert (report.base_vocabulary, report.pieces, report.vocabulary, report.tied) == (BASE, NEW, ALL, tied)
     ids = ids_of(tokenizers.base, ENGLISH)
 
-    before, after = logits_of(their(path), ids), logits_of(their(tmp_path / "out"), ids)
+    before, after = logits_of(load(path), ids), logits_of(load(tmp_path / "out"), ids)
 
     assert after.shape[-1] == ALL
     torch.testing.assert_close(after[..., :BASE], before[..., :BASE], atol=1e-6, rtol=0)
@@ -144,7 +140,7 @@ def test_the_command_reports_the_loss_on_isizulu_before_training_and_it_is_the_s
 
     for name, folder in (("before", path), ("after", tmp_path / "out")):
         ids = torch.cat([torch.tensor([[BOS]]), ids_of(folder, f"{ZULU}\n")], dim=1)  # as its tokenizer begins a text
-        loss = torch.nn.functional.cross_entropy(logits_of(their(folder), ids)[0, :-1], ids[0, 1:]).item()
+        loss = torch.nn.functional.cross_entropy(logits_of(load(folder), ids)[0, :-1], ids[0, 1:]).item()
         assert said[name]["loss"] == pytest.approx(loss, rel=1e-5) and math.isfinite(loss)
         size = len(ZULU.encode()) + 1
         assert said[name]["bits_per_byte"] == pytest.approx(loss * said[name]["tokens"] / math.log(2) / size, rel=1e-5)
@@ -153,8 +149,8 @@ def test_the_command_reports_the_loss_on_isizulu_before_training_and_it_is_the_s
     assert after["new_tokens"] == (ids >= BASE).sum() and said["before"]["new_tokens"] == 0
     parts = after["new_loss"] * after["new_tokens"] + after["old_loss"] * (after["tokens"] - after["new_tokens"])
     assert parts == pytest.approx(after["loss"] * after["tokens"])
-    their(tmp_path / "out").save_pretrained(tmp_path / "again")
-    assert torch.equal(logits_of(their(tmp_path / "again"), ids), logits_of(their(tmp_path / "out"), ids))
+    load(tmp_path / "out").save_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(load(tmp_path / "again"), ids), logits_of(load(tmp_path / "out"), ids))
 
 
 def test_text_without_isizulu_is_refused_before_anything_is_written(

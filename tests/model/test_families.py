@@ -20,10 +20,10 @@ from bafogpt.model.formats import hf_config
 from bafogpt.model.formats.families import FAMILIES, NAMES, configuration, family_of
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import load_gpt
-from tests.published import PUBLISHED, VOCABULARY, load, make, save
+from tests.published import PUBLISHED, load, make, save
 from tests.talking import make_model
 
-from .conftest import logits_of, some_ids
+from .small_models import logits_of, text
 
 TOKENS = 100
 """Six windows of the small models."""
@@ -50,7 +50,7 @@ def test_every_published_shape_has_the_logits_of_transformers_and_goes_back(name
     theirs.save_pretrained(tmp_path / "theirs")
     folder = ModelFolder.open(tmp_path / "theirs")
     ours = load_gpt(folder)
-    ids = some_ids(VOCABULARY, TOKENS)
+    ids = text(2, TOKENS)
     expected = logits_of(theirs, ids)
     assert expected.abs().max() > 2  # there is something to compare
     for tokens in (1, 15, 16, 17, TOKENS):
@@ -132,7 +132,7 @@ def ropes(full: Values | None = None, local: Values | None = None) -> Values:
 )
 def test_a_changed_value_is_computed_as_transformers_does(name: str, values: Values, tmp_path: Path) -> None:
     path = save(tmp_path / "folder", name)
-    ids = some_ids(VOCABULARY, TOKENS)
+    ids = text(2, TOKENS)
     before = logits_of(load_gpt(ModelFolder.open(path)), ids)
     change(path, **values)
 

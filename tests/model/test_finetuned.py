@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,11 @@ from bafogpt.data import instructions, prompts, tokenizer
 from bafogpt.data.instructions import InstructionOptions
 from bafogpt.model import adapter_export, lora, runs
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.model.config import fingerprint
 from bafogpt.model.formats.folder import ModelFolder
-from bafogpt.model.gpt import load_gpt
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints.store import CheckpointStore
 
 from ..talking import make_model
+from .small_models import put_run
 
 CONFIG = AdapterConfig(r=4, alpha=8.0, base="nf4")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -48,28 +44,12 @@ def local(tmp_path: Path) -> Bucket:
 
 @pytest.fixture
 def tuned(local: Bucket, tmp_path: Path) -> Callable[..., Path]:
-    """``tuned(began="models/base", **metadata)``: ``runs/tuned`` with a checkpoint, and where it came from."""
+    """``tuned(began="models/base", **metadata)``: ``runs/tuned`` with a checkpoint of an adapter."""
 
     def make(began: str | None = "models/base", step: int = 5, **metadata: Any) -> Path:
-        folder = ModelFolder.open(tmp_path / "bucket" / "models" / "base")
-        network = load_gpt(folder)
-        digest = lora.base_digest(network)
-        lora.add(network, folder.config, CONFIG, seed=step)
-        torch.manual_seed(step)
-        pairs = {f"model.{name}": 0.05 * torch.randn_like(each) for name, each in lora.tensors(network).items()}
-        out = tmp_path / f"saved-{step}"
-        out.mkdir()
-        save_file(pairs, out / "model.safetensors")
-        adapter = {**asdict(CONFIG), "targets": list(CONFIG.targets)}
-        known = {"model": fingerprint(folder.config, folder.tied), "adapter": adapter, "base": digest}
-        (out / "checkpoint.json").write_text(json.dumps({"step": step, "samples": 1, "fingerprint": known}))
-        model = {"name": "Gemma-2-2b", "checkpoint": began}
-        train = {"adapter": adapter, "model": model, "data": {"path": "data/asked"}}
-        run = local.child("runs/tuned")
-        run.put("run.json", json.dumps({"name": "tuned", "job": {"train": train}}).encode())
-        store = CheckpointStore(run.child("checkpoints"))
-        store.upload(out, step=step, samples=1, upload_id=f"u{step}", metadata=metadata)
-        return out
+        base, out = tmp_path / "bucket" / "models" / "base", tmp_path / f"saved-{step}"
+        options: Any = {"adapter": CONFIG, "step": step, "data": "data/asked", "metadata": metadata}
+        return put_run(local, "tuned", base, out, began=began, **options)
 
     return make
 

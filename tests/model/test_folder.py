@@ -22,8 +22,10 @@ from bafogpt.model.formats import folder as folders
 from bafogpt.model.formats import hf_config, param_names, safetensors_io
 from bafogpt.model.formats.families import GEMMA_2
 from bafogpt.model.formats.folder import ModelFolder
+from tests.published import load
 
-from .conftest import MakeGemma, SaveGemma, logits_of, some_ids
+from .conftest import SaveGemma
+from .small_models import logits_of, text
 
 
 def network(folder: ModelFolder, *, tied: bool) -> GPT:
@@ -31,12 +33,6 @@ def network(folder: ModelFolder, *, tied: bool) -> GPT:
     if tied:
         model.lm_head.weight = model.transformer.wte.weight
     return model
-
-
-def their(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -50,8 +46,8 @@ def test_a_network_loaded_from_a_folder_of_transformers_has_its_logits(saved: Sa
     model = network(folder, tied=tied)
     folder.load_into(model)
 
-    ids = some_ids()
-    torch.testing.assert_close(logits_of(model, ids), logits_of(their(path), ids), atol=1e-5, rtol=0)
+    ids = text(2, 24)
+    torch.testing.assert_close(logits_of(model, ids), logits_of(load(path), ids), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -67,8 +63,8 @@ def test_a_folder_that_is_written_has_the_networks_logits_in_transformers(
 
     assert (ours.path / safetensors_io.INDEX).exists() == (shard == 20_000)
     assert ours.content["tie_word_embeddings"] is tied
-    ids = some_ids()
-    torch.testing.assert_close(logits_of(their(ours.path), ids), logits_of(model, ids), atol=1e-5, rtol=0)
+    ids = text(2, 24)
+    torch.testing.assert_close(logits_of(load(ours.path), ids), logits_of(model, ids), atol=1e-5, rtol=0)
     for name, weight in folder.weights.items():
         assert torch.equal(weight.tensor(), ours.weights[name].tensor()), name
 
@@ -323,10 +319,10 @@ def test_a_write_that_fails_leaves_nothing(saved: SaveGemma, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_rows_are_read_where_they_lie(saved: SaveGemma, gemma: MakeGemma):
+def test_rows_are_read_where_they_lie(saved: SaveGemma):
     folder = ModelFolder.open(saved(max_shard_size="20KB"))
     lit = param_names.to_litgpt(folder.weights, folder.config)
-    attention = gemma().model.layers[1].self_attn
+    attention = load(folder.path).model.layers[1].self_attn
     whole = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
 
     fused = lit["transformer.h.1.attn.qkv.weight"]

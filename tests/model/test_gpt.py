@@ -13,7 +13,7 @@ from bafogpt.model import attention, flex
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import GPT
 
-from .twins import VOCABULARY, as_gemma, small, text
+from .small_models import VOCABULARY, as_gemma, small, text
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped queries": {},
@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_logits_are_those_of_transformers_below_and_beyond_the_window(shape: dict[str, Any], tied: bool) -> None:
     ours = small(tied=tied, **shape).eval()
-    theirs = as_gemma(ours, tied=tied)
+    theirs = as_gemma(ours)
     for tokens in (1, 15, 16, 17, 100):
         ids = text(2, tokens)
         with torch.no_grad():

@@ -17,7 +17,7 @@ from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import GPT
 
-from .twins import as_gemma, small, text
+from .small_models import as_gemma, small, text
 
 EVERYTHING = tuple(adapters.TARGETS)
 
@@ -151,7 +151,7 @@ def test_peft_loads_the_export_and_computes_the_same(targets: tuple[str, ...], t
     tied = "head" not in targets and "embedding" not in targets
     model = adapted(config, tied=tied)
     lora.save(tmp_path / "a", lora.tensors(model), config, model.config, base="google/gemma-2-2b")
-    base = as_gemma(small(tied=tied), tied=tied)
+    base = as_gemma(small(tied=tied))
     ids = text(2, 24)
     with torch.no_grad():
         plain = base(ids).logits

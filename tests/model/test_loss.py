@@ -10,7 +10,7 @@ from bafogpt.model import loss as losses
 from bafogpt.model.loss import IGNORE, linear_cross_entropy
 from bafogpt.model.loss_chunks import chunk_rows
 
-from .twins import small, text
+from .small_models import small, text
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -16,8 +16,10 @@ from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.gpt import GPT, tie
 from bafogpt.model.merge import MergeTarget, merge
+from tests.published import load
 
-from .conftest import SaveGemma, logits_of, some_ids
+from .conftest import SaveGemma
+from .small_models import logits_of, text
 
 ATTENTION = ("query", "key", "value", "projection")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # rows of whole 4-bit blocks
@@ -40,7 +42,7 @@ def adapter_for(base: Path, out: Path, *targets: str) -> Path:
 
 
 def samples() -> list[torch.Tensor]:
-    return list(some_ids(length=48))
+    return list(text(2, 48))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -63,18 +65,14 @@ def test_the_merged_model_has_the_logits_of_peft_in_transformers(
     saved: SaveGemma, tmp_path: Path, targets: tuple[str, ...]
 ):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     base = saved(tie_word_embeddings=False, **WIDE)
     adapter = adapter_for(base, tmp_path / "adapter", *targets)
     merge(base, adapter, tmp_path / "out", samples(), into="original")
 
-    def load(folder: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-
     theirs = PeftModel.from_pretrained(load(base), adapter).eval()
 
-    ids = some_ids()
+    ids = text(2, 24)
     torch.testing.assert_close(logits_of(load(tmp_path / "out"), ids), logits_of(theirs, ids), atol=1e-4, rtol=0)
 
 

@@ -13,7 +13,7 @@ from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.gpt import GPT
 from bafogpt.model.nf4 import NF4Linear
 
-from .twins import small, text
+from .small_models import small, text
 
 
 def quantised(**overrides: Any) -> GPT:

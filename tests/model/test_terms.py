@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 from bafogpt.core.settings import Settings
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
-from bafogpt.model import adapter_export, export, lora, pull, runs
+from bafogpt.model import adapter_export, export, pull, runs
 from bafogpt.model.adapter import AdapterConfig
-from bafogpt.model.config import fingerprint
 from bafogpt.model.formats.folder import ModelFolder
-from bafogpt.model.gpt import load_gpt
 from bafogpt.model.merge import merge
 from bafogpt.model.resize_embeddings import expand
 from bafogpt.reports import publish
 from bafogpt.reports.publish import PublishOptions
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.hub import card
 
-from .conftest import SaveGemma, some_ids
+from .conftest import SaveGemma
+from .small_models import put_run, text
 from .test_merge import WIDE, adapter_for
 
 TERMS = {"LICENSE.txt": "the terms", "USE_POLICY.md": "the policy"}
@@ -53,54 +49,18 @@ def base(saved: SaveGemma) -> Path:
     train(["starter"], folder / "tokenizer", pieces=700, language="eng")
     shutil.copyfile(folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
     shutil.rmtree(folder / "tokenizer")
-    for name, text in TERMS.items():
-        (folder / name).write_text(text)
+    for name, content in TERMS.items():
+        (folder / name).write_text(content)
     return folder
 
 
 def changes_in(folder: Path) -> list[str]:
     """What the NOTICE of a folder lists; the terms are there too."""
-    for name, text in TERMS.items():
-        assert (folder / name).read_text() == text
+    for name, content in TERMS.items():
+        assert (folder / name).read_text() == content
     notice = (folder / "NOTICE").read_text()
     assert notice.count(SENTENCE) == 1
     return [line.removeprefix("- ") for line in notice.splitlines() if line.startswith("- ")]
-
-
-def record(bucket: Bucket, name: str, base_folder: str | None, model: str = "Gemma-2-2b") -> Bucket:
-    run = bucket.child(f"runs/{name}")
-    job = {"train": {"model": {"name": model, "checkpoint": base_folder}, "data": {"path": "data/none"}}}
-    run.put("run.json", json.dumps({"name": name, "job": job}).encode())
-    return run
-
-
-def trained(bucket: Bucket, name: str, base: Path, base_folder: str | None, scratch: Path) -> None:
-    """A run with a checkpoint of the whole model."""
-    folder = ModelFolder.open(base)
-    out = scratch / name
-    out.mkdir(parents=True)
-    tensors = {f"model.{key}": each.detach().clone() for key, each in load_gpt(folder).named_parameters()}
-    save_file(tensors, out / "model.safetensors")
-    known = {"model": fingerprint(folder.config, folder.tied)}
-    (out / "checkpoint.json").write_text(json.dumps({"step": 5, "samples": 1, "fingerprint": known}))
-    store = CheckpointStore(record(bucket, name, base_folder).child("checkpoints"))
-    store.upload(out, step=5, samples=1, upload_id="u", metadata={})
-
-
-def tuned(bucket: Bucket, base: Path, base_folder: str, scratch: Path) -> None:
-    """A run with a checkpoint of an adapter."""
-    folder, config = ModelFolder.open(base), AdapterConfig(r=4, alpha=8.0)
-    network = load_gpt(folder)
-    digest = lora.base_digest(network)
-    lora.add(network, folder.config, config, seed=1)
-    out = scratch / "tuned"
-    out.mkdir(parents=True)
-    save_file({f"model.{key}": each for key, each in lora.tensors(network).items()}, out / "model.safetensors")
-    adapter = {**asdict(config), "targets": list(config.targets)}
-    known = {"model": fingerprint(folder.config, folder.tied), "adapter": adapter, "base": digest}
-    (out / "checkpoint.json").write_text(json.dumps({"step": 5, "samples": 1, "fingerprint": known}))
-    store = CheckpointStore(record(bucket, "tuned", base_folder).child("checkpoints"))
-    store.upload(out, step=5, samples=1, upload_id="u", metadata={})
 
 
 def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
@@ -117,14 +77,14 @@ def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
     listed = ["tokenizer, config.json, weights: 68 new tokens and their rows (expand, subtokens)"]
     assert changes_in(expanded) == listed
 
-    trained(bucket, "first", expanded, "models/zulu", tmp_path / "saved")
-    trained(bucket, "second", expanded, "runs/first", tmp_path / "saved")
+    put_run(bucket, "first", expanded, tmp_path / "first", began="models/zulu")
+    put_run(bucket, "second", expanded, tmp_path / "second", began="runs/first")
     exported = tmp_path / "exported"
     export.write(runs.fetch(bucket, runs.find(bucket, "second"), tmp_path / "run"), exported, "hf")
     listed += ["weights: trained by run first", "weights: trained by run second"]
     assert changes_in(exported) == listed
 
-    merge(exported, adapter_for(exported, tmp_path / "adapter"), tmp_path / "merged", list(some_ids()))
+    merge(exported, adapter_for(exported, tmp_path / "adapter"), tmp_path / "merged", list(text(2, 24)))
     listed += ["weights: a LoRA adapter merged into them"]
     assert changes_in(tmp_path / "merged") == listed
 
@@ -133,9 +93,9 @@ def test_terms_go_from_pull_to_publish_and_the_notice_lists_every_change(
 
     found = publish.from_folder(bucket, tmp_path / "merged", PublishOptions(dtype="float16"), settings)
     assert changes_in(found.build(tmp_path / "release")) == [*listed, "weights: converted to float16"]
-    text = card.write("hf://zulu/model", found.facts, 0, 0).decode()
-    assert "license: gemma\n" in text
-    assert "https://ai.google.dev/gemma/terms" in text and "https://ai.google.dev/gemma/prohibited_use_policy" in text
+    page = card.write("hf://zulu/model", found.facts, 0, 0).decode()
+    assert "license: gemma\n" in page
+    assert "https://ai.google.dev/gemma/terms" in page and "https://ai.google.dev/gemma/prohibited_use_policy" in page
 
 
 def test_an_adapter_and_a_run_merged_with_its_base_carry_them_too(
@@ -143,7 +103,7 @@ def test_an_adapter_and_a_run_merged_with_its_base_carry_them_too(
 ) -> None:
     folder = tmp_path / "bucket" / "models" / "base"
     shutil.copytree(base, folder)
-    tuned(bucket, folder, "models/base", tmp_path / "saved")
+    put_run(bucket, "tuned", folder, tmp_path / "saved", began="models/base", adapter=AdapterConfig(r=4, alpha=8.0))
     run = runs.find(bucket, "tuned")
     adapter_export.export_adapter(bucket, run, tmp_path / "scratch", tmp_path / "pairs")
     assert changes_in(tmp_path / "pairs") == ["weights: trained by run tuned"]
@@ -157,8 +117,8 @@ def test_an_adapter_and_a_run_merged_with_its_base_carry_them_too(
 def test_a_network_of_gemmas_shape_that_began_with_random_weights_is_no_derivative(
     base: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    trained(bucket, "first", base, None, tmp_path / "saved")
-    trained(bucket, "second", base, "runs/first", tmp_path / "saved")
+    put_run(bucket, "first", base, tmp_path / "first", began=None)
+    put_run(bucket, "second", base, tmp_path / "second", began="runs/first")
     for form in export.FORMATS:
         found = runs.fetch(bucket, runs.find(bucket, "second"), tmp_path / f"run-{form}").as_dtype("bfloat16")
         export.write(found, tmp_path / form, form)
@@ -167,8 +127,8 @@ def test_a_network_of_gemmas_shape_that_began_with_random_weights_is_no_derivati
 
 @pytest.mark.parametrize("gone", ["models/base", "runs/first"])
 def test_where_the_records_of_the_base_are_gone_the_jobs_model_name_decides(bucket: Bucket, gone: str) -> None:
-    record(bucket, "second", gone)
-    origin = runs.origin(bucket, runs.RunModel("second", json.loads(bucket.get("runs/second/run.json")), None))  # type: ignore[arg-type]
+    record = {"job": {"train": {"model": {"name": "Gemma-2-2b", "checkpoint": gone}}}}
+    origin = runs.origin(bucket, runs.RunModel("second", record, None))  # type: ignore[arg-type]
     assert (origin.folder, origin.model) == ("", "Gemma-2-2b")
     assert origin.changes is not None and origin.changes[-1] == "weights: trained by run second"
 
