@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as FastTokenizer
 
 from bafogpt.cli import main as command_line
-from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, NotFoundError
+from bafogpt.core.errors import BafoError, ConfigError, CorruptError, NotFoundError
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
 from bafogpt.model.formats import hf_config, param_names
@@ -172,36 +173,15 @@ def test_transformers_loads_the_tokenizer_that_comes_with_it(base: Any, tokenize
     assert auto(ZULU, add_special_tokens=False)["input_ids"] == ids_of(tokenizers.new, ZULU)[0].tolist()
 
 
-def other_tokenizer(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
-    shutil.copyfile(tokenizers.other / "tokenizer.json", path / "tokenizer.json")
+Spoil = Callable[[Path, Path, Tokenizers], object]
+LINEAGE = "tokenizer.lineage.json"
 
 
-def no_lineage(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
-    (tokenizer / "tokenizer.lineage.json").unlink()
-
-
-def changed_tokenizer(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
-    with (tokenizer / "tokenizer.json").open("a") as file:
-        file.write(" ")
-
-
-def torn_lineage(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
-    raw = (tokenizer / "tokenizer.lineage.json").read_text()
-    (tokenizer / "tokenizer.lineage.json").write_text(raw[: len(raw) // 2])
-
-
-def constituent_beyond(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
-    file = tokenizer / "tokenizer.lineage.json"
-    content = json.loads(file.read_text())
-    content["pieces"][3]["constituents"] = [5, BASE + 1]
-    file.write_text(json.dumps(content))
-
-
-def lineage_with(**changes: Any) -> Any:
+def lineage_with(**changes: Any) -> Spoil:
     """A change of the lineage: ``size`` of the base, ``pieces`` that are kept, the first piece's ``constituent``."""
 
     def spoil(path: Path, tokenizer: Path, tokenizers: Tokenizers) -> None:
-        file = tokenizer / "tokenizer.lineage.json"
+        file = tokenizer / LINEAGE
         content = json.loads(file.read_text())
         content["base"]["size"] = changes.get("size", BASE)
         content["pieces"] = content["pieces"][: changes.get("pieces")]
@@ -215,11 +195,19 @@ def lineage_with(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
-        (other_tokenizer, ConfigError, "extends another tokenizer than"),
-        (no_lineage, NotFoundError, "no tokenizer.lineage.json"),
-        (changed_tokenizer, ConfigError, "is not of the tokenizer.json beside it"),
-        (torn_lineage, CorruptError, "not a lineage"),
-        (constituent_beyond, CorruptError, "a constituent is not a token of the base"),
+        (
+            lambda path, _, made: shutil.copy(made.other / "tokenizer.json", path),
+            ConfigError,
+            "extends another tokenizer than",
+        ),
+        (lambda path, tokenizer, _: (tokenizer / LINEAGE).unlink(), NotFoundError, f"no {LINEAGE}"),
+        (
+            lambda path, tokenizer, _: (tokenizer / "tokenizer.json").open("a").write(" "),
+            ConfigError,
+            "is not of the tokenizer.json beside it",
+        ),
+        (lambda path, tokenizer, _: os.truncate(tokenizer / LINEAGE, 999), CorruptError, "not a lineage"),
+        (lineage_with(constituent=BASE + 1), CorruptError, "a constituent is not a token of the base"),
         (lambda path, tokenizer, _: shutil.rmtree(tokenizer), NotFoundError, "no such folder"),
         (lineage_with(size=200, pieces=0), CorruptError, "it lacks the piece"),
         (lineage_with(size=-5, pieces=0), CorruptError, "a base of -5 ids"),
@@ -231,7 +219,7 @@ def lineage_with(**changes: Any) -> Any:
     ],
 )
 def test_what_does_not_belong_together_is_refused(
-    base: Any, tokenizers: Tokenizers, tmp_path: Path, spoil: Any, kind: type[BafoError], words: str
+    base: Any, tokenizers: Tokenizers, tmp_path: Path, spoil: Spoil, kind: type[BafoError], words: str
 ):
     path, tokenizer = base(), tmp_path / "tokenizer"
     shutil.copytree(tokenizers.new, tokenizer)
@@ -275,19 +263,6 @@ def test_ids_beyond_the_rows_get_the_mean_and_new_pieces_their_place(
         torch.testing.assert_close(new[piece["id"]], expected)
 
 
-def test_new_rows_begin_as_the_mean_of_their_subtokens_where_nothing_is_said(
-    base: Any, tokenizers: Tokenizers, tmp_path: Path
-):
-    path = base()
-    assert expand(path, tokenizers.new, tmp_path / "out").init == "subtokens"
-    words = ["expand", str(path), "--tokenizer", str(tokenizers.new), "--out", str(tmp_path / "again"), "--no-loss"]
-    assert command_line.main(["model", *words]) == 0
-    made = [
-        ModelFolder.open(tmp_path / name).weights["model.embed_tokens.weight"].tensor() for name in ("out", "again")
-    ]
-    assert torch.equal(*made)
-
-
 def test_a_piece_written_with_a_token_that_has_no_row_is_refused(base: Any, tokenizers: Tokenizers, tmp_path: Path):
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(tokenizers.new, tokenizer)
@@ -300,18 +275,9 @@ def test_a_piece_written_with_a_token_that_has_no_row_is_refused(base: Any, toke
         expand(base(rows=BASE - 1), tokenizer, tmp_path / "out")
 
 
-def test_an_output_that_is_there_stays(base: Any, tokenizers: Tokenizers, tmp_path: Path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").touch()
-
-    with pytest.raises(ConflictError):
-        expand(base(), tokenizers.new, tmp_path / "out")
-
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-
-
 MEASURE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from bafogpt.model.resize_embeddings import expand
 def memory(kind):

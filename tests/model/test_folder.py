@@ -162,31 +162,6 @@ def test_transformers_reads_every_field_that_is_written(saved: SaveGemma, tmp_pa
     assert read.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("model_type", "llama", "model_type is 'llama'; only Gemma-2, Gemma-3, Qwen-3 can be read"),
-        ("attention_bias", True, "attention_bias is True"),
-        ("hidden_activation", "silu", "hidden_activation is 'silu'"),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}, "'yarn'"),
-        ("layer_types", ["full_attention"], "layer_types do not name 3 layers"),
-        ("vocab_size", "many", "vocab_size is 'many'"),
-        ("num_key_value_heads", 3, "does not make a model"),
-        ("vocab_size", 384, "model.embed_tokens.weight is 320 × 32, config.json makes it 384 × 32"),
-        ("num_hidden_layers", 4, "layer_types do not name 4 layers"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_refused(saved: SaveGemma, key: str, value: Any, words: str):
-    path = saved()
-    file = path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-
-    with pytest.raises(ConfigError) as error:
-        ModelFolder.open(path)
-
-    assert words in error.value.message
-
-
 def break_file(path: Path) -> None:
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-100])
 
@@ -236,29 +211,19 @@ def test_a_folder_that_is_not_whole_is_refused(saved: SaveGemma, spoil: Any, kin
         ("/etc/passwd", CorruptError, "unsafe file name"),
         ("below/model.safetensors", CorruptError, "in another folder"),
         ("missing.safetensors", CorruptError, "missing.safetensors is missing"),
+        ("", CorruptError, "has no model.norm.weight, and its index says it has"),
     ],
 )
-def test_an_index_reaches_no_file_elsewhere(saved: SaveGemma, file: str, kind: type[BafoError], words: str):
+def test_an_index_with_a_wrong_file_is_refused(saved: SaveGemma, file: str, kind: type[BafoError], words: str):
     path = saved(max_shard_size="20KB")
     index = json.loads((path / safetensors_io.INDEX).read_text())
-    index["weight_map"]["model.norm.weight"] = file
+    index["weight_map"]["model.norm.weight"] = file or index["weight_map"]["model.embed_tokens.weight"]
     (path / safetensors_io.INDEX).write_text(json.dumps(index))
 
     with pytest.raises(kind) as error:
         ModelFolder.open(path)
 
     assert words in error.value.message
-
-
-def test_an_index_that_names_the_wrong_file_is_refused(saved: SaveGemma):
-    path = saved(max_shard_size="20KB")
-    index = json.loads((path / safetensors_io.INDEX).read_text())
-    weight_map = index["weight_map"]
-    weight_map["model.norm.weight"] = weight_map["model.embed_tokens.weight"]
-    (path / safetensors_io.INDEX).write_text(json.dumps(index))
-
-    with pytest.raises(CorruptError, match=r"has no model\.norm\.weight, and its index says it has"):
-        ModelFolder.open(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
@@ -293,7 +258,7 @@ def test_a_head_of_its_own_does_not_go_into_a_tied_network(saved: SaveGemma):
     assert "tie_embeddings=false" in error.value.hint
 
 
-@pytest.mark.parametrize(("key", "value"), [("hidden_size", 40), ("num_hidden_layers", 2), ("intermediate_size", 64)])
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 2), ("intermediate_size", 64)])
 def test_a_network_of_another_shape_is_refused(saved: SaveGemma, key: str, value: int):
     folder = ModelFolder.open(saved())
     other = ModelFolder.open(saved("other", **{key: value}))
