@@ -1,4 +1,4 @@
-"""Shared by all tests: nobody's own settings, one real S3 server for the whole session, and which worker runs what."""
+"""Shared by all tests: empty settings, one real S3 server for the session, and the distribution over workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bafogpt.core.settings import EMBEDDED, Settings
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import server
 
-OTHERS_VARIABLES = (
+USER_VARIABLES = (
     "XDG_CONFIG_HOME",
     "XDG_DATA_HOME",
     "AWS_ACCESS_KEY_ID",
@@ -32,36 +32,36 @@ OTHERS_VARIABLES = (
     *(f"BAFOGPT_{field.name.upper()}" for field in dataclasses.fields(Settings)),
 )
 
-ONE_OF_A_KIND = ("image", "lab", "workflows")
-"""Folders whose tests share what a machine has one of: the store of images, the labs and their ports."""
+SINGLETON_FOLDERS = ("image", "lab", "workflows")
+"""Their tests share what a machine has only one of: the store of images, the labs and their ports."""
 
 
 def group(nodeid: str) -> str:
-    """What one worker runs in one go: all that shares such a thing, else the tests of a file."""
+    """The group of tests that one worker runs: those of the folders above, else those of a file."""
     file = nodeid.partition("::")[0]
-    return "one of a kind" if file.split("/")[1] in ONE_OF_A_KIND else file
+    return "singleton" if file.split("/")[1] in SINGLETON_FOLDERS else file
 
 
-class Groups(LoadScopeScheduling):
-    """Deals out groups, in the order in which they were collected."""
+class GroupScheduling(LoadScopeScheduling):
+    """Distributes groups, in the order of collection."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
-    """Ours in place of the one that ``--dist`` names: workers take whole groups."""
-    return Groups(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Replaces the scheduler of ``--dist``: workers take whole groups."""
+    return GroupScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes one worker longest comes first; the others' order stays."""
-    items.sort(key=lambda item: group(item.nodeid) != "one of a kind")
+    """The longest group comes first; the order of the others stays."""
+    items.sort(key=lambda item: group(item.nodeid) != "singleton")
 
 
 @dataclass(frozen=True)
 class S3:
-    """The session's server: as settings of this process, and as the environment of another."""
+    """The session's server: settings for this process, environment for others."""
 
     settings: Settings
     environment: dict[str, str]
@@ -70,9 +70,9 @@ class S3:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty home and none of the variables that a person may have set."""
-    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "nobody"))
-    for name in OTHERS_VARIABLES:
+    """An empty home and none of the variables that a user may have set."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "empty-home"))
+    for name in USER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 

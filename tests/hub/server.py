@@ -1,9 +1,7 @@
 """A stand-in for the Hugging Face Hub on the loopback address, for its real client.
 
-It speaks what ``huggingface_hub`` 1.3 and 2.x ask of a Hub without Xet: repositories, commits, the tree, resolve with a
-redirect to a store for large files, and Git LFS in one part or many. Private repositories need the token. It counts
-the bytes of content that come and go, fails where it is told to, and can hold its breath after some number of bytes,
-so that a test can kill a client at that point.
+It answers the requests of ``huggingface_hub`` 1.3 and 2.x to a Hub without Xet: repositories, commits, the tree,
+redirects to a store for large files, and Git LFS in one part or many. Private repositories need the token.
 """
 
 from __future__ import annotations
@@ -21,71 +19,41 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from .state import Fault, File, Repo
+from .state import Fault, File, Gate, Repo
 
 TOKEN = "hf_the-tests-own"
 CHUNK_BYTES = 64 << 10
 
 
-class Hub:
-    """The stand-in. Its state is open to tests: ``repos``, ``received``, ``sent``, ``faults``, ``requests``."""
+class Hub(Gate):
+    """The stand-in. ``up`` and ``down`` count the content of large files, that of interrupted requests included."""
 
     def __init__(self, folder: Path, part_bytes: int = 4 << 20, large_bytes: int = 10_000_000) -> None:
+        super().__init__()
         self.folder = folder
         self.part_bytes = part_bytes
         self.large_bytes = large_bytes
         self.repos: dict[str, Repo] = {}
         self.uploads: dict[str, dict[int, str]] = {}
-        self.received = 0
-        """Bytes of large files that came in, those of requests that were cut off included."""
-        self.sent = 0
-        """Bytes of large files that went out."""
-        self.requests: list[str] = []
         self.faults: list[Fault] = []
-        self.writers = {TOKEN}
-        self.held = threading.Event()
-        """Set when :meth:`hold_after` has stopped the traffic."""
-        self._hold_at: int | None = None
-        self._released = threading.Event()
-        self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which the client finds this Hub."""
+        """The variables that make the client use this Hub."""
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield self
         finally:
             self.release()
             self._server.shutdown()
             self._server.server_close()
-
-    def hold_after(self, count: int) -> None:
-        """Stop all content once ``count`` more bytes of it have come or gone, until :meth:`release`."""
-        self.held.clear()
-        self._released.clear()
-        self._hold_at = self.received + self.sent + count
-
-    def release(self) -> None:
-        self._hold_at = None
-        self._released.set()
-
-    def count(self, received: int = 0, sent: int = 0) -> None:
-        with self.lock:
-            self.received += received
-            self.sent += sent
-            stop = self._hold_at is not None and self.received + self.sent >= self._hold_at
-        if stop:
-            self.held.set()
-            self._released.wait(60)
 
     def object(self, sha256: str) -> Path:
         return self.folder / sha256
@@ -123,7 +91,6 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"
-        self.hub.requests.append(request)
         if (status := self.hub.fault(request)) == 0:
             self.close_connection = True
             self.connection.close()
@@ -176,14 +143,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(401, message="Invalid username or password.")
         if not token.startswith("hf_"):
             raise Refused(401, message="Invalid credentials in Authorization header")
-        if token not in self.hub.writers:
+        if token != TOKEN:
             raise Refused(403, message="you may not write here")
 
     def _repo(self, name: str) -> Repo:
         repo, token = self.hub.repos.get(name), self._token()
         if token is not None and not token.startswith("hf_"):
             raise Refused(401, message="Invalid credentials in Authorization header")
-        if repo is None or (repo.private and token not in self.hub.writers):
+        if repo is None or (repo.private and token != TOKEN):
             # the Hub does not say whether a repository exists that one may not see
             raise Refused(404 if token else 401, "RepoNotFound", "Repository not found")
         return repo
@@ -284,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
                 left -= len(chunk)
                 state.update(chunk)
                 file.write(chunk)
-                self.hub.count(received=len(chunk))
+                self.hub.passed(up=len(chunk))
         if upload is None and state.hexdigest() != oid:
             raise Refused(400, message="the content is not that of its name")
         partial.rename(target)
@@ -376,7 +343,7 @@ class Handler(BaseHTTPRequestHandler):
             while left:
                 chunk = file.read(min(CHUNK_BYTES, left))
                 left -= len(chunk)
-                self.hub.count(sent=len(chunk))
+                self.hub.passed(down=len(chunk))
                 self.wfile.write(chunk)
 
 

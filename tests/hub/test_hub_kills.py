@@ -1,4 +1,4 @@
-"""``kill -9`` amid a push and amid a pull, at the Hub and at S3: each goes on where it was, and ends byte-equal."""
+"""``kill -9`` during a push and a pull, with the Hub and with S3: each resumes and ends byte-equal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -21,19 +20,11 @@ from ..conftest import S3
 from .conftest import REPO, content, write_model
 from .relay import Relay
 from .server import Hub
+from .state import Gate
 
 ROOT = Path(__file__).parents[2]
 OVERHEAD = 1.01
 """Headers, listings and signatures beside the content."""
-
-
-class Line(Protocol):
-    """What can hold its breath: the stand-in Hub, the relay before the S3 server."""
-
-    @property
-    def held(self) -> object: ...
-    def hold_after(self, count: int) -> None: ...
-    def release(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class Command:
         assert process.returncode == 0, err
         return out
 
-    def killed_after(self, line: Hub | Relay, count: int, *words: str | Path) -> None:
+    def killed_after(self, line: Gate, count: int, *words: str | Path) -> None:
         """Run until ``count`` bytes have passed, then ``kill -9``."""
         line.hold_after(count)
         with self.start(*words) as process:
@@ -105,12 +96,12 @@ def test_a_push_to_the_hub_and_a_pull_killed_twice_each(
         command.killed_after(hub, count, "push", big, REPO)
         assert len(hub.repos["zulu/model"].commits) == 1, "nobody sees anything of it yet"
     command.run("push", big, REPO)
-    assert hub.received <= 2 * size + 2 * hub.part_bytes
+    assert hub.up <= 2 * size + 2 * hub.part_bytes
 
     for count in (size * 3 // 4, size):
         command.killed_after(hub, count, "pull", REPO, tmp_path / "back")
     command.run("pull", REPO, tmp_path / "back")
-    assert hub.sent <= 2 * size + 2 * RANGES_IN_FLIGHT * RANGE_BYTES
+    assert hub.down <= 2 * size + 2 * RANGES_IN_FLIGHT * RANGE_BYTES
     assert content(tmp_path / "back") == content(big)
 
 

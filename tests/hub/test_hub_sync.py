@@ -32,7 +32,19 @@ def files_of(hub: Hub, name: str = "zulu/model", branch: str = "main") -> dict[s
     return repo.commits[repo.branches[branch]]
 
 
-def test_a_push_is_one_private_commit_with_card_and_manifest(hub: Hub, copy: Copy, model: Path, settings: Settings):
+def damage(hub: Hub, name: str) -> None:
+    """Change the first byte of a file at the Hub, but not its hash."""
+    file = files_of(hub)[name]
+    if not file.sha256:
+        files_of(hub)[name] = WrongContent(file)
+        return
+    path = hub.object(file.sha256)
+    path.write_bytes(b"\x00" + path.read_bytes()[1:])
+
+
+def test_a_push_is_one_private_commit_with_card_and_manifest_and_the_same_again_is_none(
+    hub: Hub, copy: Copy, model: Path, settings: Settings
+):
     report = copy(model, REPO)
 
     repo = hub.repos["zulu/model"]
@@ -41,8 +53,11 @@ def test_a_push_is_one_private_commit_with_card_and_manifest(hub: Hub, copy: Cop
     assert repo.branches["main"] == report.commit
     assert set(files_of(hub)) == {".gitattributes", "README.md", "manifest.json", *content(model)}
     assert (report.files, report.sent_bytes) == (4, sum(map(len, content(model).values())))
-    assert hub.received == 2 * BIG
-    assert not list((Path(settings.home) / "hub").iterdir()), "what an interrupted push must know is of no use now"
+    assert hub.up == 2 * BIG
+    assert not list((Path(settings.home) / "hub").iterdir()), "a journal is left"
+    again = copy(model, REPO)
+    assert (again.commit, again.sent_files, hub.up) == (report.commit, 0, 2 * BIG)
+    assert len(repo.commits) == 2
 
 
 def test_what_is_pulled_is_what_was_pushed_and_says_how_it_was_verified(
@@ -58,19 +73,9 @@ def test_what_is_pulled_is_what_was_pushed_and_says_how_it_was_verified(
     assert again.sent_files == 0
 
 
-def test_a_push_of_the_same_sends_nothing_and_commits_nothing(hub: Hub, copy: Copy, model: Path):
-    first = copy(model, REPO)
-    received = hub.received
-    second = copy(model, REPO)
-
-    assert second.commit == first.commit
-    assert (second.sent_files, hub.received) == (0, received)
-    assert len(hub.repos["zulu/model"].commits) == 2
-
-
 def test_a_push_of_a_changed_model_sends_what_changed_and_removes_what_is_gone(hub: Hub, copy: Copy, model: Path):
     copy(model, REPO)
-    received = hub.received
+    received = hub.up
     (model / "model-2.safetensors").rename(model / "model-3.safetensors")
     (model / "config.json").write_text("{}")
     copy(model, REPO)
@@ -79,14 +84,13 @@ def test_a_push_of_a_changed_model_sends_what_changed_and_removes_what_is_gone(h
     assert "model-3.safetensors" in names
     assert "model-2.safetensors" not in names
     assert files_of(hub)["config.json"].content == b"{}"
-    assert hub.received == received, "the Hub knows large content by its hash"
+    assert hub.up == received, "the Hub knows large content by its hash"
 
 
 def test_a_repository_is_verified_without_a_copy(hub: Hub, copy: Copy, model: Path, settings: Settings):
     copy(model, REPO)
     assert gc.verify(gc.scan(locate(REPO, settings).bucket())) == []
-    path = hub.object(files_of(hub)["model-1.safetensors"].sha256)
-    path.write_bytes(b"\x00" + path.read_bytes()[1:])
+    damage(hub, "model-1.safetensors")
     problems = gc.verify(gc.scan(locate(REPO, settings).bucket()))
     assert problems == [f"{REPO}/model-1.safetensors is not what was written"]
 
@@ -111,13 +115,8 @@ def test_a_wrong_byte_from_the_hub_is_an_error_and_no_file(
     hub: Hub, copy: Copy, model: Path, tmp_path: Path, name: str
 ):
     copy(model, REPO)
-    files = files_of(hub)
-    del files["manifest.json"]
-    if files[name].sha256:
-        path = hub.object(files[name].sha256)
-        path.write_bytes(b"\x00" + path.read_bytes()[1:])
-    else:
-        files[name] = WrongContent(files[name])
+    del files_of(hub)["manifest.json"]
+    damage(hub, name)
     with pytest.raises(CorruptError, match=name):
         copy(REPO, tmp_path / "pulled")
     assert not (tmp_path / "pulled" / name).exists()
@@ -148,9 +147,9 @@ def test_from_the_hub_to_a_bucket_and_back_without_a_file_here(
     assert manifest.state == "complete"
     assert all(each.sha256 for each in manifest.files if each.bytes > BIG - 1)
 
-    received = hub.received
+    received = hub.up
     copy(f"{bucket.url}/from-hub", "hf://zulu/again")
-    assert hub.received == received, "the Hub has the content"
+    assert hub.up == received, "the Hub has the content"
     copy("hf://zulu/again", tmp_path / "back")
     back = content(tmp_path / "back")
     back.pop("README.md")
@@ -162,10 +161,8 @@ def test_a_wrong_byte_on_the_way_between_two_remotes_leaves_no_manifest(
     hub: Hub, copy: Copy, model: Path, bucket: Bucket
 ):
     copy(model, REPO)
-    files = files_of(hub)
-    del files["manifest.json"]
-    path = hub.object(files["model-2.safetensors"].sha256)
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    del files_of(hub)["manifest.json"]
+    damage(hub, "model-2.safetensors")
     with pytest.raises(CorruptError, match=r"model-2\.safetensors"):
         copy(REPO, f"{bucket.url}/m")
     left = folder_manifest.load(bucket.child("m"))
@@ -177,7 +174,7 @@ def test_a_wrong_byte_on_the_way_between_two_remotes_leaves_no_manifest(
 def test_from_a_bucket_to_the_hub_in_parts(hub: Hub, copy: Copy, model: Path, bucket: Bucket):
     copy(model, f"{bucket.url}/m")
     copy(f"{bucket.url}/m", REPO)
-    assert hub.received == 2 * BIG
+    assert hub.up == 2 * BIG
     manifest = json.loads(files_of(hub)["manifest.json"].content)
     assert {each["name"] for each in manifest["files"]} == set(content(model))
 
@@ -220,7 +217,7 @@ def test_a_push_to_a_branch_and_a_pull_of_an_older_commit(hub: Hub, copy: Copy, 
     assert (tmp_path / "old" / "config.json").read_bytes() == b'{"seed": 0}'
 
 
-def test_a_public_repository_is_pushed_to_only_when_that_is_said(hub: Hub, copy: Copy, model: Path):
+def test_a_public_repository_is_pushed_to_only_with_public(hub: Hub, copy: Copy, model: Path):
     copy(model, "hf://zulu/open", public=True)
     assert not hub.repos["zulu/open"].private
     (model / "config.json").write_text("3")
@@ -254,7 +251,7 @@ def test_an_interrupted_upload_goes_on_after_its_last_part(
     moved: list[int] = []
     execute(plan, progress=moved.append)
 
-    assert hub.received == 2 * BIG, "not a byte twice"
+    assert hub.up == 2 * BIG, "not a byte twice"
     assert sum(moved) == plan.bytes_to_send
     assert list((Path(settings.home) / "hub").iterdir()) == []
 
@@ -268,7 +265,7 @@ def test_an_upload_whose_addresses_have_expired_begins_anew(
     execute(plan)
 
     assert files_of(hub)["model-1.safetensors"].size == BIG
-    assert hub.received == 2 * BIG + 2 * hub.part_bytes
+    assert hub.up == 2 * BIG + 2 * hub.part_bytes
 
 
 def test_a_small_hiccup_of_the_hub_is_tried_again(hub: Hub, copy: Copy, model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,7 +275,9 @@ def test_a_small_hiccup_of_the_hub_is_tried_again(hub: Hub, copy: Copy, model: P
     assert files_of(hub)["model-2.safetensors"].size == BIG
 
 
-def test_a_file_that_the_repository_ignores_is_told(hub: Hub, copy: Copy, model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_the_repository_ignores_is_an_error(
+    hub: Hub, copy: Copy, model: Path, monkeypatch: pytest.MonkeyPatch
+):
     def without(listing: object, repo: HubRepo) -> None:
         repo._entries.pop("config.json")
         original(listing, repo)  # type: ignore[arg-type]
@@ -303,7 +302,7 @@ def test_with_xet_the_hubs_own_client_sends_the_large_files(
     monkeypatch.setattr(HfApi, "preupload_lfs_files", record)
     copy(model, REPO)
     assert {each.path_in_repo for each in sent} >= {"model-1.safetensors", "model-2.safetensors"}  # type: ignore[attr-defined]
-    assert hub.received == 2 * BIG
+    assert hub.up == 2 * BIG
     assert files_of(hub)["model-1.safetensors"].size == BIG
 
 

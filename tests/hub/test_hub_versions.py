@@ -52,7 +52,7 @@ def test_huggingface_hub_2_pushes_and_pulls_and_goes_on(client: Path, hub: Hub, 
         process.kill()
     hub.release()
     run("push", tmp_path / "model", REPO)
-    assert hub.received <= 2 * size + hub.part_bytes
+    assert hub.up <= 2 * size + hub.part_bytes
     assert hub.repos["zulu/model"].private
     assert len(hub.repos["zulu/model"].commits) == 2
     run("pull", REPO, tmp_path / "back")

@@ -22,6 +22,7 @@ from bafogpt.storage.folders.manifest import ModelFile, ModelManifest
 from bafogpt.storage.folders.sync import SyncPlan, SyncReport, execute, prepare
 from bafogpt.storage.folders.uri import FolderLocation, locate
 from bafogpt.storage.transfer.download import PARTIAL
+from tests.storage.tools import content, record
 
 FILES = {"model.safetensors": b"w" * 3_000_000, "config.json": b"{}", "tokenizer/tokenizer.json": b"[]", "empty": b""}
 DIGEST = "blake3:" + "0" * 64
@@ -32,11 +33,6 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != folder_manifest.MANIFEST)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -115,20 +111,16 @@ def test_a_folder_there_and_back_is_the_same(copy: Copier, anywhere: Bucket, mod
     assert [(each.name, each.digest) for each in one.files] == [(each.name, each.digest) for each in other.files]
 
 
-def test_a_second_push_sends_what_changed_only(copy: Copier, plan: Planner, anywhere: Bucket, model: Path):
+def test_a_second_push_sends_only_changed_files(copy: Copier, plan: Planner, anywhere: Bucket, model: Path):
     copy(model, "m")
     assert copy(model, "m").sent_files == 0
     (model / "config.json").write_bytes(b"[]")  # as long as before
     assert [entry.name for entry in plan(model, "m").to_send] == ["config.json"]
     assert copy(model, "m").sent_files == 1
     assert anywhere.get("m/config.json") == b"[]"
-
-
-def test_an_object_that_somebody_else_wrote_over_is_sent_again(copy: Copier, anywhere: Bucket, model: Path):
-    copy(model, "m")
-    anywhere.put("m/config.json", b"??")
+    anywhere.put("m/config.json", b"??")  # by another program
     assert copy(model, "m").sent_files == 1
-    assert anywhere.get("m/config.json") == b"{}"
+    assert anywhere.get("m/config.json") == b"[]"
 
 
 def test_between_two_folders_of_buckets(copy: Copier, anywhere: Bucket, model: Path):
@@ -137,6 +129,19 @@ def test_between_two_folders_of_buckets(copy: Copier, anywhere: Bucket, model: P
     assert report.sent_bytes == 3_000_004
     assert anywhere.get("b/model.safetensors") == FILES["model.safetensors"]
     assert copy("a", "b").sent_files == 0
+
+
+def before_large_file(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Call ``act`` once, before the first large file is sent."""
+    original = sync._move
+
+    def move(listing: Any, entry: Any, *rest: Any) -> ModelFile:
+        if entry.bytes > sync.SMALL_BYTES:
+            patch.setattr(sync, "_move", original)
+            act()
+        return original(listing, entry, *rest)
+
+    patch.setattr(sync, "_move", move)
 
 
 class Killed(Exception):  # noqa: N818 - stands for kill -9
@@ -149,15 +154,12 @@ def test_a_push_that_is_cut_off_leaves_an_unfinished_folder_and_goes_on(
     copy(model, "m")
     (model / "model.safetensors").write_bytes(b"x" * 3_000_000)
     (model / "config.json").write_bytes(b"[1]")
-    original = sync._move
 
-    def die_at_the_large_file(listing: Any, entry: Any, *rest: Any) -> ModelFile:
-        if entry.bytes > sync.SMALL_BYTES:
-            raise Killed
-        return original(listing, entry, *rest)
+    def die() -> None:
+        raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(sync, "_move", die_at_the_large_file)
+        before_large_file(patch, die)
         copy(model, "m")
     left = manifest_of(anywhere, "m")
     assert left.state == "unfinished"
@@ -173,31 +175,14 @@ def test_a_push_that_is_cut_off_leaves_an_unfinished_folder_and_goes_on(
 def test_of_two_pushes_at_a_time_the_one_that_began_first_fails(
     plan: Planner, anywhere: Bucket, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first, original = plan(model, "m"), sync._move
-
-    def another_begins(listing: Any, entry: Any, *rest: Any) -> ModelFile:
-        if entry.bytes > sync.SMALL_BYTES:
-            monkeypatch.setattr(sync, "_move", original)
-            execute(replace(plan(model, "m"), unchanged={}))
-        return original(listing, entry, *rest)
-
-    monkeypatch.setattr(sync, "_move", another_begins)
+    first = plan(model, "m")
+    before_large_file(monkeypatch, lambda: execute(replace(plan(model, "m"), unchanged={})))
     with pytest.raises(ConflictError, match="began after this one"):
         execute(first)
     assert manifest_of(anywhere, "m").state == "complete"
 
 
 def test_a_corrupt_object_is_never_copied(copy: Copier, anywhere: Bucket, model: Path, tmp_path: Path):
-    copy(model, "m")
-    anywhere.put("m/config.json", b"[]")
-    for target in (tmp_path / "back", "other"):
-        with pytest.raises(CorruptError, match=r"config\.json"):
-            copy("m", target)
-    assert not (tmp_path / "back" / "config.json").exists()
-    assert not anywhere.exists("other/config.json")
-
-
-def test_an_object_of_another_size_is_found_before_anything_is_copied(copy: Copier, anywhere: Bucket, model: Path):
     copy(model, "m")
     anywhere.put("m/config.json", b"{ }")
     with pytest.raises(CorruptError, match=r"3 bytes long, its manifest says 2 bytes"):
@@ -206,6 +191,12 @@ def test_an_object_of_another_size_is_found_before_anything_is_copied(copy: Copi
     with pytest.raises(CorruptError, match="missing"):
         copy("m", "other")
     assert anywhere.list("other") == []
+    anywhere.put("m/config.json", b"[]")
+    for target in (tmp_path / "back", "other"):
+        with pytest.raises(CorruptError, match=r"config\.json"):
+            copy("m", target)
+    assert not (tmp_path / "back" / "config.json").exists()
+    assert not anywhere.exists("other/config.json")
 
 
 def test_a_manifest_with_an_unsafe_name_touches_nothing(copy: Copier, anywhere: Bucket, tmp_path: Path):
@@ -247,7 +238,7 @@ def test_a_full_disk_is_found_before_anything_is_fetched(
     assert content(tmp_path / "back") == {}
 
 
-def test_a_file_that_changes_while_it_is_pushed_is_told(
+def test_a_file_that_changes_while_it_is_pushed_is_an_error(
     copy: Copier, anywhere: Bucket, model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     original = transfer.send
@@ -278,14 +269,7 @@ def test_a_dataset_is_copied_with_its_own_manifest_last(
     from bafogpt.storage.tokens import manifest as manifests
 
     written, _ = write(anywhere.child("data"), [50, 60, 70])
-    order = []
-    original = sync._move
-
-    def record(listing: Any, entry: Any, *rest: Any) -> ModelFile:
-        order.append(entry.name)
-        return original(listing, entry, *rest)
-
-    monkeypatch.setattr(sync, "_move", record)
+    order = record(monkeypatch, sync, "_move", lambda listing, entry, *_: entry.name)
     copy("data", "copied")
     assert manifests.load(anywhere.child("copied")).digest == written.digest
     assert order[-1] == "manifest.json"
@@ -302,7 +286,7 @@ def test_nothing_at_the_source_is_an_error(copy: Copier, tmp_path: Path):
         copy(tmp_path / "file", "m")
 
 
-def test_a_place_cannot_be_copied_to_itself(copy: Copier):
+def test_a_folder_cannot_be_copied_to_itself(copy: Copier):
     with pytest.raises(BafoError, match="source and target"):
         copy("m", "m")
 
@@ -327,7 +311,7 @@ def test_what_a_path_names(text: str, base: Any, url: str, tmp_path: Path, monke
     assert (place.local is not None) == url.startswith("file:")
 
 
-def test_what_is_no_place_is_refused():
+def test_what_is_no_location_is_refused():
     for wrong in ("gs://bucket/x", "s3://X", "hf://one"):
         with pytest.raises(ConfigError):
             locate(wrong, Settings())
