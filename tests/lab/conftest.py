@@ -36,7 +36,7 @@ class RunningLab:
 
     def run(self, *words: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command in the lab's environment, its output as text. ``sky``, ``bafogpt`` and ``ssh`` are the lab's."""
-        # into a file: whoever waits for a pipe waits for every daemon that inherited it, too
+        # into a file: a pipe stays open while any daemon has it
         with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
                 words,

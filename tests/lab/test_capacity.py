@@ -1,4 +1,4 @@
-"""What the pod cloud refuses, and what is wrong with a launch: two lines, an exit code, and no pod."""
+"""Refusals of the pod cloud: an error with a hint, an exit code, and no pod."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLACES = 3
 
 
 def rents(name: str) -> list[str | None]:
-    """What became of each request for a pod of the run."""
+    """The fault of each request for a pod of the run."""
     asked = [entry for entry in pods.control()["log"] if entry["op"] == RENT and entry["name"].startswith(name)]
     return [entry["fault"] for entry in asked]
 
@@ -83,37 +83,6 @@ def test_expired_credentials_and_a_broken_server_are_told_apart(
     print(error)
     assert says in error
     assert name not in rented.command("cloud", "ls", "--json").stdout
-
-
-def test_a_gpu_that_is_nowhere_names_the_nearest(rented: Rented, name: str) -> None:
-    words = rented.words(name, "--yes")
-    words[words.index("L40:4")] = "L40:7"
-    error, hint = two_lines(rented, name, *words, code=ExitCode.FAILURE)
-    print(error, hint)
-    assert "L40:4" in error + hint
-
-
-def test_a10_has_an_offer_and_finetune_is_priced_on_it(rented: Rented) -> None:
-    shown = rented.command("cloud", "finetune", "--gpus", "A10", "--infra", "lambda", "--dry-run")
-    assert "1.29 $/h (lambda" in shown.stderr
-    assert "bafogpt job run jobs/finetune.yaml" in shown.stdout
-
-
-def test_bad_words_cost_nothing(rented: Rented, name: str) -> None:
-    words = rented.words(name)
-    error, hint = two_lines(rented, name, *words, code=ExitCode.USAGE)
-    assert error.startswith("no terminal to ask on") and "4.56 $/h" in error and "--yes" in hint
-    error, hint = two_lines(rented, name, *words, "--yes", "--max-cost", "2", code=ExitCode.USAGE)
-    assert error == "--max-cost 2 does not pay for one hour at 4.56 $/h" and "4.56" in hint
-    long = rented.words("n" * 49, "--yes")
-    error, _ = two_lines(rented, name, *long, code=ExitCode.USAGE)
-    assert "cannot be a run's name" in error
-    for command in ("status", "logs", "cancel", "down", "ssh"):
-        error, hint = two_lines(rented, name, "cloud", command, "nobody-knows", code=ExitCode.JOB_NOT_FOUND)
-        assert "nobody-knows" in error and hint in ("bafogpt cloud ls", "bafogpt runs ls")
-    missing = {"AWS_SECRET_ACCESS_KEY": ""}
-    error, hint = two_lines(rented, name, *words, "--yes", code=ExitCode.AUTH, **missing)
-    assert "AWS_SECRET_ACCESS_KEY is not set" in error and hint.startswith("export ")
 
 
 def test_a_cloud_that_is_not_enabled_is_named(rented: Rented, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Planted secrets are looked for wherever somebody else could read them, while the run is at work and after its end."""
+"""Planted secrets are searched for wherever others could read them, during the run and after it."""
 
 from __future__ import annotations
 

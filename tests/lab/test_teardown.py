@@ -1,6 +1,6 @@
-"""Whatever becomes of a run, its pod goes, what it cost stays below its limit, and the bucket tells how it ended.
+"""However a run ends, its pod is gone, its cost is below its limit, and its outcome is in the bucket.
 
-The pod cloud itself is asked whether a pod is there, not SkyPilot.
+Pods are listed by the pod cloud itself, not by SkyPilot.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def test_the_api_server_dies_and_the_pod_ends_itself(rented: Rented, name: str) 
 
 
 def test_a_setup_that_fails(rented: Rented, name: str, tmp_path: Any) -> None:
-    """Our tasks have no ``setup:``; somebody's own may."""
+    """Our tasks have no ``setup:``; a user's may."""
     import shutil
 
     from tests.lab.config import ROOT

@@ -1,8 +1,7 @@
-"""SkyPilot's SDK surface in memory, as :class:`bafogpt.launch.engines.skypilot.client.Client` uses it.
+"""An in-memory SkyPilot, with the part of its SDK that :class:`bafogpt.launch.engines.skypilot.client.Client` uses.
 
-Requests are served when they are asked for their result, as SkyPilot's server does. ``faults`` are raised by the next
-calls of a name, one each; ``lose_autodown`` is skypilot #5946: so many times, an autodown that was asked for is not
-kept.
+A request is served when its result is read. ``faults`` are raised by the next calls of a name, one each;
+``lose_autodown`` is how often a requested autodown is lost (skypilot #5946).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Status(enum.Enum):
 
 @dataclass
 class FakeSky:
-    """One account: its clusters, their jobs, and what goes wrong. Stands for both SDK modules."""
+    """One account: its clusters, their jobs and faults. Replaces both SDK modules."""
 
     clusters: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, list[SimpleNamespace]] = field(default_factory=dict)
@@ -42,8 +41,6 @@ class FakeSky:
     tasks: list[dict[str, Any]] = field(default_factory=list)
     secrets: list[tuple[str, str]] = field(default_factory=list)
     requests: list[SimpleNamespace] = field(default_factory=list)
-    on_launch: Callable[[], None] = lambda: None
-    """What else happens while a launch is served."""
 
     def make_task(self, config: dict[str, Any], secrets: list[tuple[str, str]]) -> dict[str, Any]:
         self.tasks.append(config)
@@ -51,7 +48,7 @@ class FakeSky:
         return config
 
     def add(self, name: str, status: Status = Status.UP, autostop: int = 5, launched: float = 0.0, **more: Any) -> None:
-        """A cluster that is there."""
+        """Add a cluster."""
         self.clusters[name] = {
             "name": name,
             "launched_at": launched,
@@ -68,7 +65,7 @@ class FakeSky:
         }
 
     def add_job(self, cluster: str, status: Status, name: str | None = None, ended: float | None = None) -> None:
-        """A job in a cluster's queue."""
+        """Add a job to a cluster's queue."""
         queue = self.jobs.setdefault(cluster, [])
         job = SimpleNamespace(
             job_id=len(queue) + 1, job_name=name or cluster, status=status, submitted_at=0.0, end_at=ended
@@ -85,7 +82,6 @@ class FakeSky:
         retry_until_up: bool,
     ) -> Any:
         def serve() -> None:
-            self.on_launch()
             kept = idle_minutes_to_autostop if down and not self._loses() else -1
             self.add(cluster_name, autostop=kept, labels=task["resources"]["labels"])
             self._fail("provisioned")

@@ -1,4 +1,4 @@
-"""The doctor: real bucket, real servers on loopback for the Hub and SkyPilot's API, checks that hang or break."""
+"""The doctor's checks: a real bucket, servers on loopback for the Hub and SkyPilot's API, checks that hang or crash."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def context(settings: Settings = REMOTE, infra: str = "runpod", gpus: str = "L40
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[int, Any], str]]:
-    """``serve(status, value)``: a server on loopback that answers everything with that; returns its address."""
+    """``serve(status, value)`` starts a server on loopback that always answers so; returns its address."""
     running: list[http.server.HTTPServer] = []
 
     def start(status: int, value: Any) -> str:
@@ -63,7 +63,7 @@ def states(found: list[Finding]) -> dict[str, str]:
     return {each.name: each.state for each in found}
 
 
-def test_a_check_that_hangs_is_named_and_holds_nobody_up():
+def test_a_check_that_hangs_is_reported_and_delays_no_other():
     never = threading.Event()
 
     def hang(_: CheckContext) -> list[Finding]:
@@ -84,7 +84,7 @@ def test_a_check_that_hangs_is_named_and_holds_nobody_up():
     never.set()
 
 
-def test_what_a_check_raises_is_its_finding():
+def test_an_exception_of_a_check_is_its_finding():
     def refuse(_: CheckContext) -> list[Finding]:
         raise StorageError("no such thing", "type this")
 
@@ -96,14 +96,14 @@ def test_what_a_check_raises_is_its_finding():
     assert broken.state == "failed" and "KeyError: 'surprise'" in broken.message
 
 
-def test_a_good_bucket_is_tried_in_earnest_and_left_as_it_was(bucket: Bucket, s3: S3):
+def test_a_working_bucket_is_tried_and_left_unchanged(bucket: Bucket, s3: S3):
     found = doctor.check_bucket(context(replace(s3.settings, bucket=bucket.url), infra="local"))
 
     assert states(found) == {"bucket": "ok", "If-None-Match": "ok", "clock": "ok"}
     assert bucket.list() == []
 
 
-def test_a_store_that_overwrites_is_found_out(bucket: Bucket, s3: S3, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_ignores_conditional_writes_is_found(bucket: Bucket, s3: S3, monkeypatch: pytest.MonkeyPatch):
     plain = Bucket.put
     monkeypatch.setattr(Bucket, "put", lambda self, path, data, create_only=False: plain(self, path, data))
     found = doctor.check_bucket(context(replace(s3.settings, bucket=bucket.url), infra="local"))
@@ -112,10 +112,10 @@ def test_a_store_that_overwrites_is_found_out(bucket: Bucket, s3: S3, monkeypatc
     assert bucket.list() == []
 
 
-def test_a_bucket_that_is_not_there_and_one_that_a_rented_machine_cannot_see(s3: S3, tmp_path: Path):
-    missing = replace(s3.settings, bucket="s3://nobody-made-this")
+def test_a_missing_bucket_and_a_local_one_for_a_rented_machine(s3: S3, tmp_path: Path):
+    missing = replace(s3.settings, bucket="s3://missing-bucket")
     (found,) = doctor.run_checks(context(missing, infra="local"), [Check("bucket", doctor.check_bucket)])
-    assert found.state == "failed" and "there is no bucket 'nobody-made-this'" in found.message and found.hint
+    assert found.state == "failed" and "there is no bucket 'missing-bucket'" in found.message and found.hint
     (found,) = doctor.check_bucket(context(s3.settings))
     assert found.state == "failed" and "a rented machine cannot reach it" in found.message
     folder = context(replace(s3.settings, bucket=f"file://{tmp_path}"), infra="local")
@@ -133,7 +133,7 @@ def test_a_bucket_that_is_not_there_and_one_that_a_rented_machine_cannot_see(s3:
         (3000.0, "failed", "1,998 s behind"),
     ],
 )
-def test_the_clock_is_held_against_the_stores(stamp, state, message):
+def test_the_clock_is_compared_with_the_stores(stamp, state, message):
     found = doctor._clock_skew(before=1000.0, after=1002.0, written=stamp)
 
     assert found.state == state
@@ -155,7 +155,7 @@ def test_the_clock_is_held_against_the_stores(stamp, state, message):
         ({"role": "fineGrained", "fineGrained": {"global": ["inference"]}}, True, "failed", "it cannot publish"),
     ],
 )
-def test_what_the_hubs_token_may_do(serve, monkeypatch, token, publishes, state, message):
+def test_the_permissions_of_the_hubs_token(serve, monkeypatch, token, publishes, state, message):
     monkeypatch.setenv("HF_ENDPOINT", serve(200, {"name": "thandi", "auth": {"accessToken": token}}))
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     (found,) = doctor.check_hub(context(publishes=publishes))
@@ -164,7 +164,7 @@ def test_what_the_hubs_token_may_do(serve, monkeypatch, token, publishes, state,
     assert "planted" not in found.message + found.hint
 
 
-def test_a_token_that_the_hub_refuses_and_none_at_all(serve, monkeypatch):
+def test_a_rejected_token_and_a_missing_one(serve, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", serve(401, {"error": "Invalid credentials"}))
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     (found,) = doctor.check_hub(context())
@@ -190,7 +190,7 @@ def test_the_api_server(serve, monkeypatch, tmp_path):
     assert doctor.check_api_server(context())[0].state == "failed"
 
 
-def test_clouds_by_what_skypilot_answers(monkeypatch):
+def test_clouds_by_skypilots_answer(monkeypatch):
     def answers(value: Any) -> None:
         monkeypatch.setattr(sky_probe, "ask", lambda *message, deadline_s: value)
 
@@ -207,7 +207,7 @@ def test_clouds_by_what_skypilot_answers(monkeypatch):
     assert doctor.check_skypilot(context(infra="local"))[0].state == "warning"
 
 
-def test_secrets_that_the_job_would_miss(monkeypatch):
+def test_missing_secrets(monkeypatch):
     (found,) = doctor.check_secrets(context())
     assert (found.state, found.hint) == ("failed", "export AWS_ACCESS_KEY_ID=…")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "planted")

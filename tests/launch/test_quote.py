@@ -1,4 +1,4 @@
-"""The price of a launch and its budget; the plan that a launch makes carries both."""
+"""The price of a launch and its limits, and both in the plan."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_spot_and_nodes_are_in_the_price():
     assert price.usd == pytest.approx(price.hours * 4.8)
 
 
-def test_the_job_is_told_the_price_and_the_limits():
+def test_price_and_limits_are_in_the_task():
     price = quote.compute(job(), task(), "runpod", max_cost=20.0, max_hours=2.5)
 
     assert price.task_options() == {
@@ -64,7 +64,7 @@ def test_the_job_is_told_the_price_and_the_limits():
     assert price.describe().endswith("at most 20.00 $ and 2.5 h, which is not enough for the whole job")
 
 
-def test_a_limit_that_is_wide_enough_is_no_warning():
+def test_a_sufficient_limit_has_no_warning():
     price = quote.compute(job(), task(), "runpod", max_cost=100.0)
 
     assert price.describe().endswith(", at most 100.00 $")
@@ -82,7 +82,7 @@ def test_a_limit_that_is_wide_enough_is_no_warning():
         ("azure", {"max_cost": 5.0}, "azure has an unknown price", "--max-hours 8"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(infra, limits, message, hint):
+def test_a_limit_that_makes_no_sense_is_refused(infra, limits, message, hint):
     with pytest.raises(UsageError) as caught:
         quote.compute(job(), task(), infra, **limits)
 
@@ -91,11 +91,11 @@ def test_a_budget_that_makes_no_sense_is_refused(infra, limits, message, hint):
 
 
 @pytest.mark.parametrize("limits", [{"max_cost": 4.4}, {"max_cost": 2.2, "max_hours": 0.5}])
-def test_the_least_budget_is_accepted(limits):
+def test_the_smallest_limit_is_accepted(limits):
     assert quote.compute(job(), task(), "runpod", **limits).max_cost == limits["max_cost"]
 
 
-def test_a_gpu_that_a_known_cloud_does_not_have_is_refused_and_of_an_unknown_one_nothing_is_said():
+def test_a_gpu_that_a_known_cloud_lacks_is_refused_and_an_unknown_cloud_has_an_unknown_price():
     with pytest.raises(NotFoundError, match="no cloud offers H100:8 on demand at runpod"):
         quote.compute(job(), task("H100:8"), "runpod")
     price = quote.compute(job(), task("H100:8"), "azure")
@@ -103,7 +103,7 @@ def test_a_gpu_that_a_known_cloud_does_not_have_is_refused_and_of_an_unknown_one
     assert (price.usd_per_hour, price.task_options(), price.describe()) == (None, {"envs": {}}, "unknown price")
 
 
-def test_machines_of_ones_own_cost_what_one_says(monkeypatch):
+def test_self_hosted_machines_have_their_own_price(monkeypatch):
     assert quote.compute(job(), task(), "slurm").task_options() == {"envs": {}}
     monkeypatch.setenv("BAFOGPT_PRICE_PER_HOUR", "0.5")
     assert quote.compute(job(), task(), "local", max_cost=1.0).task_options()["envs"]["BAFOGPT_PRICE_PER_HOUR"] == "0.5"
@@ -112,7 +112,7 @@ def test_machines_of_ones_own_cost_what_one_says(monkeypatch):
         quote.compute(job(), task(), "local")
 
 
-def test_the_rate_says_its_day_and_a_rate_without_one_says_that():
+def test_the_exchange_rate_has_a_date_or_says_that_it_has_none():
     assert ExchangeRate.of(Settings()).as_of == date.fromisoformat(Settings().zar_per_usd_date)
     assert "rounded" in ExchangeRate.of(Settings()).describe()
     mine = ExchangeRate.of(Settings(zar_per_usd=17.31, zar_per_usd_date="2026-12-01"))
@@ -125,7 +125,7 @@ def test_the_rate_says_its_day_and_a_rate_without_one_says_that():
         ExchangeRate.of(Settings(zar_per_usd_date="today"))
 
 
-def test_the_plan_of_a_launch_carries_its_price_into_the_task():
+def test_the_plan_of_a_launch_has_its_price_in_the_task():
     made = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", max_cost=30.0))
 
     assert made.quote.usd_per_hour == 4.4
@@ -135,14 +135,14 @@ def test_the_plan_of_a_launch_carries_its_price_into_the_task():
     assert made.task["resources"]["accelerators"] == "L40:4"
 
 
-def test_a_plan_without_a_budget_lets_skypilot_choose():
+def test_a_plan_without_a_cost_limit_has_no_price_ceiling():
     made = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod"))
 
     assert "max_hourly_cost" not in made.task["resources"]
     assert "BAFOGPT_MAX_COST" not in made.task["envs"]
 
 
-def test_the_limits_of_a_job_file_count_and_those_of_the_launch_come_first():
+def test_limits_of_the_launch_override_those_of_the_job_file():
     assignment = ["supervisor.max_cost=25"]
 
     assert plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", assignments=assignment)).quote.max_cost == 25.0
@@ -151,7 +151,7 @@ def test_the_limits_of_a_job_file_count_and_those_of_the_launch_come_first():
 
 
 @pytest.mark.slow
-def test_skypilot_accepts_the_ceiling_on_the_hourly_price():
+def test_skypilot_accepts_the_price_ceiling():
     sky = pytest.importorskip("sky")
     made = plan.make("pretrain", SETTINGS, LaunchOptions(infra="runpod", max_cost=30.0))
     values = {key: value for key, value in made.task.items() if key not in ("secrets", "workdir")}

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("sky", reason="SkyPilot is not installed (the 'cloud' extra)")
 
-from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError
+from bafogpt.core.errors import AuthError, BafoError, ConfigError, ConflictError, RunNotFoundError
 from bafogpt.core.settings import Settings
 from bafogpt.launch import code_snapshot, reap
 from bafogpt.launch.engines.registry import LaunchRegistry
@@ -215,6 +215,14 @@ def test_a_missing_key_and_a_local_bucket_are_refused_before_anything_is_rented(
     assert sky.calls == []
 
 
+@pytest.mark.parametrize("call", ["status", "cancel", "down", "shell"])
+def test_an_unknown_run_is_not_found(engine: SkyPilotEngine, sky: FakeSky, call: str):
+    with pytest.raises(RunNotFoundError, match="no run 'unknown'") as caught:
+        getattr(engine, call)("unknown")
+    assert caught.value.hint == "bafogpt cloud ls"
+    assert sky.clusters == {}
+
+
 def test_an_active_run_and_a_foreign_cluster_are_left_alone(engine: SkyPilotEngine, sky: FakeSky):
     sky.add("r1")
     sky.add_job("r1", Status.RUNNING)
@@ -264,6 +272,8 @@ def test_logs_of_a_terminated_machine_that_skypilot_still_lists_come_from_the_bu
     sky.faults["tail_logs"] = [RuntimeError("no route to host")]
 
     assert list(engine.logs("r1", follow=False)) == ["step 1", "r1: failed"]
+    with pytest.raises(RunNotFoundError, match="unknown"):
+        list(engine.logs("unknown", follow=False))
 
 
 def test_a_broken_log_stream_is_resumed(engine: SkyPilotEngine, sky: FakeSky, clock: Clock):

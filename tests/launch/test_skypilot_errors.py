@@ -1,4 +1,4 @@
-"""What SkyPilot says when something is wrong, as two lines for a person."""
+"""SkyPilot's exceptions and logs as our errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_capacity_names_every_candidates_reason_and_401_and_500_are_told_apart()
         (exceptions.ServerTemporarilyUnavailableError("x"), CloudServerError, "try again in a minute"),
     ],
 )
-def test_skypilots_exceptions_become_two_lines(error: Exception, kind: type[BafoError], hint: str):
+def test_skypilots_exceptions_become_our_errors(error: Exception, kind: type[BafoError], hint: str):
     found = errors.explain(error, "r1")
     assert isinstance(found, kind) and found.hint == hint and "\n" not in found.message
 
@@ -55,25 +55,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_what_a_cloud_answered_is_heard_in_skypilots_account_of_a_launch():
-    """RunPod's answers do not come with the exception: SkyPilot 0.14.1 only prints them."""
+def test_a_clouds_refusal_is_read_from_skypilots_log_of_a_launch():
+    """SkyPilot 0.14.1 logs RunPod's refusals and leaves them out of the exception."""
     shown, said = Terminal(), "Unauthorized request, please check your API key."
-    ear, log = log_filter.LogFilter(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
+    stream, log = log_filter.LogFilter(shown), "W 11-24 05:04:35.688 PID=1 instance.py:120] "
     for piece in (f"\x1b[2m{log}run_instances ", f"error: {said}\x1b[0m\n", f"{log}Full traceback:\n", log, "File x\n"):
-        ear.write(piece)
-    ear.write("Trying other\n⠋ Laun")
-    assert ear.refusals == [said]
+        stream.write(piece)
+    stream.write("Trying other\n⠋ Laun")
+    assert stream.refusals == [said]
     assert shown.getvalue() == f"\x1b[2m{log}run_instances error: {said}\x1b[0m\nTrying other\n⠋ Laun"
-    ear.write("ching\n")
+    stream.write("ching\n")
     assert shown.getvalue().endswith("\n⠋ Launching\n")
     bare = exceptions.ResourcesUnavailableError("Failed to provision")
-    assert isinstance(errors.explain(bare, "r1", ear.refusals), AuthError)
+    assert isinstance(errors.explain(bare, "r1", stream.refusals), AuthError)
     assert type(errors.explain(bare, "r1", ["There are no longer any instances available"])) is CapacityError
 
 
 def test_a_file_gets_whole_lines_without_colours_and_spinners():
     shown = io.StringIO()
-    ear = log_filter.LogFilter(shown)
+    stream = log_filter.LogFilter(shown)
     for piece in ("\x1b[2mLaun", "\r⠋ Laun", "\r\x1b[32m✓ Launched\x1b[0m\n", "\x1b[0m⚙︎ Syncing files.\r\n", "⠋ Sub"):
-        ear.write(piece)
+        stream.write(piece)
     assert shown.getvalue() == "✓ Launched\n⚙︎ Syncing files.\n"

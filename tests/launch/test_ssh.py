@@ -1,4 +1,4 @@
-"""Into a rented machine: what is typed arrives, and a supervisor is told to stop."""
+"""ssh to a rented machine, and the command that stops a supervisor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from bafogpt.launch.engines.skypilot import ssh
 
 
-def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_path: Path):
+def test_the_stop_command_reaches_the_supervisor_and_no_other_process(tmp_path: Path):
     program = tmp_path / "bafogpt"
     program.write_text(
         "import signal, sys, time\n"
@@ -37,6 +37,6 @@ def test_the_script_that_asks_a_supervisor_to_stop_finds_it_and_nobody_else(tmp_
             child.wait()
 
 
-def test_ssh_words_arrive_as_they_are_and_name_the_node():
+def test_ssh_keeps_the_words_of_a_command_and_names_the_node():
     words = ssh.shell("r1", ["echo", "two  words", "$HOME"], 2)
     assert words[0] == "ssh" and words[-2:] == ["--", "echo 'two  words' '$HOME'"] and "r1-worker2" in words

@@ -1,4 +1,4 @@
-"""How fast a job is expected to be: the arithmetic against litgpt's, and earlier runs from a real bucket."""
+"""The expected speed of a job: sizes compared with litgpt's, and earlier runs from a real bucket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bafogpt.train.estimates import flops, memory
 from tests.reports.synthetic import NAME, SyntheticRun
 
 SEED_RUN_TOKENS_PER_S = 1543.0
-"""What the isiZulu run that jobs/pretrain.yaml improves on reached on four L40."""
+"""The speed on four L40 of the isiZulu run that jobs/pretrain.yaml improves on."""
 
 
 def job(**train: Any) -> Job:
@@ -30,7 +30,7 @@ def job(**train: Any) -> Job:
 
 
 @pytest.mark.parametrize("name", model_shape.KNOWN)
-def test_the_sizes_known_here_are_litgpts(name):
+def test_the_known_sizes_equal_litgpts(name):
     pytest.importorskip("litgpt")
     from bafogpt.model.formats.families import configuration
 
@@ -41,7 +41,7 @@ def test_the_sizes_known_here_are_litgpts(name):
         assert mine == flops.flops_per_token(config, length) > 0
 
 
-def test_weights_are_counted_as_the_model_has_them():
+def test_the_number_of_weights_equals_the_models():
     pytest.importorskip("litgpt")
     from litgpt.config import Config
     from litgpt.model import GPT
@@ -66,7 +66,7 @@ def test_the_seed_run_took_a_day_and_a_half_and_used_a_thirtieth_of_the_gpus():
     assert speed.mfu == pytest.approx(0.035, abs=0.001)
 
 
-def test_without_an_earlier_run_the_speed_is_projected_and_says_so():
+def test_without_an_earlier_run_the_speed_is_projected_and_labelled():
     speed, projection = expected(job(), "L40", 4), throughput.projected(job(), "L40", 4)
 
     assert speed is not None and projection is not None
@@ -122,18 +122,18 @@ def test_more_machines_share_a_slower_network():
     assert two.recipe.time.communication > one.recipe.time.communication
 
 
-def test_gemma_3_is_planned_by_its_name_and_costs_what_its_size_says():
+def test_larger_gemma_3_models_are_slower():
     speeds = [expected(job(model={"name": f"Gemma-3-{size}"}), "L40", 4) for size in ("270m", "1b-it", "4b-pt")]
 
     assert all(speed is not None and speed.basis == "projected" for speed in speeds)
     assert speeds == sorted(speeds, key=lambda speed: -speed.tokens_per_s)
 
 
-def test_a_network_that_only_the_first_weights_tell_has_no_figure_before_they_are_read():
+def test_a_network_that_only_the_checkpoint_defines_has_no_projection_without_it():
     assert throughput.projected(job(model={"checkpoint": "models/zulu"}), "L40", 4) is None
 
 
-def test_a_folder_in_the_bucket_gives_a_plan_its_networks_sizes(bucket):
+def test_the_sizes_of_a_network_are_read_from_its_folder_in_the_bucket(bucket):
     """The folder's own, also by way of a run that began with it; a job that names its network keeps that."""
     sizes = {
         "num_hidden_layers": 18,
@@ -159,7 +159,7 @@ def test_a_folder_in_the_bucket_gives_a_plan_its_networks_sizes(bucket):
 
 
 @pytest.mark.parametrize(("gpu", "model"), [("L40", "pythia-14m"), ("MI300X", "Gemma-2-2b")])
-def test_a_model_or_a_gpu_that_is_not_known_gives_no_figure(gpu, model):
+def test_an_unknown_model_or_gpu_has_no_speed(gpu, model):
     unknown = job(model={"name": model})
 
     assert expected(unknown, gpu, 1) is None
@@ -167,7 +167,7 @@ def test_a_model_or_a_gpu_that_is_not_known_gives_no_figure(gpu, model):
     assert given is not None and given.mfu is None
 
 
-def test_what_was_measured_comes_before_what_is_scaled_and_that_before_what_is_projected():
+def test_measured_comes_before_scaled_and_scaled_before_projected():
     on_four = MeasuredThroughput(run="a", gpu="L40", gpus=4, tokens_per_s=12_000.0, mfu=0.27)
     on_eight = MeasuredThroughput(run="b", gpu="L40", gpus=8, tokens_per_s=20_000.0, mfu=0.22)
     other = MeasuredThroughput(run="c", gpu="L40S", gpus=4, tokens_per_s=1.0, mfu=0.01)
@@ -191,7 +191,7 @@ def test_a_longer_vocabulary_costs_more():
 
 @pytest.fixture
 def trained(bucket: Bucket, tmp_path: Path) -> SyntheticRun:
-    """A run of twenty steps that are in the bucket, but no record yet."""
+    """Twenty steps of a run in the bucket, without a record."""
     run = SyntheticRun(RunStore(bucket), tmp_path)
     run.begin()
     run.start(0)
@@ -213,7 +213,7 @@ def test_an_earlier_run_of_this_model_on_this_gpu_is_found_in_the_bucket(trained
     assert found[0].mfu == pytest.approx(0.31, rel=0.05)
 
 
-def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trained, bucket):
+def test_without_a_gpu_from_the_launch_the_drivers_name_is_used(trained, bucket):
     trained.save(machines=[{"gpu": "NVIDIA L40", "gpus": 4, "nodes": 2}], job=recorded())
 
     assert [each.gpus for each in throughput.measured(RunStore(bucket), job(), "L40")] == [8]
@@ -233,13 +233,13 @@ def test_the_drivers_name_and_the_nodes_count_where_the_launch_named_no_gpu(trai
         {"adapter": {}},
     ],
 )
-def test_a_run_of_something_else_says_nothing(trained, bucket, other):
+def test_a_run_of_another_job_is_not_comparable(trained, bucket, other):
     trained.save(gpus="L40:4", job=recorded(other))
 
     assert throughput.measured(RunStore(bucket), job(), "L40") == []
 
 
-def test_a_run_without_a_gpu_or_without_steps_says_nothing(bucket, tmp_path):
+def test_a_run_without_a_gpu_or_without_steps_is_not_used(bucket, tmp_path):
     run = SyntheticRun(RunStore(bucket), tmp_path)
     run.save(job=recorded())
     assert throughput.measured(RunStore(bucket), job(), "L40") == []

@@ -154,22 +154,22 @@ def door_into(process: int, port: int) -> Door:
     def connect() -> socket.socket:
         return inside(process, lambda: socket.create_connection((LOOPBACK, port), timeout=10))
 
-    return Door(socket.create_server((LOOPBACK, 0)), lambda: _patient(connect()))
+    return Door(socket.create_server((LOOPBACK, 0)), lambda: _without_timeout(connect()))
 
 
 def door_out(process: int, port: int) -> Door:
     """A port of this machine's loopback, at the same number of a pod's loopback."""
     listener = inside(process, lambda: socket.create_server((LOOPBACK, port)))
-    return Door(listener, lambda: _patient(socket.create_connection((LOOPBACK, port), timeout=10)))
+    return Door(listener, lambda: _without_timeout(socket.create_connection((LOOPBACK, port), timeout=10)))
 
 
-def _patient(connection: socket.socket) -> socket.socket:
+def _without_timeout(connection: socket.socket) -> socket.socket:
     connection.settimeout(None)
     return connection
 
 
 def exhaust_memory(pod_id: str) -> None:
-    """End the pod's largest process as the kernel does when memory is short: SIGKILL, without a word."""
+    """End the pod's largest process as the kernel does when memory is short: with SIGKILL."""
     listing = podman("top", container(pod_id), "hpid", "rss", "comm").splitlines()[1:]
     split = (line.split() for line in listing)
     rows = sorted((int(rss), int(pid)) for pid, rss, *_ in split if (pid + rss).isdigit())  # "?": it has just ended
