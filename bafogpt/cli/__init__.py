@@ -1,16 +1,16 @@
-"""The ``bafogpt`` command: options in, one output sink, one table of errors. Thin.
+"""The ``bafogpt`` command line. Thin: options in, a call of a lower package, one place for output and errors.
 
-- ``main``     the root: which sub-commands there are, ``--version``, ``--debug``; the entry point
-- ``output``   the one sink: text for people, JSON for programs, ids for scripts
-- ``progress`` how far a long step is: a bar on a terminal, a line now and then elsewhere
-- ``live``     a run's lines on a terminal, with a bar under them
-- ``options``  option and argument types, each defined once
-- ``failures`` every exception becomes two lines (what is wrong, what to type next) and an exit code
-- ``config``   ``bafogpt config``: the settings in force and who said so
-- ``publish``  ``bafogpt model publish``
-- ``watching`` ``bafogpt cloud top`` and ``bafogpt cloud tensorboard``
+- ``main``      the list of sub-commands and the entry point
+- ``console``   what all commands share
+    - ``app``          Typer apps whose commands take groups of options
+    - ``options``      option and argument types and groups, each defined once
+    - ``output``       text for people, JSON for programs, ids for scripts; ``progress`` for long steps
+    - ``log_progress`` a run's log on a terminal, with a progress bar below it
+    - ``access``       the runs of a bucket, the engine of a run
+    - ``errors``       every exception becomes two lines (what is wrong, what to type next) and an exit code
+- ``gen_docs``  writes ``docs/cli.md``
 
-Each other module is one sub-command (``cloud``, ``job``, ``runs``, ``data``, ``storage``, ``image``) and has an
-``app``. It is imported only when it is called, and imports the lower floors only inside its functions, so that
-``--help``, shell completion and a mistyped word answer at once.
+Each other module holds one sub-command (its ``app``), or commands of ``cloud`` (``cost``, ``doctor``, ``monitor``,
+``remote``) or ``model`` (``publish``). It is imported when it is called, and imports lower packages only inside its
+functions, so that ``--help``, shell completion and a mistyped word take no time.
 """

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the facts that every report of a run begins with."""
+"""Numbers for people, and the facts at the top of every report."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from bafogpt.reports.history import Commit, Interruption
+from bafogpt.reports.history import CommittedCheckpoint, WorkerSpan
 from bafogpt.reports.summary import Summary
 
 NONE = "–"
-KINDS = {"drill": "fire drill", "killed": "killed", "died": "crashed", "lost": "machine lost"}
+INTERRUPTIONS = {"drill": "fire drill", "killed": "killed", "crashed": "crashed", "lost": "machine lost"}
 SHOWN = 4
-"""A longer list is counted, or only its end shown."""
+"""Longer lists are counted or cut."""
 
 
 def duration(seconds: float | None) -> str:
@@ -59,7 +59,7 @@ def moment(seconds: float | None) -> str:
     try:
         return NONE if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
-        return NONE  # a time that no calendar has
+        return NONE  # out of the calendar's range
 
 
 def plural(count: int, thing: str) -> str:
@@ -68,7 +68,7 @@ def plural(count: int, thing: str) -> str:
 
 
 def sentence(summary: Summary) -> str:
-    """How far the run is, in one line."""
+    """The run's progress in one line."""
     record = summary.record
     parts = [f"step {record.step:,} of {record.steps:,}"]
     if record.step == record.steps and record.steps:
@@ -83,14 +83,14 @@ def sentence(summary: Summary) -> str:
 
 
 def facts(summary: Summary, zar_per_usd: float | None = None) -> list[tuple[str, str]]:
-    """(name, value) of what a person wants to know first. Facts of which nothing is known are left out."""
+    """(name, value) of the most important facts; unknown ones are left out."""
     record = summary.record
     found = [
         ("loss", _loss(summary)),
         ("validation", _validation(summary)),
         ("speed", _speed(summary)),
         ("samples", _samples(summary)),
-        ("survived", _survived(summary.kills)),
+        ("survived", _survived(summary.interruptions)),
         ("resumed", _resumed(summary)),
         ("checkpoints", _checkpoints(summary.checkpoints)),
         ("cost", _cost(summary, zar_per_usd)),
@@ -105,7 +105,7 @@ def facts(summary: Summary, zar_per_usd: float | None = None) -> list[tuple[str,
 
 def _loss(summary: Summary) -> str:
     if not summary.curve:
-        return "no step has been done"
+        return "no step yet"
     if len(summary.curve) == 1:
         return f"{loss(summary.final_loss)} at step {summary.curve[0]['step']}"
     return f"{loss(summary.first_loss)} → {loss(summary.final_loss)}"
@@ -137,11 +137,12 @@ def _samples(summary: Summary) -> str:
     return f"NOT in order: {summary.problems[0]}{more}"
 
 
-def _survived(kills: Sequence[Interruption]) -> str:
-    if len(kills) > SHOWN:
-        counts = Counter(each.kind for each in kills)
-        return ", ".join(f"{KINDS[kind]} {plural(count, 'time')}" for kind, count in counts.most_common())
-    return ", ".join(KINDS[each.kind] + ("" if each.step is None else f" after step {each.step:,}") for each in kills)
+def _survived(spans: Sequence[WorkerSpan]) -> str:
+    if len(spans) > SHOWN:
+        counts = Counter(INTERRUPTIONS[each.ended] for each in spans)
+        return ", ".join(f"{what} {plural(count, 'time')}" for what, count in counts.most_common())
+    steps = ["" if each.last_step is None else f" after step {each.last_step:,}" for each in spans]
+    return ", ".join(INTERRUPTIONS[each.ended] + step for each, step in zip(spans, steps, strict=True))
 
 
 def _resumed(summary: Summary) -> str:
@@ -151,10 +152,10 @@ def _resumed(summary: Summary) -> str:
     if len(summary.resumes) > SHOWN:
         where = plural(len(summary.resumes), "time")
     again = plural(summary.redone_steps, "step") if summary.redone_steps else "no step"
-    return f"{where}; {again} done again"
+    return f"{where}; {again} repeated"
 
 
-def _checkpoints(commits: Sequence[Commit]) -> str:
+def _checkpoints(commits: Sequence[CommittedCheckpoint]) -> str:
     if not commits:
         return "none"
     kept = [f"{each.step:,}" for each in commits if each.kept]
@@ -184,7 +185,7 @@ def _attempts(summary: Summary) -> str:
 
 
 def _versions(versions: Mapping[str, str]) -> list[str]:
-    """Those that people ask for first; all of them are in the record."""
+    """The most important ones; the record has all."""
     return [f"{name} {versions[name]}" for name in ("bafogpt", "python", "torch", "cuda", "litgpt") if name in versions]
 
 

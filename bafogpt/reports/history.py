@@ -1,42 +1,34 @@
-"""What a run's events tell: when its trainers lived, what ended them, where they went on, what was committed."""
+"""What a run's events mean: when its workers ran, what ended them, where they resumed, which checkpoints exist."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from bafogpt.runs.fields import JsonObject, get_float, get_int
 
-Ending = Literal["killed", "died", "lost", "running", "succeeded", "stopped", "failed"]
-KillKind = Literal["drill", "killed", "died", "lost"]
+SpanEnd = Literal["drill", "killed", "crashed", "lost", "running", "succeeded", "stopped", "failed"]
+INTERRUPTIONS: tuple[SpanEnd, ...] = ("drill", "killed", "crashed", "lost")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpan:
-    """The trainers of one attempt, from a start to their end. Times are seconds since the epoch."""
+    """The workers of one attempt, from a start to their end. Times are in seconds since the epoch."""
 
     attempt: int
     start: float
     end: float
     first_step: int
-    """The step that they went on from."""
+    """The step that they resumed from."""
     last_step: int | None
-    """The last step they have told of."""
-    ending: Ending
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interruption:
-    """A death that the run did not ask for, or that a fire drill did."""
-
-    time: float
-    attempt: int
-    step: int | None
-    kind: KillKind
-    """``lost``: nothing was heard of the get_int machine any more."""
-    why: str
+    """The last step that they reported."""
+    ended: SpanEnd
+    """``drill``: killed by a fire drill; ``lost``: the machine sent no more records."""
+    why: str = ""
+    """The cause of an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +42,7 @@ class Resume:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commit:
+class CommittedCheckpoint:
     """A checkpoint whose manifest was written."""
 
     step: int
@@ -61,7 +53,7 @@ class Commit:
     time: float | None
     attempt: int | None
     kept: bool
-    """Whether it is in the bucket now."""
+    """Whether it is still in the bucket."""
 
 
 def readable_events(events: Iterable[JsonObject]) -> list[JsonObject]:
@@ -69,58 +61,52 @@ def readable_events(events: Iterable[JsonObject]) -> list[JsonObject]:
     return [each for each in events if isinstance(each.get("event"), str) and get_float(each, "time") is not None]
 
 
-def lives(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bool) -> list[WorkerSpan]:
-    """Every life of the trainers, oldest first.
-
-    One that is followed by another without a word about its end was lost with its machine; it ends where the records
-    that it left end. The last one is still ``running`` if the run is.
-    """
-    found: list[WorkerSpan] = []
-    open_life: WorkerSpan | None = None
-    drilled = False
-    for event in events:
-        kind, time = event["event"], _time(event)
-        if kind == "trainers_started":
-            if open_life is not None:
-                found.append(_closed_by_silence(open_life, "lost", events, lines, before=time))
-            step = get_int(event, "step") or 0
-            attempt = get_int(event, "attempt") or 1
-            open_life = WorkerSpan(
-                attempt=attempt, start=time, end=time, first_step=step, last_step=None, ending="running"
-            )
-            drilled = False
-        elif kind == "drill_kill":
-            drilled = True
-        elif kind == "trainers_died" and open_life is not None:
-            killed = drilled or "SIGKILL" in str(event.get("why", ""))
-            found.append(_closed(open_life, time, "killed" if killed else "died", lines))
-            open_life = None
-        elif kind == "run_ended" and open_life is not None:
-            found.append(_closed(open_life, _last_word(lines, open_life.start, time), _state(event), lines))
-            open_life = None
-    if open_life is not None:
-        silence: Ending = "running" if running else "lost"
-        found.append(_closed_by_silence(open_life, silence, events, lines, before=math.inf))
-    return found
+def worker_spans(events: Sequence[JsonObject], lines: Sequence[JsonObject], running: bool) -> list[WorkerSpan]:
+    """Every span of the workers, oldest first. ``lines`` are the run's metrics; ``running``, whether the run is."""
+    starts = [index for index, each in enumerate(events) if each["event"] == "trainers_started"]
+    return [
+        _worker_span(
+            events[index],
+            events[index + 1 : following],
+            lines,
+            before=_time(events[following]) if following < len(events) else math.inf,
+            running=running and following == len(events),
+        )
+        for index, following in pairwise([*starts, len(events)])
+    ]
 
 
-def kills(events: Sequence[JsonObject], all_lives: Sequence[WorkerSpan]) -> list[Interruption]:
-    """Every life that ended against its will, and what the events say about why."""
-    found = []
-    for life in all_lives:
-        if life.ending not in ("killed", "died", "lost"):
-            continue
-        within = [each for each in events if each.get("attempt", 1) == life.attempt]
-        within = [each for each in within if life.start <= _time(each) <= life.end]
-        drill = next((each for each in within if each["event"] == "drill_kill"), None)
-        died = next((each for each in within if each["event"] == "trainers_died"), None)
-        kind: KillKind = "lost" if life.ending == "lost" else "died" if life.ending == "died" else "killed"
-        why = str(died.get("why", "")) if died else "the machine was not heard of again"
-        if drill is not None and life.ending != "lost":
-            kind, why = "drill", f"fire drill: {why}"
-        step = life.last_step if life.last_step is not None else get_int(drill or {}, "step")
-        found.append(Interruption(time=life.end, attempt=life.attempt, step=step, kind=kind, why=why))
-    return found
+def _worker_span(
+    start: JsonObject, later: Sequence[JsonObject], lines: Sequence[JsonObject], before: float, running: bool
+) -> WorkerSpan:
+    """The span that begins with the event ``start``; ``later`` are the events until the next start, at ``before``."""
+    begin, attempt = _time(start), get_int(start, "attempt") or 1
+    drill = next((each for each in later if each["event"] == "drill_kill"), None)
+    end = next((each for each in later if each["event"] in ("trainers_died", "run_ended")), None)
+    limit = before if end is None else _time(end)
+    reports = [(time, line) for line in lines if begin <= (time := get_float(line, "time") or 0.0) <= limit]
+    times, steps = [time for time, _ in reports], [line["step"] for _, line in reports if "loss" in line]
+    ended: SpanEnd
+    if end is None:  # its last record is its end
+        ended, why = ("running", "") if running else ("lost", "the machine sent no more records")
+        own = [_time(each) for each in later if each.get("attempt", 1) == attempt and _time(each) <= before]
+        until = max([begin, *times, *own])
+    elif end["event"] == "run_ended":
+        state = end.get("state")
+        ended, why = state if state in ("succeeded", "stopped") else "failed", ""
+        until = max(times, default=limit)
+    else:
+        why, until = str(end.get("why", "")), limit
+        ended = "drill" if drill else "killed" if "SIGKILL" in why else "crashed"
+    return WorkerSpan(
+        attempt=attempt,
+        start=begin,
+        end=max(begin, until),
+        first_step=get_int(start, "step") or 0,
+        last_step=steps[-1] if steps else get_int(drill or {}, "step"),
+        ended=ended,
+        why=why,
+    )
 
 
 def resumes(events: Iterable[JsonObject]) -> list[Resume]:
@@ -137,14 +123,14 @@ def resumes(events: Iterable[JsonObject]) -> list[Resume]:
     ]
 
 
-def commits(events: Iterable[JsonObject], in_bucket: Iterable[Commit]) -> list[Commit]:
-    """Every checkpoint that was ever committed, by step: what the events tell, and what only the bucket knows."""
+def checkpoints(events: Iterable[JsonObject], in_bucket: Iterable[CommittedCheckpoint]) -> list[CommittedCheckpoint]:
+    """Every checkpoint that was ever committed, by step, from the events and from the bucket."""
     found = {each.step: each for each in in_bucket}
     kept = set(found)
     for each in events:
         step = get_int(each, "step")
         if each["event"] == "checkpoint_committed" and step is not None:
-            found[step] = Commit(
+            found[step] = CommittedCheckpoint(
                 step=step,
                 samples=get_int(each, "samples"),
                 bytes=get_int(each, "bytes"),
@@ -158,29 +144,3 @@ def commits(events: Iterable[JsonObject], in_bucket: Iterable[Commit]) -> list[C
 
 def _time(event: JsonObject) -> float:
     return float(event["time"])
-
-
-def _state(event: JsonObject) -> Ending:
-    state = event.get("state")
-    return state if state in ("succeeded", "stopped") else "failed"
-
-
-def _closed(life: WorkerSpan, end: float, ending: Ending, lines: Sequence[JsonObject]) -> WorkerSpan:
-    """``life`` ended at ``end``, with the last step that it had told of by then."""
-    steps = [line["step"] for line in lines if "loss" in line and life.start <= (get_float(line, "time") or 0.0) <= end]
-    return replace(life, end=max(end, life.start), last_step=steps[-1] if steps else None, ending=ending)
-
-
-def _closed_by_silence(
-    life: WorkerSpan, ending: Ending, events: Sequence[JsonObject], lines: Sequence[JsonObject], before: float
-) -> WorkerSpan:
-    """``life`` ended with the last record of its attempt before the time ``before``."""
-    own = [_time(each) for each in events if each.get("attempt", 1) == life.attempt and _time(each) <= before]
-    end = max([_last_word(lines, life.start, before, default=life.start), *own])
-    return _closed(life, end, ending, lines)
-
-
-def _last_word(lines: Sequence[JsonObject], start: float, end: float, default: float | None = None) -> float:
-    """The time of the last metrics line between two times; ``default`` (else ``end``) where there is none."""
-    times = [time for line in lines if (time := get_float(line, "time")) is not None and start <= time <= end]
-    return max(times, default=end if default is None else default)

@@ -1,4 +1,4 @@
-"""A run's report as one HTML file: no script, nothing loaded from anywhere, light and dark."""
+"""A run's report as one HTML file, without scripts and external resources, light and dark."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from bafogpt.runs.store import RunStore
 FILE = "report.html"
 """The report's name in the run's folder."""
 ROWS = 100
-"""Rows of a table at most; of a longer one, the first and the last halves are shown."""
+"""A longer table shows its first and last rows."""
 CELL = 300
 """Characters of a cell at most."""
+PLOT = "Loss, learning rate and throughput over the steps; workers and checkpoints over time"
 
 
 def page(summary: Summary, zar_per_usd: float | None = None) -> str:
-    """The whole page. Where matplotlib is not installed it says so in the pictures' place."""
+    """The whole page; without plots where matplotlib is not installed."""
     record = summary.record
     body = [
         "<header>",
@@ -32,7 +33,7 @@ def page(summary: Summary, zar_per_usd: float | None = None) -> str:
         f'<p class="message">{escape(record.message)}</p>' if record.message else "",
         "</header>",
         _facts(summary, zar_per_usd),
-        *_pictures(summary),
+        _figure(summary),
         _section("Checkpoints", _checkpoints(summary)),
         _section("Events", _events(summary)),
         _section("Sample order", _problems(summary)),
@@ -59,16 +60,15 @@ def store(runs: RunStore, name: str) -> None:
     runs.folder(name).put(FILE, page(summarise(runs, name)).encode("utf-8", "replace"))
 
 
-def _pictures(summary: Summary) -> list[str]:
+def _figure(summary: Summary) -> str:
     try:
-        training, timeline = plots.training_svg(summary), plots.timeline_svg(summary)
+        plot = plots.figure_svg(summary)
     except ImportError:
-        return ['<p class="note">No pictures: matplotlib is not installed where this report was written.</p>']
-    if not training and not timeline:
-        return ['<p class="note">Nothing to draw: no trainer has told of anything yet.</p>']
-    caption = "<figcaption>Shaded: steps that a death had lost, as they were the first time.</figcaption>"
-    pictures = [training + (caption if training and summary.superseded else ""), timeline]
-    return [f"<figure>{each}</figure>" for each in pictures if each]
+        return '<p class="note">No plots: matplotlib was not installed where this report was written.</p>'
+    if not plot:
+        return '<p class="note">No plots: the run has no metrics yet.</p>'
+    lost = "<figcaption>Shaded: steps that were lost and repeated.</figcaption>" if summary.superseded else ""
+    return f'<figure role="group" aria-label="{PLOT}">{plot}{lost}</figure>'
 
 
 def _facts(summary: Summary, zar_per_usd: float | None) -> str:

@@ -1,7 +1,7 @@
-"""The pictures' palette and style, and the way from a drawn figure to SVG or PNG.
+"""The palette and style of plots, and figures as SVG or PNG.
 
-A figure is drawn once, in the light palette. In SVG each of its colours becomes a CSS variable of the page, so one
-picture serves light and dark; each palette name is a variable, ``--ink`` and so on.
+A figure is drawn in the light palette. In SVG each colour becomes a CSS variable of the page (``--ink`` and so on), so
+one plot serves the light and the dark scheme.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import io
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,20 +45,16 @@ PLOT_WIDTH = WIDTH - LEFT - RIGHT
 POINTS = 800
 """Points drawn of one line at most; a longer one is thinned, its peaks kept."""
 
-_PATH = re.compile(r' d="([^"]*)"')
-_LONG = re.compile(r"(\.\d\d)\d+")
-_COUNTED_ID = re.compile(r' id="[^"]*_\d+"')
-
 
 @contextlib.contextmanager
-def style(salt: str) -> Iterator[None]:
-    """matplotlib's settings while a figure is drawn and written; ``salt`` keeps the ids of two pictures apart."""
+def style() -> Iterator[None]:
+    """matplotlib's settings while a figure is drawn and written."""
     import matplotlib
 
     settings = {
         "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+        "svg.hashsalt": "bafogpt",  # the same ids each time
+        "text.parse_math": False,
         "font.family": "DejaVu Sans",  # comes with matplotlib; the page replaces it
         "font.size": 11,
         "text.color": LIGHT["ink"],
@@ -101,22 +96,16 @@ def panels(heights: Sequence[float], gaps: Sequence[float]) -> tuple[Any, list[A
     return figure, axes
 
 
-def svg(figure: Any, description: str) -> str:
+def svg(figure: Any) -> str:
     """The figure as an ``<svg>`` element for a page that defines the palette's variables."""
-    from html import escape
-
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
-    text = text[text.index("<svg ") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = _COUNTED_ID.sub("", text)  # ids that repeat from picture to picture, and that nothing refers to
-    text = _PATH.sub(lambda path: f' d="{_LONG.sub(lambda digits: digits[1], path[1])}"', text)
+    text = text[text.index("<svg ") :]  # without the XML declaration
     for name, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{name})")
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1 @>", text, count=1, flags=re.DOTALL)
-    label = f'role="img" aria-label="{escape(description)}" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return text.replace("@", label, 1)
+    return text
 
 
 def png(figure: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a run: how it learned, over its steps; and what happened when, over wall time."""
+"""The plots of a run: loss, learning rate and throughput over its steps, and the timeline."""
 
 from __future__ import annotations
 
@@ -9,45 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from bafogpt.reports import plot_style, timeline
-from bafogpt.reports.formatting import KINDS
+from bafogpt.reports.formatting import INTERRUPTIONS
 from bafogpt.reports.plot_style import LIGHT, apart, thinned
 from bafogpt.reports.summary import Summary
 from bafogpt.runs.fields import get_float
 
-STAGE, LOSS, SMALL, GAP, STAGE_GAP = 0.26, 3.5, 1.1, 0.5, 0.06
+STAGE, LOSS, SMALL = 0.26, 3.5, 1.1
 """Heights of the panels, inches."""
+GAP, STAGE_GAP, TIMELINE_GAP = 0.5, 0.06, 1.0
 DOTS = 60
-"""Validations drawn with a dot each; more are only a line."""
-LABELLED_KILLS = 3
-"""With more deaths than that, lines stand without words."""
+"""With more validations, their line has no dots."""
+LABELLED = 3
+"""With more interruptions, their lines have no labels."""
 
 
-def training_svg(summary: Summary) -> str:
-    """Loss, learning rate and throughput over the steps; empty where there is nothing to draw."""
-    if not summary.curve and not summary.validation:
+def figure_svg(summary: Summary) -> str:
+    """Loss, learning rate and throughput over the steps, and the timeline below; empty for a run without records."""
+    training = bool(summary.curve or summary.validation)
+    if not training and not summary.worker_spans:
         return ""
-    with plot_style.style("training"):
-        strip = bool(summary.stages())
-        figure, axes = plot_style.panels([*[STAGE] * strip, LOSS, SMALL, SMALL], gaps=[*[STAGE_GAP] * strip, GAP, GAP])
-        _share_steps(axes, summary)
-        _loss_panel(axes[:-2], summary)
-        _learning_rate(axes[-2], summary)
-        _throughput(axes[-1], summary)
-        for each in axes[-2:]:
-            _stage_bands(each, summary)
-            _death_lines(each, summary)
-        axes[-1].set_xlabel("step")
-        return plot_style.svg(figure, "Training and validation loss, learning rate and throughput over the steps")
-
-
-def timeline_svg(summary: Summary) -> str:
-    """Lives of the trainers and checkpoints over wall time; empty where there is nothing to draw."""
-    if not summary.lives:
-        return ""
-    with plot_style.style("timeline"):
-        figure, axes = plot_style.panels([timeline.height(summary)], gaps=[])
-        timeline.draw(axes[0], summary)
-        return plot_style.svg(figure, "When the trainers lived and when checkpoints were committed, over wall time")
+    with plot_style.style():
+        return plot_style.svg(_figure(summary, training=training, details=True, timeline_below=True))
 
 
 def figure_png(summary: Summary, path: Path, *, timeline_below: bool = True) -> None:
@@ -55,17 +37,33 @@ def figure_png(summary: Summary, path: Path, *, timeline_below: bool = True) -> 
 
     Raises :class:`ImportError` where matplotlib is not installed.
     """
-    with plot_style.style("png"):
-        strip, below = bool(summary.stages()), timeline_below and bool(summary.lives)
-        heights = [*[STAGE] * strip, LOSS, *[timeline.height(summary) if below else 0.0] * below]
-        figure, axes = plot_style.panels(heights, gaps=[*[STAGE_GAP] * strip, *[1.0] * below])
+    with plot_style.style():
+        plot_style.png(_figure(summary, training=True, details=False, timeline_below=timeline_below), path)
+
+
+def _figure(summary: Summary, *, training: bool, details: bool, timeline_below: bool) -> Any:
+    """Panels from the top: stages, loss, ``details`` (learning rate, throughput), timeline."""
+    strip, below = bool(summary.stages()), timeline_below and bool(summary.worker_spans)
+    panels: list[tuple[float, float]] = []  # (gap above, height), inches
+    if training:
+        panels += [*[(0.0, STAGE)] * strip, (STAGE_GAP if strip else 0.0, LOSS), *[(GAP, SMALL)] * (2 * details)]
+    if below:
+        panels.append((TIMELINE_GAP, timeline.height(summary)))
+    figure, axes = plot_style.panels([height for _, height in panels], gaps=[gap for gap, _ in panels[1:]])
+    if training:
         steps = axes[:-1] if below else axes
         _share_steps(steps, summary)
-        _loss_panel(steps, summary)
+        _loss_panel(steps[: 1 + strip], summary)
+        if details:
+            _learning_rate(steps[-2], summary)
+            _throughput(steps[-1], summary)
+            for each in steps[-2:]:
+                _stage_bands(each, summary)
+                _interruption_lines(each, summary)
         steps[-1].set_xlabel("step")
-        if below:
-            timeline.draw(axes[-1], summary)
-        plot_style.png(figure, path)
+    if below:
+        timeline.draw(axes[-1], summary)
+    return figure
 
 
 def _share_steps(axes: Sequence[Any], summary: Summary) -> None:
@@ -84,14 +82,14 @@ def _last_step(summary: Summary) -> int:
 
 
 def _loss_panel(axes: Sequence[Any], summary: Summary) -> None:
-    """The loss, and above it a strip with the curriculum's stages if ``axes`` has one for it."""
+    """The loss, below a strip with the curriculum's stages if there are two ``axes``."""
     *strip, loss = axes
     plot_style.title(strip[0] if strip else loss, "Loss, nats a token")
     if strip:
         _stage_strip(strip[0], summary)
     _stage_bands(loss, summary)
     points = max(20, 2 * plot_style.POINTS // max(len(summary.superseded), 1))
-    for lost in summary.superseded:  # a wide shade, because what is done again is mostly the same to the last digit
+    for lost in summary.superseded:  # wide, because repeated steps mostly have the same loss
         steps = [line["step"] for line in lost]
         losses = [get_float(line, "loss") for line in lost]
         values = [math.nan if value is None else value for value in losses]
@@ -104,8 +102,8 @@ def _loss_panel(axes: Sequence[Any], summary: Summary) -> None:
     _line(loss, *_split(summary.validation), color=LIGHT["validation"], linewidth=1.2, **dots)
     _headroom(loss)
     _name_lines(loss, [("training", "train", training), ("validation", "validation", summary.validation)])
-    _death_lines(loss, summary)
-    _name_deaths(loss, summary)
+    _interruption_lines(loss, summary)
+    _label_interruptions(loss, summary)
 
 
 def _learning_rate(axes: Any, summary: Summary) -> None:
@@ -117,9 +115,9 @@ def _learning_rate(axes: Any, summary: Summary) -> None:
 
 
 def _throughput(axes: Any, summary: Summary) -> None:
-    """Tokens a second; the right axis reads the same line as MFU.
+    """Tokens per second; the right axis shows the same line as MFU.
 
-    Where the ratio of the two changes, because the run moved to another machine, MFU is a dashed line of its own.
+    Where the ratio of the two changes, because the run moved to another machine, MFU has a dashed line.
     """
     plot_style.title(axes, "Throughput, tokens/s")
     speed, mfu = summary.series("tokens_per_s"), summary.series("mfu")
@@ -162,23 +160,27 @@ def _stage_bands(axes: Any, summary: Summary) -> None:
         axes.axvspan(first, last, color=LIGHT["band"], linewidth=0, zorder=-2)
 
 
-def _death_lines(axes: Any, summary: Summary) -> None:
-    """A line where trainers died and one where they went on; fainter the more there are."""
-    deaths = [float(kill.step) for kill in summary.kills if kill.step is not None]
+def _interruption_lines(axes: Any, summary: Summary) -> None:
+    """A line at each interruption and at each resume; fainter when there are many."""
+    interruptions = [float(each.last_step) for each in summary.interruptions if each.last_step is not None]
     resumes = [float(resume.step) for resume in summary.resumes]
-    alpha = 1.0 if max(len(deaths), len(resumes)) <= 2 * LABELLED_KILLS else 0.3
-    for steps, colour, line in ((deaths, "kill", "-"), (resumes, "resume", (0, (4, 2)))):
+    alpha = 1.0 if max(len(interruptions), len(resumes)) <= 2 * LABELLED else 0.3
+    for steps, colour, line in ((interruptions, "kill", "-"), (resumes, "resume", (0, (4, 2)))):
         pieces = [(step, 0.0, step, 1.0) for step in steps]
         look = {"color": LIGHT[colour], "linestyle": line, "linewidth": 1, "alpha": alpha, "zorder": 1}
         plot_style.strokes(axes, pieces, transform=axes.get_xaxis_transform(), **look)
 
 
-def _name_deaths(axes: Any, summary: Summary) -> None:
-    """Words beside the lines: a death's to the right, a resume's to the left, so that a pair never overlaps."""
-    if len(summary.kills) > LABELLED_KILLS:
+def _label_interruptions(axes: Any, summary: Summary) -> None:
+    """Labels beside the lines: an interruption's to the right, a resume's to the left, so that they do not overlap."""
+    if len(summary.interruptions) > LABELLED:
         return
-    marks = [(kill.step, f"✕ {KINDS[kill.kind]}", "kill") for kill in summary.kills if kill.step is not None]
-    marks += [(resume.step, f"resumed from {resume.step:,} ▸", "resume") for resume in summary.resumes[:LABELLED_KILLS]]
+    marks = [
+        (each.last_step, f"✕ {INTERRUPTIONS[each.ended]}", "kill")
+        for each in summary.interruptions
+        if each.last_step is not None
+    ]
+    marks += [(resume.step, f"resumed from {resume.step:,} ▸", "resume") for resume in summary.resumes[:LABELLED]]
     last = _last_step(summary)
     seen = {"kill": 0, "resume": 0}
     for step, words, kind in marks:
@@ -213,13 +215,13 @@ def _name_lines(axes: Any, lines: Sequence[tuple[str, str, Sequence[tuple[float,
 
 
 def _headroom(axes: Any) -> None:
-    """Room above the highest point for the words of kills and resumes."""
+    """Room for labels above the highest point."""
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.08 * (top - bottom))
 
 
 def _line(axes: Any, xs: Sequence[float], ys: Sequence[float], **look: Any) -> None:
-    """A line, thinned; with dots where it is so short that it would not be seen."""
+    """A line, thinned; a very short one has dots."""
     if len(xs) < 3:
         look = {"marker": "o", "markersize": 4} | look
     axes.plot(*thinned(xs, ys), **look)

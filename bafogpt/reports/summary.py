@@ -1,4 +1,4 @@
-"""One run as one value: the records as the bucket has them, and all that is derived from them."""
+"""One run as one value: its records in the bucket, and every number that is derived from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from bafogpt.reports import history
-from bafogpt.reports.history import Commit, Interruption, Resume, WorkerSpan
+from bafogpt.reports.history import CommittedCheckpoint, Resume, WorkerSpan
 from bafogpt.runs import fields, usage
 from bafogpt.runs import store as runs
 from bafogpt.runs.fields import JsonObject, get_float
@@ -22,60 +22,57 @@ from bafogpt.runs.usage import Usage
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's records. What is derived from them is computed when it is asked for, and is None where nothing is known.
+    """A run's records. Derived values are computed on demand; unknown ones are None.
 
-    Records may be incomplete or odd (a run that has only begun, a loss that is not a number): that is never an error.
+    Incomplete or invalid records (a run that has just begun, a loss of NaN) are never an error.
     """
 
     record: RunRecord
     lines: Sequence[JsonObject]
-    """Every metrics line with a step, in the order written, steps that were done twice included."""
+    """Every metrics line with a step, in order, with lines of repeated steps."""
     events: Sequence[JsonObject]
     """Every event with a kind and a time, attempt after attempt."""
-    in_bucket: Sequence[Commit]
-    """The complete checkpoints that are in the bucket now."""
+    in_bucket: Sequence[CommittedCheckpoint]
+    """The complete checkpoints in the bucket."""
     usage: Usage = field(default_factory=Usage)
     """Hours and dollars of all attempts."""
 
     @cached_property
     def curve(self) -> list[JsonObject]:
-        """One training line a step; of a step done twice, the later line."""
+        """One training line per step: the last one."""
         return runs.curve(self.lines)
 
     @cached_property
     def superseded(self) -> list[list[JsonObject]]:
-        """The training that was lost: for each loss, its lines in order, led by the last line that counts."""
-        kept = {line["step"]: index for index, line in enumerate(self.lines) if "loss" in line}
+        """The training lines that were lost and repeated: one list per loss, led by the last line that still counts."""
+        training = [line for line in self.lines if "loss" in line]
+        counts = {line["step"]: index for index, line in enumerate(training)}
         found: list[list[JsonObject]] = []
-        before: JsonObject | None = None
-        lost: list[JsonObject] = []
-        for index, line in enumerate(self.lines):
-            if "loss" not in line:
+        for index, line in enumerate(training):
+            if counts[line["step"]] == index:
                 continue
-            if lost and (kept[line["step"]] == index or line["step"] <= lost[-1]["step"]):
-                found.append(lost)
-                lost = []
-            if kept[line["step"]] != index:
-                lead = [before] if not lost and before is not None and before["step"] < line["step"] else []
-                lost += [*lead, line]
-            before = line
+            before = training[index - 1] if index else None
+            rising = before is not None and before["step"] < line["step"]
+            if before is None or not rising or counts[before["step"]] == index - 1:
+                found.append([before] if before is not None and rising else [])
+            found[-1].append(line)
         return found
 
     @cached_property
     def validation(self) -> list[tuple[int, float]]:
-        """(step, loss) of every validation; of a step done twice, the later one."""
+        """(step, loss) of every validation; the last one of each step."""
         last = {line["step"]: get_float(line, "validation_loss") for line in self.lines if "validation_loss" in line}
         return [(step, loss) for step in sorted(last) if (loss := last[step]) is not None]
 
     @cached_property
-    def lives(self) -> list[WorkerSpan]:
-        """From each start of the trainers to their end."""
-        return history.lives(self.events, self.lines, running=self.record.state == "running")
+    def worker_spans(self) -> list[WorkerSpan]:
+        """From each start of the workers to their end."""
+        return history.worker_spans(self.events, self.lines, running=self.record.state == "running")
 
     @cached_property
-    def kills(self) -> list[Interruption]:
-        """Deaths of the trainers, fire drills included."""
-        return history.kills(self.events, self.lives)
+    def interruptions(self) -> list[WorkerSpan]:
+        """The spans that ended in a crash or a kill, fire drills included."""
+        return [each for each in self.worker_spans if each.ended in history.INTERRUPTIONS]
 
     @cached_property
     def resumes(self) -> list[Resume]:
@@ -83,17 +80,17 @@ class Summary:
         return history.resumes(self.events)
 
     @cached_property
-    def checkpoints(self) -> list[Commit]:
+    def checkpoints(self) -> list[CommittedCheckpoint]:
         """Every checkpoint that was ever committed, by step."""
-        return history.commits(self.events, self.in_bucket)
+        return history.checkpoints(self.events, self.in_bucket)
 
     @cached_property
     def problems(self) -> list[str]:
-        """What is wrong with the order of samples; an empty list is a run that lost none and repeated none."""
+        """Errors in the order of samples; empty where every sample was read once and in order."""
         named = [point for point in self.curve if _has_samples(point)]
         wrong = runs.sample_gaps(named)
         unnamed = len(self.curve) - len(named)
-        return wrong + ([f"{unnamed} metrics lines do not say which samples they cover"] if unnamed else [])
+        return wrong + ([f"{unnamed} metrics lines do not name their samples"] if unnamed else [])
 
     @property
     def samples(self) -> int:
@@ -130,12 +127,12 @@ class Summary:
 
     @property
     def training_seconds(self) -> float | None:
-        """Time that went into the steps that count, over all attempts; restarts and lost work are not in it."""
+        """Time of the steps that count, over all attempts, without restarts and lost work."""
         return self._last("seconds")
 
     @cached_property
     def redone_steps(self) -> int:
-        """Steps that were done again because a kill had lost them."""
+        """Steps that were repeated after an interruption."""
         furthest = redone = 0
         for line in self.lines:
             if "loss" not in line:
@@ -163,7 +160,7 @@ class Summary:
         return [(point["step"], _or_nan(get_float(point, key))) for point in self.curve]
 
     def stages(self) -> list[tuple[str, int, int]]:
-        """(name, first step, last step) of the curriculum's stages as they were met."""
+        """(name, first step, last step) of the curriculum's stages."""
         found: list[tuple[str, int, int]] = []
         end = 0
         for point in self.curve:
@@ -175,7 +172,7 @@ class Summary:
         return [stage for stage in found if stage[0]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The record and everything derived, for ``--json``; the curve itself stays in the run's metrics."""
+        """The record and the derived values, for ``--json``; without the curve."""
         best = self.best_validation
         return {
             **asdict(self.record),
@@ -193,8 +190,8 @@ class Summary:
             "hours": round(self.usage.hours, 6),
             "usd": round(self.usage.usd, 6),
             "redone_steps": self.redone_steps,
-            "lives": [asdict(each) for each in self.lives],
-            "kills": [asdict(each) for each in self.kills],
+            "worker_spans": [asdict(each) for each in self.worker_spans],
+            "interruptions": [asdict(each) for each in self.interruptions],
             "resumes": [asdict(each) for each in self.resumes],
             "checkpoints": [asdict(each) for each in self.checkpoints],
         }
@@ -211,13 +208,13 @@ class Summary:
 
 
 def summarise(store: RunStore, name: str, clock: Callable[[], float] = time.time) -> Summary:
-    """Everything that the bucket knows about a run.
+    """Read a run's records.
 
     Raises :class:`~bafogpt.core.errors.RunNotFoundError` and :class:`~bafogpt.core.errors.StorageError`.
     """
     record = store.load(name)
     in_bucket = [
-        Commit(
+        CommittedCheckpoint(
             step=each.step,
             samples=each.samples,
             bytes=sum(file.bytes for file in each.files),

@@ -1,4 +1,4 @@
-"""A run's summary for a terminal: readable in a pipe as well, for it is text and nothing depends on its colours."""
+"""A run's summary for a terminal, as text that is readable in a pipe, without colours."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ def _column(step: int, last: int) -> int:
 
 
 def _marks(summary: Summary) -> Text:
-    """Below the chart: ✕ where trainers died, ▸ where they went on."""
+    """Below the chart: ✕ at interruptions, ▸ at resumes."""
     from rich.text import Text
 
     cells: list[tuple[str, str]] = [(" ", "")] * WIDTH
     last = summary.curve[-1]["step"]
     for resume in summary.resumes:
         cells[_column(resume.step, last)] = ("▸", "green")
-    for kill in summary.kills:
-        if kill.step is not None:
-            cells[_column(kill.step, last)] = ("✕", "red")
+    for each in summary.interruptions:
+        if each.last_step is not None:
+            cells[_column(each.last_step, last)] = ("✕", "red")
     return Text.assemble(*cells)
 
 

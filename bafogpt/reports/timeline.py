@@ -1,4 +1,4 @@
-"""The timeline: what the machines did when. One row an attempt, bars for the trainers' lives; a row of checkpoints."""
+"""The timeline of a run: one row per attempt, with a bar per span of its workers, and a row of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from bafogpt.reports import formatting, plot_style
-from bafogpt.reports.history import Commit, WorkerSpan
+from bafogpt.reports.history import CommittedCheckpoint, WorkerSpan
 from bafogpt.reports.plot_style import LIGHT, PLOT_WIDTH
 from bafogpt.reports.summary import Summary
 
 ROW = 0.52
 """Height of a row, inches."""
 ATTEMPT_ROWS = 6
-"""With more attempts than that, all lives are in one row."""
+"""With more attempts, all spans are in one row."""
 MARKED = 40
-"""With more lives than that, bars stand without marks."""
+"""With more spans, bars have no labels."""
 COMMITS = 500
-"""Checkpoints drawn at most; of more, every second, third, …"""
+"""Checkpoints drawn at most."""
 
 
 def height(summary: Summary) -> float:
@@ -28,13 +28,13 @@ def height(summary: Summary) -> float:
 
 
 def draw(axes: Any, summary: Summary) -> None:
-    """The timeline of a run that has at least one life."""
-    start = summary.started or summary.lives[0].start
+    """The timeline of a run that has at least one span."""
+    start = summary.started or summary.worker_spans[0].start
     seconds = max(summary.wall_seconds or 0.0, 1.0)
     unit, unit_name = _unit(seconds)
     clock = _Clock(start, unit, 72 * PLOT_WIDTH / seconds)
     rows, commits = _attempt_rows(summary), _timed(summary)
-    attempts = sorted({life.attempt for life in summary.lives})
+    attempts = sorted({span.attempt for span in summary.worker_spans})
     row_of = {attempt: index if rows > 1 else 0 for index, attempt in enumerate(attempts)}
     plot_style.title(axes, "Timeline")
     axes.set_xlim(0, seconds / unit)
@@ -43,11 +43,11 @@ def draw(axes: Any, summary: Summary) -> None:
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     axes.set_xlabel(f"{unit_name} since the start")
-    for life in summary.lives:
-        _life(axes, life, row_of[life.attempt], clock)
-    if len(summary.lives) <= MARKED:
+    for span in summary.worker_spans:
+        _bar(axes, span, row_of[span.attempt], clock)
+    if len(summary.worker_spans) <= MARKED:
         _marks(axes, summary, row_of, clock)
-    names = [f"attempt {each}" for each in attempts] if rows > 1 else ["trainers"]
+    names = [f"attempt {each}" for each in attempts] if rows > 1 else ["workers"]
     if commits:
         names.append("checkpoints")
         _commits(axes, commits, rows, clock)
@@ -56,7 +56,7 @@ def draw(axes: Any, summary: Summary) -> None:
 
 @dataclass(frozen=True)
 class _Clock:
-    """Times as places on the axis."""
+    """Positions of times on the axis."""
 
     start: float
     """Seconds since the epoch at the axis's left end."""
@@ -65,20 +65,20 @@ class _Clock:
     points_per_s: float
 
     def at(self, time: float) -> float:
-        """The place of a time, in the axis's unit."""
+        """The position of a time, in the axis's unit."""
         return (time - self.start) / self.unit
 
     def points(self, seconds: float) -> float:
-        """How wide a length of time is drawn."""
+        """The width of a duration, in points."""
         return seconds * self.points_per_s
 
 
 def _attempt_rows(summary: Summary) -> int:
-    attempts = len({life.attempt for life in summary.lives})
+    attempts = len({span.attempt for span in summary.worker_spans})
     return attempts if attempts <= ATTEMPT_ROWS else 1
 
 
-def _timed(summary: Summary) -> list[Commit]:
+def _timed(summary: Summary) -> list[CommittedCheckpoint]:
     timed = [each for each in summary.checkpoints if each.time is not None]
     return timed[:: -max(1, -(-len(timed) // COMMITS))][::-1]
 
@@ -92,48 +92,49 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (3600.0, "hours") if seconds < 3 * 86400 else (86400.0, "days")
 
 
-def _life(axes: Any, life: WorkerSpan, row: int, clock: _Clock) -> None:
-    """A bar, with the steps it did written in it where there is room."""
-    begin, end = clock.at(life.start), clock.at(life.end)
+def _bar(axes: Any, span: WorkerSpan, row: int, clock: _Clock) -> None:
+    """A bar, with its steps in it where there is room."""
+    begin, end = clock.at(span.start), clock.at(span.end)
     axes.barh(row, end - begin, left=begin, height=0.4, color=LIGHT["train"], edgecolor=LIGHT["paper"], zorder=2)
-    if life.last_step is None:
+    if span.last_step is None:
         return
-    label = f"steps {life.first_step + 1:,}–{life.last_step:,}"
-    if plot_style.text_width(label) < clock.points(life.end - life.start) - 24:
+    label = f"steps {span.first_step + 1:,}–{span.last_step:,}"
+    if plot_style.text_width(label) < clock.points(span.end - span.start) - 24:
         look = {"ha": "center", "va": "center_baseline", "fontsize": 10, "color": LIGHT["paper"], "zorder": 3}
         axes.text((begin + end) / 2, row, label, **look)
 
 
 def _marks(axes: Any, summary: Summary, row_of: dict[int, int], clock: _Clock) -> None:
-    """Above each bar, at its left end, where it went on from, and at its right end what ended it.
+    """Above each bar: at the left, the step that it resumed from; at the right, what interrupted it.
 
-    Words where there is room for them; else only an arrow and a cross.
+    Without room for the words there is only an arrow or a cross.
     """
-    kills = {(kill.attempt, kill.time): kill for kill in summary.kills}
-    for index, life in enumerate(summary.lives):
-        kill = kills.get((life.attempt, life.end))
-        death = f"{formatting.KINDS[kill.kind]} ✕" if kill else ""
+    for index, span in enumerate(summary.worker_spans):
+        what = formatting.INTERRUPTIONS.get(span.ended)
+        end = f"{what} ✕" if what else ""
         resume = ""
         if index > 0:
-            resume = f"▸ from step {life.first_step:,}" if life.first_step else "▸ from the beginning"
-        later = [each.start for each in summary.lives[index + 1 :] if row_of[each.attempt] == row_of[life.attempt]]
-        room = clock.points((life.end if kill else min(later, default=math.inf)) - life.start) - 8
-        if resume and plot_style.text_width(resume + death) > room:
-            death = death[-1:]
-        if plot_style.text_width(resume + death) > room:
+            resume = f"▸ from step {span.first_step:,}" if span.first_step else "▸ from the beginning"
+        later = [
+            each.start for each in summary.worker_spans[index + 1 :] if row_of[each.attempt] == row_of[span.attempt]
+        ]
+        room = clock.points((span.end if what else min(later, default=math.inf)) - span.start) - 8
+        if resume and plot_style.text_width(resume + end) > room:
+            end = end[-1:]
+        if plot_style.text_width(resume + end) > room:
             resume = resume[:1]
-        _above(axes, clock.at(life.start), row_of[life.attempt], resume, "left", "resume")
-        _above(axes, clock.at(life.end), row_of[life.attempt], death, "right", "kill")
+        _above(axes, clock.at(span.start), row_of[span.attempt], resume, "left", "resume")
+        _above(axes, clock.at(span.end), row_of[span.attempt], end, "right", "kill")
 
 
 def _above(axes: Any, x: float, row: int, label: str, side: str, colour: str) -> None:
-    """Words above a bar, which begin, end or have their middle at ``x``."""
+    """A label above a bar, aligned at ``x``."""
     gap = {"left": 2, "right": -2}.get(side, 0)
     look = {"ha": side, "va": "bottom", "fontsize": 10, "color": LIGHT[colour]}
     axes.annotate(label, (x, row - 0.22), xytext=(gap, 1), textcoords="offset points", **look)
 
 
-def _commits(axes: Any, commits: list[Commit], row: int, clock: _Clock) -> None:
+def _commits(axes: Any, commits: list[CommittedCheckpoint], row: int, clock: _Clock) -> None:
     """A tick where a manifest was written, a bar for the upload before it, the step above; sizes at the right."""
     times = [(clock.at(each.time or 0.0), (each.seconds or 0.0) / clock.unit) for each in commits]
     plot_style.strokes(axes, [(x, row - 0.17, x, row + 0.17) for x, _ in times], color=LIGHT["muted"], linewidth=1.4)

@@ -117,5 +117,5 @@ def test_the_demo_job_reads_from_and_writes_to_a_bucket_on_the_host(images: Imag
     run = json.loads(images.run("bash", "-c", script, options=("--network=host", *words)))
 
     assert run["state"] == "succeeded"
-    assert run["restarts"] == 1 and len(run["kills"]) == 1
+    assert run["restarts"] == 1 and len(run["interruptions"]) == 1
     assert Bucket.open(bucket, s3.settings).exists("runs/in-image/checkpoints/step-00000006.json")

@@ -32,10 +32,10 @@ def empty(tmp_path: Path) -> SyntheticRun:
 def test_a_killed_and_resumed_run_is_told_as_it_was(drilled: SyntheticRun) -> None:
     summary = summarise(drilled)
 
-    assert [(kill.kind, kill.step) for kill in summary.kills] == [("drill", 51)]
+    assert [(each.ended, each.last_step) for each in summary.interruptions] == [("drill", 51)]
     assert [(resume.step, resume.samples) for resume in summary.resumes] == [(40, 640)]
-    assert [(life.first_step, life.last_step, life.ending) for life in summary.lives] == [
-        (0, 51, "killed"),
+    assert [(each.first_step, each.last_step, each.ended) for each in summary.worker_spans] == [
+        (0, 51, "drill"),
         (40, 120, "succeeded"),
     ]
     assert summary.redone_steps == 11
@@ -99,8 +99,8 @@ def test_a_machine_that_went_silent_is_a_kill_and_its_time_is_paid(empty: Synthe
 
     summary = summarise(empty)
 
-    assert [(kill.kind, kill.step, kill.time) for kill in summary.kills] == [("lost", 47, last_word)]
-    assert [life.ending for life in summary.lives] == ["lost", "running"]
+    assert [(each.ended, each.last_step, each.end) for each in summary.interruptions] == [("lost", 47, last_word)]
+    assert [each.ended for each in summary.worker_spans] == ["lost", "running"]
     worked = last_word - synthetic.BEGIN + empty.clock - begin
     assert summary.usage.hours == pytest.approx(worked / 3600)
 
@@ -114,7 +114,7 @@ def test_trainers_that_crash_by_themselves_are_not_called_killed(empty: Syntheti
 
     summary = summarise(empty)
 
-    assert [(kill.kind, kill.step) for kill in summary.kills] == [("died", None)]
+    assert [(each.ended, each.last_step) for each in summary.interruptions] == [("crashed", None)]
     assert "crashed" in plain(summary)
 
 
@@ -138,7 +138,7 @@ def test_the_terminal_text_tells_the_run_without_a_terminal(drilled: SyntheticRu
         "5.506 → 2.991",
         "1,920, each once and in order",
         "fire drill after step 51",
-        "from step 40; 11 steps done again",
+        "from step 40; 11 steps repeated",
         "6 committed, 13.1 MB each; steps 100, 120 in the bucket",
         "$0.05 (R0.88)",
         "git 0123456789+dirty",
@@ -170,7 +170,7 @@ def test_json_holds_the_record_and_what_is_derived(drilled: SyntheticRun) -> Non
     values = json.loads(json.dumps(summary.to_dict(), allow_nan=False))
 
     assert values.items() >= {"name": NAME, "state": "succeeded", "redone_steps": 11, "samples": 1920}.items()
-    assert values["kills"][0]["kind"] == "drill"
+    assert values["interruptions"][0]["ended"] == "drill"
     assert values["best_validation"]["step"] == 120
     assert values.keys() >= {field.name for field in dataclasses.fields(summary.record)}
 
