@@ -16,6 +16,7 @@ from bafogpt.agent import provenance
 from bafogpt.core import schema
 from bafogpt.core.errors import ConflictError, NotFoundError
 from bafogpt.jobs import env
+from bafogpt.jobs.dataset import describe
 from bafogpt.jobs.image_ref import PREFIX, digest_of
 from bafogpt.jobs.job import Job
 from bafogpt.runs.store import RunRecord, RunStore, now
@@ -87,34 +88,38 @@ def claim(job: Job, name: str, bucket: Bucket, folder: Path, launch: LaunchInfo)
             yield earlier
             return
         attempt = store.claim_attempt(name, {"host": platform.node()})
-        made_of = provenance.collect(
-            bucket.child(job.train.data.path),
-            attempt,
-            infra=launch.infra,
-            price_per_hour=launch.price_per_hour,
-            earlier=earlier.machines if earlier else (),
-        )
-        record = RunRecord(
-            name=name,
-            trainer=job.trainer,
-            state="running",
-            created=earlier.created if earlier else now(),
-            updated=now(),
-            steps=job.train.steps,
-            step=earlier.step if earlier else 0,
-            attempts=attempt,
-            restarts=earlier.restarts if earlier else 0,
-            host=platform.node(),
-            job=schema.to_dict(job),
-            infra=launch.infra,
-            price_per_hour=launch.price_per_hour,
-            git=launch.git,
-            image=launch.image,
-            image_digest=digest_of(launch.image),
-            image_labels=dict(launch.image_labels),
-            **made_of,
-        )
-        yield store.save(record)
+        yield store.save(_new_record(job, name, bucket, launch, attempt, earlier))
+
+
+def _new_record(
+    job: Job, name: str, bucket: Bucket, launch: LaunchInfo, attempt: int, earlier: RunRecord | None
+) -> RunRecord:
+    """The run's record at the start of an attempt; ``earlier`` is that of the attempt before."""
+    infra, price = launch.infra, launch.price_per_hour
+    machine = provenance.machine(attempt, infra=infra, price_per_hour=price)
+    return RunRecord(
+        name=name,
+        trainer=job.trainer,
+        state="running",
+        created=earlier.created if earlier else now(),
+        updated=now(),
+        steps=job.train.steps,
+        step=earlier.step if earlier else 0,
+        attempts=attempt,
+        restarts=earlier.restarts if earlier else 0,
+        infra=infra,
+        host=platform.node(),
+        price_per_hour=price,
+        job=schema.to_dict(job),
+        git=launch.git,
+        gpus=os.environ.get(env.GPUS, ""),
+        data=describe(bucket.child(job.train.data.path)),
+        machines=[*(earlier.machines if earlier else ()), machine],
+        image=launch.image,
+        image_digest=digest_of(launch.image),
+        image_labels=dict(launch.image_labels),
+        versions=provenance.versions(),
+    )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,29 +87,24 @@ class _Output:
 
     def __init__(self, processes: int) -> None:
         self.lines: list[str] = []
-        self._last = dict.fromkeys(range(processes), "nothing")
-        self._ready: set[int] = set()
-        self._lock = threading.Lock()
+        self._of_rank: dict[int, list[str]] = {rank: [] for rank in range(processes)}
 
     def add(self, line: str) -> None:
-        with self._lock:
-            self.lines.append(line)
-            match = _RANK.fullmatch(line)  # the lines of a single process carry no rank
-            rank, text = (int(match[1]), match[2].strip()) if match else (0, line.strip())
-            if text:
-                self._last[rank] = text
-                if text == READY:
-                    self._ready.add(rank)
+        self.lines.append(line)
+        match = _RANK.fullmatch(line)  # the lines of a single process carry no rank
+        rank, text = (int(match[1]), match[2].strip()) if match else (0, line.strip())
+        if text:
+            self._of_rank[rank].append(text)
 
     def all_ready(self) -> bool:
-        return len(self._ready) == len(self._last)
+        return all(READY in texts for texts in self._of_rank.values())
 
     def last_lines(self, limit: int = 100) -> str:
-        with self._lock:
-            return "; ".join(f"rank {rank} printed last: {text[:limit]}" for rank, text in self._last.items())
+        last = {rank: texts[-1][:limit] if texts else "nothing" for rank, texts in self._of_rank.items()}
+        return "; ".join(f"rank {rank} printed last: {text}" for rank, text in last.items())
 
     def gb_per_s(self) -> float | None:
         try:
-            return float(json.loads(self._last[0])["gb_per_s"])
-        except (ValueError, KeyError, TypeError):
+            return float(json.loads(self._of_rank[0][-1])["gb_per_s"])
+        except (ValueError, KeyError, TypeError, IndexError):
             return None

@@ -1,7 +1,6 @@
 """Checks a machine before data or weights are fetched onto it: a bad machine costs a minute, not an hour.
 
-Each check is a function that returns a :class:`MachineProblem`, or None where nothing is wrong or the check does not
-apply. :func:`check` runs them all. On a machine without GPUs, for a job that asked for none, it starts no process.
+:func:`check` runs all checks. On a machine without GPUs, for a job that needs none, it starts no process.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,6 @@ class MachineRequirements:
     collective_timeout_s: float = 60.0
     """0 leaves the all-reduce out."""
 
-    @property
-    def retry(self) -> str:
-        """The command that tries another machine."""
-        return resume_hint(self.name)
-
 
 @dataclass(frozen=True)
 class MachineProblem:
@@ -114,30 +108,159 @@ def check(
     """Run all checks; this takes some ten seconds, two minutes where an all-reduce hangs.
 
     ``bucket`` is a folder for a small test object; ``command`` is a process of the all-reduce. The all-reduce is left
-    out where the machine is unfit already, and is tried again without P2P where it fails. Raises :class:`ConfigError`,
-    see :func:`too_few_gpus`.
+    out where the machine is unfit already. Raises :class:`ConfigError` for more trainer processes than GPUs: another
+    machine would not help.
     """
-    gpus, found = _gpus(needs)
+    checks = _Checks(needs, stopped)
+    gpus = checks.gpus()
     if gpus:
-        found += [driver_too_old(needs, gpus, torch_cuda()), gpu_too_small(needs, gpus)]
-        found.append(_gpu_still_taken(needs, gpus, stopped))
-    free = disk_free(needs.folder)
-    skew = clock_skew_s(bucket) if needs.rented else None
-    found += [disk_full(needs, free), clock_off(needs, skew)]
-    report = PreflightReport(
-        problems=tuple(each for each in found if each),
-        figures={
-            "driver": gpus[0].driver if gpus else "",
-            "gpus": [gpu.name for gpu in gpus],
-            "disk_free": free,
-            "disk_needed": needs.disk_bytes,
-            "clock_skew_s": None if skew is None else round(skew, 1),
-        },
-    )
-    processes = needs.processes or len(gpus)
-    if report.fatal or not gpus or not needs.collective_timeout_s or stopped():
-        return report
-    return _with_all_reduce(report, needs, processes, log, stopped, command)
+        checks.driver(gpus[0].driver, torch_cuda())
+        checks.memory(gpus)
+        checks.taken(gpus)
+    free, skew = disk_free(needs.folder), clock_skew_s(bucket) if needs.rented else None
+    checks.disk(free)
+    checks.clock(skew)
+    figures = {
+        "driver": gpus[0].driver if gpus else "",
+        "gpus": [gpu.name for gpu in gpus],
+        "disk_free": free,
+        "disk_needed": needs.disk_bytes,
+        "clock_skew_s": None if skew is None else round(skew, 1),
+    }
+    environment: Mapping[str, str] = {}
+    if gpus and needs.collective_timeout_s and not stopped() and not any(each.fatal for each in checks.problems):
+        gb_per_s, environment = checks.all_reduce(needs.processes or len(gpus), log, command)
+        if gb_per_s is not None:
+            figures["all_reduce_gb_per_s"] = gb_per_s
+    return PreflightReport(problems=tuple(checks.problems), figures=figures, environment=environment)
+
+
+class _Checks:
+    """Collects the problems of this machine, one method per check."""
+
+    def __init__(self, needs: MachineRequirements, stopped: Callable[[], bool]) -> None:
+        self._needs = needs
+        self._stopped = stopped
+        self.problems: list[MachineProblem] = []
+
+    def _add(self, message: str, hint: str = "", *, fatal: bool = True) -> None:
+        self.problems.append(MachineProblem(message, hint or resume_hint(self._needs.name), fatal))
+
+    def gpus(self) -> list[Gpu]:
+        """The GPUs, which must answer and be enough: with none, the trainers would use the CPU."""
+        needs = self._needs
+        try:
+            gpus = nvidia_smi.query()
+        except NvidiaSmiError as error:
+            self._add(f"the GPUs do not answer: {error}", fatal=needs.gpus > 0)
+            return []
+        if len(gpus) < needs.gpus:
+            wanted = f"{needs.gpu}:{needs.gpus}" if needs.gpu else f"{needs.gpus}"
+            self._add(f"{wanted} GPUs were asked for, and {len(gpus)} are visible")
+        elif 0 < len(gpus) < needs.processes:
+            message = f"supervisor.processes is {needs.processes}, and {len(gpus)} GPUs are visible"
+            raise ConfigError(message, f"--set supervisor.processes={len(gpus)}")
+        return gpus
+
+    def driver(self, driver: str, cuda: str) -> None:
+        """The driver must be new enough for torch's CUDA. An unknown version of either passes."""
+        minimum = MIN_DRIVER.get(_version(cuda)[0] if _version(cuda) else 0)
+        if minimum is not None and _version(driver) and _version(driver) < _version(minimum):
+            self._add(
+                f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {minimum} or newer",
+                f"{resume_hint(self._needs.name)} --infra OTHER, or --image with a torch for CUDA 12",
+            )
+
+    def memory(self, gpus: Sequence[Gpu]) -> None:
+        """Each GPU must have the memory that the data sheet of its type says."""
+        card = cards.of_accelerator(self._needs.gpu)
+        small = [gpu for gpu in gpus if card and gpu.memory_total and gpu.memory_total < SMALLER * card.memory]
+        if card and small:
+            gpu, size = small[0], (small[0].memory_total or 0) / 1e9
+            expected = f"a {self._needs.gpu} has {card.memory / 1e9:.1f}"
+            self._add(f"GPU {gpu.index} ({gpu.name}) has {size:.1f} GB, and {expected}")
+
+    def taken(self, gpus: Sequence[Gpu]) -> None:
+        """No other program may use a GPU, after an earlier supervisor's trainers have had time to free its memory.
+
+        Only reported on a machine of your own, where the program may be the desktop.
+        """
+        deadline = time.monotonic() + RELEASE_S
+        while (user := _gpu_user(gpus)) and time.monotonic() < deadline and not self._stopped():
+            time.sleep(1.0)
+            try:
+                gpus = nvidia_smi.query()
+            except NvidiaSmiError:
+                break
+        if user:
+            self._add(user, fatal=self._needs.rented)
+
+    def disk(self, free: int) -> None:
+        """The disk must have room for pending checkpoints, first weights and the cache of the data.
+
+        Only reported on a machine of your own, which may get room later; each checkpoint is checked too.
+        """
+        needed = self._needs.disk_bytes
+        if needed is not None and free < needed:
+            size, folder = needed / 1e9, self._needs.folder
+            hint = f"disk_size: {int(size * 1.3) + 20} under resources: of the task, or "
+            self._add(
+                f"the job needs {size:.1f} GB of disk at {folder}, and {free / 1e9:.1f} GB are free",
+                f"{hint}--set train.checkpoint.max_pending=1",
+                fatal=self._needs.rented,
+            )
+
+    def clock(self, skew: float | None) -> None:
+        """The clock must agree with the bucket's, within :data:`SKEW_WARN_S`; fatal beyond :data:`SKEW_FAIL_S`."""
+        if skew is not None and abs(skew) > SKEW_WARN_S:
+            where = "ahead of" if skew > 0 else "behind"
+            message = f"this machine's clock is {abs(skew):.0f} s {where} the bucket's"
+            self._add(message, fatal=abs(skew) > SKEW_FAIL_S)
+
+    def all_reduce(
+        self, processes: int, log: Callable[[str], None], command: Sequence[str]
+    ) -> tuple[float | None, Mapping[str, str]]:
+        """The GPUs must reach each other, if need be without P2P; (bandwidth in GB/s, variables for the trainers)."""
+        tries: list[tuple[dict[str, str], float]] = [({}, 1.0)]
+        if processes > 1 and not os.environ.get("NCCL_P2P_DISABLE"):
+            tries.append((collective.WITHOUT_P2P, SECOND_TRY))
+        failure = ""
+        for environment, share in tries:
+            result = collective.run(
+                processes,
+                "cuda",
+                self._needs.folder,
+                timeout_s=share * self._needs.collective_timeout_s,
+                log=log,
+                stopped=self._stopped,
+                environment={"NCCL_DEBUG": "WARN", **environment},
+                command=command,
+            )
+            if result.stopped:
+                return None, {}
+            if not result.failure:
+                if environment:
+                    self._add(f"{failure}; with NCCL_P2P_DISABLE=1 it works, and training goes on with it", fatal=False)
+                return result.gb_per_s, environment
+            failure = failure or result.failure
+        also = ", also with NCCL_P2P_DISABLE=1" if len(tries) > 1 else ""
+        hint = f"{resume_hint(self._needs.name)}, or export NCCL_DEBUG=INFO and --env NCCL_DEBUG to see why"
+        self._add(f"{failure}{also}", hint)
+        return None, {}
+
+
+def _gpu_user(gpus: Sequence[Gpu]) -> str:
+    """A GPU that another program uses, and the program; empty where there is none."""
+    try:
+        programs = {each.gpu_uuid: each for each in nvidia_smi.compute_processes()}
+    except NvidiaSmiError:
+        programs = {}  # drivers that cannot list them still report memory
+    for gpu in gpus:
+        program, used = programs.get(gpu.uuid), gpu.memory_used or 0
+        if used > TAKEN_BYTES or program:
+            by = f"{program.name}, process {program.pid}" if program else "another program"
+            return f"GPU {gpu.index} is in use by {by}: {used / 1e9:.1f} GB of its memory"
+    return ""
 
 
 def torch_cuda() -> str:
@@ -152,65 +275,6 @@ def torch_cuda() -> str:
     return match[1] if match else ""
 
 
-def driver_too_old(needs: MachineRequirements, gpus: Sequence[Gpu], cuda: str) -> MachineProblem | None:
-    """``cuda`` is the version that torch was built with. An unknown version of either passes."""
-    minimum = MIN_DRIVER.get(_version(cuda)[0] if _version(cuda) else 0)
-    driver = gpus[0].driver
-    if minimum is None or not _version(driver) or _version(driver) >= _version(minimum):
-        return None
-    return MachineProblem(
-        f"the NVIDIA driver is {driver}, and torch's CUDA {cuda} needs {minimum} or newer",
-        f"{needs.retry} --infra OTHER, or --image with a torch for CUDA 12",
-    )
-
-
-def too_few_gpus(needs: MachineRequirements, count: int) -> MachineProblem | None:
-    """Fewer GPUs than requested; with none, the trainers would use the CPU.
-
-    Raises :class:`ConfigError` for more trainer processes than GPUs: another machine would not help.
-    """
-    if count < needs.gpus:
-        wanted = f"{needs.gpu}:{needs.gpus}" if needs.gpu else f"{needs.gpus}"
-        return MachineProblem(f"{wanted} GPUs were asked for, and {count} are visible", needs.retry)
-    if 0 < count < needs.processes:
-        raise ConfigError(
-            f"supervisor.processes is {needs.processes}, and {count} GPUs are visible",
-            f"--set supervisor.processes={count}",
-        )
-    return None
-
-
-def gpu_too_small(needs: MachineRequirements, gpus: Sequence[Gpu]) -> MachineProblem | None:
-    """A GPU with less memory than the data sheet of its type says."""
-    card = cards.of_accelerator(needs.gpu)
-    for gpu in gpus:
-        if card is not None and gpu.memory_total is not None and gpu.memory_total < SMALLER * card.memory:
-            return MachineProblem(
-                f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_total / 1e9:.1f} GB, and a {needs.gpu} has "
-                f"{card.memory / 1e9:.1f}",
-                needs.retry,
-            )
-    return None
-
-
-def gpu_taken(needs: MachineRequirements, gpus: Sequence[Gpu]) -> MachineProblem | None:
-    """A GPU that another program uses; only reported on a machine of your own, where that may be the desktop."""
-    try:
-        programs = {each.gpu_uuid: each for each in nvidia_smi.compute_processes()}
-    except NvidiaSmiError:
-        programs = {}  # drivers that cannot list them still report memory
-    for gpu in gpus:
-        program, used = programs.get(gpu.uuid), gpu.memory_used or 0
-        if used > TAKEN_BYTES or program:
-            by = f"{program.name}, process {program.pid}" if program else "another program"
-            return MachineProblem(
-                f"GPU {gpu.index} is in use by {by}: {used / 1e9:.1f} GB of its memory",
-                needs.retry,
-                fatal=needs.rented,
-            )
-    return None
-
-
 def disk_free(folder: Path) -> int:
     """Bytes that the run may use on the disk of ``folder``: free ones, and those in use by the folder itself."""
     own = 0
@@ -221,18 +285,6 @@ def disk_free(folder: Path) -> int:
             except FileNotFoundError:
                 continue  # uploads remove files meanwhile
     return shutil.disk_usage(folder).free + own
-
-
-def disk_full(needs: MachineRequirements, free: int) -> MachineProblem | None:
-    """A disk too small for pending checkpoints, first weights and the cache of the data."""
-    if needs.disk_bytes is None or free >= needs.disk_bytes:
-        return None
-    needed = needs.disk_bytes / 1e9
-    return MachineProblem(
-        f"the job needs {needed:.1f} GB of disk at {needs.folder}, and {free / 1e9:.1f} GB are free",
-        f"disk_size: {int(needed * 1.3) + 20} under resources: of the task, or --set train.checkpoint.max_pending=1",
-        fatal=needs.rented,  # your own disk may be cleared meanwhile; each checkpoint is checked too
-    )
 
 
 def clock_skew_s(bucket: Bucket, now: Callable[[], float] = time.time) -> float | None:
@@ -253,78 +305,6 @@ def clock_skew_s(bucket: Bucket, now: Callable[[], float] = time.time) -> float 
     if written > after:
         return after - written
     return max(0.0, before - written - 1.0)
-
-
-def clock_off(needs: MachineRequirements, skew: float | None) -> MachineProblem | None:
-    """A clock that is off by more than :data:`SKEW_WARN_S`; fatal beyond :data:`SKEW_FAIL_S`."""
-    if skew is None or abs(skew) <= SKEW_WARN_S:
-        return None
-    where = "ahead of" if skew > 0 else "behind"
-    return MachineProblem(
-        f"this machine's clock is {abs(skew):.0f} s {where} the bucket's", needs.retry, abs(skew) > SKEW_FAIL_S
-    )
-
-
-def _gpus(needs: MachineRequirements) -> tuple[list[Gpu], list[MachineProblem | None]]:
-    """The GPUs, and problems with their number. A broken driver is fatal where a GPU was requested."""
-    try:
-        gpus = nvidia_smi.query()
-    except NvidiaSmiError as error:
-        return [], [MachineProblem(f"the GPUs do not answer: {error}", needs.retry, fatal=needs.gpus > 0)]
-    return gpus, [too_few_gpus(needs, len(gpus))]
-
-
-def _gpu_still_taken(
-    needs: MachineRequirements, gpus: Sequence[Gpu], stopped: Callable[[], bool]
-) -> MachineProblem | None:
-    """As :func:`gpu_taken`, after the memory of an earlier supervisor's trainers has had time to become free."""
-    deadline = time.monotonic() + RELEASE_S
-    while (found := gpu_taken(needs, gpus)) is not None and time.monotonic() < deadline and not stopped():
-        time.sleep(1.0)
-        try:
-            gpus = nvidia_smi.query()
-        except NvidiaSmiError:
-            break
-    return found
-
-
-def _with_all_reduce(
-    report: PreflightReport,
-    needs: MachineRequirements,
-    processes: int,
-    log: Callable[[str], None],
-    stopped: Callable[[], bool],
-    command: Sequence[str],
-) -> PreflightReport:
-    """The report with the result of the all-reduce, tried again without P2P where it fails."""
-    tries: list[tuple[dict[str, str], float]] = [({}, 1.0)]
-    if processes > 1 and not os.environ.get("NCCL_P2P_DISABLE"):
-        tries.append((collective.WITHOUT_P2P, SECOND_TRY))
-    failure = ""
-    for environment, share in tries:
-        outcome = collective.run(
-            processes,
-            "cuda",
-            needs.folder,
-            timeout_s=share * needs.collective_timeout_s,
-            log=log,
-            stopped=stopped,
-            environment={"NCCL_DEBUG": "WARN", **environment},
-            command=command,
-        )
-        if outcome.stopped:
-            return report
-        if not outcome.failure:
-            figures = {**report.figures, "all_reduce_gb_per_s": outcome.gb_per_s}
-            slower = MachineProblem(
-                f"{failure}; with NCCL_P2P_DISABLE=1 it works, and training goes on with it", "", False
-            )
-            problems = (*report.problems, slower) if environment else report.problems
-            return PreflightReport(problems=problems, figures=figures, environment=environment)
-        failure = failure or outcome.failure
-    also = ", also with NCCL_P2P_DISABLE=1" if len(tries) > 1 else ""
-    hint = f"{needs.retry}, or export NCCL_DEBUG=INFO and --env NCCL_DEBUG to see why"
-    return replace(report, problems=(*report.problems, MachineProblem(f"{failure}{also}", hint)))
 
 
 def _version(text: str) -> tuple[int, ...]:

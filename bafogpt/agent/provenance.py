@@ -1,7 +1,4 @@
-"""What a run was made of, written into its record when an attempt begins: data, versions, machine.
-
-The code's commit comes with the launch. Nothing heavy is imported: versions are read from the packages' metadata.
-"""
+"""The machine and the software versions of an attempt, for the run's record. No heavy package is imported for it."""
 
 from __future__ import annotations
 
@@ -9,16 +6,13 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bafogpt import __version__
 from bafogpt.agent import system_stats
 from bafogpt.agent.preflight import torch_cuda
 from bafogpt.core import nvidia_smi
-from bafogpt.jobs import env
-from bafogpt.jobs.dataset import describe
-from bafogpt.storage.bucket import Bucket
 
 PACKAGES = (
     *("torch", "lightning", "litgpt", "tokenizers", "safetensors", "numpy", "bitsandbytes"),
@@ -27,42 +21,19 @@ PACKAGES = (
 """Packages that can change a run's numbers, or how its bytes travel."""
 
 
-def collect(
-    data: Bucket,
-    attempt: int,
-    *,
-    infra: str,
-    price_per_hour: float,
-    earlier: Sequence[Mapping[str, Any]] = (),
-    environment: Mapping[str, str] = os.environ,
-    gpus: Callable[[], list[dict[str, Any]]] = nvidia_smi.gpus,
-) -> dict[str, Any]:
-    """Fields of a :class:`~bafogpt.runs.store.RunRecord` at the start of an attempt.
-
-    ``data`` is the dataset's folder, ``earlier`` the machines of the attempts before. Raises what the bucket raises,
-    :class:`NotFoundError` where there is no dataset.
-    """
-    here = machine(attempt, infra=infra, price_per_hour=price_per_hour, environment=environment, gpus=gpus())
-    return {
-        "gpus": environment.get(env.GPUS, ""),
-        "data": describe(data),
-        "versions": versions(),
-        "machines": [*map(dict, earlier), here],
-    }
-
-
 def machine(
     attempt: int,
     *,
     infra: str,
     price_per_hour: float,
-    environment: Mapping[str, str],
-    gpus: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, str] = os.environ,
+    gpus: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The machine of an attempt: its own figures, and SkyPilot's description of it.
 
     ``unfit`` (why) and ``hint`` are added later, where the machine could not run the job.
     """
+    gpus = nvidia_smi.gpus() if gpus is None else gpus
     try:
         cluster = json.loads(environment.get("SKYPILOT_CLUSTER_INFO") or "{}")
     except ValueError:

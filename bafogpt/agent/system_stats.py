@@ -42,21 +42,25 @@ class Probe:
         self._cgroup = cgroup
         self._clock = clock
         self._gpus = gpus
-        self._at = clock()
-        self._network = _network()
-        self._cpu_seconds = self._own_cpu_seconds()
+        self._last = (clock(), *_network(), _cpu_seconds(cgroup))
         psutil.cpu_percent()  # the mean begins here
 
     def measure(self) -> dict[str, Any]:
-        """One measurement, as in the module's docstring, without ``attempt``, ``node`` and ``step``."""
-        now = self._clock()
-        passed = max(now - self._at, 1e-3)
-        network = _network()
-        sent, received = ((new - old) / passed for new, old in zip(network, self._network, strict=True))
-        cpus, busy = self._cpu(passed)
+        """One measurement: the fields of the module's docstring that are of the machine."""
+        then, sent, received, cpu_seconds = self._last
+        now, sent_now, received_now, cpu_seconds_now = self._last = (
+            self._clock(),
+            *_network(),
+            _cpu_seconds(self._cgroup),
+        )
+        passed = max(now - then, 1e-3)
+        cpus, busy = cpu_quota(self._cgroup), psutil.cpu_percent() / 100
+        if cpus is not None and cpu_seconds is not None and cpu_seconds_now is not None:
+            busy = (cpu_seconds_now - cpu_seconds) / passed / cpus
+        else:
+            cpus = psutil.cpu_count() or 1
         used, total = memory(self._cgroup)
         disk = shutil.disk_usage(self._folder)
-        self._at, self._network = now, network
         return {
             "time": round(time.time(), 3),
             "cpus": cpus,
@@ -65,28 +69,10 @@ class Probe:
             "memory_total": total,
             "disk_used": disk.used,
             "disk_total": disk.total,
-            "sent_per_s": round(max(0.0, sent)),
-            "received_per_s": round(max(0.0, received)),
+            "sent_per_s": round(max(0.0, (sent_now - sent) / passed)),
+            "received_per_s": round(max(0.0, (received_now - received) / passed)),
             "gpus": self._gpus(),
         }
-
-    def _cpu(self, passed: float) -> tuple[float, float]:
-        """(CPUs that may be used, share of them that was): the container's own where it has a quota."""
-        quota = cpu_quota(self._cgroup)
-        before, self._cpu_seconds = self._cpu_seconds, self._own_cpu_seconds()
-        whole = psutil.cpu_percent() / 100
-        if quota is None or before is None or self._cpu_seconds is None:
-            return psutil.cpu_count() or 1, whole
-        return quota, (self._cpu_seconds - before) / passed / quota
-
-    def _own_cpu_seconds(self) -> float | None:
-        """CPU time of this container."""
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self._cgroup / "cpu.stat").read_text().splitlines():
-                name, _, value = line.partition(" ")
-                if name == "usage_usec":
-                    return int(value) / 1e6
-        return None
 
 
 def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
@@ -95,9 +81,8 @@ def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     with contextlib.suppress(OSError, ValueError):
         limit = int((cgroup / "memory.max").read_text())  # the text "max" where there is none
         if limit < machine.total:
-            stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-            current = int((cgroup / "memory.current").read_text())
-            return max(0, current - int(stat.get("inactive_file", 0))), limit
+            cache = _stat(cgroup / "memory.stat").get("inactive_file", 0)
+            return max(0, int((cgroup / "memory.current").read_text()) - cache), limit
     return machine.total - machine.available, machine.total
 
 
@@ -109,10 +94,29 @@ def cpu_quota(cgroup: Path = CGROUP) -> float | None:
     return None
 
 
-class StatsLogger:
-    """Appends a measurement to ``path`` every ``every_s`` seconds, by a thread of its own.
+def _cpu_seconds(cgroup: Path) -> float | None:
+    """CPU time of this container."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return _stat(cgroup / "cpu.stat")["usage_usec"] / 1e6
+    return None
 
-    ``nvidia-smi`` may hang with the GPU that it asks about; then these lines stop, and nothing else does.
+
+def _stat(path: Path) -> dict[str, int]:
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {name: int(value) for name, value in pairs}
+
+
+def _network() -> tuple[int, int]:
+    """Bytes (sent, received) since the machine began, over all interfaces but the loopback."""
+    counters = psutil.net_io_counters(pernic=True)
+    real = [each for name, each in counters.items() if name != "lo"]
+    return sum(each.bytes_sent for each in real), sum(each.bytes_recv for each in real)
+
+
+class StatsLogger:
+    """A thread that appends a measurement to ``path`` every ``every_s`` seconds, with the fields of ``more()``.
+
+    Where ``nvidia-smi`` hangs, these lines stop, and nothing else does.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class StatsLogger:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread; one that waits for ``nvidia-smi`` is left behind."""
+        """Stop the thread; one that waits for ``nvidia-smi`` is abandoned."""
         self._closing.set()
         self._thread.join(timeout=1.0)
 
@@ -144,17 +148,10 @@ class StatsLogger:
         measure = self._measure or Probe(self._path.parent).measure
         with self._path.open("a", encoding="utf-8", buffering=1) as file:
             while True:
-                with contextlib.suppress(OSError, psutil.Error):  # the next may be measured again
+                with contextlib.suppress(OSError, psutil.Error):  # the next one may succeed
                     found = measure()
                     if self._closing.is_set():
                         return
                     file.write(json.dumps({**found, **self._about, **self._more()}) + "\n")
                 if self._closing.wait(self._every_s):
                     return
-
-
-def _network() -> tuple[int, int]:
-    """Bytes (sent, received) since the machine began, over all interfaces but the loopback."""
-    counters = psutil.net_io_counters(pernic=True)
-    real = [each for name, each in counters.items() if name != "lo"]
-    return sum(each.bytes_sent for each in real), sum(each.bytes_recv for each in real)
