@@ -1,4 +1,4 @@
-"""The fault bench: a run that is killed, and a line that does harm, against a run that was left in peace.
+"""The fault bench: a run that is killed, and a line that does harm, against a run that was left undisturbed.
 
     ./scripts/bench faults --kills 1000 --seed 1             no sample lost, repeated or out of order, weights equal
     ./scripts/bench faults --kills 25 --torch 0 --faults 20  a minute's worth
@@ -26,9 +26,9 @@ from rich.table import Table as Grid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests.faults.bad_network import NetworkCampaign, NetworkTally
+from tests.faults.bench import Bench, start_bench
 from tests.faults.campaign import Campaign, Table
-from tests.faults.place import Place, a_place
-from tests.faults.weather import Scripts, Weather
 
 console = Console(stderr=False)
 
@@ -39,17 +39,17 @@ def main() -> int:
     console.print(f"bench faults: seed {options.seed}")
     wrong: list[str] = []
     report: dict[str, Any] = {"seed": options.seed}
-    with tempfile.TemporaryDirectory(prefix="bafogpt-faults-") as folder, a_place(Path(folder)) as place:
+    with tempfile.TemporaryDirectory(prefix="bafogpt-faults-") as folder, start_bench(Path(folder)) as bench:
         for title, count, torch in (("kills", options.kills, False), ("kills, torch trainer", options.torch, True)):
             if count:
                 started = time.monotonic()
-                table = _kill(place, options.seed, count, options.lanes, torch)
-                report[title] = _told_kills(title, table, time.monotonic() - started)
+                table = _kill(bench, options.seed, count, options.parallel, torch)
+                report[title] = _report_kills(title, table, time.monotonic() - started)
                 wrong += table.verdict()
         if options.faults:
-            weather = Scripts(place).run(options.faults, options.seed, _progress_of_weather)
-            report["faults"] = _told_weather(weather)
-            wrong += weather.problems
+            tally = NetworkCampaign(bench).run(options.faults, options.seed, _progress_of_faults)
+            report["faults"] = _report_faults(tally)
+            wrong += tally.problems
     report["problems"] = wrong
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -66,36 +66,36 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--torch", type=int, default=6, help="kills of runs with the real trainer")
     parser.add_argument("--faults", type=int, default=200, help="scripts of faults on the line")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="draws everything")
-    parser.add_argument("--lanes", type=int, default=2, help="runs side by side")
+    parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
     parser.add_argument("--json", type=Path, help="write the result here too")
     return parser.parse_args()
 
 
-def _kill(place: Place, seed: int, count: int, lanes: int, torch: bool) -> Table:
+def _kill(bench: Bench, seed: int, count: int, parallel: int, torch: bool) -> Table:
     last = 0.0
 
     def progress(table: Table) -> None:
         nonlocal last
         if time.monotonic() - last >= 5.0:
             last = time.monotonic()
-            console.print(f"  {len(table.fallen)} of {count} kills, {table.in_save} in a save, {table.runs} runs")
+            console.print(f"  {len(table.done_kills)} of {count} kills, {table.in_save} in a save, {table.runs} runs")
 
-    return Campaign(seed, place, torch=torch).run(count, lanes=lanes, progress=progress)
-
-
-def _progress_of_weather(weather: Weather) -> None:
-    if weather.scripts % 20 == 0:
-        console.print(f"  {weather.scripts} scripts, {sum(weather.faults.values())} faults")
+    return Campaign(seed, bench, torch=torch).run(count, parallel=parallel, progress=progress)
 
 
-def _told_kills(title: str, table: Table, seconds: float) -> dict[str, Any]:
-    kills = len(table.fallen)
+def _progress_of_faults(tally: NetworkTally) -> None:
+    if tally.scripts % 20 == 0:
+        console.print(f"  {tally.scripts} scripts, {sum(tally.faults.values())} faults")
+
+
+def _report_kills(title: str, table: Table, seconds: float) -> dict[str, Any]:
+    kills = len(table.done_kills)
     grid = Grid("victim", "killed", "kills", "in a save", title=title)
     for row in table.rows():
         grid.add_row(row["victim"], row["point"], str(row["kills"]), str(row["in_save"]))
     console.print(grid)
     share = table.in_save / kills if kills else 0.0
-    moments = sum(each.kill.how == "moment" for each in table.fallen)
+    moments = sum(each.kill.how == "moment" for each in table.done_kills)
     console.print(
         f"{kills} kills in {table.runs} runs, {moments} at random moments, {table.in_save} ({share:.0%}) in a save; "
         f"{len(table.problems)} problems; {seconds:.0f} s",
@@ -111,17 +111,17 @@ def _told_kills(title: str, table: Table, seconds: float) -> dict[str, Any]:
     }
 
 
-def _told_weather(weather: Weather) -> dict[str, Any]:
+def _report_faults(tally: NetworkTally) -> dict[str, Any]:
     grid = Grid("fault", "times", title="faults on the line")
-    for fault, count in sorted(weather.faults.items()):
+    for fault, count in sorted(tally.faults.items()):
         grid.add_row(fault, str(count))
     console.print(grid)
     console.print(
-        f"{weather.scripts} scripts: the newest checkpoint found whole in {weather.found}; "
-        f"{weather.manifests} manifests, {weather.unsound} unsound; "
-        f"{weather.samples} samples read; {len(weather.problems)} problems"
+        f"{tally.scripts} scripts: the newest checkpoint found whole in {tally.found}; "
+        f"{tally.manifests} manifests, {tally.unsound} unsound; "
+        f"{tally.samples} samples read; {len(tally.problems)} problems"
     )
-    return vars(weather)
+    return vars(tally)
 
 
 if __name__ == "__main__":

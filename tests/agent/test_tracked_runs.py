@@ -140,18 +140,20 @@ def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(
     twice = [step for step, times in Counter(line["step"] for line in lines).items() if times > 1]
     assert restored["step"] < done and twice, "some steps were done twice"
     assert all_of(store, 100), said()
-
-    run = tracking.tracker_run_id("run", record.created)
-    (tmp_path / "offline.wandb").write_bytes(bucket.get(f"runs/run/wandb/run-{run}.wandb"))
-    rows = [row for row in history(tmp_path / "offline.wandb") if "train/loss" in row]
-    assert [row["_step"] for row in rows] == list(range(1, 101)), said()
-    curve = runs.curve(lines)
-    assert [row["train/loss"] for row in rows] == pytest.approx([line["loss"] for line in curve])
-    assert "machine/cpu" in {key for row in rows for key in row}
+    check_offline_file(bucket, tmp_path, tracking.tracker_run_id("run", record.created), runs.curve(lines))
     assert trackers() == []
     seen = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     seen += [each.path for each in bucket.list("") if KEY.encode() in bucket.get(each.path)]
     assert seen == []
+
+
+def check_offline_file(bucket: Bucket, folder: Path, run: str, curve: list[dict[str, Any]]) -> None:
+    """W&B has every step once, with its loss and the machine's numbers."""
+    (folder / "offline.wandb").write_bytes(bucket.get(f"runs/run/wandb/run-{run}.wandb"))
+    rows = [row for row in history(folder / "offline.wandb") if "train/loss" in row]
+    assert [row["_step"] for row in rows] == list(range(1, 101))
+    assert [row["train/loss"] for row in rows] == pytest.approx([line["loss"] for line in curve])
+    assert "machine/cpu" in {key for row in rows for key in row}
 
 
 def test_a_tracker_that_is_killed_is_started_again_and_no_step_is_missing_or_twice(

@@ -1,4 +1,4 @@
-"""A place in the session's server: its own folder, and the dataset that the runs under test read."""
+"""A bench in the session's server: its own folder, and the dataset of the runs under test."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import pytest
 
 from bafogpt.storage.bucket import Bucket
 
-from .place import Place, write_dataset
+from .bench import Bench, write_dataset
 
 
 @pytest.fixture(scope="module")
-def place(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def bench(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A folder of the session's bucket as the bench's bucket; runs in it have names of their own."""
     home = tmp_path_factory.mktemp("faults")
     bucket = Bucket.open(f"{s3.url}/{home.name}", s3.settings)
     write_dataset(bucket, home / "dataset")
     environment = s3.environment | {"BAFOGPT_BUCKET": bucket.url}
-    return Place(home, bucket, s3.settings, environment, s3.environment["AWS_ENDPOINT_URL"])
+    return Bench(home, bucket, s3.settings, environment, s3.environment["AWS_ENDPOINT_URL"])
 
 
 @pytest.fixture(autouse=True)

@@ -59,8 +59,8 @@ class History:
     lost: bool = False
 
 
-def read(path: Path, truth: History | None = None) -> History:
-    """The history in a ledger; with ``truth``, every line of it is compared, discarded ones too."""
+def read(path: Path, reference: History | None = None) -> History:
+    """The history in a ledger; with ``reference``, every line of it is compared, discarded ones too."""
     history = History()
     for raw in path.read_text().splitlines():
         line = json.loads(raw)
@@ -69,14 +69,14 @@ def read(path: Path, truth: History | None = None) -> History:
         elif "start" in line:
             _start(history, line["start"])
         else:
-            _step(history, line["step"], [(int(index), str(hash_)) for index, hash_ in line["samples"]], truth)
+            _step(history, line["step"], [(int(index), str(hash_)) for index, hash_ in line["samples"]], reference)
     return history
 
 
-def compare(found: History, truth: History) -> list[str]:
-    """What differs from the run that was left in peace, the order included; an empty list is equality."""
+def compare(found: History, reference: History) -> list[str]:
+    """What differs from the run that was left undisturbed, the order included; an empty list is equality."""
     wrong = list(found.wrong)
-    mine, true = ([sample for step in each.steps for sample in step] for each in (found, truth))
+    mine, true = ([sample for step in each.steps for sample in step] for each in (found, reference))
     if mine != true:
         at = next((i for i, pair in enumerate(zip(mine, true, strict=False)) if pair[0] != pair[1]), None)
         where = f"from position {at}" if at is not None else f"{len(mine)} samples, not {len(true)}"
@@ -100,9 +100,9 @@ def _start(history: History, start: dict[str, Any]) -> None:
         history.wrong.append(f"step {step}'s checkpoint is of other samples than those consumed before it")
 
 
-def _step(history: History, step: int, samples: list[Sample], truth: History | None) -> None:
+def _step(history: History, step: int, samples: list[Sample], reference: History | None) -> None:
     if step != len(history.steps) + 1:
         history.wrong.append(f"step {step} came after step {len(history.steps)}")
     history.steps.append(samples)
-    if truth is not None and (step > len(truth.steps) or samples != truth.steps[step - 1]):
+    if reference is not None and (step > len(reference.steps) or samples != reference.steps[step - 1]):
         history.wrong.append(f"step {step} consumed other samples than it must")

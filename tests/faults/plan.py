@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import ledger
-from .place import DATA
+from .bench import DATA
 
 Victim = Literal["trainer", "supervisor", "machine"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class StartOptions:
     """How the trainers are started the next time: any of it may change from start to start."""
 
     processes: int = 1
@@ -36,7 +36,7 @@ class Kill:
     """Of a moment: how long to wait for it."""
     at_work: bool = False
     """Of a moment: the wait begins when steps are seen to be done, not when the process starts."""
-    layout: Layout = Layout()
+    options: StartOptions = StartOptions()
 
     @property
     def point(self) -> str:
@@ -47,7 +47,7 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Fallen:
+class DoneKill:
     """A kill that happened."""
 
     kill: Kill
@@ -56,10 +56,10 @@ class Fallen:
 
 
 @dataclass
-class Outcome:
+class RunResult:
     """What came of a run."""
 
-    fallen: list[Fallen] = field(default_factory=list)
+    done_kills: list[DoneKill] = field(default_factory=list)
     missed: list[Kill] = field(default_factory=list)
     """The run ended before it came to that point."""
     problems: list[str] = field(default_factory=list)
@@ -69,8 +69,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The run that was left in peace."""
+class Reference:
+    """The run that was left undisturbed."""
 
     history: ledger.History
     state: bytes
@@ -89,7 +89,7 @@ class Plan:
     on_backlog: Literal["wait", "skip"] = "wait"
     torch: bool = False
 
-    def job(self, layout: Layout) -> dict[str, Any]:
+    def job(self, options: StartOptions) -> dict[str, Any]:
         """The job file."""
         tokens = self.batch * self.length
         checkpoint = {"every": self.every, "max_pending": self.max_pending, "on_backlog": self.on_backlog}
@@ -98,8 +98,8 @@ class Plan:
             "data": {
                 "path": DATA,
                 "sequence_length": self.length,
-                "prefetch": layout.prefetch,
-                "cache_gb": 1e-5 if layout.cache else 0,
+                "prefetch": options.prefetch,
+                "cache_gb": 1e-5 if options.cache else 0,
             },
             "batch": {"tokens": tokens, "micro_batch_size": 2},
             "checkpoint": checkpoint,
@@ -109,5 +109,5 @@ class Plan:
             size = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16}
             train |= {"model": {"overrides": size | {"intermediate_size": 64}}, "precision": "32-true"}
             train |= {"activation_checkpointing": "none", "validation": {"every": 0}}
-        supervisor = {"processes": layout.processes, "max_restarts": 99, "flush_s": 0.3, "storage_timeout_s": 60}
+        supervisor = {"processes": options.processes, "max_restarts": 99, "flush_s": 0.3, "storage_timeout_s": 60}
         return {"train": train, "supervisor": supervisor}

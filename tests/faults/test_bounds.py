@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from . import points
-from .lane import Lane, in_peace
-from .place import Place
-from .plan import Kill, Plan, Truth
+from .bench import Bench
+from .plan import Kill, Plan, Reference
+from .run_under_test import RunUnderTest, undisturbed
 
 MIB = 1 << 20
 CHECKPOINT = Plan(steps=15, every=3, floats=MIB // 8, max_pending=1)
@@ -25,9 +25,9 @@ UPLINK = 5e6
 
 
 @pytest.fixture(scope="module")
-def truth(place: Place) -> Truth:
+def reference(bench: Bench) -> Reference:
     """The run on a disk and a line without bounds."""
-    return in_peace(place, CHECKPOINT, "in-peace")
+    return undisturbed(bench, CHECKPOINT, "undisturbed")
 
 
 @contextmanager
@@ -48,25 +48,25 @@ def most_at_once(work: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_behind_a_slow_line_the_trainer_waits_and_every_checkpoint_is_sent(place: Place, truth: Truth):
+def test_behind_a_slow_line_the_trainer_waits_and_every_checkpoint_is_sent(bench: Bench, reference: Reference):
     start = time.monotonic()
-    with Lane("slow", place, CHECKPOINT, uplink=UPLINK) as lane, most_at_once(lane.work) as seen:
-        outcome = lane.run([], truth)
-    assert outcome.problems == []
+    with RunUnderTest("slow", bench, CHECKPOINT, uplink=UPLINK) as tested, most_at_once(tested.work) as seen:
+        result = tested.run([], reference)
+    assert result.problems == []
     assert seen[0] == 1
-    assert len(lane.proxy.committed) == CHECKPOINT.steps // CHECKPOINT.every
-    assert lane.proxy.up >= len(lane.proxy.committed) * MIB
-    assert time.monotonic() - start >= lane.proxy.up / UPLINK  # the line was as slow as that
+    assert len(tested.proxy.committed) == CHECKPOINT.steps // CHECKPOINT.every
+    assert tested.proxy.up >= len(tested.proxy.committed) * MIB
+    assert time.monotonic() - start >= tested.proxy.up / UPLINK  # the line was as slow as that
 
 
-def test_behind_a_slow_line_checkpoints_are_left_out_where_the_job_says_so(place: Place, truth: Truth):
+def test_behind_a_slow_line_checkpoints_are_left_out_where_the_job_says_so(bench: Bench, reference: Reference):
     plan = Plan(steps=15, every=3, floats=MIB // 8, max_pending=1, on_backlog="skip")
     kill = Kill("trainer", "request", "PUT marker", stage="after")
-    with Lane("skipping", place, plan, uplink=UPLINK / 2.5) as lane, most_at_once(lane.work) as seen:
-        outcome = lane.run([kill], truth)
-    assert outcome.problems == []
+    with RunUnderTest("skipping", bench, plan, uplink=UPLINK / 2.5) as tested, most_at_once(tested.work) as seen:
+        result = tested.run([kill], reference)
+    assert result.problems == []
     assert seen[0] == 1
-    assert len(lane.proxy.committed) < plan.steps // plan.every
+    assert len(tested.proxy.committed) < plan.steps // plan.every
 
 
 @pytest.fixture
@@ -94,23 +94,23 @@ def _mounted(folder: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_disk_of_two_checkpoints_is_enough_through_kills(place: Place, truth: Truth, small_disk: Path):
+def test_a_disk_of_two_checkpoints_is_enough_through_kills(bench: Bench, reference: Reference, small_disk: Path):
     kills = [  # the first restores step 3; the second leaves step 12 half done and restores step 9
         Kill("trainer", "file", "rename checkpoints/.step-#.partial", nth=2),
         Kill("trainer", "file", "rename checkpoints/.step-#.partial", nth=3),
         Kill("supervisor", "request", "PUT file", stage="half"),
     ]
-    with Lane("quota", place, CHECKPOINT, work=small_disk) as lane:
-        outcome = lane.run(kills, truth)
-    assert outcome.problems == []
-    assert len(outcome.fallen) == len(kills)
+    with RunUnderTest("quota", bench, CHECKPOINT, work=small_disk) as tested:
+        result = tested.run(kills, reference)
+    assert result.problems == []
+    assert len(result.done_kills) == len(kills)
 
 
-def test_a_disk_that_is_too_small_is_said_and_what_is_in_the_bucket_is_whole(place: Place, tiny_disk: Path):
+def test_a_disk_that_is_too_small_is_said_and_what_is_in_the_bucket_is_whole(bench: Bench, tiny_disk: Path):
     kill = Kill("trainer", "file", "rename checkpoints/.step-#.partial", nth=2)
-    with Lane("full", place, CHECKPOINT, work=tiny_disk) as lane:
-        (problem,) = lane.run([kill]).problems
-        store = lane.store.checkpoints("full")
+    with RunUnderTest("full", bench, CHECKPOINT, work=tiny_disk) as tested:
+        (problem,) = tested.run([kill]).problems
+        store = tested.store.checkpoints("full")
         assert "MB are free" in problem
         assert [each.step for each in store.complete()] == [3]
         assert [store.problems(each) for each in store.complete()] == [[]]

@@ -36,15 +36,15 @@ def written(path: Path, *parts: tuple[int, int]) -> Path:
 
 
 @pytest.fixture
-def truth(tmp_path: Path) -> History:
+def reference(tmp_path: Path) -> History:
     return ledger.read(written(tmp_path / "truth", (0, 10)))
 
 
-def test_lost_work_that_is_done_again_is_no_difference(tmp_path: Path, truth: History):
+def test_lost_work_that_is_done_again_is_no_difference(tmp_path: Path, reference: History):
     path = written(tmp_path / "killed", (0, 5), (3, 9))
     Ledger(path).machine_lost()
-    found = ledger.read(written(path, (6, 10)), truth)
-    assert ledger.compare(found, truth) == []
+    found = ledger.read(written(path, (6, 10)), reference)
+    assert ledger.compare(found, reference) == []
     assert found.redone == [(2, False), (3, True)]
 
 
@@ -83,6 +83,6 @@ def of_another_checkpoint(path: Path) -> None:
         (of_another_checkpoint, "step 4's checkpoint is of other samples than those consumed before it"),
     ],
 )
-def test_what_is_wrong_is_found(tmp_path: Path, truth: History, wrong, found: str):  # type: ignore[no-untyped-def]
+def test_what_is_wrong_is_found(tmp_path: Path, reference: History, wrong, found: str):  # type: ignore[no-untyped-def]
     wrong(tmp_path / "wrong")
-    assert found in ledger.compare(ledger.read(tmp_path / "wrong", truth), truth)
+    assert found in ledger.compare(ledger.read(tmp_path / "wrong", reference), reference)

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     if "--torch" in sys.argv:
         sys.argv.remove("--torch")
     else:
-        from tests.faults import tiny
+        from tests.faults import tiny_loop
 
-        sys.modules["bafogpt.train.loop"] = tiny
+        sys.modules["bafogpt.train.loop"] = tiny_loop
     runpy.run_module("bafogpt.train.worker", run_name="__main__", alter_sys=True)

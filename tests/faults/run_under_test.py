@@ -1,6 +1,6 @@
 """One run under kills: the real supervisor and its trainers as processes, a proxy between them and a real S3 server.
 
-They are killed and started again until the run has ended; then the run is compared with one that was left in peace.
+They are killed and started again until the run has ended; then the run is compared with one that was left undisturbed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from pathlib import Path
 from bafogpt.runs import store as runs
 
 from . import ledger, points
-from .place import Place
-from .plan import Fallen, Kill, Layout, Outcome, Plan, Truth
+from .bench import Bench
+from .plan import DoneKill, Kill, Plan, Reference, RunResult, StartOptions
 from .proxy import Decide, Proxy, Request
 
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 """A run that takes longer for one thing hangs; with the real trainer, whose start alone is seconds of CPU, three times
 that."""
 
 
-class Lane:
-    """One run, by the name of its folder in ``place``. It reaches the bucket by a proxy, the bench reaches it directly.
+class RunUnderTest:
+    """One run, by the name of its folder in ``bench``. It reaches the bucket by a proxy, the bench reaches it directly.
 
-    ``work`` is its disk, a folder below ``place.home`` unless another one is given.
+    ``work`` is its disk, a folder below ``bench.home`` unless another one is given.
     """
 
     def __init__(
         self,
         name: str,
-        place: Place,
+        bench: Bench,
         plan: Plan,
         *,
         decide: Decide = lambda _: None,
@@ -49,17 +49,17 @@ class Lane:
     ) -> None:
         self.name = name
         self.plan = plan
-        self._home = place.home / name
+        self._home = bench.home / name
         self._home.mkdir(parents=True)
         self.work = work or self._home / "work"
-        self.proxy = Proxy(place.endpoint, decide=decide, watch=self._watch, uplink=uplink)
+        self.proxy = Proxy(bench.endpoint, decide=decide, watch=self._watch, uplink=uplink)
         self.ledger = self._home / "ledger.jsonl"
         self._book = ledger.Ledger(self.ledger)
-        self.store = runs.RunStore(place.bucket)
+        self.store = runs.RunStore(bench.bucket)
         self.armed = points.Armed(self._home / "armed")
         self._environment = {
             **os.environ,
-            **place.environment,
+            **bench.environment,
             "AWS_ENDPOINT_URL": self.proxy.url,
             "BAFOGPT_S3_ENDPOINT": self.proxy.url,
             "BAFOGPT_S3_TIMEOUT_S": "20",
@@ -75,43 +75,43 @@ class Lane:
         self._left = 0
         self._request_saves: list[int] | None = None
         self._lock = threading.Lock()
-        self.outcome = Outcome()
+        self.result = RunResult()
 
-    def __enter__(self) -> Lane:
+    def __enter__(self) -> RunUnderTest:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end_all()
         self.proxy.close()
 
-    def run(self, kills: Sequence[Kill], truth: Truth | None = None) -> Outcome:
+    def run(self, kills: Sequence[Kill], reference: Reference | None = None) -> RunResult:
         """The run from its start to its end, and what was wrong with it."""
-        layout = kills[0].layout if kills else Layout()
+        options = kills[0].options if kills else StartOptions()
         try:
             for kill in kills:
                 if self._trainer_kills >= 2 and kill.victim == "trainer":  # a third restart would wait for seconds
-                    self._start(kill.layout)
-                    self._apply(Kill("supervisor", "moment", layout=kill.layout))
-                self._start(kill.layout)
+                    self._start(kill.options)
+                    self._apply(Kill("supervisor", "moment", options=kill.options))
+                self._start(kill.options)
                 self._apply(kill)
-                layout = kill.layout
+                options = kill.options
                 if self._ended():
                     break
-            self._start(layout)
+            self._start(options)
             self._wait(self._ended, "its end")
-            self._verify(truth)
+            self._verify(reference)
         except _HangsError as error:
-            self.outcome.problems.append(str(error))
-        return self.outcome
+            self.result.problems.append(str(error))
+        return self.result
 
-    def _start(self, layout: Layout) -> None:
+    def _start(self, options: StartOptions) -> None:
         """A supervisor, unless there is one at work or the run has ended."""
         if self._process is not None and self._process.poll() is None:
             return
         if self._process is not None and self._process.returncode != -signal.SIGKILL:
             return
         job = self._home / "job.json"
-        job.write_text(json.dumps(self.plan.job(layout)))
+        job.write_text(json.dumps(self.plan.job(options)))
         words = [sys.executable, str(Path(__file__).with_name("victim.py")), str(job), self.name, str(self.work)]
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
@@ -139,10 +139,10 @@ class Lane:
         else:
             saves = self._at_a_request(kill)
         if saves is None:
-            self.outcome.missed.append(kill)
+            self.result.missed.append(kill)
             return
         committed = {int(Path(key).stem.removeprefix("step-")) for key in self.proxy.committed}
-        self.outcome.fallen.append(Fallen(kill, bool(set(saves) - committed)))
+        self.result.done_kills.append(DoneKill(kill, bool(set(saves) - committed)))
         if kill.victim == "trainer":
             self._trainer_kills += 1
             return
@@ -229,7 +229,7 @@ class Lane:
         return self.armed.living("trainer")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S * (3 if self.plan.torch else 1)
+        deadline = time.monotonic() + TIMEOUT_S * (3 if self.plan.torch else 1)
         while not condition():
             if time.monotonic() > deadline:
                 raise _HangsError(f"{self.name} hangs, waiting for {what}; {self._output.read_text()[-1500:]}")
@@ -239,44 +239,44 @@ class Lane:
         """Every checkpoint that a manifest names is whole, at any time."""
         store = self.store.checkpoints(self.name)
         for checkpoint in store.complete():
-            self.outcome.problems += store.problems(checkpoint)
+            self.result.problems += store.problems(checkpoint)
 
-    def _verify(self, truth: Truth | None) -> None:
-        """The run's end, against the run that was left in peace."""
-        outcome = self.outcome
+    def _verify(self, reference: Reference | None) -> None:
+        """The run's end, against the run that was left undisturbed."""
+        result = self.result
         assert self._process is not None
         if self._process.returncode != 0:
             end = self._output.read_text(errors="replace")[-1500:]
-            outcome.problems.append(f"{self.name} ended with exit code {self._process.returncode}: {end}")
+            result.problems.append(f"{self.name} ended with exit code {self._process.returncode}: {end}")
             return
         self._check_bucket()
         record = self.store.load(self.name)
         if (record.state, record.step) != ("succeeded", self.plan.steps):
-            outcome.problems.append(f"{self.name}: the record says {record.state} at step {record.step}")
-        outcome.problems += runs.sample_gaps(runs.curve(self.store.metrics(self.name)))
+            result.problems.append(f"{self.name}: the record says {record.state} at step {record.step}")
+        result.problems += runs.sample_gaps(runs.curve(self.store.metrics(self.name)))
         if f"{self.name}: succeeded" not in self.store.logs(self.name):
-            outcome.problems.append(f"{self.name}: the last line of the log is not in the bucket")
+            result.problems.append(f"{self.name}: the last line of the log is not in the bucket")
         found = self.store.checkpoints(self.name).fetch_newest(self._home / "last")
         if found is None or found[0].step != self.plan.steps:
-            outcome.problems.append(f"{self.name}: the newest checkpoint is {found and found[0].step}")
+            result.problems.append(f"{self.name}: the newest checkpoint is {found and found[0].step}")
             return
-        outcome.state = state_of(found[1])
+        result.state = state_of(found[1])
         if not self.plan.torch:
-            self._verify_ledger(found[1], truth)
-        if truth is not None and outcome.state != truth.state:
-            outcome.problems.append(f"{self.name}: the final weights are not bit-equal")
+            self._verify_ledger(found[1], reference)
+        if reference is not None and result.state != reference.state:
+            result.problems.append(f"{self.name}: the final weights are not bit-equal")
 
-    def _verify_ledger(self, last: Path, truth: Truth | None) -> None:
-        outcome = self.outcome
-        history = outcome.history = ledger.read(self.ledger, truth.history if truth else None)
-        outcome.problems += ledger.compare(history, truth.history if truth else history)
+    def _verify_ledger(self, last: Path, reference: Reference | None) -> None:
+        result = self.result
+        history = result.history = ledger.read(self.ledger, reference.history if reference else None)
+        result.problems += ledger.compare(history, reference.history if reference else history)
         consumed = functools.reduce(ledger.chained, (each for step in history.steps for each in step), "")
         if json.loads((last / "checkpoint.json").read_text())["consumed"] != consumed:
-            outcome.problems.append(f"{self.name}: the last checkpoint is of other samples than those consumed")
+            result.problems.append(f"{self.name}: the last checkpoint is of other samples than those consumed")
         for steps, lost in history.redone:
             bound = self.plan.every * (self.plan.max_pending + 1 if lost else 1)
             if steps > bound and self.plan.on_backlog == "wait":
-                outcome.problems.append(f"{self.name}: {steps} steps were done again, more than {bound}")
+                result.problems.append(f"{self.name}: {steps} steps were done again, more than {bound}")
 
     def _end_all(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -291,7 +291,7 @@ class _HangsError(Exception):
 def state_of(folder: Path) -> bytes:
     """The state in a checkpoint folder, as bytes that do not depend on how many processes saved it."""
     if list(folder.glob("state-*")):
-        from .tiny import state_bytes
+        from .tiny_loop import state_bytes
 
         return state_bytes(folder)
     from safetensors.numpy import load_file
@@ -300,9 +300,9 @@ def state_of(folder: Path) -> bytes:
     return b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
 
 
-def in_peace(place: Place, plan: Plan, name: str) -> Truth:
+def undisturbed(bench: Bench, plan: Plan, name: str) -> Reference:
     """The run to compare with. Raises AssertionError when not even that one goes well."""
-    with Lane(name, place, plan) as lane:
-        outcome = lane.run([])
-    assert not outcome.problems, outcome.problems
-    return Truth(outcome.history, outcome.state)
+    with RunUnderTest(name, bench, plan) as tested:
+        result = tested.run([])
+    assert not result.problems, result.problems
+    return Reference(result.history, result.state)

@@ -22,8 +22,8 @@ from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.storage.tokens import manifest as manifests
 from bafogpt.storage.tokens.stream import Samples, TokenStream, prefetch
 
+from .bench import DATA, Bench
 from .fault_script import Script
-from .place import DATA, Place
 from .proxy import Proxy
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ TRIES = 40
 
 
 @dataclass
-class Weather:
+class NetworkTally:
     """What the scripts did and what came of it."""
 
     scripts: int = 0
@@ -51,34 +51,34 @@ class Weather:
     problems: list[str] = field(default_factory=list)
 
 
-class Scripts:
+class NetworkCampaign:
     """Runs scripts, one after another."""
 
-    def __init__(self, place: Place) -> None:
-        self._home = place.home
-        self._bucket = place.bucket
-        self._settings = replace(place.settings, s3_timeout_s=3.0)
-        self._endpoint = place.endpoint
-        data = place.bucket.child(DATA)
+    def __init__(self, bench: Bench) -> None:
+        self._home = bench.home
+        self._bucket = bench.bucket
+        self._settings = replace(bench.settings, s3_timeout_s=3.0)
+        self._endpoint = bench.endpoint
+        data = bench.bucket.child(DATA)
         self._samples = Samples(TokenStream(data, manifests.load(data), "train"), LENGTH)
-        self._truth = [np.array(self._samples[index]) for index in range(self._samples.count)]
-        self.weather = Weather()
+        self._reference = [np.array(self._samples[index]) for index in range(self._samples.count)]
+        self.tally = NetworkTally()
 
-    def run(self, count: int, seed: int, progress: Callable[[Weather], None] = lambda _: None) -> Weather:
+    def run(self, count: int, seed: int, progress: Callable[[NetworkTally], None] = lambda _: None) -> NetworkTally:
         """``count`` scripts; it stops at the first that goes wrong."""
         for number in range(count):
-            before = len(self.weather.problems)
+            before = len(self.tally.problems)
             self._one(number, f"{seed} {number}")
-            if len(self.weather.problems) > before:
-                self.weather.problems.append(f"  that was script {number} of seed {seed}")
+            if len(self.tally.problems) > before:
+                self.tally.problems.append(f"  that was script {number} of seed {seed}")
                 break
-            progress(self.weather)
-        return self.weather
+            progress(self.tally)
+        return self.tally
 
     def _one(self, number: int, seed: str) -> None:
-        weather, chance = self.weather, random.Random(seed)
-        weather.scripts += 1
-        name = f"weather-{seed.replace(' ', '-')}"
+        tally, chance = self.tally, random.Random(seed)
+        tally.scripts += 1
+        name = f"network-{seed.replace(' ', '-')}"
         home = self._home / name
         with Proxy(self._endpoint, decide=Script(chance.randrange(1 << 30), rate=chance.uniform(0.05, 0.35))) as proxy:
             through = Bucket.open(self._bucket.url, replace(self._settings, s3_endpoint=proxy.url))
@@ -89,20 +89,20 @@ class Scripts:
                 right = found is not None and found[0].step == STEPS and _content(found[1]) == last
                 self._read(through, number)
             except BafoError as error:
-                weather.problems.append(f"{type(error).__name__}: {error.message}")
+                tally.problems.append(f"{type(error).__name__}: {error.message}")
                 return
             finally:
-                weather.faults += proxy.faults
+                tally.faults += proxy.faults
         direct = CheckpointStore(self._bucket.child(name))
         for checkpoint in direct.complete():
-            weather.manifests += 1
-            weather.unsound += bool(direct.problems(checkpoint))
-            weather.problems += direct.problems(checkpoint)
+            tally.manifests += 1
+            tally.unsound += bool(direct.problems(checkpoint))
+            tally.problems += direct.problems(checkpoint)
         newest = direct.fetch_newest(home / "direct")
         right = right and newest is not None and newest[0].step == STEPS and _content(newest[1]) == last
-        weather.found += right
+        tally.found += right
         if not right:
-            weather.problems.append(f"step {STEPS} was sent, found was {found and found[0].step}")
+            tally.problems.append(f"step {STEPS} was sent, found was {found and found[0].step}")
         shutil.rmtree(home)
 
     def _send_all(self, store: CheckpointStore, home: Path, chance: random.Random, large: bool) -> dict[str, bytes]:
@@ -138,9 +138,9 @@ class Scripts:
             rest = range(at, samples.count)
             rows = prefetch(samples, rest, depth=4) if number % 2 else ((index, samples[index]) for index in rest)
             for index, tokens in rows:
-                self.weather.samples += 1
-                if index != at or not np.array_equal(tokens, self._truth[index]):
-                    self.weather.problems.append(f"sample {at} was not what was written")
+                self.tally.samples += 1
+                if index != at or not np.array_equal(tokens, self._reference[index]):
+                    self.tally.problems.append(f"sample {at} was not what was written")
                 at += 1
 
         self._until_done(read)
@@ -151,7 +151,7 @@ class Scripts:
             try:
                 return action()
             except StorageError as error:
-                self.weather.errors[type(error).__name__] += 1
+                self.tally.errors[type(error).__name__] += 1
         try:
             return action()
         except StorageError as error:

@@ -21,7 +21,7 @@ BUCKET = "s3://faults"
 
 
 @dataclass(frozen=True)
-class Place:
+class Bench:
     """``bucket`` is reached without a proxy; ``environment`` is what a process needs to reach it, credentials too."""
 
     home: Path
@@ -32,7 +32,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def a_place(home: Path) -> Iterator[Place]:
+def start_bench(home: Path) -> Iterator[Bench]:
     """A server of its own in ``home``, for as long as the block."""
     with server.lease(home) as lease:
         endpoint = lease.endpoint
@@ -42,7 +42,7 @@ def a_place(home: Path) -> Iterator[Place]:
         bucket.create()
         write_dataset(bucket, home / "dataset")
         own = {"BAFOGPT_BUCKET": BUCKET, "BAFOGPT_HOME": str(home)}
-        yield Place(home, bucket, settings, endpoint.environment() | own, endpoint.url)
+        yield Bench(home, bucket, settings, endpoint.environment() | own, endpoint.url)
 
 
 def write_dataset(bucket: Bucket, workdir: Path, tokens: int = 1000, vocabulary: int = 256) -> None:
