@@ -66,16 +66,15 @@ class TextFile:
         a known stage.
         """
         self.documents = self.empty = 0
-        hasher = digests.hasher("blake3")
-        read = self._lines if kind_of(self.name) == ".jsonl" else self._whole
-        with self._readable(), self.open() as file:
-            for document in read(file, stage, language, hasher):
-                if document.text.strip():
-                    self.documents += 1
-                    yield document
-                else:
-                    self.empty += 1
-        self.digest = f"blake3:{hasher.hexdigest()}"
+        for where, each in self._records():
+            if (record := _side(each, language)) is None:
+                continue
+            document = self._document(record, stage, where)
+            if document.text.strip():
+                self.documents += 1
+                yield document
+            else:
+                self.empty += 1
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(``FILE:LINE``, object) of each line of a ``.jsonl`` file that is not blank.
@@ -83,43 +82,32 @@ class TextFile:
         Raises :class:`DataError` naming file and line for what is not text or not a JSON object.
         """
         self.documents = 0
+        for each in self._records():
+            self.documents += 1
+            yield each
+
+    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The lines of a ``.jsonl`` file that are not blank, or the whole of another file."""
+        is_json = kind_of(self.name) == ".jsonl"
         hasher = digests.hasher("blake3")
         with self._readable(), self.open() as file:
-            for each in self._records(file, hasher):
-                self.documents += 1
-                yield each
+            for number, raw in enumerate(file if is_json else [file.read()], start=1):
+                hasher.update(raw)
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    line, byte = (
+                        number + raw.count(b"\n", 0, error.start),
+                        error.start - raw.rfind(b"\n", 0, error.start),
+                    )
+                    message = f"{self.path}:{line}: not UTF-8 text (byte {byte})"
+                    raise DataError(message, f"file {self.path}") from None
+                where = f"{self.path}:{number}"
+                if not is_json:
+                    yield where, {"text": text}
+                elif text.strip():
+                    yield where, _record(text, where, self.path)
         self.digest = f"blake3:{hasher.hexdigest()}"
-
-    def _lines(
-        self, file: IO[bytes], stage: str | None, language: str | None, hasher: digests.Hasher
-    ) -> Iterator[Document]:
-        for where, each in self._records(file, hasher):
-            if (record := _side(each, language)) is not None:
-                yield self._document(record, stage, where)
-
-    def _records(self, file: IO[bytes], hasher: digests.Hasher) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, line in enumerate(file, start=1):
-            hasher.update(line)
-            where = f"{self.path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1})", f"file {self.path}") from None
-            if text.strip():
-                yield where, _record(text, where, self.path)
-
-    def _whole(
-        self, file: IO[bytes], stage: str | None, language: str | None, hasher: digests.Hasher
-    ) -> Iterator[Document]:
-        raw = file.read()
-        hasher.update(raw)
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            message = f"{self.path}:{line}: not UTF-8 text (byte {error.start} of the file)"
-            raise DataError(message, f"file {self.path}") from None
-        yield self._document({"text": text}, stage, f"{self.path}:1")
 
     def _document(self, record: dict[str, Any], stage: str | None, where: str) -> Document:
         text, own = record.get("text"), record.get("stage")

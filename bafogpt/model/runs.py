@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bafogpt.core import digest, files, terms
-from bafogpt.core.errors import CorruptError, NotFoundError, RunNotFoundError, did_you_mean
+from bafogpt.core import digest, files, schema, terms
+from bafogpt.core.errors import NotFoundError, RunNotFoundError, did_you_mean
 from bafogpt.data.vocabulary.files import config_of
 from bafogpt.model.export import Export, from_checkpoint
 from bafogpt.model.formats.checkpoint import CheckpointFolder
@@ -69,12 +69,10 @@ def find(bucket: Bucket, name: str, step: int | None = None, *, best: bool = Fal
     """
     run = bucket.child(f"runs/{name}")
     try:
-        record = json.loads(run.get("run.json"))
+        record = schema.parse_json(run.get("run.json"), f"{run.url}/run.json")
     except NotFoundError:
         near = did_you_mean(name, bucket.folders("runs"))
         raise RunNotFoundError(f"no run '{name}' in {bucket.url}{near}", "bafogpt runs ls") from None
-    except ValueError as error:
-        raise CorruptError(f"{run.url}/run.json: {error}", f"bafogpt runs show {name}") from None
     complete = CheckpointStore(run.child("checkpoints")).complete()
     return RunModel(name, record, _chosen(complete, name, step, best))
 

@@ -115,8 +115,8 @@ def _unfit(content: dict[str, Any], model: dict[str, Any]) -> str:
 
 def padding_names(base: Base, count: int) -> list[str]:
     """The next ``count`` names of padding pieces that the base does not have."""
-    names = (f"<padding_{number}>" for number in itertools.count())
-    return list(itertools.islice((name for name in names if name not in base.pieces), count))
+    known, names = set(base.pieces), (f"<padding_{number}>" for number in itertools.count())
+    return list(itertools.islice((name for name in names if name not in known), count))
 
 
 def extended(base: Base, learned: Sequence[LearnedPiece], padding: int) -> dict[str, Any]:

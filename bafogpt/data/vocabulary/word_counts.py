@@ -8,6 +8,7 @@ the base. Memory grows with the number of distinct words, not with the text.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -84,22 +85,15 @@ def count(
     ]
     workers = min(processes or os.cpu_count() or 1, len(tasks))
     words = WordCounts()
-    for part in _counted(tasks, workers):
-        words.add(part)
-        progress(1)
+    with contextlib.ExitStack() as stack:
+        mapped = map if workers <= 1 else stack.enter_context(pool(workers)).map
+        for part in mapped(_count_file, tasks):  # in the order of the files, so that the result is deterministic
+            words.add(part)
+            progress(1)
     return words
 
 
 _Task = tuple[str, int, str, bool, Settings | None]
-
-
-def _counted(tasks: Sequence[_Task], workers: int) -> Iterator[WordCounts]:
-    """The words of each file, in the order of the files."""
-    if workers <= 1:
-        yield from map(_count_file, tasks)
-        return
-    with pool(workers) as processes:
-        yield from processes.map(_count_file, tasks)
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
