@@ -135,10 +135,10 @@ def _memory_for(task: Mapping[str, Any], count: int) -> str | None:
     Never less, because fewer GPUs hold the same checkpoint. None for a task without such memory or a single GPU type.
     """
     resources = task.get("resources") or {}
-    asked, gpus = str(resources.get("memory") or "").removesuffix("+"), resources.get("accelerators")
-    if not asked.isdigit() or not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
+    memory, gpus = str(resources.get("memory") or "").removesuffix("+"), resources.get("accelerators")
+    if not memory.isdigit() or not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
         return None
-    return f"{max(int(asked), -(-int(asked) * count // parse_gpus(gpus)[1]))}+"
+    return f"{max(int(memory), -(-int(memory) * count // parse_gpus(gpus)[1]))}+"
 
 
 def to_yaml(task: Mapping[str, Any]) -> str:
