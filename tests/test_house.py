@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [*sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file()), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted(path for path in (ROOT / "scripts").rglob("*") if path.is_file() and path.suffix != ".yaml"), ROOT / ".ci" / "run"]
 LINES = 400
 """A longer module wants a seam."""
 
