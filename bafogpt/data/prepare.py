@@ -223,7 +223,7 @@ def _write(cache: TokenCache, writer: TokenWriter, options: PrepareOptions, repo
             report.train_tokens += document.size
             replayed += document.size if is_replay else 0
     if not report.train_tokens:
-        raise DataError("every document is held out for validation, none is left to train on", "--validation 0")
+        raise DataError("every document is held out for validation, so none remains for training", "--validation 0")
     report.replay_share = replayed / report.train_tokens
 
 

@@ -1,6 +1,6 @@
 """What a model card tells of a run, from the bucket's records: the facts for :mod:`bafogpt.storage.hub.card`.
 
-A card is for everybody, and a record is not: each fact is named here, and nothing else of a record gets out. No host,
+A card is public and a record is not: only the facts named here are copied from a record. No host,
 address or path of a machine does, and no place of the registry that an image came from.
 """
 

@@ -1,6 +1,6 @@
 """A run's model, or a model folder, made ready for others: what is published, with its card and its picture.
 
-:func:`from_run` and :func:`from_folder` find out what there is and raise what is wrong with it; :meth:`Release.build`
+:func:`from_run` and :func:`from_folder` read the model and raise errors about it; :meth:`Release.build`
 makes the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute`
 sends it."""
 
@@ -27,7 +27,7 @@ from bafogpt.storage.hub import card
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOptions:
-    """How it is to be published."""
+    """Options of a publication."""
 
     adapter: bool = False
     """The adapter alone, as PEFT has it; else it is merged into its base."""

@@ -107,7 +107,7 @@ def read_bytes(bucket: Bucket, folder: str) -> bytes:
 class SegmentReader:
     """Reads JSON lines as they are written, each byte once.
 
-    ``tail_bytes`` skips all but the end of what is there at the first read; ``attempt`` reads node 0's lines of one
+    ``tail_bytes`` reads only the end of the log at the first read; ``attempt`` reads node 0's lines of one
     attempt only.
     """
 

@@ -127,7 +127,7 @@ class _PendingCheckpoint:
 
     def _run(self) -> None:
         try:
-            self._writing.result()  # of all processes: DCP gathers their results and tells everybody
+            self._writing.result()  # of all processes: DCP gathers their results on every rank
             if local_rank() == 0:
                 taken = {"save_s": round(time.monotonic() - self._started, 3)}
                 self._trainer_files.commit(self._partial, self._meta | taken)

@@ -43,7 +43,7 @@ class StepProfiler:
             self._profiler.start()
 
     def step(self, *, last: bool = False) -> bool:
-        """A step is done. Returns whether the trace was written just now: all, or at the ``last`` what there is."""
+        """End a step. Returns whether the trace was written now: whole, or, at the ``last`` step, partial."""
         profiler = self._profiler
         if profiler is None:
             return False

@@ -1,8 +1,8 @@
 """A trainer without a model: the real trainer files, a real process, real signals, steps of a hundredth of a second.
 
-The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies without a word at step N of every try,
+The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies silently at step N of every try,
 ``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM, ``best_at=N`` makes step N's
-checkpoint the best, ``hang_at=N`` does nothing for ever after step N of the first try, ``print=NAME`` prints
+checkpoint the best, ``hang_at=N`` hangs after step N of the first try, ``print=NAME`` prints
 an environment variable.
 """
 

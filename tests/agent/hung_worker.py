@@ -1,4 +1,4 @@
-"""The real worker around a loop that does nothing for ever: ``python hung_worker.py FOLDER``."""
+"""The real worker around a loop that hangs: ``python hung_worker.py FOLDER``."""
 
 from __future__ import annotations
 

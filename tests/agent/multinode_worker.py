@@ -3,7 +3,7 @@
 All ranks meet at MASTER_ADDR:MASTER_PORT and exchange the samples that each consumed, so the end of one is the end of
 all, as with a real process group. The state is a list of the hashes of all samples so far, which each rank keeps whole
 and of which it saves its own slice: a part of a checkpoint that is of another save than the rest is noticed when it is
-read. ``hang`` in MULTINODE_WORKER lets the highest rank do nothing for ever at step 12 of the first start.
+read. ``hang`` in MULTINODE_WORKER lets the highest rank hang at step 12 of the first start.
 """
 
 from __future__ import annotations

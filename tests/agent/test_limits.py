@@ -65,7 +65,7 @@ def test_a_run_that_has_cost_what_it_may_saves_and_ends_with_its_own_code_and_ca
     assert 2 < account.usd < 6  # the save and the last look are in it
     assert "the limit of $5.00" in store.logs("run")
 
-    assert run(job, price=3600).exit_code == ExitCode.LIMIT_REACHED  # started again by somebody: no trainer starts
+    assert run(job, price=3600).exit_code == ExitCode.LIMIT_REACHED  # started again: no trainer starts
     assert [event["attempt"] for event in store.events("run") if event["event"] == "trainers_started"] == [1]
 
     monkeypatch.setenv("BAFOGPT_MAX_COST", "5000")

@@ -176,7 +176,7 @@ def test_a_node_is_silent_when_others_could_have_heard_it(bucket: Bucket):
     first, second = pair(bucket, clock)
     second.exchange()
     first.exchange()
-    clock.now += 100  # the first node could not reach the bucket: it knows of nobody's silence
+    clock.now += 100  # the first node could not reach the bucket: it cannot judge the silence of others
     assert first.silent(5) == []
     assert first.unread_s() == 100
     first.exchange()

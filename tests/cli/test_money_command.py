@@ -21,7 +21,7 @@ CATALOG = ROOT / "tests" / "launch" / "catalog"
 
 @pytest.fixture
 def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SkyPilot catalog in the test's home, and a network that nobody needs."""
+    """A SkyPilot catalog in the test's home, and no use of the network."""
     monkeypatch.delenv("SKY_RUNTIME_DIR", raising=False)
     shutil.copytree(CATALOG, tmp_path / "home" / ".sky" / "catalogs" / "v8")
 

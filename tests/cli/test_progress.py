@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a line now and then elsewhere, nothing where nobody looks."""
+"""Progress: a bar on a terminal, a line now and then elsewhere, nothing where no one watches."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_the_manifest_is_written_last(corpus: Any, local: Bucket, monkeypatch: p
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ([{"text": HELD_OUT, "stage": "web"}], "none is left to train on"),
+        ([{"text": HELD_OUT, "stage": "web"}], "none remains for training"),
         ([], r"a\.jsonl: no text \(0 empty records\)"),
         ([{"text": " ", "stage": "web"}], r"a\.jsonl: no text \(1 empty records\)"),
         ([{"text": "a", "stage": "replay"}], r"a\.jsonl: only replay text"),

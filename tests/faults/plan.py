@@ -1,4 +1,4 @@
-"""What is planned for a run, and what came of it."""
+"""What is planned for a run, and its result."""
 
 from __future__ import annotations
 

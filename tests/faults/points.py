@@ -38,7 +38,7 @@ class Armed:
         self._write({"process": process, "label": label, "nth": nth})
 
     def disarm(self) -> None:
-        """Nobody ends."""
+        """No process ends."""
         self._write({})
         for path in self.path.parent.glob(f"{self.path.name}.hit-*"):
             path.unlink()

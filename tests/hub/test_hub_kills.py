@@ -94,7 +94,7 @@ def test_a_push_to_the_hub_and_a_pull_killed_twice_each(
     hub.part_bytes, hub.large_bytes = 4 << 20, 10_000_000
     for count in (size * 3 // 4, size):  # within the first file, then within the second
         command.killed_after(hub, count, "push", big, REPO)
-        assert len(hub.repos["zulu/model"].commits) == 1, "nobody sees anything of it yet"
+        assert len(hub.repos["zulu/model"].commits) == 1, "a partial upload is visible"
     command.run("push", big, REPO)
     assert hub.up <= 2 * size + 2 * hub.part_bytes
 

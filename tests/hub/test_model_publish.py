@@ -97,7 +97,7 @@ def publish(hub: Hub, settings: Settings, made: Bucket, tmp_path: Path, monkeypa
 
 
 def from_the_hub(hub: Hub, script: str, home: Path) -> torch.Tensor:
-    """Logits that a process of somebody else's gets, with nothing but transformers or peft and the Hub's name."""
+    """Logits in a process that uses only transformers or peft and the name on the Hub."""
     lines = [
         "import sys, torch",
         script,
@@ -165,7 +165,7 @@ def test_a_run_is_published_private_with_its_card_and_comes_back_with_equal_logi
     assert torch.equal(theirs, exported(BASE, tmp_path / "ours"))
     assert publish(BASE, REPO, "--license", "gemma")["commit"] == first["commit"], "there is nothing to do"
     hub.repos["zulu/model"].private = False
-    assert "is public: everybody would see this" in publish(BASE, REPO, "--best", code=ExitCode.USAGE)[0]
+    assert "is public: anyone can read this" in publish(BASE, REPO, "--best", code=ExitCode.USAGE)[0]
 
 
 def lines(bucket: Bucket, name: str) -> list[dict[str, Any]]:

@@ -200,7 +200,7 @@ def stop() -> None:
 
 
 def leftovers() -> list[str]:
-    """What is there of the lab, in words; nothing after a stop."""
+    """Processes and files that are left of the lab; none after a stop."""
     found = [f"process {process}" for process in processes.of_lab(PODS)]
     found += [f"container {each}" for each in _containers()]
     return found + [f"folder {path}" for path in (F, Path(f"/tmp/sky_ssh_{PODS.user_hash}")) if os.path.exists(path)]

@@ -1,6 +1,6 @@
 """A HOME for SkyPilot: what is configured, where it may rent, at which prices, and an ssh that reads this HOME.
 
-Nobody's own ``~/.sky`` is read or written. Prices come from ``catalog``, a few rows in SkyPilot's own columns; without
+The user's ``~/.sky`` is neither read nor written. Prices come from ``catalog``, a few rows in SkyPilot's columns; without
 them the first GPU that is asked for would be looked up on the internet.
 """
 

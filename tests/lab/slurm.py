@@ -206,7 +206,7 @@ def stop() -> None:
 
 
 def leftovers() -> list[str]:
-    """What is there of the lab, in words; nothing after a stop."""
+    """Processes and files that are left of the lab; none after a stop."""
     found = [f"process {process}" for process in processes.of_lab(SLURM, _uid(), USER)]
     found += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(F) in line]
     found += [f"folder {path}" for path in (F, Path(f"/tmp/sky_ssh_{SLURM.user_hash}")) if path.exists()]

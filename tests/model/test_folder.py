@@ -81,7 +81,7 @@ def test_a_network_with_a_head_of_its_own_takes_a_tied_models_embedding(saved: S
 
 @pytest.fixture
 def second_of_two() -> Iterator[None]:
-    """This process as rank 1 of 2 that talk to nobody."""
+    """This process as rank 1 of 2, without communication."""
     dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     yield
     dist.destroy_process_group()

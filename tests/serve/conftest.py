@@ -35,7 +35,7 @@ class Server:
         return engine
 
     def idle(self, seconds: float = 20) -> bool:
-        """Whether nothing is computed and nobody waits, within that time."""
+        """Whether no answer is computed and no request waits, within that time."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if not self.engine.computing and not self.engine.waiting:

@@ -246,7 +246,7 @@ def test_a_damaged_manifest_gives_way_to_a_whole_one(folder: Bucket, save: Save)
 def test_a_server_that_writes_over_manifests_makes_no_checkpoint_of_two(
     folder: Bucket, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some take no notice of If-None-Match: what counts is what is there afterwards."""
+    """Some servers ignore If-None-Match: the manifest that is stored afterwards decides."""
     store, rival = CheckpointStore(folder), CheckpointStore(Bucket.open(folder.url))
     put = folder.put
 

@@ -28,7 +28,7 @@ TOMORROW = datetime.now(UTC) + timedelta(hours=25)
 
 @pytest.fixture
 def full(anywhere: Bucket, write: Callable[..., Any], tmp_path: Path) -> Bucket:
-    """A bucket with a model, a dataset, a run with two checkpoints, and a folder of somebody's files."""
+    """A bucket with a model, a dataset, a run with two checkpoints, and a folder of other files."""
     settings = anywhere.address("")[0].settings
     model = tmp_path / "model"
     (model / "tokenizer").mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_nothing_is_garbage_where_a_manifest_cannot_be_read(full: Bucket, path: 
     full.put("models/m/orphan", b"x")
     full.put("runs/r/checkpoints/step-00000010/u9/state.bin", b"x")
     full.put(path, full.get(path)[:-40])
-    if path.startswith("models/"):  # what is not even JSON is nobody's manifest: that folder is left alone too
+    if path.startswith("models/"):  # a file that is not JSON is no manifest, so that folder is not touched either
         assert garbage(full) == {"runs/r/checkpoints/step-00000010/u9/state.bin"}
     else:
         assert garbage(full) == {"models/m/orphan"}

@@ -70,7 +70,7 @@ def guard(action: Callable[[], object], words: Sequence[str], debug: bool) -> in
 
 
 def own_words(words: Sequence[str]) -> Sequence[str]:
-    """The words before ``--``; what follows belongs to somebody else's command."""
+    """The words before ``--``; the rest belongs to another command."""
     return words[: words.index("--")] if "--" in words else words
 
 

@@ -125,7 +125,7 @@ def require_allowed(location: HubLocation, *, public: bool) -> None:
 
 def _require_private(private: bool | None, location: HubLocation, public: bool) -> None:
     if not private and not public:
-        raise UsageError(f"hf://{location.repo} is public: everybody would see this", "add --public to agree")
+        raise UsageError(f"hf://{location.repo} is public: anyone can read this", "add --public to agree")
 
 
 def _create(api: HfApi, location: HubLocation, public: bool) -> None:
