@@ -1,7 +1,7 @@
 """A HOME for SkyPilot: what is configured, where it may rent, at which prices, and an ssh that reads this HOME.
 
-The user's ``~/.sky`` is neither read nor written. Prices come from ``catalog``, a few rows in SkyPilot's columns; without
-them the first GPU that is asked for would be looked up on the internet.
+The user's ``~/.sky`` is neither read nor written. Prices come from ``catalog``, a few rows in SkyPilot's columns;
+without them the first GPU that is asked for would be looked up on the internet.
 """
 
 from __future__ import annotations
