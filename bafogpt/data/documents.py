@@ -96,10 +96,8 @@ class TextFile:
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    line, byte = (
-                        number + raw.count(b"\n", 0, error.start),
-                        error.start - raw.rfind(b"\n", 0, error.start),
-                    )
+                    line = number + raw.count(b"\n", 0, error.start)
+                    byte = error.start - raw.rfind(b"\n", 0, error.start)
                     message = f"{self.path}:{line}: not UTF-8 text (byte {byte})"
                     raise DataError(message, f"file {self.path}") from None
                 where = f"{self.path}:{number}"

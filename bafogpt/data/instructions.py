@@ -109,8 +109,7 @@ def prepare(
     Raises :class:`ConflictError` where a dataset exists and ``overwrite`` is not set, :class:`DataError` naming file
     and line for an unusable record, and what the bucket raises.
     """
-    options = options or InstructionOptions()
-    began = time.monotonic()
+    options, began = options or InstructionOptions(), time.monotonic()
     require_no_dataset(out, options.overwrite)
     found = [pair for each in files for pair in _find(each, settings)]
     report = InstructionReport(url=out.url, files=len(found))

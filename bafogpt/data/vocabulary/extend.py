@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +101,8 @@ def extend(
     """Extend the tokenizer ``base`` with pieces learned from ``corpus``, and write it to the new folder ``out``.
 
     Text of ``protected`` keeps its tokens, except words that the corpus uses more. Equal inputs give equal files.
-    Memory grows with the number of distinct words. Raises :class:`ConflictError` where ``out`` exists,
-    :class:`DataError` for too little text, and what :func:`files.load` and reading raise; ``out`` is not created then.
+    Raises :class:`ConflictError` where ``out`` exists, :class:`DataError` for too little text, and what
+    :func:`files.load` and reading raise; ``out`` is not created then.
     """
     options, began = options or ExtendOptions(), time.monotonic()
     require_new(out)
@@ -122,12 +122,11 @@ def extend(
     report.documents, report.words, report.distinct_words = read.documents, read.counts.total(), len(read.counts)
     report.units, report.protected_words, report.forbidden_pairs = len(units), len(guarded), len(forbidden)
     report.refused, report.lowest_count = dict(learner.refused), learner.learned[-1].count
-    facts = {"settings": asdict(options), "corpus": _facts(read), "protect": _facts(kept)}
     with stage("writing and checking", None, ""):
+        facts = {"settings": asdict(options), "corpus": _facts(read), "protect": _facts(kept)}
         sample = itertools.chain(UNUSUAL, read.sample, kept.sample, read.counts, kept.counts)
         report.tokenizer_model = _write(out, loaded, learner.learned, padding, facts, sample)
-    report.seconds = time.monotonic() - began
-    return report
+    return replace(report, seconds=time.monotonic() - began)
 
 
 class Learner:
