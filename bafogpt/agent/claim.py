@@ -28,7 +28,7 @@ IMAGE_LABELS = Path("/etc/bafogpt/image.json")
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchInfo:
-    """What the launch tells the machine."""
+    """What the launch configures on the machine."""
 
     infra: str = "local"
     price_per_hour: float = 0.0

@@ -156,7 +156,7 @@ class _Checks:
             return []
         if len(gpus) < needs.gpus:
             wanted = f"{needs.gpu}:{needs.gpus}" if needs.gpu else f"{needs.gpus}"
-            self._add(f"{wanted} GPUs were asked for, and {len(gpus)} are visible")
+            self._add(f"{wanted} GPUs requested, {len(gpus)} visible")
         elif 0 < len(gpus) < needs.processes:
             message = f"supervisor.processes is {needs.processes}, and {len(gpus)} GPUs are visible"
             raise ConfigError(message, f"--set supervisor.processes={len(gpus)}")

@@ -1,8 +1,8 @@
 """A trainer without a model: the real trainer files, a real process, real signals, steps of a hundredth of a second.
 
-The behaviour that a test wants stands in FAKE_WORKER: ``crash_at=N`` dies silently at step N of every try,
+FAKE_WORKER sets its behaviour: ``crash_at=N`` exits with code 7 at step N of every start,
 ``fail`` ends with a failure that no retry helps, ``deaf`` ignores SIGTERM, ``best_at=N`` makes step N's
-checkpoint the best, ``hang_at=N`` hangs after step N of the first try, ``print=NAME`` prints
+checkpoint the best, ``hang_at=N`` hangs after step N of the first start, ``print=NAME`` prints
 an environment variable.
 """
 

@@ -155,7 +155,7 @@ def test_a_node_without_its_gpus_ends_the_run(cluster: Cluster, bad: int):
     for node in nodes if bad else nodes[:1]:  # SkyPilot ends the others when node 0 has ended before they joined
         assert node.wait() == ExitCode.MACHINE_UNFIT, node.output.read_text()
     record = cluster.store.load("run")
-    said = "4 GPUs were asked for, and 0 are visible"
+    said = "4 GPUs requested, 0 visible"
     assert record.state == "failed" and record.wants_another_machine
     assert record.message == (f"node 1: {said}" if bad else said)
     assert cluster.events("trainers_started") == []
@@ -176,7 +176,7 @@ def test_a_node_is_silent_when_others_could_have_heard_it(bucket: Bucket):
     first, second = pair(bucket, clock)
     second.exchange()
     first.exchange()
-    clock.now += 100  # the first node could not reach the bucket: it cannot judge the silence of others
+    clock.now += 100  # the first node could not reach the bucket: no peer counts as silent
     assert first.silent(5) == []
     assert first.unread_s() == 100
     first.exchange()

@@ -47,7 +47,7 @@ def environment(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
-def patient_job(**over: Any) -> Job:
+def slow_machine_job(**over: Any) -> Job:
     """The small job on a machine that is busy with importing the packages of two services."""
     return make_job(supervisor={"storage_timeout_s": 60}, **over)
 
@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     store = tmp_path / "mlruns"
-    job = patient_job(
+    job = slow_machine_job(
         train={"tokens": 4000},
         tracking={
             "wandb": {"project": "zulu", "mode": "offline"},
@@ -174,7 +174,7 @@ def test_a_tracker_that_is_killed_is_started_again_and_no_step_is_missing_or_twi
         real(self, output)
 
     monkeypatch.setattr(sidecar.Sidecar, "_read", read)
-    job = patient_job(
+    job = slow_machine_job(
         train={"tokens": 4000}, tracking={"mlflow": {"experiment": "zulu", "uri": f"file://{store}"}, "drain_s": 60}
     )
     assert supervise(job).state == "succeeded"
@@ -198,7 +198,7 @@ def test_a_tracker_that_hangs_or_crashes_takes_nothing_from_the_run(
     monkeypatch.setattr(sidecar, "COMMAND", (sys.executable, str(HERE / "fake_tracker.py")))
     monkeypatch.setenv("FAKE_TRACKER", behaviour)
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
-    job = patient_job(tracking={"mlflow": {"experiment": "zulu", "uri": "https://nowhere.invalid"}, "drain_s": 1})
+    job = slow_machine_job(tracking={"mlflow": {"experiment": "zulu", "uri": "https://nowhere.invalid"}, "drain_s": 1})
     assert supervise(job) == ExitOutcome("succeeded")
     store = RunStore(bucket)
     times = {each["event"]: float(each["time"]) for each in store.events("run")}
@@ -214,7 +214,7 @@ def test_a_server_that_is_not_there_is_said_and_the_run_is_as_ever(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:9")
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.01")
-    assert supervise(patient_job(tracking={"mlflow": {"experiment": "zulu"}, "drain_s": 30})) == ExitOutcome(
+    assert supervise(slow_machine_job(tracking={"mlflow": {"experiment": "zulu"}, "drain_s": 30})) == ExitOutcome(
         "succeeded"
     )
     said = RunStore(bucket).logs("run")

@@ -97,7 +97,7 @@ def test_the_third_unfit_machine_in_a_row_is_the_last(launch: Launch):
     assert "zulu failed with exit code 100" in told
 
 
-def test_a_launch_that_nobody_watches_leaves_the_end_to_the_machine(launch: Launch):
+def test_a_detached_launch_leaves_the_teardown_to_the_machine(launch: Launch):
     code, account, _ = launch("--detach", fit=set())
 
     assert code == 0 and len(account.up_at_launch) == 1

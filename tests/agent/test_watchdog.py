@@ -35,18 +35,18 @@ def step(trainer_files: TrainerFiles, number: int, seconds: float = 1.0) -> None
         file.write(json.dumps(line | {"seconds": seconds}) + "\n")
 
 
-def pulse(trainer_files: TrainerFiles, clock: Clock, max_pending: int = 2) -> HangDetector:
+def detector(trainer_files: TrainerFiles, clock: Clock, max_pending: int = 2) -> HangDetector:
     return HangDetector(trainer_files, 1, first_s=100, then_s=10, max_pending=max_pending, clock=clock)
 
 
 def test_the_first_step_may_take_longer_than_those_after_it(trainer_files: TrainerFiles):
     clock = Clock()
-    watched = pulse(trainer_files, clock)
+    watched = detector(trainer_files, clock)
     clock.now += 99
     assert watched.hung() is None
     clock.now += 99
     assert watched.hung() == "no first step after 100 s"
-    watched = pulse(trainer_files, clock)
+    watched = detector(trainer_files, clock)
     watched.hung()
     step(trainer_files, 1)
     assert watched.hung() is None
@@ -54,10 +54,10 @@ def test_the_first_step_may_take_longer_than_those_after_it(trainer_files: Train
     assert watched.hung() == "no progress for 10 s"
 
 
-def test_steps_of_an_earlier_start_are_no_sign_of_life(trainer_files: TrainerFiles):
+def test_steps_of_an_earlier_start_are_no_progress(trainer_files: TrainerFiles):
     clock = Clock()
     step(trainer_files, 1)
-    watched = pulse(trainer_files, clock)
+    watched = detector(trainer_files, clock)
     watched.hung()
     clock.now += 50
     assert watched.hung() is None
@@ -65,9 +65,9 @@ def test_steps_of_an_earlier_start_are_no_sign_of_life(trainer_files: TrainerFil
     assert watched.hung() == "no first step after 100 s"
 
 
-def test_a_checkpoint_that_grows_is_a_sign_of_life(trainer_files: TrainerFiles):
+def test_a_checkpoint_that_grows_is_progress(trainer_files: TrainerFiles):
     clock = Clock()
-    watched = pulse(trainer_files, clock)
+    watched = detector(trainer_files, clock)
     step(trainer_files, 1)
     partial = trainer_files.partial(1)
     partial.mkdir()
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_grows_is_a_sign_of_life(trainer_files: TrainerFiles):
 
 def test_trainers_that_wait_for_the_bucket_do_not_hang(trainer_files: TrainerFiles):
     clock = Clock()
-    watched = pulse(trainer_files, clock, max_pending=1)
+    watched = detector(trainer_files, clock, max_pending=1)
     step(trainer_files, 1)
     (trainer_files.checkpoints / "step-00000001").mkdir()
     for _ in range(5):

@@ -100,7 +100,7 @@ def test_a_pod_without_the_gpus_that_were_asked_for(rented: Rented, name: str) -
     rented.launch(name, "-d", supervisor__require_gpus="true")
 
     record = rented.until(lambda: (found := rented.store.find(name)) and found.state == "failed" and found)
-    assert record.message == "L40:4 GPUs were asked for, and 0 are visible" and record.wants_another_machine
+    assert record.message == "L40:4 GPUs requested, 0 visible" and record.wants_another_machine
     rented.until_gone(name)
     last, lines = rented.told(name)
     assert last == f"{name}: failed: {record.message}"
