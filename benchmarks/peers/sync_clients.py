@@ -64,7 +64,7 @@ def _store(job: Job, signed: bool = True) -> Any:
     return store
 
 
-def obstore_put(job: Job, lanes: int, part: int, in_flight: int, signed: bool = True) -> Act:
+def obstore_put(job: Job, workers: int, part: int, in_flight: int, signed: bool = True) -> Act:
     import obstore
 
     store = _store(job, signed)
@@ -73,7 +73,7 @@ def obstore_put(job: Job, lanes: int, part: int, in_flight: int, signed: bool = 
         obstore.put(store, f"{job['prefix']}/{file.name}", file, chunk_size=part, max_concurrency=in_flight)
 
     def act() -> None:
-        with ThreadPoolExecutor(lanes) as pool:
+        with ThreadPoolExecutor(workers) as pool:
             list(pool.map(one, _files(job)))
 
     return act

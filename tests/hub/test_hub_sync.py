@@ -60,9 +60,7 @@ def test_a_push_is_one_private_commit_with_card_and_manifest_and_the_same_again_
     assert len(repo.commits) == 2
 
 
-def test_what_is_pulled_is_what_was_pushed_and_says_how_it_was_verified(
-    hub: Hub, copy: Copy, model: Path, tmp_path: Path
-):
+def test_a_pushed_folder_is_pulled_unchanged_and_verified(hub: Hub, copy: Copy, model: Path, tmp_path: Path):
     copy(model, REPO)
     report = copy(REPO, tmp_path / "pulled")
 
@@ -73,7 +71,7 @@ def test_what_is_pulled_is_what_was_pushed_and_says_how_it_was_verified(
     assert again.sent_files == 0
 
 
-def test_a_push_of_a_changed_model_sends_what_changed_and_removes_what_is_gone(hub: Hub, copy: Copy, model: Path):
+def test_a_push_of_a_changed_model_sends_changed_files_and_deletes_missing_ones(hub: Hub, copy: Copy, model: Path):
     copy(model, REPO)
     received = hub.up
     (model / "model-2.safetensors").rename(model / "model-3.safetensors")
@@ -191,7 +189,7 @@ def test_a_card_that_a_person_wrote_is_never_written_over(hub: Hub, copy: Copy, 
     assert files_of(hub)["README.md"].content == b"# From the folder"
 
 
-def test_the_card_says_what_is_known_and_what_is_to_be_filled_in():
+def test_the_card_has_the_known_facts_and_marks_the_others():
     facts = {"run": "zulu-1", "step": 40, "samples": 4000, "sequence_length": 128, "model": "Gemma-2-2b"}
     text = card.write("hf://zulu/model", facts, 3, 5_000_000).decode()
 
@@ -241,7 +239,7 @@ def interrupted(plan: SyncPlan, monkeypatch: pytest.MonkeyPatch) -> None:
         execute(plan)
 
 
-def test_an_interrupted_upload_goes_on_after_its_last_part(
+def test_an_interrupted_upload_resumes_after_its_last_part(
     hub: Hub, model: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     plan = prepare(locate(str(model), settings), locate(REPO, settings))

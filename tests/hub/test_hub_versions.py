@@ -27,7 +27,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_huggingface_hub_2_pushes_and_pulls_and_goes_on(client: Path, hub: Hub, tmp_path: Path):
+def test_huggingface_hub_2_pushes_pulls_and_resumes(client: Path, hub: Hub, tmp_path: Path):
     size = 12_000_000
     hub.part_bytes, hub.large_bytes = 4 << 20, 10_000_000
     write_model(tmp_path / "model", size)

@@ -251,7 +251,9 @@ def test_a_dry_run_shows_the_card_and_sends_nothing(publish: Command, hub: Hub):
         ((BASE, REPO, "--license", "a\nb: c"), ExitCode.USAGE, "is no name of the Hub"),
     ],
 )
-def test_what_cannot_be_published(publish: Command, hub: Hub, words: tuple[str, ...], code: ExitCode, message: str):
+def test_impossible_publications_are_refused(
+    publish: Command, hub: Hub, words: tuple[str, ...], code: ExitCode, message: str
+):
     error, hint = publish(*words, code=code)
 
     assert error.startswith("error: ") and message in error

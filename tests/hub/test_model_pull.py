@@ -42,7 +42,7 @@ def published(tmp_path: Path, hub: Hub, copy: Copy) -> Any:
     return model
 
 
-def test_pull_takes_what_a_model_is_and_nothing_else(published: Any, settings: Settings, tmp_path: Path, capsys: Any):
+def test_pull_takes_only_the_files_of_a_model(published: Any, settings: Settings, tmp_path: Path, capsys: Any):
     out = tmp_path / "pulled"
 
     assert command_line.main(["model", "pull", REPO.removeprefix("hf://"), str(out), "--json"]) == 0
@@ -98,5 +98,5 @@ def test_a_repository_without_safetensors_is_refused(tmp_path: Path, hub: Hub, c
         ("s3://other/models/zulu", "s3://other/models/zulu"),
     ],
 )
-def test_a_name_of_the_hub_and_one_of_the_bucket_are_told_apart(text: str, url: str):
+def test_names_of_the_hub_and_of_the_bucket_are_distinguished(text: str, url: str):
     assert pull.source_of(text, Settings(bucket="s3://bucket/p")).url == url

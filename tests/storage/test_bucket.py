@@ -31,7 +31,7 @@ NAMES = ["a", "deep/er/file.bin", "a b+c", "é–ŋ", "50%20#x", "plus+and&"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_put_is_there_under_its_name(anywhere: Bucket, name: str) -> None:
+def test_an_object_is_found_under_its_name(anywhere: Bucket, name: str) -> None:
     anywhere.put(name, b"some bytes")
 
     assert anywhere.get(name) == b"some bytes"
@@ -61,7 +61,7 @@ def test_a_range_is_exact_or_corrupt(anywhere: Bucket) -> None:
             anywhere.get_range("x", start, length)
 
 
-def test_what_is_not_there_is_not_found(anywhere: Bucket) -> None:
+def test_missing_objects_are_not_found(anywhere: Bucket) -> None:
     for access in (
         lambda: anywhere.get("no/such"),
         lambda: anywhere.get_range("no/such", 0, 1),
@@ -124,7 +124,7 @@ def test_names_cannot_leave_the_folder(anywhere: Bucket, name: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["bafogpt", "http://x/y", "s3://", "s3://UPPER", "s3://ab", "file://host/x", "file:x"])
-def test_what_is_not_a_buckets_url_is_refused(url: str) -> None:
+def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="is not a bucket"):
         Bucket.open(url, Settings())
 

@@ -127,7 +127,7 @@ def test_a_file_that_changes_while_it_is_sent_is_an_error(
     assert [each.step for each in store.complete()] == [1]
 
 
-def test_what_an_earlier_try_has_sent_is_not_sent_again(
+def test_files_and_parts_of_an_earlier_attempt_are_not_sent_again(
     bucket: Bucket, save: Save, tmp_path: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One file whole, one half, one not begun: the second try sends what is missing, under names of its own or not."""
@@ -160,7 +160,7 @@ def test_what_an_earlier_try_has_sent_is_not_sent_again(
     assert store.problems(made) == []
 
 
-def test_a_writer_that_wakes_up_late_cannot_touch_what_its_successor_committed(
+def test_a_suspended_writer_cannot_change_what_its_successor_committed(
     bucket: Bucket, save: Save, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, others = save(a=2 * PART + 1), save(seed=1, a=2 * PART + 1)
@@ -195,7 +195,7 @@ def test_no_part_of_a_checkpoint_is_left_when_its_step_is_over(bucket: Bucket, s
     assert {upload.path for upload in multipart.unfinished(bucket)} == {"step-00000030/dead/a", "elsewhere/a"}
 
 
-def test_who_may_not_list_uploads_can_retire_checkpoints(
+def test_retention_works_without_permission_to_list_uploads(
     bucket: Bucket, save: Save, small_parts: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = CheckpointStore(bucket)

@@ -31,7 +31,7 @@ def fail_at_fourth_range(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Non
     record(monkeypatch, bucket, "get_range", fail_at=4)
 
 
-def test_a_fetch_that_was_cut_off_goes_on_with_the_ranges_that_are_missing(
+def test_an_interrupted_fetch_resumes_with_the_missing_ranges(
     folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent, data = stored
@@ -51,7 +51,7 @@ def test_a_fetch_that_was_cut_off_goes_on_with_the_ranges_that_are_missing(
 
 
 @pytest.mark.parametrize("what", ["of another object", "journal torn", "journal only", "torn by a power cut"])
-def test_what_an_earlier_fetch_left_is_used_only_when_it_is_right(
+def test_a_partial_file_is_used_only_when_it_is_right(
     folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     sent, data = stored
@@ -76,7 +76,7 @@ def test_what_an_earlier_fetch_left_is_used_only_when_it_is_right(
     assert os.listdir(target.parent) == ["x"]
 
 
-def test_a_bit_that_flips_on_its_way_here_is_fetched_again(
+def test_a_bit_that_flips_in_transit_is_fetched_again(
     folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent, data = stored
@@ -96,7 +96,7 @@ def test_a_bit_that_flips_on_its_way_here_is_fetched_again(
     assert len(asked) == 10
 
 
-def test_an_object_that_is_not_what_was_written_is_an_error_and_nothing_stays(
+def test_a_damaged_object_is_an_error_and_leaves_no_file(
     folder: Bucket, stored: tuple[transfer.Sent, bytes], tmp_path: Path
 ) -> None:
     sent, data = stored

@@ -131,7 +131,7 @@ def test_rates(text: str, rate: float):
             bandwidth.parse(wrong)
 
 
-def test_verify_names_what_is_wrong_and_exits_1(run: Run, model: Path, place: str, bucket: Bucket):
+def test_verify_names_the_damaged_objects_and_exits_1(run: Run, model: Path, place: str, bucket: Bucket):
     run("push", "model", f"{place}/m")
     bucket.put("m/weights.bin", b"x" * 100_000)
     ran = run("verify", f"{place}/m")

@@ -148,7 +148,7 @@ class Killed(Exception):  # noqa: N818 - stands for kill -9
     pass
 
 
-def test_a_push_that_is_cut_off_leaves_an_unfinished_folder_and_goes_on(
+def test_an_interrupted_push_leaves_an_unfinished_folder_and_resumes(
     copy: Copier, plan: Planner, anywhere: Bucket, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     copy(model, "m")
@@ -304,14 +304,14 @@ def test_a_folder_cannot_be_copied_to_itself(copy: Copier):
         ("hf://a/b@v1", "local", "hf://a/b@v1"),
     ],
 )
-def test_what_a_path_names(text: str, base: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_paths_and_urls_are_located(text: str, base: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     place = locate(text, Settings(bucket="s3://zulu/below"), base)
     assert place.url == url.format(here=tmp_path)
     assert (place.local is not None) == url.startswith("file:")
 
 
-def test_what_is_no_location_is_refused():
+def test_other_schemes_and_empty_paths_are_refused():
     for wrong in ("gs://bucket/x", "s3://X", "hf://one"):
         with pytest.raises(ConfigError):
             locate(wrong, Settings())

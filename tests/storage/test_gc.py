@@ -54,7 +54,7 @@ def garbage(bucket: Bucket, older_than: timedelta = DAY, now: datetime = TOMORRO
     return {each.path for each in gc.garbage(gc.scan(bucket), older_than, now)}
 
 
-def test_what_is_whole_verifies_and_every_byte_is_read(full: Bucket):
+def test_an_undamaged_bucket_verifies_and_every_byte_is_read(full: Bucket):
     contents = gc.scan(full)
     read: list[int] = []
 
@@ -67,7 +67,7 @@ def test_what_is_whole_verifies_and_every_byte_is_read(full: Bucket):
     assert sum(read) == gc.bytes_to_verify(contents) > 2_000_000
 
 
-def test_what_is_wrong_is_named_down_to_the_block(full: Bucket):
+def test_damage_is_named_down_to_the_block(full: Bucket):
     shard = next(info.path for info in full.list("data/d/shards") if info.path.endswith(".bin") and info.bytes == 256)
     data = full.get(shard)
     full.put(shard, data[:70] + bytes([data[70] ^ 1]) + data[71:])
@@ -106,7 +106,7 @@ def test_one_folder_is_verified_alone(full: Bucket):
     assert gc.verify(gc.scan(full.child("data"))) != []
 
 
-def test_without_any_manifest_there_is_nothing_to_verify_by(full: Bucket):
+def test_verifying_needs_a_manifest(full: Bucket):
     with pytest.raises(NotFoundError, match="has a manifest"):
         gc.verify(gc.scan(full.child("plain")))
 
@@ -117,7 +117,7 @@ def test_nothing_that_is_needed_is_garbage(full: Bucket):
     assert garbage(full) == set()
 
 
-def test_what_no_manifest_names_is_garbage_once_it_is_old(full: Bucket):
+def test_old_objects_that_no_manifest_names_are_garbage(full: Bucket):
     orphans = {
         "models/m/weights-of-last-week.bin",
         "data/d/shards/train-00000-deadbeef.bin",
@@ -164,7 +164,7 @@ def test_an_upload_that_was_never_completed_is_garbage_once_it_is_old(bucket: Bu
     upload.abort()
 
 
-def test_an_unfinished_folder_is_a_problem_and_what_it_has_is_kept(full: Bucket):
+def test_an_unfinished_folder_is_a_problem_and_its_files_are_kept(full: Bucket):
     manifest = folder_manifest.load(full.child("models/m"))
     assert manifest is not None
     full.put("models/m/manifest.json", replace(manifest, state="unfinished").to_json())

@@ -27,7 +27,7 @@ from bafogpt.storage.tokens.writer import TokenWriter
 TOKENIZER = TokenizerInfo("bytes", "blake3:00", eos_id=1, bos_id=None)
 
 
-def test_what_is_written_is_read_back(anywhere: Bucket, write: Callable[..., Any]) -> None:
+def test_a_written_dataset_reads_back(anywhere: Bucket, write: Callable[..., Any]) -> None:
     manifest, tokens = write(anywhere, [100, 3, 250, 7])
     found = load(anywhere)
     assert found == manifest
@@ -44,7 +44,7 @@ def test_stages_lie_in_the_stream_as_they_were_added(folder: Bucket, write: Call
     assert second == Stage("news", 103, 257, 2, {"source-0": 250, "source-1": 7})
 
 
-def test_shards_and_document_offsets_are_what_the_manifest_says(folder: Bucket, write: Callable[..., Any]) -> None:
+def test_shards_and_document_offsets_match_the_manifest(folder: Bucket, write: Callable[..., Any]) -> None:
     lengths = [100, 3, 250, 7]
     manifest, tokens = write(folder, lengths)
     split = manifest.splits["train"]

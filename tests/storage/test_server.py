@@ -187,7 +187,9 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log(home: Path, monke
     assert _gone(home)
 
 
-def test_a_missing_program_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_is_an_error_with_the_command_to_install_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(BafoError, match="not installed") as raised:
         server.lease(home)

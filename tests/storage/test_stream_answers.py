@@ -62,7 +62,7 @@ def test_answers_of_any_span_are_those_in_it(folder: Bucket, tmp_path: Path, dat
     assert TokenStream(folder, manifest, "train").learned(start, count).tolist() == flags[start : start + count]
 
 
-def test_of_running_text_everything_is_learned_and_its_manifest_is_what_it_was(folder: Bucket, tmp_path: Path) -> None:
+def test_running_text_is_learned_as_a_whole_and_has_no_answers(folder: Bucket, tmp_path: Path) -> None:
     with TokenWriter(folder, dtype="uint16", workdir=tmp_path) as writer:
         writer.add("train", "news", "a", np.full(9, 7))
         manifest = writer.finish(tokenizer=TokenizerInfo("bytes", "blake3:00", 1, None), vocab_size=320, sources=[])
@@ -75,7 +75,7 @@ def test_of_running_text_everything_is_learned_and_its_manifest_is_what_it_was(f
     )
 
 
-def test_answers_that_are_not_what_was_written_name_their_object(folder: Bucket, tmp_path: Path) -> None:
+def test_an_error_in_the_answers_names_their_object(folder: Bucket, tmp_path: Path) -> None:
     manifest = write(folder, tmp_path, [(10, [(2, 4)])])
     (shard,) = manifest.splits["train"].shards
     folder.put(shard.answers_object, folder.get(shard.answers_object)[::-1])

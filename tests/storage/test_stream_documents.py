@@ -44,7 +44,7 @@ def test_documents_of_any_span_are_those_that_begin_in_it(folder: Bucket, write:
     assert found.tolist() == [at - start for at in begins if start <= at < start + count]
 
 
-def test_document_offsets_that_are_not_what_was_written_name_their_object(folder: Bucket, write: Write) -> None:
+def test_an_error_in_the_document_offsets_names_their_object(folder: Bucket, write: Write) -> None:
     manifest, tokens = write(folder, [100, 100])
     shard = manifest.splits["train"].shards[0]
     stream = TokenStream(folder, manifest, "train")

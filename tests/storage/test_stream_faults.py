@@ -88,7 +88,7 @@ def test_a_server_that_never_answers_is_unreachable_once_the_time_is_over(line: 
     assert time.monotonic() - began < 10 * TIMEOUT_S
 
 
-def test_what_always_comes_wrong_is_corrupt_and_names_shard_and_range(line: Line) -> None:
+def test_persistent_damage_is_corrupt_and_names_shard_and_range(line: Line) -> None:
     line.proxy.decide = lambda request: Fault("flip") if line.shards[1] in request.path else None
     good = []
     with pytest.raises(CorruptError, match=rf"{line.shards[1]} bytes 0-199: not what was written"):

@@ -61,7 +61,7 @@ def test_a_bandwidth_is_an_average_limit_and_unused_time_is_lost() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 2 * PART + 77])
-def test_what_is_sent_is_what_is_fetched(
+def test_a_sent_file_is_fetched_unchanged(
     anywhere: Bucket, random_file: Make, tmp_path: Path, small_parts: int, size: int
 ) -> None:
     file = random_file(size)
@@ -101,7 +101,7 @@ def _flip(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return flipped
 
 
-def test_a_bit_that_flips_on_its_way_is_refused_and_the_part_is_sent_again(
+def test_a_part_with_a_flipped_bit_is_refused_and_sent_again(
     bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flipped = _flip(2, monkeypatch)
@@ -124,7 +124,7 @@ def test_a_flipped_bit_is_an_error_and_no_object(
     assert not bucket.exists("x")
 
 
-def test_an_upload_that_was_cut_off_goes_on_and_only_parts_that_are_right_are_believed(
+def test_an_interrupted_upload_resumes_with_the_parts_that_are_right(
     bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int
 ) -> None:
     file = random_file(3 * PART + 5)
@@ -197,7 +197,7 @@ def test_a_completion_whose_answer_was_lost_is_a_completion(
     assert transfer.send(file, bucket, "x").etag == transfer.etag_of(file) == bucket.info("x").etag
 
 
-def test_an_upload_that_somebody_ends_can_be_begun_again(
+def test_an_upload_that_another_process_ends_can_begin_again(
     bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complete = MultipartUpload.complete
@@ -216,7 +216,7 @@ def test_an_upload_that_somebody_ends_can_be_begun_again(
     assert transfer.send(file, bucket, "x").resumed == 0
 
 
-def test_who_may_not_list_uploads_may_send_all_the_same(
+def test_sending_works_without_permission_to_list_uploads(
     bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> Any:
@@ -239,7 +239,7 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
     assert not anywhere.exists("x")
 
 
-def test_what_fails_on_local_disk_leaves_nothing(
+def test_a_failed_write_to_local_disk_leaves_nothing(
     full_disk: Limit, folder: Bucket, random_file: Make, small_parts: int, tmp_path: Path
 ) -> None:
     file = random_file(2 * PART)
@@ -248,7 +248,7 @@ def test_what_fails_on_local_disk_leaves_nothing(
     assert [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()] == []
 
 
-def test_a_bandwidth_bounds_what_is_sent_and_fetched(
+def test_a_bandwidth_limits_sends_and_fetches(
     bucket: Bucket, random_file: Make, tmp_path: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
@@ -272,7 +272,7 @@ def test_the_checksum_is_the_one_that_servers_compute() -> None:
     assert crc32(memoryview(data)) == crc32(data) == zlib.crc32(data)
 
 
-def test_a_part_on_its_way_is_not_overwritten_by_the_next(
+def test_a_part_in_flight_is_not_overwritten_by_the_next(
     bucket: Bucket, random_file: Make, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts are read into memory that is used again: while one is on its way, the next goes elsewhere."""

@@ -36,13 +36,7 @@ def fetch(
     digest only the size is verified. Raises :class:`DiskFullError`, and what :class:`Bucket` raises.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    identity = digest
-    if digest is None:
-        info = bucket.info(path)
-        if info.bytes != size:
-            message = f"{bucket.url}/{path} has {info.bytes} bytes, not {size}"
-            raise CorruptError(message, f"bafogpt storage ls {bucket.url}")
-        identity = info.etag
+    identity = digest or _etag_of_size(bucket, path, size)
     partial = _PartialFile(file, json.dumps([bucket.url, path, size, identity, RANGE_BYTES]))
 
     def once() -> None:
@@ -63,6 +57,15 @@ def fetch(
 
     retry_on_corruption(once)
     partial.rename()
+
+
+def _etag_of_size(bucket: Bucket, path: str, size: int) -> str:
+    """The ETag of an object. Raises :class:`CorruptError` unless it has that size."""
+    info = bucket.info(path)
+    if info.bytes != size:
+        message = f"{bucket.url}/{path} has {info.bytes} bytes, not {size}"
+        raise CorruptError(message, f"bafogpt storage ls {bucket.url}")
+    return info.etag
 
 
 class _PartialFile:
