@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,38 +20,40 @@ PLAN_COLUMNS = ["cloud", "region", "machine", "buy", "$/hour", "tokens/s", "hour
 COST_COLUMNS = ["name", "state", "gpus", "infra", "hours", "$/hour", "spent $", "spent R", "at end $", "at end R"]
 
 
-def plan(
-    job: JobArgument,
-    options: JobFlags,
-    out: Output,
+@dataclass(frozen=True, kw_only=True)
+class PlanFlags(JobFlags):
+    """What a plan assumes."""
+
     spot: Annotated[
         bool | None, typer.Option("--spot/--on-demand", help="Show only spot or only on-demand offers. Default: both.")
-    ] = None,
+    ] = None
     tokens: Annotated[
         int | None, typer.Option("--tokens", metavar="N", min=1, help="Train on N tokens instead of the job's number.")
-    ] = None,
+    ] = None
     tokens_per_s: Annotated[
         float | None,
         typer.Option("--tokens-per-s", metavar="N", help="Assume this speed instead of a measured or projected one."),
-    ] = None,
+    ] = None
     offline: Annotated[
         bool, typer.Option("--offline", help="Use only what is on this machine: no new prices, no earlier runs.")
-    ] = False,
-) -> None:
+    ] = False
+
+
+def plan(job: JobArgument, flags: PlanFlags, out: Output) -> None:
     """Show the time and cost of JOB on every machine that is offered, on demand and spot, in dollars and rand."""
     from bafogpt.core import settings
     from bafogpt.launch import forecast as forecasts
 
     forecast = forecasts.of_job(
         job,
-        settings.load({"bucket": options.bucket}),
-        gpus=options.gpus,
-        infra=options.infra,
-        spot=spot,
-        tokens=tokens,
-        tokens_per_s=tokens_per_s,
-        assignments=options.assignments or (),
-        offline=offline,
+        settings.load({"bucket": flags.bucket}),
+        gpus=flags.gpus,
+        infra=flags.infra,
+        spot=flags.spot,
+        tokens=flags.tokens,
+        tokens_per_s=flags.tokens_per_s,
+        assignments=flags.assignments or (),
+        offline=flags.offline,
         log=out.say,
     )
     if out.json:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 app = App(no_args_is_help=True, help="Prepare datasets of tokens from text, and show them.")
 
 
+T = TypeVar("T")
+
+SOURCES_HELP = "Files or folders (.jsonl, .txt, .md, each also .gz or .zst), local or s3://, or 'starter'."
 FILES_HELP = (
     "JSON lines with instruction, input, output, or with messages; local, s3:// or https://, or 'starter'. "
     "FILE:2 is used twice per epoch."
@@ -63,6 +66,11 @@ class DatasetFlags:
     ]
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False
 
+    def options(self, kind: type[T]) -> T:
+        """The fields of ``kind``, a dataclass with options of the same names."""
+        values = {each.name: getattr(self, each.name) for each in fields(kind)}  # type: ignore[arg-type]
+        return kind(**{key: value.value if isinstance(value, StrEnum) else value for key, value in values.items()})
+
     @contextlib.contextmanager
     def create(self, settings: Settings) -> Iterator[Bucket]:
         """The folder for the dataset. A local folder, or the bucket of the embedded server, is created if needed."""
@@ -79,33 +87,56 @@ class DatasetFlags:
         yield bucket
 
 
-@app.command("prepare")
-def prepare_command(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE",
-            help="Files or folders (.jsonl, .txt, .md, each also .gz or .zst), local or s3://, or 'starter'.",
-        ),
-    ],
-    dataset: DatasetFlags,
-    sink: Output,
+@dataclass(frozen=True, kw_only=True)
+class PrepareFlags(DatasetFlags):
+    """How text becomes a dataset."""
+
     stage: Annotated[
         str | None, typer.Option("--stage", metavar="NAME", help="Stage of documents that do not name their own.")
-    ] = None,
+    ] = None
     replay_share: Annotated[
         float, typer.Option("--replay-share", metavar="X", help="Share of training tokens that is English replay.")
-    ] = 0.05,
+    ] = 0.05
     order: Annotated[
         DocumentOrder, typer.Option("--order", help="Order of documents: stage after stage, or shuffled by --seed.")
-    ] = DocumentOrder.CURRICULUM,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the shuffled order.")] = 1,
+    ] = DocumentOrder.CURRICULUM
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the shuffled order.")] = 1
     validation: Annotated[
         float, typer.Option("--validation", metavar="X", help="Share of each stage's documents that is held out.")
-    ] = 0.02,
+    ] = 0.02
     bos: Annotated[
         bool | None, typer.Option("--bos/--no-bos", help="Begin texts with <bos>. Default: as in the tokenizer's file.")
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionFlags(DatasetFlags):
+    """How conversations become a dataset."""
+
+    style: Annotated[
+        str, typer.Option("--style", metavar="S", help="Prompt style: alpaca, plain, or chat (the tokenizer's own).")
+    ] = "alpaca"
+    context: Annotated[
+        int, typer.Option("--context", metavar="T", help="Tokens per sample; must equal train.data.sequence_length.")
+    ] = 2048
+    mix: Annotated[
+        str, typer.Option("--mix", metavar="M", help="all; bilingual (asked in isiZulu, answered in English); zulu.")
+    ] = "all"
+    learn: Annotated[LossOn, typer.Option("--learn", help="Compute the loss on answers only, or on all.")] = (
+        LossOn.ANSWERS
+    )
+    too_long: Annotated[
+        TooLong, typer.Option("--too-long", help="Cut or drop a conversation that does not fit into a sample.")
+    ] = TooLong.CUT
+    validation: Annotated[
+        float, typer.Option("--validation", metavar="X", help="Share of the conversations that is held out.")
+    ] = 0.02
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the order of conversations.")] = 1
+
+
+@app.command("prepare")
+def prepare_command(
+    source: Annotated[list[str], typer.Argument(metavar="SOURCE", help=SOURCES_HELP)], flags: PrepareFlags, sink: Output
 ) -> None:
     """Tokenize text into a dataset, in curriculum order or shuffled.
 
@@ -117,17 +148,9 @@ def prepare_command(
     from bafogpt.data.prepare import PrepareOptions, prepare
 
     settings = configuration.load()
-    options = PrepareOptions(
-        stage=stage,
-        replay_share=replay_share,
-        order=order.value,
-        seed=seed,
-        validation=validation,
-        bos=bos,
-        overwrite=dataset.overwrite,
-    )
-    tokenizer = tokenizers.load(dataset.tokenizer)
-    with dataset.create(settings) as bucket, sink.progress("reading", None, unit="documents") as advance:
+    options = flags.options(PrepareOptions)
+    tokenizer = tokenizers.load(flags.tokenizer)
+    with flags.create(settings) as bucket, sink.progress("reading", None, unit="documents") as advance:
         report = prepare(source, tokenizer=tokenizer, out=bucket, options=options, settings=settings, progress=advance)
     sink.result(report.to_dict(), _describe(report), id=report.url)
 
@@ -135,27 +158,8 @@ def prepare_command(
 @app.command("instructions")
 def instructions_command(
     files: Annotated[list[str], typer.Argument(metavar="FILE[:WEIGHT]", help=FILES_HELP)],
-    dataset: DatasetFlags,
+    flags: InstructionFlags,
     sink: Output,
-    style: Annotated[
-        str, typer.Option("--style", metavar="S", help="Prompt style: alpaca, plain, or chat (the tokenizer's own).")
-    ] = "alpaca",
-    context: Annotated[
-        int, typer.Option("--context", metavar="T", help="Tokens per sample; must equal train.data.sequence_length.")
-    ] = 2048,
-    mix: Annotated[
-        str, typer.Option("--mix", metavar="M", help="all; bilingual (asked in isiZulu, answered in English); zulu.")
-    ] = "all",
-    learn: Annotated[
-        LossOn, typer.Option("--learn", help="Compute the loss on answers only, or on all.")
-    ] = LossOn.ANSWERS,
-    too_long: Annotated[
-        TooLong, typer.Option("--too-long", help="Cut or drop a conversation that does not fit into a sample.")
-    ] = TooLong.CUT,
-    validation: Annotated[
-        float, typer.Option("--validation", metavar="X", help="Share of the conversations that is held out.")
-    ] = 0.02,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the order of conversations.")] = 1,
 ) -> None:
     """Tokenize questions and answers into a dataset for fine-tuning.
 
@@ -168,20 +172,12 @@ def instructions_command(
     from bafogpt.data.instructions import InstructionOptions, prepare
 
     settings = configuration.load()
-    options = InstructionOptions(
-        context=context,
-        mix=mix,
-        learn=learn.value,
-        too_long=too_long.value,
-        validation=validation,
-        seed=seed,
-        overwrite=dataset.overwrite,
-    )
-    tokenizer = tokenizers.load(dataset.tokenizer)
-    prompt = prompts.load(style, tokenizer)
-    with dataset.create(settings) as out, sink.progress("reading", None, unit="records") as advance:
+    options = flags.options(InstructionOptions)
+    tokenizer = tokenizers.load(flags.tokenizer)
+    style = prompts.load(flags.style, tokenizer)
+    with flags.create(settings) as out, sink.progress("reading", None, unit="records") as advance:
         report = prepare(
-            files, style=prompt, tokenizer=tokenizer, out=out, options=options, settings=settings, progress=advance
+            files, style=style, tokenizer=tokenizer, out=out, options=options, settings=settings, progress=advance
         )
     sink.result(report.to_dict(), _describe_instructions(report), id=report.url)
 

@@ -38,21 +38,55 @@ TextOption = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="SOURCE", help="Held-out text to evaluate on. Default: the starter's. Repeatable."),
 ]
+PublishedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="ORG/NAME of the Hub (or hf://ORG/NAME@REV), models/NAME of the bucket, or a URL."
+    ),
+]
+FormatOption = Annotated[
+    str, typer.Option("--format", metavar="hf|litgpt", help="Hugging Face's format, or litgpt's (pickled).")
+]
+ShardOption = Annotated[float, typer.Option("--shard-gb", metavar="GB", help="Size of the largest safetensors file.")]
+InitOption = Annotated[
+    str,
+    typer.Option(
+        "--init",
+        metavar="subtokens|mean",
+        help="New rows: the mean of the rows of the token's base tokens, or of all rows.",
+    ),
+]
+TokenizerOption = Annotated[
+    Path,
+    typer.Option("--tokenizer", metavar="DIR", help="Folder that 'bafogpt tokenizer extend' created."),
+]
+AdapterArgument = Annotated[
+    str,
+    typer.Argument(metavar="ADAPTER|RUN", help="Folder of an adapter in PEFT's format, or a run."),
+]
+IntoOption = Annotated[
+    str | None,
+    typer.Option(
+        "--into",
+        metavar="dequantised|original",
+        help="Base as quantised in training, or as on disk. Default: as the run trained, else dequantised.",
+    ),
+]
+LossOption = Annotated[bool, typer.Option("--loss/--no-loss", help="Measure the loss before and after.")]
+MergeOption = Annotated[
+    bool, typer.Option("--merge", help="Of a fine-tuning run, export base and adapter as one model.")
+]
+PullTargetArgument = Annotated[
+    str, typer.Argument(metavar="DST", help="Folder to create, or a URL. Default: models/NAME.")
+]
 
 
 @app.command()
 def pull(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="ORG/NAME of the Hub (or hf://ORG/NAME@REV), models/NAME of the bucket, or a URL."
-        ),
-    ],
+    model: PublishedArgument,
     transfer: TransferFlags,
     out: Output,
-    target: Annotated[
-        str, typer.Argument(metavar="DST", help="Folder to create, or a URL. Default: models/NAME.")
-    ] = "",
+    target: PullTargetArgument = "",
 ) -> None:
     """Download a published model: only config, safetensors and tokenizer, verified.
 
@@ -94,18 +128,12 @@ def export(
     model: RunOrFolderArgument,
     out: OutOption,
     sink: Output,
-    form: Annotated[
-        str, typer.Option("--format", metavar="hf|litgpt", help="Hugging Face's format, or litgpt's (pickled).")
-    ] = "hf",
+    form: FormatOption = "hf",
     dtype: DtypeOption = None,
     step: StepOption = None,
     best: BestOption = False,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Of a fine-tuning run, export base and adapter as one model.")
-    ] = False,
-    shard_gb: Annotated[
-        float, typer.Option("--shard-gb", metavar="GB", help="Size of the largest safetensors file.")
-    ] = 5.0,
+    merge: MergeOption = False,
+    shard_gb: ShardOption = 5.0,
 ) -> None:
     """Export a run's model, or a model folder, in the format of transformers or of litgpt.
 
@@ -140,22 +168,12 @@ def export(
 @app.command()
 def expand(
     folder: FolderArgument,
-    tokenizer: Annotated[
-        Path,
-        typer.Option("--tokenizer", metavar="DIR", help="Folder that 'bafogpt tokenizer extend' created."),
-    ],
+    tokenizer: TokenizerOption,
     out: OutOption,
     sink: Output,
-    init: Annotated[
-        str,
-        typer.Option(
-            "--init",
-            metavar="subtokens|mean",
-            help="New rows: the mean of the rows of the token's base tokens, or of all rows.",
-        ),
-    ] = "subtokens",
+    init: InitOption = "subtokens",
     text: TextOption = None,
-    loss: Annotated[bool, typer.Option("--loss/--no-loss", help="Measure the loss before and after.")] = True,
+    loss: LossOption = True,
 ) -> None:
     """Resize a model's embeddings for an extended tokenizer.
 
@@ -188,20 +206,10 @@ def expand(
 @app.command()
 def merge(
     folder: FolderArgument,
-    adapter: Annotated[
-        str,
-        typer.Argument(metavar="ADAPTER|RUN", help="Folder of an adapter in PEFT's format, or a run."),
-    ],
+    adapter: AdapterArgument,
     out: OutOption,
     sink: Output,
-    into: Annotated[
-        str | None,
-        typer.Option(
-            "--into",
-            metavar="dequantised|original",
-            help="Base as quantised in training, or as on disk. Default: as the run trained, else dequantised.",
-        ),
-    ] = None,
+    into: IntoOption = None,
     text: TextOption = None,
 ) -> None:
     """Merge an adapter into its base, and compare the result with the trained model.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,9 +21,30 @@ from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
-    from bafogpt.reports.publish import PublishOptions, Release
+    from bafogpt.reports.publish import Release
     from bafogpt.storage.folders.sync import SyncReport
     from bafogpt.storage.folders.uri import FolderLocation
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishFlags(TransferFlags):
+    """What is published, and how."""
+
+    step: StepOption = None
+    best: BestOption = False
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Publish the adapter alone, in PEFT's format, instead of a merged model.")
+    ] = False
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="ORG/NAME", help="Base model for the card. Default: from the run."),
+    ] = None
+    licence: Annotated[
+        str, typer.Option("--license", metavar="ID", help="Hub id, e.g. apache-2.0. Default: gemma for a Gemma.")
+    ] = ""
+    dtype: DtypeOption = None
+    public: PublicOption = False
+    dry_run: SendDryRunOption = False
 
 
 def publish(
@@ -29,23 +52,8 @@ def publish(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="hf://ORG/NAME[@REV], or a folder of a bucket (s3://, models/NAME).")
     ],
-    transfer: TransferFlags,
+    flags: PublishFlags,
     out: Output,
-    step: StepOption = None,
-    best: BestOption = False,
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="Publish the adapter alone, in PEFT's format, instead of a merged model.")
-    ] = False,
-    base_model: Annotated[
-        str | None,
-        typer.Option("--base-model", metavar="ORG/NAME", help="Base model for the card. Default: from the run."),
-    ] = None,
-    licence: Annotated[
-        str, typer.Option("--license", metavar="ID", help="Hub id, e.g. apache-2.0. Default: gemma for a Gemma.")
-    ] = "",
-    dtype: DtypeOption = None,
-    public: PublicOption = False,
-    dry_run: SendDryRunOption = False,
 ) -> None:
     """Publish a model on the Hub (private unless --public), in transformers' format, with a model card.
 
@@ -53,22 +61,18 @@ def publish(
     card that you have written is kept. A fine-tuned model is merged into its base first. Repeat the command to resume
     after an interruption. HF_TOKEN is read from the environment.
     """
-    from pathlib import Path
-
     from bafogpt.core import files, settings
-    from bafogpt.reports.publish import PublishOptions
     from bafogpt.storage.folders import sync
     from bafogpt.storage.folders.uri import locate
     from bafogpt.storage.hub import push
 
-    config, bandwidth = settings.load(), transfer.bandwidth
-    options = PublishOptions(adapter=adapter, dtype=dtype, base_model=base_model, licence=licence)
+    config, bandwidth = settings.load(), flags.bandwidth
     place = locate(target, config, "bucket")
     if place.hub is not None:
-        push.require_allowed(place.hub, public=public)
-    release = _release(source, step, best, options, config)
-    if dry_run:
-        _show(out, release, place, public)
+        push.require_allowed(place.hub, public=flags.public)
+    release = _release(source, flags, config)
+    if flags.dry_run:
+        _show(out, release, place, flags.public)
         return
     with files.scratch_folder(Path(config.home)) as scratch:
         with out.progress("fetching", release.bytes, unit="B") as advance:
@@ -76,19 +80,21 @@ def publish(
         with out.progress("comparing", None, unit="B") as advance:
             plan = release.plan(folder, place, progress=advance)
         with out.progress("sending", plan.bytes_to_send, unit="B") as advance:
-            report = sync.execute(plan, public=public, progress=advance, bandwidth=bandwidth)
+            report = sync.execute(plan, public=flags.public, progress=advance, bandwidth=bandwidth)
     _print(out, release, report)
 
 
-def _release(source: str, step: int | None, best: bool, options: PublishOptions, config: Settings) -> Release:
+def _release(source: str, flags: PublishFlags, config: Settings) -> Release:
     """The folder ``source`` if it exists, else the run of that name."""
-    from pathlib import Path
-
     from bafogpt.core.errors import UsageError
     from bafogpt.model import runs
     from bafogpt.reports import publish as releases
     from bafogpt.storage.bucket import Bucket
 
+    step, best = flags.step, flags.best
+    options = releases.PublishOptions(
+        adapter=flags.adapter, dtype=flags.dtype, base_model=flags.base_model, licence=flags.licence
+    )
     if step is not None and best:
         raise UsageError("--step and --best exclude each other", "leave one of them out")
     bucket = Bucket.open(config.bucket, config)
@@ -118,8 +124,6 @@ def _show(out: Output, release: Release, place: FolderLocation, public: bool) ->
 
 
 def _print(out: Output, release: Release, report: SyncReport) -> None:
-    from dataclasses import asdict
-
     text = (
         f"{report.target}: {report.files} files, {report.bytes / 1e6:,.1f} MB;"
         f" sent {report.sent_files} ({report.sent_bytes / 1e6:,.1f} MB)\nverified by {report.verified_by}"

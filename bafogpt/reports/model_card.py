@@ -1,7 +1,7 @@
-"""What a model card tells of a run, from the bucket's records: the facts for :mod:`bafogpt.storage.hub.card`.
+"""The facts of a model card, from a run's records, for :mod:`bafogpt.storage.hub.card`.
 
-A card is public and a record is not: only the facts named here are copied from a record. No host,
-address or path of a machine does, and no place of the registry that an image came from.
+A card is public and a record is not: only the facts named here are published, and no host, address or path of a
+machine, nor the registry of an image.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.hub import card
 from bafogpt.storage.tokens import manifest as manifests
 
-PICTURE = "loss.png"
+PLOT = "loss.png"
 BASES = 8
-"""Runs that one may have gone on from, one after the other, before the first began with a published model."""
+"""Longest chain of runs, each started from the one before, that is followed to a published model."""
 _SHOWN = ("tokens", "seed", "batch", "optimizer", "schedule", "adapter", "activation_checkpointing", "float8")
 """Parts of a job's ``train`` that are hyperparameters."""
 
@@ -30,10 +30,10 @@ _SHOWN = ("tokens", "seed", "batch", "optimizer", "schedule", "adapter", "activa
 def facts(
     bucket: Bucket, name: str, step: int, *, base_model: str | None = None, licence: str = "", adapter: bool = False
 ) -> dict[str, Any]:
-    """What is known of the model that run ``name`` was at ``step``.
+    """The facts of run ``name`` at ``step``.
 
-    ``base_model`` is the Hub's name of what training began with, found in the records by default; ``adapter`` says that
-    the adapter alone is meant, not merged. Raises :class:`RunNotFoundError` and what the bucket raises.
+    ``base_model`` is the base's name on the Hub, by default from the records; ``adapter`` is for an adapter alone, not
+    merged. Raises :class:`RunNotFoundError` and what the bucket raises.
     """
     store = RunStore(bucket)
     summary = until(summarise(store, name), step)
@@ -59,12 +59,12 @@ def facts(
         "code": _code(record),
     }
     return {key: value for key, value in found.items() if value not in (None, "", {})} | {
-        "base_model": found["base_model"]  # empty is an answer, too: there is none
+        "base_model": found["base_model"]  # empty means that there is none
     }
 
 
-def picture(bucket: Bucket, name: str, step: int, path: Path) -> bool:
-    """Draw the loss up to ``step`` as a PNG; False where there is nothing to draw, or no matplotlib to draw with."""
+def draw_plot(bucket: Bucket, name: str, step: int, path: Path) -> bool:
+    """Draw the loss up to ``step`` as a PNG; False without metrics or without matplotlib."""
     summary = until(summarise(RunStore(bucket), name), step)
     if not summary.curve:
         return False
@@ -76,12 +76,12 @@ def picture(bucket: Bucket, name: str, step: int, path: Path) -> bool:
 
 
 def until(summary: Summary, step: int) -> Summary:
-    """The run as it was at a step."""
+    """The run up to a step."""
     return replace(summary, lines=[line for line in summary.lines if line["step"] <= step])
 
 
 def evaluation(summary: Summary) -> dict[str, Any]:
-    """The last validation: loss and bits per byte in all, by stage and by language; empty where there was none."""
+    """The last validation: loss and bits per byte, in total, by stage and by language; empty without one."""
     for line in reversed(summary.lines):
         if "validation_loss" in line:
             found = {
@@ -96,8 +96,8 @@ def evaluation(summary: Summary) -> dict[str, Any]:
 
 
 def _base(bucket: Bucket, store: RunStore, record: RunRecord) -> str:
-    """The published model at the beginning: of the run, or of the run that it went on from. Empty where there is none,
-    or where the sizes are not the published ones."""
+    """The published model that the run, or the first run of its chain, started from; empty without one, or with other
+    sizes than the published ones."""
     for _ in range(BASES):
         model = dict((record.job.get("train") or {}).get("model") or {})
         began = str(model.get("checkpoint") or "")
@@ -111,7 +111,7 @@ def _base(bucket: Bucket, store: RunStore, record: RunRecord) -> str:
 
 
 def _published(bucket: Bucket, folder: str) -> str:
-    """The published model whose sizes a model folder of the bucket has; empty where there is none."""
+    """The published model with the sizes of a model folder of the bucket; empty without one."""
     from bafogpt.model.formats import families, hf_config
 
     try:
@@ -123,7 +123,7 @@ def _published(bucket: Bucket, folder: str) -> str:
 
 
 def _data(bucket: Bucket, record: RunRecord, path: str) -> dict[str, Any]:
-    """The dataset's digest as the run recorded it, and its stages while it is still that one."""
+    """The dataset's digest as the run recorded it, and its stages if the dataset has not changed."""
     found: dict[str, Any] = {key: record.data[key] for key in ("digest", "tokenizer") if record.data.get(key)}
     try:
         manifest = manifests.load(bucket.child(path))
@@ -154,7 +154,7 @@ def _hyperparameters(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cost(store: RunStore, record: RunRecord) -> dict[str, Any]:
-    """Hours and dollars of all attempts, and the machines that they ran on."""
+    """Hours, dollars and machines of all attempts."""
     spent = cost.of_run(store, record.name)
     machines: dict[str, None] = {}
     for place in record.machines:
@@ -167,7 +167,7 @@ def _cost(store: RunStore, record: RunRecord) -> dict[str, Any]:
 
 
 def _code(record: RunRecord) -> dict[str, str]:
-    """The commit, the image by its digest, and the versions that change numbers."""
+    """The commit, the image's digest, and the versions that affect results."""
     found = {"git": record.git, "image": record.image_digest or ""}
     names = ("bafogpt", "python", "torch", "cuda", "litgpt", "bitsandbytes")
     return {key: value for key, value in {**found, **{n: record.versions.get(n, "") for n in names}}.items() if value}

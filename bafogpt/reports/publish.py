@@ -1,8 +1,8 @@
-"""A run's model, or a model folder, made ready for others: what is published, with its card and its picture.
+"""A run's model, or a model folder, prepared for publication with its card and its plot.
 
-:func:`from_run` and :func:`from_folder` read the model and raise errors about it; :meth:`Release.build`
-makes the folder, :meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute`
-sends it."""
+:func:`from_run` and :func:`from_folder` check the source; :meth:`Release.build` creates the folder,
+:meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute` sends it.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from bafogpt.storage.hub import card
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOptions:
-    """Options of a publication."""
+    """How a model is published."""
 
     adapter: bool = False
-    """The adapter alone, as PEFT has it; else it is merged into its base."""
+    """Publish the adapter alone, in PEFT's format, not merged into its base."""
     dtype: str | None = None
     base_model: str | None = None
-    """The Hub's name of what training began with; found in the records by default."""
+    """The base model's name on the Hub; by default from the records."""
     licence: str = ""
 
     def __post_init__(self) -> None:
@@ -46,11 +46,11 @@ class PublishOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What is to be published."""
+    """A model to publish."""
 
     bucket: Bucket
     run: RunModel | None
-    """Where it comes from; None for a folder."""
+    """Its run; None for a folder."""
     folder: ModelFolder | None
     options: PublishOptions
     facts: Mapping[str, Any]
@@ -59,14 +59,14 @@ class Release:
 
     @property
     def bytes(self) -> int:
-        """To be read for it: of a checkpoint the optimizer's state as well."""
+        """Bytes to read; a checkpoint includes the optimizer's state."""
         if self.folder is not None:
             return self.folder.bytes
         assert self.run is not None
         return sum(file.bytes for file in self.run.checkpoint.files)
 
     def build(self, scratch: Path, *, progress: ProgressCallback = lambda _: None) -> Path:
-        """The folder to be pushed, made below ``scratch``. Raises what fetching, merging and writing raise."""
+        """Create the folder to push below ``scratch``. Raises what fetching, merging and writing raise."""
         out = scratch / "model"
         if self.folder is not None:
             export.write(export.from_folder(self.folder).as_dtype(self.options.dtype), out, "hf", progress=progress)
@@ -89,13 +89,13 @@ class Release:
         return out
 
     def plan(self, folder: Path, target: FolderLocation, *, progress: ProgressCallback | None = None) -> SyncPlan:
-        """What must be sent of a folder that :meth:`build` has made, its picture and its card with it."""
+        """Add plot and card to a folder of :meth:`build`, and compare it with the target."""
         facts = dict(self.facts)
         if self.run is not None:
-            picture = folder / model_card.PICTURE
-            if model_card.picture(self.bucket, self.run.name, self.run.checkpoint.step, picture):
-                facts["picture"] = model_card.PICTURE
-        if target.hub is None:  # the Hub's is written as it is pushed, unless a person wrote one there
+            plot = folder / model_card.PLOT
+            if model_card.draw_plot(self.bucket, self.run.name, self.run.checkpoint.step, plot):
+                facts["picture"] = model_card.PLOT
+        if target.hub is None:  # the card on the Hub is written by the push
             names = [path for path in folder.iterdir() if path.is_file()]
             size = sum(path.stat().st_size for path in names)
             (folder / card.CARD).write_bytes(card.write(target.url, facts, len(names), size))

@@ -1,7 +1,7 @@
-"""Every exception becomes two lines on stderr, what is wrong and what to type next, and an exit code.
+"""Every exception becomes two lines on stderr (what is wrong, what to type next) and an exit code.
 
-This is the only place that does so: commands contain no ``try``. With ``--json`` the two lines are one JSON object;
-with ``--debug`` (or ``BAFOGPT_DEBUG=1``) the traceback comes first.
+Commands contain no ``try``. With ``--json`` the two lines are one JSON object; ``--debug`` (or ``BAFOGPT_DEBUG=1``)
+prints the traceback first.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ EXTRAS = {
     "uvicorn": "serve",
     "wandb": "tracking",
 }
-"""Which of the project's extras brings a module that the core install does without."""
+"""The extra of the project that installs a module."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What the user is told: one line each, the hint may be empty."""
+class ErrorReport:
+    """What the user reads, one line each; the hint may be empty."""
 
     message: str
     hint: str
@@ -47,13 +47,13 @@ class Failure:
 
 
 def guard(action: Callable[[], object], words: Sequence[str], debug: bool) -> int:
-    """Run ``action`` and return the process's exit code; whatever it raises is told to the user.
+    """Run ``action``, print what it raises, and return the exit code of the process.
 
-    ``words`` is the command line, read for ``--json``. ``action`` may return an exit code of its own.
+    ``words`` is the command line, read for ``--json``. ``action`` may return an exit code.
     """
     try:
         code = action()
-        sys.stdout.flush()  # here, where a broken pipe is still ours to handle
+        sys.stdout.flush()  # here, where a broken pipe can still be handled
     except BrokenPipeError:
         _abandon_stdout()
         return ExitCode.FAILURE
@@ -63,54 +63,54 @@ def guard(action: Callable[[], object], words: Sequence[str], debug: bool) -> in
             return ExitCode.OK
         if debug:
             _print_traceback(error)
-        failure = explain(error)
-        _tell(failure, as_json="--json" in own_words(words))
-        return failure.exit_code
+        report = explain(error)
+        _print(report, as_json="--json" in own_words(words))
+        return report.exit_code
     return code if type(code) is int else ExitCode.OK
 
 
 def own_words(words: Sequence[str]) -> Sequence[str]:
-    """The words before ``--``; the rest belongs to another command."""
+    """The words before ``--``; the rest is the command of another program."""
     return words[: words.index("--")] if "--" in words else words
 
 
-def explain(error: BaseException) -> Failure:
-    """The table: what each kind of exception means to the user."""
+def explain(error: BaseException) -> ErrorReport:
+    """The table of exceptions."""
     if isinstance(error, BafoError):
-        return Failure(error.message, error.hint, error.exit_code)
+        return ErrorReport(error.message, error.hint, error.exit_code)
     if isinstance(error, typer.TyperException):
         return _usage(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Failure("interrupted", "", ExitCode.INTERRUPTED)
+        return ErrorReport("interrupted", "", ExitCode.INTERRUPTED)
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra:
-            return Failure(f"{error.name} is not installed", f"pip install 'bafogpt[{extra}]'", ExitCode.FAILURE)
+            return ErrorReport(f"{error.name} is not installed", f"pip install 'bafogpt[{extra}]'", ExitCode.FAILURE)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or "."
-        return Failure(f"no space left on the disk: {where}", f"df -h {where}", ExitCode.FAILURE)
+        return ErrorReport(f"no space left on the disk: {where}", f"df -h {where}", ExitCode.FAILURE)
     if isinstance(error, PermissionError) and error.filename:
-        return Failure(f"no permission for {error.filename}", f"ls -ld {error.filename}", ExitCode.FAILURE)
-    return Failure(
+        return ErrorReport(f"no permission for {error.filename}", f"ls -ld {error.filename}", ExitCode.FAILURE)
+    return ErrorReport(
         f"bafogpt failed unexpectedly: {type(error).__name__}: {error}",
         "run it again with --debug and report the traceback",
         ExitCode.FAILURE,
     )
 
 
-def _usage(error: typer.TyperException) -> Failure:
-    """A wrong word on the command line. Typer's own classes are private, so their attributes are asked for."""
+def _usage(error: typer.TyperException) -> ErrorReport:
+    """A mistake on the command line. Typer's exception classes are private, hence the ``getattr``."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "bafogpt"
     option, near = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     message = f"{error.message}{did_you_mean(option, near)}" if option and near else error.format_message()
-    return Failure(message.rstrip("."), f"{command} --help", error.exit_code)
+    return ErrorReport(message.rstrip("."), f"{command} --help", error.exit_code)
 
 
-def _tell(failure: Failure, as_json: bool) -> None:
-    message, hint = _one_line(failure.message), _one_line(failure.hint)
+def _print(report: ErrorReport, as_json: bool) -> None:
+    message, hint = _one_line(report.message), _one_line(report.hint)
     if as_json:
-        record = {"error": message, "hint": hint, "exit_code": int(failure.exit_code)}
+        record = {"error": message, "hint": hint, "exit_code": int(report.exit_code)}
         print(json.dumps(record, ensure_ascii=False), file=sys.stderr)
         return
     red, cyan, end = ("\033[1;31m", "\033[36m", "\033[0m") if _colour() else ("", "", "")
@@ -134,7 +134,7 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def _abandon_stdout() -> None:
-    """Let the interpreter's last flush go nowhere, instead of complaining about the reader that left."""
-    with contextlib.suppress(OSError, ValueError):  # a stdout without a file descriptor has no such flush
+    """Redirect stdout to /dev/null, so that the interpreter's last flush raises no error."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout without a file descriptor needs no redirection
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""How far a long step is: a bar on a terminal, one plain line now and then elsewhere. Always on stderr."""
+"""Progress of a long step on stderr: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 
 INTERVAL_S = 5.0
-"""Seconds between two plain lines. A step that is over sooner prints none."""
+"""Seconds between two lines. A shorter step prints none."""
 
 Advance = Callable[[int], None]
 
 
 @contextlib.contextmanager
 def bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """A bar that goes away when the step ends; with no ``total`` it only shows that something goes on."""
+    """A bar that goes away at the end of the step."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -74,7 +74,7 @@ def lines(label: str, total: int | None, unit: str, clock: Callable[[], float]) 
 
 @contextlib.contextmanager
 def silent() -> Iterator[Advance]:
-    """Nothing at all."""
+    """No output."""
     yield lambda count: None
 
 

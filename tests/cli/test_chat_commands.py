@@ -138,4 +138,4 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(cli, tmp_path):
     assert ran.code == ExitCode.USAGE
     error, hint = ran.err.splitlines()[-2:]
     assert error == f"error: {small}: the tokenizer bytes has 320 ids, the model 264"
-    assert hint.startswith(" hint: take the tokenizer that the model was trained with")
+    assert hint.startswith(" hint: use the tokenizer that the model was trained with")
