@@ -276,7 +276,7 @@ class Place:
         trainer_files = TrainerFiles(self.folder / f"run-{name}")
         trainer_files.checkpoints.mkdir(parents=True)
         config = schema.build(TrainConfig, values, where="bench base")
-        order = TrainOrder(job="pretrain", bucket=f"file://{self.folder}/bucket", config=config, device=options.device)
+        order = TrainOrder(bucket=f"file://{self.folder}/bucket", config=config, device=options.device)
         return build_run(order, trainer_files)
 
 

@@ -123,7 +123,7 @@ def start(
     trainer_files = TrainerFiles(work)
     trainer_files.checkpoints.mkdir(parents=True)
     config = schema.build(TrainConfig, values, where="experiment")
-    run = build_run(TrainOrder(job="pretrain", bucket=f"file://{folder}/bucket", config=config), trainer_files)
+    run = build_run(TrainOrder(bucket=f"file://{folder}/bucket", config=config), trainer_files)
     if base is not None:
         load_weights(run.state.model, base, run.state.fingerprint["model"])
     return run

@@ -94,7 +94,6 @@ class Attempt:
 
     def start_workers(self, layout: RankLayout, resume_step: int | None) -> Workers:
         order = TrainOrder(
-            job=self.job.trainer,
             bucket=self.bucket.url,
             config=self.job.train,
             device=self.device,

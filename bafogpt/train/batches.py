@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from bafogpt.core.errors import DataError
 from bafogpt.model.loss import IGNORE
 from bafogpt.storage.tokens.stream import Samples, prefetch
-from bafogpt.train.config import rank_samples
+from bafogpt.train.config import TrainConfig, rank_samples
 
 
 class Batch(NamedTuple):
@@ -86,34 +87,28 @@ def document_numbers(samples: Samples, index: int, before: int = 0) -> np.ndarra
 
 def step_batches(
     samples: Samples,
+    config: TrainConfig,
     *,
     first: int,
-    last: int,
-    batch_samples: int,
     micro_batch: int,
     rank: int,
     processes: int,
     device: torch.device,
-    depth: int,
-    separate_documents: bool = False,
 ) -> Generator[list[Batch]]:
-    """For each step from sample ``first`` up to ``last``: this process's micro-batches, in the stream's order.
+    """For each step from sample ``first`` to the end: this process's micro-batches, in the stream's order.
 
     A step's micro-batches come together, because its loss is a sum over the number of targets of all of them, which
-    must be known before the first goes backward. ``depth`` blocks are read ahead; closing ends that.
+    must be known before the first backward pass. Closing the generator stops the read-ahead.
     """
-    share = batch_samples // processes
-    indices = rank_samples(first, last, batch_samples, rank, processes)
-    reader = prefetch(samples, indices, depth=depth)
+    last, share = config.steps * config.batch_samples, config.batch_samples // processes
+    indices = rank_samples(first, last, config.batch_samples, rank, processes)
     rows: list[SampleRow] = []
-    try:
+    with contextlib.closing(prefetch(samples, indices, depth=config.data.prefetch)) as reader:
         for index, tokens in reader:
-            rows.append(sample_row(samples, index, tokens, separate_documents=separate_documents))
+            rows.append(sample_row(samples, index, tokens, separate_documents=config.data.separate_documents))
             if len(rows) == share:
                 yield [make_batch(rows[start : start + micro_batch], device) for start in range(0, share, micro_batch)]
                 rows = []
-    finally:
-        reader.close()
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:

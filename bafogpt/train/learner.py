@@ -1,4 +1,4 @@
-"""What a step changes: the network on its devices, its optimizer, and how far they are. Built once a process."""
+"""What a step changes: the network on its devices, its optimizer and their progress. Built once a process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from litgpt.config import Config
 
 from bafogpt.model import lora, nf4
+from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.config import fingerprint
 from bafogpt.model.gpt import GPT, empty_gpt, materialise, new_gpt
 from bafogpt.model.loss import liger_kernel
@@ -28,7 +29,7 @@ class Learner:
     fabric: Fabric
     sharding: Sharding
     model: Any
-    """The network as it is called: wrapped by Fabric. ``state.model`` is the one inside."""
+    """The network wrapped by Fabric, to be called; ``state.model`` is the one inside."""
     trained: list[torch.nn.Parameter]
     new_rows: NewTokenLR
     state: TrainState
@@ -42,26 +43,38 @@ def build_learner(
     sharding: Sharding,
     identity: dict[str, Any],
     empty: bool,
-    load_base: Callable[[torch.nn.Module], None] | None = None,
+    load_base: Callable[[torch.nn.Module], object] | None = None,
 ) -> Learner:
-    """The network of ``config`` with sizes ``shape``, sharded and prepared, with an optimizer that has no state yet.
+    """The network of ``config`` with sizes ``shape``, sharded, with an optimizer that has no state yet.
 
-    Where ``empty`` no weights are drawn: parameters are memory without a value until they are loaded, and a
-    sharded network never exists whole on a process. ``load_base`` gives an adapter's base its weights, before it is
-    quantised and frozen. ``identity`` is what a checkpoint must agree with (``data``, ``sequence_length``); the model's
-    and the adapter's part is added.
+    If ``empty``, parameters get memory but no values, and a sharded network never exists whole on a process; otherwise
+    weights are random. ``load_base`` loads an adapter's base, before that is quantised and frozen. ``identity`` is what
+    a checkpoint must agree with (``data``, ``sequence_length``); those of model, optimizer and adapter are added.
     """
     gpu, tied = fabric.device.type == "cuda", config.model.tied
     gpt = empty_gpt(shape, tie_embeddings=tied) if empty else new_gpt(shape, tie_embeddings=tied, seed=config.seed)
-    gpt.max_seq_length = config.data.sequence_length  # no angles of positions that no sample has
-    identity = {"model": fingerprint(shape, tied), **identity}
-    if config.optimizer.name != "adamw":  # of which older checkpoints say nothing
-        identity["optimizer"] = config.optimizer.name
-    if config.adapter is not None:  # the base is not saved, so it is loaded at a resume, too
+    gpt.max_seq_length = config.data.sequence_length  # positions that no sample has need no angles
+    identity = {"model": fingerprint(shape, tied), "optimizer": config.optimizer.name, **identity}
+    if config.adapter is not None:
         materialise(gpt, torch.device("cpu"))
         if load_base is not None:
             load_base(gpt)
-        identity |= _add_adapter(gpt, shape, config)
+        identity |= _add_adapter(gpt, shape, config, config.adapter)
+    wrapped = _wrap(gpt, config, fabric, gpu=gpu)
+    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
+    return Learner(
+        config=config,
+        fabric=fabric,
+        sharding=sharding,
+        model=wrapped,
+        trained=trained,
+        new_rows=NewTokenLR(trained, config.optimizer, vocabulary=shape.padded_vocab_size),
+        state=TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity),
+    )
+
+
+def _wrap(gpt: GPT, config: TrainConfig, fabric: Fabric, *, gpu: bool) -> Any:
+    """``gpt`` with its kernels, checkpointed and compiled blocks, on its devices."""
     if gpu:
         liger_kernel()
     float8.convert(gpt, config, gpu=gpu)
@@ -70,40 +83,21 @@ def build_learner(
         if config.precision == "bf16-true":
             gpt.to(torch.bfloat16)
         materialise(gpt, fabric.device)
-    wrapped = fabric.setup_module(gpt)  # more processes than one: sharded first, and then given memory
+    wrapped = fabric.setup_module(gpt)  # several processes shard first and allocate memory then
     gpt.reset_parameters()  # the angles of positions in float32 again: Fabric casts them under bf16-true
-    trained = [parameter for parameter in gpt.parameters() if parameter.requires_grad]
-    new_rows = NewTokenLR(
-        trained,
-        vocabulary=shape.padded_vocab_size,
-        first=config.optimizer.first_new_row,
-        factor=config.optimizer.new_rows_factor,
-    )
-    return Learner(
-        config=config,
-        fabric=fabric,
-        sharding=sharding,
-        model=wrapped,
-        trained=trained,
-        new_rows=new_rows,
-        state=TrainState(gpt, optimizer.adamw(gpt, config.optimizer, fused=gpu), identity),
-    )
+    return wrapped
 
 
-def _add_adapter(model: GPT, shape: Config, config: TrainConfig) -> dict[str, Any]:
-    """Freeze ``model``, which has its first weights, as ``config.adapter`` says, and put pairs on it.
+def _add_adapter(model: GPT, shape: Config, config: TrainConfig, adapter: AdapterConfig) -> dict[str, Any]:
+    """Quantise and freeze ``model``, which has its first weights, and add the pairs of ``adapter``.
 
-    Returns what a checkpoint of it must agree with: nothing where the job has no adapter.
+    Returns what a checkpoint must agree with. Checkpoints hold the adapter only, so the base is loaded again at each
+    resume, and compared by its digest.
     """
-    if config.adapter is None:
-        return {}
-    identity = {"adapter": {**asdict(config.adapter), "targets": list(config.adapter.targets)}}
-    digest = lora.base_digest(model)
-    if config.adapter.base != "as-is" and config.precision == "bf16-true":
-        model.to(torch.bfloat16)  # what is quantised is what will be computed in
-    if config.adapter.base == "nf4":
-        nf4.quantise(model)
-    elif config.adapter.base == "bf16":
+    identity = {"adapter": {**asdict(adapter), "targets": list(adapter.targets)}, "base": lora.base_digest(model)}
+    if adapter.base == "bf16" or (adapter.base == "nf4" and config.precision == "bf16-true"):
         model.to(torch.bfloat16)
-    lora.add(model, shape, config.adapter, seed=config.seed)
-    return {**identity, "base": digest}
+    if adapter.base == "nf4":
+        nf4.quantise(model)
+    lora.add(model, shape, adapter, seed=config.seed)
+    return identity

@@ -1,7 +1,7 @@
-"""AdamW from a job's configuration, over what is trained and nothing else; and what is saved of it.
+"""The learning rate schedule, and AdamW over the trained parameters, with 32-bit or 8-bit moments.
 
-The one with 8-bit moments is bitsandbytes': numbers of a table of 256, a scale for each 256 of them. It counts steps in
-a Python number, which is the run's own and comes back from there.
+8-bit moments are bitsandbytes': indices into a table of 256 values, and a scale for each 256 of them. That optimizer
+counts steps in a Python number, which is restored from the run's own count.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bafogpt.train.config import OptimizerConfig, ScheduleConfig
 
 SAVED = ("step", "exp_avg", "exp_avg_sq")
 SAVED_8BIT = ("state1", "state2", "absmax1", "absmax2")
-"""What a checkpoint has of each parameter; of a small one in 8 bits the first two alone."""
+"""The state of each parameter that is saved; for a small one in 8 bits only the first two."""
 
-warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # 8 bits are, and that is known
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # 8 bits are
 
 
 def learning_rate(step: int, *, peak: float, steps: int, schedule: ScheduleConfig) -> float:
@@ -47,7 +47,7 @@ def learning_rate(step: int, *, peak: float, steps: int, schedule: ScheduleConfi
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and leaves norms alone. Parameters that are frozen are left out."""
+    """AdamW over the parameters that are not frozen, with weight decay for matrices only."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -64,15 +64,15 @@ def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.op
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused or None)
 
 
-def saved(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """What a checkpoint has of a parameter's state, by the names that the optimizer has for it."""
+def saved_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """The part of a parameter's state that is saved, by the optimizer's names."""
     state = optimizer.state[parameter]
     return {key: state[key] for key in (SAVED if "exp_avg" in state else SAVED_8BIT) if key in state}
 
 
 @torch.no_grad()
 def init_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the state that the first step would make, so that there is something to load into.
+    """Create the state that the first step would create, to load a checkpoint into.
 
     The fused AdamW counts steps on the parameter's device, the other one on the CPU (pytorch issue 104767).
     """
@@ -90,48 +90,47 @@ def init_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """How many steps were done, for the one that is not told by a tensor of its state."""
+    """Set the number of steps done, where the optimizer does not keep it in a tensor."""
     for state in optimizer.state.values():
         if isinstance(state["step"], int):
             state["step"] = steps
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the step that comes."""
+    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 class NewTokenLR:
-    """The rows that a vocabulary's new pieces have in the embedding and the output head, at a rate of their own.
+    """A learning rate of their own for the new tokens' rows of embedding and output head.
 
-    AdamW divides a gradient by its own size, so scaling gradients would change nothing, and a parameter group cannot
-    hold a part of a parameter. So each step's change of those rows is multiplied: exactly what AdamW, weight decay
-    included, does at ``factor`` times the rate. Tied matrices are one parameter and are changed once; of a sharded one
-    each process changes the rows it holds.
+    AdamW is invariant to the scale of gradients, and a parameter group cannot hold part of a parameter. So each step's
+    change of those rows is multiplied, which equals AdamW, weight decay included, at ``factor`` times the rate. Tied
+    matrices are one parameter and are changed once; of a sharded one each process changes the rows it holds.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, vocabulary: int, first: int, factor: float) -> None:
-        """``parameters`` with ``vocabulary`` rows are meant, and of these the rows from ``first`` on."""
-        self._factor = factor
+    def __init__(self, parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, vocabulary: int) -> None:
+        """Of the matrices with ``vocabulary`` rows, the rows from ``config.first_new_row`` on get the other rate."""
+        self._factor = config.new_rows_factor
         self._rows: list[torch.Tensor] = []
-        for parameter in parameters if factor != 1 else ():
+        for parameter in parameters if self._factor != 1 else ():
             if parameter.dim() == 2 and parameter.shape[0] == vocabulary:
-                local, offset = _local(parameter)
-                rows = local[max(0, first - offset) :]
+                local, offset = _local_rows(parameter)
+                rows = local[max(0, config.first_new_row - offset) :]
                 if len(rows):
                     self._rows.append(rows)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step, and the new rows' own part of it."""
+        """The optimizer's step, with the change of the new rows multiplied."""
         before = [rows.clone() for rows in self._rows]
         optimizer.step()
         for rows, old in zip(self._rows, before, strict=True):
             rows.copy_(torch.lerp(old, rows, self._factor))
 
 
-def _local(parameter: nn.Parameter) -> tuple[torch.Tensor, int]:
-    """What this process holds of a parameter, and the row that it begins with."""
+def _local_rows(parameter: nn.Parameter) -> tuple[torch.Tensor, int]:
+    """This process's rows of a parameter, and the number of the first."""
     if not isinstance(parameter, DTensor):
         return parameter.detach(), 0
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)

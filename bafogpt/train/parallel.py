@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -19,7 +19,6 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from bafogpt.model.gpt import materialise
 from bafogpt.train.config import Sharding, TrainConfig
-from bafogpt.train.trainer_io import TrainOrder
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -51,33 +50,34 @@ def nodes() -> int:
     return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
-def make_fabric(order: TrainOrder, sharding: Sharding, *, sharded: bool | None = None) -> Fabric:
+def make_fabric(
+    config: TrainConfig, device: Literal["cpu", "cuda"], sharding: Sharding, *, sharded: bool | None = None
+) -> Fabric:
     """Fabric over the processes that the supervisor started.
 
     One process trains on one device as it is, unless it is to be ``sharded``, too. More of them shard parameters,
     gradients and optimizer state with FSDP2, over gloo on CPU and NCCL on GPU; Fabric's own FSDPStrategy refuses CPU,
     so ModelParallelStrategy carries it.
     """
-    accelerator = "cuda" if order.device == "cuda" else "cpu"
-    if order.config.deterministic:
+    if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for then
         torch.use_deterministic_algorithms(True)
-    if accelerator == "cpu":
+    if device == "cpu":
         torch.set_num_threads(1)  # processes share the cores, and one thread adds numbers in one order
     if not (world_size() > 1 if sharded is None else sharded):
-        return Fabric(accelerator=accelerator, devices=1, precision=order.config.precision)
+        return Fabric(accelerator=device, devices=1, precision=config.precision)
     strategy = ModelParallelStrategy(
-        parallelize_fn=functools.partial(_shard, config=order.config, sharding=sharding),
+        parallelize_fn=functools.partial(_shard, config=config, sharding=sharding),
         data_parallel_size=world_size(),
         tensor_parallel_size=1,
-        process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
+        process_group_backend="cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
     )
     return Fabric(
-        accelerator=accelerator,
+        accelerator=device,
         devices=world_size() // nodes(),
         num_nodes=nodes(),
         strategy=strategy,
-        precision="bf16-true" if order.config.precision == "bf16-true" else "32-true",
+        precision="bf16-true" if config.precision == "bf16-true" else "32-true",
         plugins=[TorchElasticEnvironment()],
     )
 

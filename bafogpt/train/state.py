@@ -87,7 +87,7 @@ class TrainState:
         for name, parameter in _named(self.model):
             tensors[MODEL + name] = parameter.detach()
             if self.progress.step or self.optimizer.state:  # before the first step there is none
-                state = optimizer.saved(self.optimizer, parameter)
+                state = optimizer.saved_state(self.optimizer, parameter)
                 tensors |= {f"{OPTIMIZER}{key}.{name}": tensor for key, tensor in state.items()}
         return tensors
 

@@ -35,15 +35,13 @@ _CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOrder:
-    """What one trainer process must know."""
+    """The supervisor's order to a trainer process."""
 
-    job: str
-    """The kind of training; ``pretrain`` is the one there is."""
     bucket: str
     config: TrainConfig
     device: Literal["cpu", "cuda"] = "cpu"
     attempt: int = 1
-    """The how-manieth machine, or supervisor, works on this run."""
+    """1-based attempt number."""
     collective_timeout_s: float = 60.0
     """Seconds that the first all-reduce over all processes may take; 0 has no limit."""
     resume_step: int | None = None

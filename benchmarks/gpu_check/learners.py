@@ -12,7 +12,6 @@ import torch.distributed as dist
 from bafogpt.train import batches, parallel
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.learner import Learner, build_learner
-from bafogpt.train.trainer_io import TrainOrder
 from benchmarks.gpu_check.models import fill, random_rows, shape_of
 from benchmarks.gpu_check.report import Report
 
@@ -38,8 +37,8 @@ def learner_of(
         os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(SHARDS)
     if kind != "autocast" and not dist.is_initialized():
         _join(report, kind)
-    order = TrainOrder(job="gpu-check", bucket="", config=config, device=report.device.type)
-    fabric = parallel.make_fabric(order, "step", sharded=kind != "autocast")
+    device: Any = report.device.type
+    fabric = parallel.make_fabric(config, device, "step", sharded=kind != "autocast")
     fabric.launch()
     learner = build_learner(
         config,

@@ -127,7 +127,7 @@ def test_trainers_that_hang_say_where_they_are_and_come_back(run: Run, bucket: B
 
 def test_a_real_worker_says_where_each_of_its_threads_is(tmp_path: Path):
     """The real worker around a loop that never ends."""
-    TrainerFiles(tmp_path).write_order(TrainOrder(job="pretrain", bucket="file:///nowhere", config=make_job().train))
+    TrainerFiles(tmp_path).write_order(TrainOrder(bucket="file:///nowhere", config=make_job().train))
     command = (sys.executable, str(Path(__file__).with_name("hung_worker.py")))
     said: list[str] = []
     trainers = Workers(tmp_path, 1, said.append, command)

@@ -78,7 +78,7 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if resume is not None:
             step = int(resume.name.removeprefix("step-"))
             shutil.copytree(resume, trainer_files.resume / checkpoint_name(step))
-        trainer_files.write_order(TrainOrder(job="pretrain", bucket=starter.url, config=config, resume_step=step))
+        trainer_files.write_order(TrainOrder(bucket=starter.url, config=config, resume_step=step))
         output: list[str] = []
         trainers = Workers(trainer_files.folder, processes, output.append)
         while trainers.running():
@@ -108,7 +108,7 @@ def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Cal
         if resume is not None:
             step = int(resume.name.removeprefix("step-"))
             shutil.copytree(resume, trainer_files.resume / resume.name)
-        trainer_files.write_order(TrainOrder(job="pretrain", bucket=starter.url, config=config, resume_step=step))
+        trainer_files.write_order(TrainOrder(bucket=starter.url, config=config, resume_step=step))
         return loop.train(trainer_files.read_order(), trainer_files, StopFlag())
 
     return run

@@ -61,7 +61,7 @@ def test_a_restart_helps_after_what_hardware_did_and_not_after_what_the_program_
 
 
 def order(bucket: str = "file:///nowhere", **more: Any) -> TrainOrder:
-    return TrainOrder(job="pretrain", bucket=bucket, config=tiny(), **more)
+    return TrainOrder(bucket=bucket, config=tiny(), **more)
 
 
 @pytest.mark.parametrize(("trained", "node", "retry"), [(False, "0", False), (True, "0", True), (False, "1", True)])

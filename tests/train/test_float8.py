@@ -175,7 +175,7 @@ def test_a_gpu_that_cannot_is_refused_before_anything_is_read(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     config = tiny(**{"float8": "tensorwise", "precision": "bf16-mixed", **over})
-    order = TrainOrder(job="pretrain", bucket="s3://there-is-none", config=config, device="cuda")
+    order = TrainOrder(bucket="s3://there-is-none", config=config, device="cuda")
     with pytest.raises(ConfigError, match=message) as caught:
         runs.build_run(order, TrainerFiles(tmp_path))
     assert caught.value.hint == "--set train.float8=none"

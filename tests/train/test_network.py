@@ -73,7 +73,7 @@ def test_the_first_loss_of_a_folders_network_is_that_of_transformers(
 
     assert [each.outcome for each in made.results] == ["finished"], made.output
     order, trainer_files = (
-        TrainOrder(job="pretrain", bucket=starter.url, config=config),
+        TrainOrder(bucket=starter.url, config=config),
         TrainerFiles(tmp_path / "again"),
     )
     first = next(run.build_run(order, trainer_files).batches())

@@ -11,7 +11,7 @@ import torch
 from bafogpt.core.errors import ConfigError
 from bafogpt.jobs.model_shape import KNOWN
 from bafogpt.storage.tokens.manifest import Split, Stage
-from bafogpt.train.config import ScheduleConfig, check_processes
+from bafogpt.train.config import OptimizerConfig, ScheduleConfig, check_processes
 from bafogpt.train.estimates import memory
 from bafogpt.train.optimizer import NewTokenLR, learning_rate
 from bafogpt.train.validation import ValidationSlice, bits_per_byte, plan_validation, validation_metrics
@@ -44,7 +44,7 @@ def test_new_rows_move_as_adamw_moves_them_at_their_own_rate():
         parameter = torch.nn.Parameter(start.clone())
         parameter.grad = gradient.clone()
         optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.1)
-        NewTokenLR([parameter], vocabulary=6, first=4, factor=factor).step(optimizer)
+        NewTokenLR([parameter], OptimizerConfig(first_new_row=4, new_rows_factor=factor), vocabulary=6).step(optimizer)
         return parameter.detach()
 
     slow, fast, mixed = moved(0.01, 1.0), moved(0.05, 1.0), moved(0.01, 5.0)

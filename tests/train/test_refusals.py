@@ -14,7 +14,6 @@ from bafogpt.core.errors import BafoError, ConfigError
 from bafogpt.model.config import gpt_config
 from bafogpt.storage.tokens.manifest import Packing, Split, Stage
 from bafogpt.train import learner, memory_check, metrics, parallel
-from bafogpt.train import run as runs
 from bafogpt.train.metrics import StepMetrics
 from bafogpt.train.state import TrainProgress, _refuse_difference
 from bafogpt.train.step_logger import StepLogger
@@ -46,18 +45,6 @@ def test_a_micro_batch_that_cannot_fit_is_said_before_it_dies(monkeypatch: pytes
     assert caught.value.hint == "--set train.batch.micro_batch_size=0 finds the largest that fits"
     micro_batch, _ = memory_check.choose_micro_batch(shape(), tiny(batch={"micro_batch_size": 0}), gpu=False)
     assert 1 <= micro_batch < 8  # and it does
-
-
-def test_validation_wanted_where_nothing_was_held_out():
-    nothing = SimpleNamespace(tokens=32)
-    splits = {"train": SimpleNamespace(tokens=999), "validation": nothing}
-    tokenizer = SimpleNamespace(add_bos=False, bos_id=None)
-    manifest = SimpleNamespace(splits=splits, packing=None, tokenizer=tokenizer)
-    stream = lambda *_, **__: SimpleNamespace(tokens=999)  # noqa: E731
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="holds 32 tokens for valid") as caught:
-        patch.setattr(runs, "TokenStream", stream)
-        runs._samples(None, manifest, tiny(data={"cache_gb": 0}), Path(), None)  # type: ignore[arg-type]
-    assert "train.validation.every=0" in (caught.value.hint or "")
 
 
 def test_a_checkpoint_with_another_vocabulary_points_to_what_gives_it_rows():

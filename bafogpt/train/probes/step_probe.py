@@ -30,7 +30,6 @@ from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.estimates.memory import is_out_of_memory
 from bafogpt.train.learner import Learner, build_learner
 from bafogpt.train.step import train_step
-from bafogpt.train.trainer_io import TrainOrder
 
 STEPS = 2
 MICRO_BATCHES = 3
@@ -68,8 +67,7 @@ def steps(trial: Trial) -> Iterator[Learner]:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
         dist.init_process_group("fake", rank=parallel.rank(), world_size=parallel.world_size(), store=FakeStore())
-    order = TrainOrder(job="probe", bucket="", config=config, device=trial.device)
-    fabric = parallel.make_fabric(order, trial.sharding)
+    fabric = parallel.make_fabric(config, trial.device, trial.sharding)
     fabric.launch()
     shape = Config(**trial.network)
     learner = build_learner(config, shape, fabric, sharding=trial.sharding, identity={}, empty=True)
