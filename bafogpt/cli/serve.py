@@ -35,9 +35,9 @@ def serve_command(
 ) -> None:
     """Serve /v1/chat/completions (with streaming), /v1/models and /health until Ctrl-C."""
     from bafogpt.serve import server
-    from bafogpt.serve.app import Limits
+    from bafogpt.serve.app import ServeLimits
 
-    limits = Limits(slots=slots, queue=queue, max_tokens=max_tokens)
+    limits = ServeLimits(slots=slots, queue=queue, max_tokens=max_tokens)
     key = server.read_key(api_key_env)
     listening = server.listen(host, port, guarded=key is not None)
     chat_model = options.load(model, style)

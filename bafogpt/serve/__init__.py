@@ -1,7 +1,7 @@
-"""A model over HTTP, as OpenAI's clients know it.
+"""A model over HTTP, for OpenAI's clients.
 
-- ``requests``   what a client may ask for, checked; errors in the form that its library understands
-- ``engine``     who may compute: slots, a bounded queue, threads that end when the client is gone
+- ``requests``   checks requests, and formats errors as OpenAI's libraries read them
+- ``engine``     slots, a bounded queue, and threads that stop when the client hangs up
 - ``app``        the routes: ``/v1/chat/completions``, ``/v1/models``, ``/health``
-- ``run``        the listening socket and the server's settings
+- ``server``     the listening socket and the server's settings
 """

@@ -20,22 +20,22 @@ from starlette.routing import Route
 
 from bafogpt.core.errors import BafoError
 from bafogpt.model.chat_model import AnswerChunk, ChatModel
-from bafogpt.serve.engine import BusyError, Engine
+from bafogpt.serve.engine import InferenceEngine, QueueFullError
 from bafogpt.serve.requests import ChatRequest, RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the server holds its clients to."""
+class ServeLimits:
+    """Limits of the server."""
 
     slots: int = 2
-    """Answers that are made at a time."""
+    """Answers computed at the same time."""
     queue: int = 64
-    """Requests that wait for a slot; one more gets 429."""
+    """Requests that may wait for a slot; the next one gets 429."""
     max_tokens: int | None = None
-    """Longest answer; None is what the model's positions leave room for."""
+    """Longest answer; None is what the model's positions allow."""
     default_tokens: int = 512
-    """Longest answer where the request does not say."""
+    """Longest answer if the request sets none."""
     body_bytes: int = 4 << 20
     """Largest request."""
 
@@ -47,13 +47,13 @@ class Limits:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1")
 
 
-def make_app(chat_model: ChatModel, limits: Limits, api_key: str | None) -> Starlette:
-    """The application. With an ``api_key`` every request but ``/health`` must bear it."""
+def make_app(chat_model: ChatModel, limits: ServeLimits, api_key: str | None) -> Starlette:
+    """The application. With an ``api_key`` every request but ``/health`` must carry it."""
     service = _Service(chat_model, limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        service.engine = app.state.engine = Engine(limits.slots, limits.queue)
+        service.engine = app.state.engine = InferenceEngine(limits.slots, limits.queue)
         yield
         service.engine.close()
 
@@ -70,7 +70,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def _guarded(handler: Handler, api_key: str | None) -> Handler:
-    """Check the key, and turn errors into answers."""
+    """Check the key, and turn errors into responses."""
 
     async def handle(request: Request) -> Response:
         try:
@@ -87,11 +87,11 @@ def _guarded(handler: Handler, api_key: str | None) -> Handler:
 
 
 class _Service:
-    """The handlers and what they share."""
+    """The handlers and their state."""
 
-    engine: Engine
+    engine: InferenceEngine
 
-    def __init__(self, chat_model: ChatModel, limits: Limits) -> None:
+    def __init__(self, chat_model: ChatModel, limits: ServeLimits) -> None:
         self.chat_model = chat_model
         self.limits = limits
         self.started = int(time.time())
@@ -108,7 +108,7 @@ class _Service:
         if asked.model not in (None, self.chat_model.name):
             message = f"no model '{asked.model}'; this server has '{self.chat_model.name}'"
             raise RequestError(404, message, "model", "model_not_found")
-        # templates and tokenizers take a while for a long prompt, and others are being answered
+        # in a thread, because a long prompt takes a while to format and tokenize
         prompt = await asyncio.to_thread(self.chat_model.prompt, asked.messages)
         max_tokens = self._max_tokens(asked, prompt)
 
@@ -116,16 +116,16 @@ class _Service:
             return self.chat_model.answer(prompt, max_tokens=max_tokens, sampling=asked.sampling, stop=asked.stop)
 
         reply = _Reply(self.chat_model.name, len(prompt))
-        pieces = self.engine.pieces(answer)
+        chunks = self.engine.chunks(answer)
         try:
             if not asked.stream:
-                whole: Response = await _unless_gone(request, reply.whole(pieces))
+                whole: Response = await _unless_gone(request, reply.whole(chunks))
                 return whole
-            first = await _unless_gone(request, anext(pieces))  # so that a full queue is a status, not a broken stream
-        except BusyError:
+            first = await _unless_gone(request, anext(chunks))  # a full queue is a status then, not a broken stream
+        except QueueFullError:
             message = f"{self.limits.queue} requests wait already; try again later"
             raise RequestError(429, message, code="rate_limit_exceeded") from None
-        events = reply.events(first, pieces, asked.include_usage)
+        events = reply.events(first, chunks, asked.include_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     def _max_tokens(self, asked: ChatRequest, prompt: list[int]) -> int:
@@ -152,33 +152,33 @@ class _Reply:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    async def whole(self, pieces: AsyncIterator[AnswerChunk]) -> Response:
+    async def whole(self, chunks: AsyncIterator[AnswerChunk]) -> Response:
         texts, finish = [], None
-        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
-            async for piece in pieces:
-                texts.append(piece.text)
-                finish = piece.finish
-                self._count(piece)
+        async with contextlib.aclosing(chunks):  # type: ignore[type-var]
+            async for chunk in chunks:
+                texts.append(chunk.text)
+                finish = chunk.finish
+                self._count(chunk)
         message = {"role": "assistant", "content": "".join(texts)}
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
         return JSONResponse(self._object("chat.completion", [choice], usage=self._usage()))
 
     async def events(
-        self, first: AnswerChunk, pieces: AsyncIterator[AnswerChunk], include_usage: bool
+        self, first: AnswerChunk, chunks: AsyncIterator[AnswerChunk], include_usage: bool
     ) -> AsyncIterator[str]:
-        """Server-sent events: the role, the pieces that have text, the end, ``[DONE]``."""
-        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+        """Server-sent events: the role, the chunks with text, the finish reason, ``[DONE]``."""
+        async with contextlib.aclosing(chunks):  # type: ignore[type-var]
             yield self._event({"role": "assistant", "content": ""}, None)
-            piece: AnswerChunk | None = first
-            while piece is not None:
-                self._count(piece)
-                if piece.text:
-                    yield self._event({"content": piece.text}, None)
-                if piece.finish:
-                    yield self._event({}, piece.finish)
+            chunk: AnswerChunk | None = first
+            while chunk is not None:
+                self._count(chunk)
+                if chunk.text:
+                    yield self._event({"content": chunk.text}, None)
+                if chunk.finish:
+                    yield self._event({}, chunk.finish)
                 try:
-                    piece = await anext(pieces, None)
-                except Exception as error:  # the status is sent already; the client's library raises this
+                    chunk = await anext(chunks, None)
+                except Exception as error:  # the status is sent already; the client's library raises this body
                     failed = RequestError(500, f"the answer broke off: {type(error).__name__}")
                     yield _sse(failed.body())
                     raise
@@ -186,8 +186,8 @@ class _Reply:
                 yield _sse(self._object("chat.completion.chunk", [], usage=self._usage()))
             yield "data: [DONE]\n\n"
 
-    def _count(self, piece: AnswerChunk) -> None:
-        self.tokens += piece.finish != "length"  # which comes after the last token, without one
+    def _count(self, chunk: AnswerChunk) -> None:
+        self.tokens += chunk.finish != "length"  # that chunk comes after the last token
 
     def _event(self, delta: dict[str, Any], finish: str | None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
@@ -216,7 +216,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Any) -> Any:
-    """The result of ``work``, which is cancelled when the client hangs up before it is there."""
+    """The result of ``work``, which is cancelled when the client hangs up first."""
 
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":

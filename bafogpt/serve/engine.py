@@ -1,7 +1,7 @@
-"""Who may compute. A slot is one answer being made, in a thread; a bounded number of requests waits for one.
+"""Slots for answers, each computed in a thread, and a bounded queue of requests that wait for one.
 
-Nothing is computed for a client that has gone: leaving :meth:`Engine.pieces` early, as a cancelled task does, tells the
-thread to stop at its next token, and the slot is free when it has.
+Leaving :meth:`InferenceEngine.chunks` early, as the task of a client that hung up does, stops the thread at its next
+token and frees the slot.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from bafogpt.model.chat_model import AnswerChunk
 
 
-class BusyError(Exception):
-    """As many requests wait as may."""
+class QueueFullError(Exception):
+    """The queue is full."""
 
 
-class Engine:
+class InferenceEngine:
     """Slots and their threads, for one event loop."""
 
     def __init__(self, slots: int, queue: int) -> None:
         self.slots = slots
         self.queue = queue
         self.computing = 0
-        """Threads at work."""
+        """Slots in use."""
         self.waiting = 0
         self._free = asyncio.Semaphore(slots)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="answer")
 
     def close(self) -> None:
-        """End the threads; no answer may be under way."""
+        """End the threads; no answer may be in progress."""
         self._threads.shutdown()
 
-    async def pieces(self, answer: Callable[[], Iterator[AnswerChunk]]) -> AsyncIterator[AnswerChunk]:
-        """The pieces of an answer, as a thread makes them. Raises :class:`BusyError` where the queue is full."""
+    async def chunks(self, answer: Callable[[], Iterator[AnswerChunk]]) -> AsyncIterator[AnswerChunk]:
+        """The pieces of an answer, as a thread makes them. Raises :class:`QueueFullError` where the queue is full."""
         if self.computing >= self.slots and self.waiting >= self.queue:
-            raise BusyError
+            raise QueueFullError
         self.waiting += 1
         try:
             await self._free.acquire()
@@ -52,10 +52,10 @@ class Engine:
         )
         work.add_done_callback(self._done)
         try:
-            while (piece := await made.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
+            while (chunk := await made.get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                yield chunk
         finally:
             gone.set()
 
@@ -69,13 +69,13 @@ def _work(
     gone: threading.Event,
     give: Callable[[AnswerChunk | BaseException | None], object],
 ) -> None:
-    """In a thread: every piece to the event loop, then what ended it."""
+    """In a thread: pass every chunk to the event loop, then None or the error."""
     end: BaseException | None = None
     try:
-        for piece in answer():
+        for chunk in answer():
             if gone.is_set():
                 return
-            give(piece)
+            give(chunk)
     except Exception as error:
         end = error
     give(end)

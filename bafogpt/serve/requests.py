@@ -1,4 +1,4 @@
-"""What a client may ask for, checked, and the errors that it gets."""
+"""Requests of clients, checked, and the errors they get."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ UNSUPPORTED = {
     "frequency_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
 }
-"""Fields of OpenAI's that change the answer and that this server has not, with the values that change nothing."""
+"""OpenAI's fields that this server does not support, with the values that change nothing."""
 MAX_STOPS = 4
-"""Stop strings a request may have, as at OpenAI."""
+"""Most stop strings in a request, as at OpenAI."""
 
 
 class RequestError(Exception):
-    """A request that is not answered: HTTP status, what is wrong, and the field it is about."""
+    """A refused request: HTTP status, message, and the field it is about."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class ChatRequest:
 
     @classmethod
     def parse(cls, body: bytes) -> ChatRequest:
-        """Read a request's body. Raises :class:`RequestError` (400) for anything that is not a right one."""
+        """Read a request's body. Raises :class:`RequestError` (400) if it is not valid."""
         try:
             content = json.loads(body.decode("utf-8"))
         except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The server: its socket, its key, its end."""
+"""The server's socket, key and settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.applications import Starlette
 
 from bafogpt.core.errors import AuthError, UsageError
 from bafogpt.model.chat_model import ChatModel
-from bafogpt.serve.app import Limits, make_app
+from bafogpt.serve.app import ServeLimits, make_app
 
 
 def read_key(name: str | None) -> str | None:
-    """The API key in the environment variable ``name``. Raises :class:`AuthError` where there is none."""
+    """The API key in the environment variable ``name``. Raises :class:`AuthError` if it is not set."""
     if name is None:
         return None
     key = os.environ.get(name, "")
@@ -25,7 +25,8 @@ def read_key(name: str | None) -> str | None:
 
 
 def listen(host: str, port: int, *, guarded: bool) -> socket.socket:
-    """A listening socket. Raises :class:`UsageError` for an address that is taken, is none, or is open to all."""
+    """A listening socket. Raises :class:`UsageError` for an address that is taken or invalid, or public
+    without a key."""
     if not guarded and not _is_loopback(host):
         raise UsageError(
             f"on {host} anybody could use the model", "--api-key-env NAME, or leave out --host for this machine alone"
@@ -38,13 +39,13 @@ def listen(host: str, port: int, *, guarded: bool) -> socket.socket:
         raise UsageError(f"cannot listen on {host}:{port}: {reason}", "--port 0 takes a free one") from None
 
 
-def serve(chat_model: ChatModel, listening: socket.socket, limits: Limits, api_key: str | None) -> None:
+def serve(chat_model: ChatModel, listening: socket.socket, limits: ServeLimits, api_key: str | None) -> None:
     """Answer until Ctrl-C or SIGTERM."""
     make_server(make_app(chat_model, limits, api_key)).run(sockets=[listening])
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
-    """A server for the application. Answers that are under way have 5 s when it ends."""
+    """A server for the application. Answers in progress get 5 s when it stops."""
     return uvicorn.Server(
         uvicorn.Config(app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=5)
     )

@@ -1,4 +1,4 @@
-"""The stream as batches: each optimizer step is a list of micro-batches, the same for every number of processes."""
+"""The token stream as micro-batches; an optimizer step has the same samples for every number of processes."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from bafogpt.train.config import TrainConfig, rank_samples
 
 
 class Batch(NamedTuple):
-    """Some samples, as the model takes them."""
+    """One micro-batch on the device."""
 
     ids: torch.Tensor
     """[B, T] int64."""
     targets: torch.Tensor
     """[B, T] int64: the token after each of ``ids``, or :data:`IGNORE`."""
     documents: torch.Tensor | None
-    """[B, T] int32: the number of the document within its sample, where documents must not see each other."""
-    learned: int | None = None
-    """Targets that are learned from; None where all of them are, as in plain text."""
+    """[B, T] int32: number of the document within its sample, where attention is limited to the document."""
+    target_count: int | None = None
+    """Targets that are not :data:`IGNORE`; None if all of them, as in plain text."""
 
 
 class SampleRow(NamedTuple):
-    """One sample, still on the host."""
+    """One sample on the host."""
 
     tokens: np.ndarray
     """[T+1], of the dataset's type."""
     documents: np.ndarray | None = None
-    """[T] int32, where documents must not see each other."""
-    learned: np.ndarray | None = None
-    """[T] bool: which targets are learned from, where not all are."""
+    """[T] int32, where attention is limited to the document."""
+    loss_mask: np.ndarray | None = None
+    """[T] bool: the targets to learn from; None is all."""
     first_target: int = 1
-    """Where the first target stands in the sample as the stream has it: 0 where ``<bos>`` was put before it."""
+    """Position of the first target in the stream's sample: 0 if ``<bos>`` was put before it."""
 
 
 def sample_row(samples: Samples, index: int, tokens: np.ndarray, *, separate_documents: bool = False) -> SampleRow:
-    """Sample ``index``, whose tokens [T+1] have been read, with what else the model must know of it.
+    """Sample ``index`` with tokens [T+1].
 
-    Where samples begin with ``<bos>`` and this one does not, it is put before the first T tokens, so that each token of
-    the stream is a target once and sample ``index`` needs no other tokens than before. Raises :class:`DataError` for an
-    id that the model has no row for: a GPU would stop in a kernel.
+    If samples begin with ``<bos>`` and this one does not, ``<bos>`` is put before its first T tokens, so that each
+    token of the stream is a target once. Raises :class:`DataError` for an id without a row in the model, which would
+    abort a GPU kernel.
     """
     if samples.rows is not None and int(tokens.max()) >= samples.rows:
         raise DataError(
@@ -57,27 +57,27 @@ def sample_row(samples: Samples, index: int, tokens: np.ndarray, *, separate_doc
         tokens = np.concatenate([np.array([samples.bos], tokens.dtype), tokens[:-1]])
         return SampleRow(tokens, document_numbers(samples, index, 1) if separate_documents else None, first_target=0)
     if samples.stream.is_packed:
-        learned = samples.stream.learned(samples.start(index), samples.length + 1)[1:]
-        return SampleRow(tokens, document_numbers(samples, index), learned)
+        loss_mask = samples.stream.learned(samples.start(index), samples.length + 1)[1:]
+        return SampleRow(tokens, document_numbers(samples, index), loss_mask)
     return SampleRow(tokens, document_numbers(samples, index) if separate_documents else None)
 
 
 def make_batch(rows: Sequence[SampleRow], device: torch.device) -> Batch:
-    """Samples as a batch on ``device``; every token but the first is a target, unless a row says otherwise."""
+    """Samples as a batch on ``device``; every token but the first is a target, unless masked."""
     tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
-    targets, learned = tokens[:, 1:], None
-    if masks := [row.learned for row in rows if row.learned is not None]:
+    targets, target_count = tokens[:, 1:], None
+    if masks := [row.loss_mask for row in rows if row.loss_mask is not None]:
         mask = np.stack(masks)
-        targets, learned = np.where(mask, targets, IGNORE), int(mask.sum())
+        targets, target_count = np.where(mask, targets, IGNORE), int(mask.sum())
     numbers = [row.documents for row in rows if row.documents is not None]
     documents = _to(np.stack(numbers), device) if numbers else None
-    return Batch(_to(tokens[:, :-1], device), _to(targets, device), documents, learned)
+    return Batch(_to(tokens[:, :-1], device), _to(targets, device), documents, target_count)
 
 
 def document_numbers(samples: Samples, index: int, before: int = 0) -> np.ndarray:
-    """Which document of the sample each of its T inputs belongs to, counted from 0; [T] int32.
+    """The document of each of a sample's T inputs, counted from 0; [T] int32.
 
-    The first ``before`` inputs are not of the stream and belong to the first document.
+    The first ``before`` inputs are not from the stream and belong to the first document.
     """
     begins = samples.stream.documents(samples.start(index), samples.length - before) + before
     numbers = np.zeros(samples.length, np.int32)
@@ -112,6 +112,6 @@ def step_batches(
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """On the device; for a GPU from pinned memory, so that the copy runs while the host goes on."""
+    """Copy to the device; to a GPU from pinned memory, so that the host need not wait."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

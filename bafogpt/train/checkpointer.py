@@ -1,22 +1,20 @@
-"""Checkpoints are written by a thread while training goes on; the loop waits only for the copy in host memory.
+"""Writes checkpoints in a thread while training continues; the loop waits only for the copy to host memory.
 
-Every process copies its own slices and writes its own file (torch's ``dcp.async_save``); when all have, on every node,
-the first process of each node adds the metadata, syncs and renames, and only then there is a checkpoint under its name:
-the node's part of it, where there are more nodes than one. One save is under way at a time: the next one begins by
-waiting for the last, and that is where its error is raised.
+Every process copies its slices and writes its own file (torch's ``dcp.async_save``). When all have, the first process
+of each node adds the metadata, syncs, and renames the folder: only then the node's part of the checkpoint exists. At
+most one save is in progress: the next one first waits for it, and raises its error.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -37,12 +35,14 @@ class Checkpointer:
         self._config = config
         # a group of its own: its messages come from another thread and must not mix with those of training
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
-        self._pending: _PendingCheckpoint | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
 
     def has_room(self, step: int, must: bool) -> bool:
-        """Whether there is place for one more checkpoint on this disk; the supervisor takes them away as it sends them.
+        """Whether to save now, by the number of checkpoints on this disk that wait for their upload.
 
-        Where there is none, and the checkpoint is not a ``must``, the job's ``on_backlog`` says whether to wait.
+        At ``max_pending`` of them this waits for an upload, or returns False where ``on_backlog`` is ``skip`` and the
+        checkpoint is not a ``must``.
         """
         self.wait()
         most = self._config.max_pending
@@ -51,97 +51,63 @@ class Checkpointer:
             if rank() == 0:
                 print(f"no checkpoint at step {step}: {most} wait to be sent")
             return False
-        if full and rank() == 0:
-            while len(self._trainer_files.pending()) >= most:
-                time.sleep(0.05)
+        while full and rank() == 0 and len(self._trainer_files.pending()) >= most:
+            time.sleep(0.05)
         return True
 
     def save(self, state: TrainState) -> None:
         """Copy the state and start writing it. Returns when the copy is made, so training may change the state.
 
-        Raises :class:`DiskFullError` when there is no room for it, and what the save before it ended with.
+        Raises :class:`DiskFullError` when there is no room for it, and the error of the save before it.
         """
         self.wait()
         started = time.monotonic()
         name, partial = checkpoint_name(state.progress.step), self._trainer_files.partial(state.progress.step)
         tensors = state.tensors()
-        needed = _bytes(tensors) // nodes()
+        # all processes' files on this disk, with a margin for headers
+        size = int(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) * 1.02) + 64_000
         if local_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-            files.require_space(self._trainer_files.checkpoints, needed, f"checkpoint {name}")
+            files.require_space(self._trainer_files.checkpoints, size // nodes(), f"checkpoint {name}")
             partial.mkdir(parents=True)
         if self._group is not None:
             dist.barrier(self._group)
         meta = {**asdict(state.progress), "fingerprint": state.fingerprint, "processes": world_size()}
         if nodes() > 1:
-            meta |= {"nodes": nodes(), "rendezvous_id": os.environ["TORCHELASTIC_RUN_ID"]}
+            meta |= {"nodes": nodes(), "launch": os.environ["TORCHELASTIC_RUN_ID"]}
         writing = dcp.async_save(
             tensors,
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
             process_group=self._group,
             no_dist=self._group is None,
         )
-        self._pending = _PendingCheckpoint(writing, self._trainer_files, partial, meta, needed, started)
+        self._saving = self._thread.submit(self._finish, writing, partial, meta, size // nodes(), started)
 
     def wait(self) -> None:
-        """Wait until the save under way, if there is one, is a checkpoint under its name; raise what went wrong."""
-        if self._pending is not None:
-            saving, self._pending = self._pending, None
-            saving.join()
+        """Wait until the save in progress, if any, is a checkpoint under its name; raise its error."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.result()
         if self._group is not None:
             dist.barrier(self._group)
 
-
-class _PendingCheckpoint:
-    """One checkpoint on its way to the disk."""
-
-    def __init__(
-        self,
-        writing: Any,
-        trainer_files: TrainerFiles,
-        partial: Path,
-        meta: dict[str, Any],
-        needed: int,
-        started: float,
-    ) -> None:
-        self._writing = writing
-        self._trainer_files = trainer_files
-        self._partial = partial
-        self._meta = meta
-        self._needed = needed
-        self._started = started
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def join(self) -> None:
-        self._thread.join()
-        if self._error is None:
-            return
-        shutil.rmtree(self._partial, ignore_errors=True)
-        if _is_disk_full(self._error):
-            folder, name = self._trainer_files.checkpoints, checkpoint_name(self._meta["step"])
-            message = f"{folder}: no room for checkpoint {name} ({self._needed / 1e6:,.1f} MB)"
-            raise DiskFullError(message, f"df -h {folder}") from self._error
-        raise self._error
-
-    def _run(self) -> None:
+    def _finish(self, writing: Any, partial: Path, meta: dict[str, Any], size: int, started: float) -> None:
+        """In the thread: wait for all processes' files, then commit."""
         try:
-            self._writing.result()  # of all processes: DCP gathers their results on every rank
+            writing.result()
             if local_rank() == 0:
-                taken = {"save_s": round(time.monotonic() - self._started, 3)}
-                self._trainer_files.commit(self._partial, self._meta | taken)
+                self._trainer_files.commit(partial, {**meta, "save_s": round(time.monotonic() - started, 3)})
         except BaseException as error:
-            self._error = error
-
-
-def _bytes(tensors: dict[str, torch.Tensor]) -> int:
-    """Room that all processes' files need on this disk, with a margin for headers."""
-    return int(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) * 1.02) + 64_000
+            shutil.rmtree(partial, ignore_errors=True)
+            if not _is_disk_full(error):
+                raise
+            folder, name = self._trainer_files.checkpoints, checkpoint_name(meta["step"])
+            message = f"{folder}: no room for checkpoint {name} ({size / 1e6:,.1f} MB)"
+            raise DiskFullError(message, f"df -h {folder}") from error
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full; DCP and safetensors wrap the original in their own."""
+    """Whether the disk is full; DCP and safetensors wrap the original error in their own."""
     return isinstance(error, DiskFullError) or any(
         text in str(error) for text in ("No space left", "os error 28", "File too large", "Disk quota")
     )

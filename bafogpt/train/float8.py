@@ -1,8 +1,8 @@
-"""8-bit floating point in the blocks' linear layers, by torchao's dynamic scaling. Weights stay what they are.
+"""8-bit floating point in the blocks' linear layers, by torchao's dynamic scaling.
 
-The inputs of a product are scaled to the range of an fp8 type and cast just before it (Micikevicius et al. 2022,
-arXiv:2209.05433). Parameters, their names, the optimizer and checkpoints are those of a run without it. The embedding
-and the output head are left alone: the fused loss multiplies by the head itself.
+The inputs of a product are scaled and cast to fp8 just before it (Micikevicius et al. 2022, arXiv:2209.05433).
+Parameters, optimizer and checkpoints do not change. Embedding and output head stay as they are: the fused loss
+multiplies by the head itself.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bafogpt.train import parallel
 from bafogpt.train.config import TrainConfig
 
 CAPABILITY = (8, 9)
-"""The first compute capability with fp8 products: Ada. Hopper is 9.0, Blackwell 10.0 and 12.0."""
+"""The first compute capability with fp8 products: Ada."""
 MULTIPLE = 16
-"""cuBLAS multiplies fp8 matrices whose rows take a multiple of 16 bytes."""
+"""cuBLAS needs fp8 matrices with rows of a multiple of 16 bytes."""
 OFF = "--set train.float8=none"
 
 
@@ -43,7 +43,7 @@ def check(config: TrainConfig, *, gpu: bool) -> None:
 
 
 def convert(model: GPT, config: TrainConfig, *, gpu: bool) -> None:
-    """Make the linear layers of ``model``'s blocks multiply in fp8, in place; on a CPU in emulation.
+    """Convert the linear layers of ``model``'s blocks to fp8, in place; a CPU emulates it.
 
     Raises :class:`ConfigError` for a layer whose width is not a multiple of 16.
     """
@@ -57,7 +57,7 @@ def convert(model: GPT, config: TrainConfig, *, gpu: bool) -> None:
                 f"{module.in_features} x {module.out_features}",
                 OFF,
             )
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of its inference kernels for other GPUs
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns about inference kernels for other GPUs
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     recipe = Float8LinearConfig.from_recipe_name(config.float8)

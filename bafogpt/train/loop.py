@@ -1,7 +1,7 @@
 """The training loop: the whole run on one screen.
 
-Every process runs :func:`train`. The position in the data is one integer, the state is saved whole, and nothing
-depends on time or chance: a run that is killed and resumed ends with the weights of one that never was.
+Every process runs :func:`train`. The position in the data is one integer, the whole state is saved, and nothing
+depends on time or chance: a run that is killed and resumed ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bafogpt.train.trainer_io import StopFlag, TrainerFiles, TrainOrder, WorkerR
 
 
 def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> WorkerResult:
-    """Train until the last token, or until ``stop``; checkpoints appear in ``trainer_files`` on the way."""
+    """Train until the last token, or until ``stop``; checkpoints appear in ``trainer_files``."""
     run = build_run(order, trainer_files)
     config, progress = run.config, run.state.progress
     batches = run.batches()
@@ -23,11 +23,11 @@ def train(order: TrainOrder, trainer_files: TrainerFiles, stop: StopFlag) -> Wor
         stopping = parallel.any_process(stop.requested)
         saving = done % config.checkpoint.every == 0 or last or stopping
         validating = config.validation.every and (done % config.validation.every == 0 or last)
-        run.log.settle()  # the step before: its numbers are there by now, and the device has this one to do
-        if done % config.log_every == 0 or saving:  # so a resumed run's first line begins where the last one ended
+        run.log.flush()  # the line of the step before, while the device works on this one
+        if done % config.log_every == 0 or saving:  # so that a resumed run's first line continues the last one
             run.log.step(measured)
         if validating or saving:
-            run.log.settle()  # no loss is validated or saved before it was looked at
+            run.log.flush()  # check this step's loss before it is validated or saved
         if validating and run.validator:
             run.validator.validate()
         if saving and run.checkpointer.has_room(progress.step, must=last or stopping):

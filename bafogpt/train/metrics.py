@@ -1,4 +1,4 @@
-"""What a run tells while it trains: one JSON line a step.
+"""The metrics of a run: one JSON line a step.
 
 Fields: ``time`` (s since the epoch), ``step``, ``samples`` ([first, last) of what the line covers), ``tokens`` (seen
 in all), ``stage`` (of the curriculum, at the line's last token), ``loss`` (nats a token, mean over the batch),
@@ -23,10 +23,10 @@ from bafogpt.train.estimates import gpus
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step found. Tensors are scalars still on the device: reading them is waiting for it."""
+    """The result of a step. Tensors are scalars on the device; reading them waits for it."""
 
     loss: torch.Tensor
-    """This process's part of the step's mean loss, nats a target; the sum over processes is the step's loss."""
+    """This process's part of the mean loss, nats a target; the step's loss is the sum over processes."""
     norm: torch.Tensor
     """Of the whole gradient, before clipping."""
     rate: float
@@ -35,12 +35,10 @@ class StepMetrics:
 
 
 def peak_flops(device: torch.device, precision: str = "32-true") -> float:
-    """Operations a second that one device could do at best.
+    """Peak FLOP/s of one device, the denominator of MFU.
 
-    A GPU's data sheet; for one that is not listed what its multiprocessors and clock allow
-    (:func:`bafogpt.train.estimates.gpus.derived_bf16`). On a CPU, and for a GPU of an unknown kind, what a matrix
-    product reaches here, best of three, in ``precision`` and in bf16 respectively: MFU then says how near the loop
-    comes to plain matrix products on this machine.
+    From the data sheet of a listed GPU, else from its multiprocessors and clock. For a CPU, and a GPU of an unknown
+    kind, it is measured: the best of three matrix products, in ``precision`` or in bf16.
     """
     gpu = device.type == "cuda"
     if gpu:
@@ -60,31 +58,19 @@ def peak_flops(device: torch.device, precision: str = "32-true") -> float:
 
 
 def stage_at(split: Split, token: int) -> str:
-    """The curriculum stage that holds a token of the split's stream (the stream begins anew at its end)."""
+    """The curriculum stage of a token of the split's stream, which repeats."""
     position = token % split.tokens
-    name = ""
-    for stage in split.stages:
-        if stage.start_token > position:
-            break
-        name = stage.name
-    return name
+    return next((stage.name for stage in reversed(split.stages) if stage.start_token <= position), "")
 
 
 class MetricsLog:
-    """Appends lines to a file; each line is whole even if the process is killed while writing the next."""
+    """Appends lines to a file; a kill can tear only the last one."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
-        """One line. Numbers are rounded to what they mean."""
-        line = {"time": round(time.time(), 3)} | {name: _rounded(value) for name, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+        """Append one line, with numbers rounded to 7 digits."""
+        rounded = {key: float(f"{each:.7g}") if isinstance(each, float) else each for key, each in values.items()}
+        self._file.write(json.dumps({"time": round(time.time(), 3), **rounded}) + "\n")

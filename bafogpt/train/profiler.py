@@ -1,8 +1,8 @@
-"""What a few steps spend their time on: a trace for Chrome's viewer, and the operators that take longest as text.
+"""A profile of a few steps: a trace for Chrome's viewer, and a table of the slowest operators.
 
-One process writes, ``profile/0001-step-00000004.json.gz`` and ``.txt`` beside it in the trainer's folder, named by the
-attempt and the first step that was traced; whole files only, so that a kill leaves none behind that anybody would take
-for one. Open a trace at ``chrome://tracing`` or https://ui.perfetto.dev.
+Rank 0 writes ``profile/0001-step-00000004.json.gz`` and ``.txt`` in the trainer's folder, named by the attempt and the
+first step that was traced. Files are written atomically. Open a trace at ``chrome://tracing`` or
+https://ui.perfetto.dev.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from bafogpt.core import files
 from bafogpt.core.errors import BafoError
 
 WAIT, WARM_UP = 2, 1
-"""Steps of a process that are not traced: kernels are compiled and memory is found in the first ones, and the profiler
-itself is slow in its first."""
+"""Steps before the trace: kernels are compiled in the first ones, and the profiler's own first step is slow."""
 ROWS = 25
 
 
 class StepProfiler:
     """Traces ``steps`` steps of this process, after its first three; with 0 it does nothing.
 
-    Once an attempt: what a restarted process finds traced is not traced again. The traced steps are slower, and writing
-    takes some seconds after them. What cannot be written is said, and training goes on.
+    An attempt is traced once, also if its process is restarted. The traced steps are slower, and writing takes some
+    seconds after them. If writing fails, training continues.
     """
 
     def __init__(self, folder: Path, *, steps: int, attempt: int, done: int) -> None:
-        """``done`` steps of the run are done already."""
+        """``done`` is the number of steps already done."""
         self._folder = folder
         self._stem = f"{attempt:04d}-step-{done + WAIT + WARM_UP + 1:08d}"
         self._profiler: Any = None
@@ -43,7 +42,7 @@ class StepProfiler:
             self._profiler.start()
 
     def step(self, *, last: bool = False) -> bool:
-        """End a step. Returns whether the trace was written now: whole, or, at the ``last`` step, partial."""
+        """Count a step. Returns whether the trace was written now; at the ``last`` step it is written incomplete."""
         profiler = self._profiler
         if profiler is None:
             return False
@@ -56,7 +55,7 @@ class StepProfiler:
     def _write(self, profiler: Any) -> None:
         self._profiler = None
         trace, table = self._folder / f"{self._stem}.json.gz", self._folder / f"{self._stem}.txt"
-        partial = self._folder / f".{trace.name}"  # the suffix has it compressed
+        partial = self._folder / f".{trace.name}"  # the suffix selects compression
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(partial))
@@ -71,6 +70,6 @@ class StepProfiler:
 
 
 def _operators(profiler: Any) -> str:
-    """The operators that take longest by themselves, on the GPU where there is one; times of all traced steps."""
+    """The operators with the most time of their own, on the GPU if there is one, over all traced steps."""
     by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=by, row_limit=ROWS, max_name_column_width=60)) + "\n"

@@ -1,9 +1,8 @@
-"""The one TrainState: everything that must come back exactly after a kill, and how it comes back.
+"""The TrainState: everything that a resume restores exactly.
 
-Tensors go through torch's distributed checkpoint into plain safetensors files, one a process, each knowing its
-slice: any other number of processes can read them, and nothing is ever unpickled. The position, the totals and
-the fingerprints lie beside them as JSON. What is frozen is not saved: it comes again from where it came from. What a
-step draws is seeded by the step, so there is no generator state to keep.
+torch's distributed checkpoint writes tensors into plain safetensors files, one a process with its slice, which any
+number of processes can read; nothing is unpickled. Progress and fingerprint are JSON beside them. Frozen parameters are
+not saved, and random numbers are seeded by the step, so there is no generator state.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from bafogpt.train import optimizer
 from bafogpt.train.parallel import world_size
 from bafogpt.train.trainer_io import read_staged
 
-# with one process DCP works without a process group, and says so each time; here that is meant
+# DCP warns that with one process it works without a process group
 warnings.filterwarnings("ignore", message=".*assuming the intent is to.*")
 
 MODEL, OPTIMIZER = "model.", "optimizer."
@@ -31,25 +30,25 @@ MODEL, OPTIMIZER = "model.", "optimizer."
 
 @dataclass
 class TrainProgress:
-    """How far a run is. Its position in the data is the one integer ``samples``."""
+    """The progress of a run. Its position in the data is ``samples``."""
 
     step: int = 0
     """Optimizer steps done."""
     samples: int = 0
-    """Samples consumed; the next one read is this one."""
+    """Samples consumed, and the index of the next one."""
     seconds: float = 0.0
     """Time spent training, over all attempts."""
     targets: int = 0
     """Tokens learned from."""
     loss_mean: float = 0.0
-    """Running mean of the losses that were logged, against which a spike stands out."""
+    """Running mean of the logged losses, to detect spikes."""
     losses: int = 0
-    """How many of them there were."""
+    """Number of logged losses."""
     validation_loss: float | None = None
-    """Of this very step; none where it was not validated."""
+    """Of this step; None if it was not validated."""
 
     def advance(self, samples: int, targets: int) -> None:
-        """One more step is done."""
+        """Count a step."""
         self.step += 1
         self.samples += samples
         self.targets += targets
@@ -58,23 +57,25 @@ class TrainProgress:
 
 @dataclass
 class TrainState:
-    """A model, its optimizer and how far they are."""
+    """A model, its optimizer and their progress."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     fingerprint: dict[str, Any]
-    """What a checkpoint must agree with to be this run's: ``model``, ``data``, ``sequence_length``, and
-    of fine-tuning ``adapter`` and ``base``."""
+    """What a checkpoint must agree with: ``model``, ``optimizer``, ``data``, ``sequence_length``, ``bos``, and for
+    fine-tuning ``adapter`` and ``base``."""
     progress: TrainProgress = field(default_factory=TrainProgress)
 
     def load(self, folder: Path) -> None:
         """Restore from a checkpoint folder saved by any number of processes.
 
-        Raises :class:`ConfigError` when it is another model's or another dataset's checkpoint, and
-        :class:`CorruptError` when it is not whole.
+        Raises :class:`ConfigError` for another model's or dataset's checkpoint, and :class:`CorruptError` for an
+        incomplete one.
         """
         meta = read_staged(folder).metadata
-        self._require_same(meta.get("fingerprint", {}), folder)
+        saved = meta.get("fingerprint", {})
+        for part in sorted({*saved, *self.fingerprint}):
+            _refuse_difference(saved.get(part), self.fingerprint.get(part), folder, part)
         optimizer.init_state(self.optimizer)
         _load_tensors(self.tensors(), folder)
         known = {each.name for each in fields(TrainProgress)} - {"validation_loss"}
@@ -82,24 +83,20 @@ class TrainState:
         optimizer.set_steps(self.optimizer, self.progress.step)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Name → tensor of all that is saved; tied weights once."""
+        """Name → tensor of everything that is saved; tied weights once."""
         tensors = {}
         for name, parameter in _named(self.model):
             tensors[MODEL + name] = parameter.detach()
-            if self.progress.step or self.optimizer.state:  # before the first step there is none
+            if self.progress.step or self.optimizer.state:  # there is none before the first step
                 state = optimizer.saved_state(self.optimizer, parameter)
                 tensors |= {f"{OPTIMIZER}{key}.{name}": tensor for key, tensor in state.items()}
         return tensors
 
-    def _require_same(self, saved: dict[str, Any], folder: Path) -> None:
-        for part in sorted({*saved, *self.fingerprint}):
-            _refuse_difference(saved.get(part), self.fingerprint.get(part), folder, part)
-
 
 def load_weights(model: nn.Module, folder: Path, fingerprint: dict[str, Any]) -> None:
-    """Give ``model``, whose configuration ``fingerprint`` names, the weights in a checkpoint folder.
+    """Load the weights of a checkpoint folder into ``model``, which has that ``fingerprint``.
 
-    Raises :class:`ConfigError` when they are another model's, and :class:`CorruptError` when they are not whole.
+    Raises :class:`ConfigError` for another model's weights, and :class:`CorruptError` for an incomplete folder.
     """
     saved = read_staged(folder).metadata.get("fingerprint", {})
     _refuse_difference(saved.get("model", {}), fingerprint, folder)
@@ -107,7 +104,7 @@ def load_weights(model: nn.Module, folder: Path, fingerprint: dict[str, Any]) ->
 
 
 def _refuse_difference(saved: Any, own: Any, folder: Path, part: str = "model") -> None:
-    """Raise :class:`ConfigError` naming the first field in which a checkpoint is another's."""
+    """Raise :class:`ConfigError` naming the first field in which a checkpoint differs."""
     if isinstance(saved, dict) and isinstance(own, dict):
         keys = sorted(key for key in {*saved, *own} if saved.get(key) != own.get(key))
         if not keys:
@@ -124,7 +121,7 @@ def _refuse_difference(saved: Any, own: Any, folder: Path, part: str = "model") 
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that are trained, by the names they have without wrappers; tied ones once."""
+    """Trained parameters by their names without wrappers; tied ones once."""
     named = ((name.replace("_checkpoint_wrapped_module.", ""), value) for name, value in model.named_parameters())
     return [(name, value) for name, value in named if value.requires_grad]
 

@@ -25,7 +25,7 @@ def train_step(learner: Learner, micros: Sequence[Batch]) -> StepMetrics:
     )
     set_lr(state.optimizer, rate)
     parallel.seed(config.seed, state.progress.step, parallel.rank())
-    learned = [batch.learned for batch in micros if batch.learned is not None]
+    learned = [batch.target_count for batch in micros if batch.target_count is not None]
     targets = parallel.sum_int(sum(learned)) if learned else config.batch.tokens
     total = torch.zeros((), device=learner.fabric.device)
     for index, batch in enumerate(micros):

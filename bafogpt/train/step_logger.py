@@ -1,7 +1,7 @@
-"""What a run says about its steps: speed, loss; and the stop when the numbers are no numbers any more.
+"""Logs steps: speed and loss; stops the run when the loss goes wrong.
 
-A GPU works behind the host, which has only to keep giving it work. So the numbers of a step are asked for at once and
-read when the next step has been given: by then they are there, or the GPU has something to do while the host waits.
+A GPU works behind the host, which only has to keep it busy. So a step's numbers are copied asynchronously and read
+after the next step is launched: by then they have arrived, or the GPU has work while the host waits.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from bafogpt.train.config import TrainConfig
 from bafogpt.train.state import TrainProgress
 
 MEAN_OVER = 50
-"""Lines that the running mean of the loss remembers, about."""
+"""Lines that the running mean of the loss covers, about."""
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step whose numbers are on their way to the host."""
+    """A step whose numbers are being copied to the host."""
 
     numbers: torch.Tensor
-    """[2] float32 in host memory: loss and gradient norm of the whole step, once ``arrived`` has happened."""
-    arrived: torch.cuda.Event | None
-    """None where they are there already."""
-    done: float
-    """When the host was done with it, s; on a CPU that is when the step was done."""
+    """[2] float32 in host memory: loss and gradient norm of the whole step, valid after ``copied``."""
+    copied: torch.cuda.Event | None
+    """None on a CPU."""
+    time: float
+    """When the host had launched the step, s; on a CPU, when it was done."""
     step: int
     samples: tuple[int, int]
     """[first, last) since the line before."""
@@ -41,7 +41,7 @@ class PendingStep:
 
 
 class StepLogger:
-    """Measures the time between lines and writes them. Every process has one; only rank 0's has ``lines``."""
+    """Measures the time between lines and writes them. Every process has one; only rank 0 has ``lines``."""
 
     def __init__(
         self,
@@ -63,79 +63,76 @@ class StepLogger:
         self._first = progress.samples
         self._started = self._window = time.perf_counter()
         self._seconds_before = progress.seconds
-        self._waiting: PendingStep | None = None
+        self._pending: PendingStep | None = None
 
     def step(self, measured: metrics.StepMetrics) -> None:
-        """Ask for the numbers of the step just given to the device; :meth:`settle` reads them. Waits for nothing."""
-        self.settle()
+        """Start to copy the numbers of the step just launched; :meth:`flush` reads them. Does not wait."""
+        self.flush()
         numbers = parallel.step_totals(measured.loss, measured.norm).to("cpu", non_blocking=True)
-        arrived = None
+        copied = None
         if measured.loss.is_cuda:
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        first, self._first = self._first, self._progress.samples
-        samples = (first, self._progress.samples)
-        self._waiting = PendingStep(numbers, arrived, time.perf_counter(), self._progress.step, samples, measured.rate)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        samples, self._first = (self._first, self._progress.samples), self._progress.samples
+        self._pending = PendingStep(numbers, copied, time.perf_counter(), self._progress.step, samples, measured.rate)
 
-    def settle(self) -> None:
-        """Write down the step whose numbers were asked for, if there is one; the loop's only wait for the device.
+    def flush(self) -> None:
+        """Write the pending step's line, if there is one: the loop's only wait for the device.
 
-        Raises :class:`BafoError` when they say that the run went wrong, naming the samples since the line before. So
-        this comes before anything that is kept: a checkpoint never holds a step that has not been looked at.
+        Raises :class:`BafoError` when the loss went wrong, naming the samples since the line before. This is called
+        before a checkpoint is saved, so that none holds a step whose loss was not checked.
         """
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        now = waiting.done
-        if waiting.arrived is not None:
-            waiting.arrived.synchronize()
+        now = pending.time
+        if pending.copied is not None:
+            pending.copied.synchronize()
             now = time.perf_counter()
-        loss, norm = waiting.numbers.tolist()
-        config, progress = self._config, self._progress
-        taken = now - self._started
-        progress.seconds = self._seconds_before + taken
-        first, end = waiting.samples
+        loss, norm = pending.numbers.tolist()
+        config, (first, end) = self._config, pending.samples
+        self._progress.seconds = self._seconds_before + now - self._started
         speed = (end - first) * config.data.sequence_length / (now - self._window)
         self._window = now
         stage = metrics.stage_at(self._curriculum, (end - 1) * config.data.sequence_length)
-        self._guard(loss, norm, f"at step {waiting.step} ({stage}), samples {first} to {end - 1}")
+        self._check_loss(loss, norm, f"at step {pending.step} ({stage}), samples {first} to {end - 1}")
         self.write(
-            step=waiting.step,
+            step=pending.step,
             samples=[first, end],
-            tokens=waiting.step * config.batch.tokens,
+            tokens=pending.step * config.batch.tokens,
             stage=stage,
             loss=loss,
-            learning_rate=waiting.rate,
+            learning_rate=pending.rate,
             gradient_norm=norm,
             tokens_per_s=speed,
             mfu=speed * self._flops_per_token / self._peak_flops,
-            seconds=progress.seconds,
+            seconds=self._progress.seconds,
         )
 
-    def _guard(self, loss: float, norm: float, where: str) -> None:
-        """Take the loss into the running mean, or stop: what is in the bucket was saved before it went wrong."""
-        guard, progress = self._config.guard, self._progress
+    def _check_loss(self, loss: float, norm: float, where: str) -> None:
+        """Add the loss to the running mean; raise :class:`BafoError` where it is not finite, or a spike."""
+        ratio, progress = self._config.guard.spike_ratio, self._progress
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise BafoError(
                 f"loss {loss}, gradient norm {norm} {where}; the last checkpoint is good",
                 "lower train.optimizer.learning_rate and launch again with --resume",
             )
-        trusted = guard.spike_ratio is not None and progress.losses >= guard.after_steps
-        if trusted and loss > (guard.spike_ratio or 0) * progress.loss_mean:
+        trusted = progress.losses >= self._config.guard.after_steps
+        if ratio is not None and trusted and loss > ratio * progress.loss_mean:
             raise BafoError(
-                f"loss {loss:.4f} {where} is over {guard.spike_ratio:g} x the running mean {progress.loss_mean:.4f}; "
+                f"loss {loss:.4f} {where} is over {ratio:g} x the running mean {progress.loss_mean:.4f}; "
                 "the last checkpoint is good",
-                "look at those samples; train.guard.spike_ratio=null goes on all the same, with --resume",
+                "inspect those samples; train.guard.spike_ratio=null turns this check off, with --resume",
             )
         progress.losses += 1
         progress.loss_mean += (loss - progress.loss_mean) / min(progress.losses, MEAN_OVER)
 
     def write(self, **values: Any) -> None:
-        """One line, from rank 0."""
+        """Write one line, on rank 0."""
         if self._lines is not None:
             self._lines.write(**values)
 
     def restart_clock(self) -> None:
-        """What was done since the last step is not training: leave it out of the speed."""
-        self.settle()
+        """Leave the time since the last step out of the speed: it was not training."""
+        self.flush()
         self._window = time.perf_counter()

@@ -1,16 +1,16 @@
-"""What the supervisor hands a trainer, and what it gets back: files in one local folder.
+"""The files that supervisor and trainer exchange, in one local folder.
 
 ::
 
-    order.json                          what to do, from the supervisor
-    resume/step-00000020/               the checkpoint to go on from, if there is one
+    order.json                          the order of the supervisor
+    resume/step-00000020/               the checkpoint to resume from, if any
     metrics-0001.jsonl                  one line a step, appended by rank 0; one file an attempt
-    checkpoints/step-00000040/          a saved state; it appears under this name only when it is whole
-    profile/0001-step-00000004.json.gz  a trace of some steps, where one was asked for; likewise
+    checkpoints/step-00000040/          a saved state; it gets this name when it is complete
+    profile/0001-step-00000004.json.gz  a trace of some steps, on request; likewise
     results/rank-0.json                 how the trainer ended
 
-The trainer never talks to the bucket but to read tokens and first weights; the supervisor carries everything
-else. So a trainer can be killed at any moment without tearing what is in the bucket.
+The trainer only reads from the bucket: tokens and first weights. The supervisor transfers everything else, so a trainer
+can be killed at any moment without damage to the bucket.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class TrainOrder:
     attempt: int = 1
     """1-based attempt number."""
     collective_timeout_s: float = 60.0
-    """Seconds that the first all-reduce over all processes may take; 0 has no limit."""
+    """Limit of the first all-reduce over all processes; 0 is no limit."""
     resume_step: int | None = None
-    """Step of the checkpoint in ``resume/`` to go on from; none starts anew."""
+    """Step of the checkpoint in ``resume/`` to resume from; None starts anew."""
 
 
 class StopFlag:
-    """Set by SIGTERM; the loop saves and leaves at the end of the step it is in."""
+    """Set by SIGTERM; the loop saves and ends after the current step."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -60,7 +60,7 @@ class StopFlag:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """How a trainer process ended, in its own words."""
+    """How a trainer process ended."""
 
     outcome: Outcome
     step: int
@@ -69,12 +69,12 @@ class WorkerResult:
     hint: str = ""
     exit_code: int = 0
     retry: bool = False
-    """Whether starting it again can help: not after a wrong configuration or a full disk."""
+    """Whether a restart can help: not after a wrong configuration or a full disk."""
 
 
 @dataclass(frozen=True)
 class StagedCheckpoint:
-    """A whole checkpoint folder on local disk."""
+    """A complete checkpoint folder on local disk."""
 
     folder: Path
     step: int
@@ -83,7 +83,7 @@ class StagedCheckpoint:
 
 
 class TrainerFiles:
-    """The folder that supervisor and trainer share."""
+    """The folder that supervisor and trainer share, by its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,47 +93,47 @@ class TrainerFiles:
         self.profile = folder / "profile"
 
     def metrics(self, attempt: int) -> Path:
-        """The metrics file of one attempt at the run."""
+        """The metrics file of an attempt."""
         return self.folder / f"metrics-{attempt:04d}.jsonl"
 
     def write_order(self, order: TrainOrder) -> None:
-        """Written by the supervisor before it starts the trainers; results of earlier ones are cleared."""
+        """Write the order and clear earlier results, before the supervisor starts trainers."""
         for path in self.results.glob("rank-*.json"):
             path.unlink()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.write_atomic(self.folder / "order.json", json.dumps(asdict(order), indent=2))
 
     def clear_leftovers(self) -> None:
-        """Remove what kills left half written or half removed. Only while no trainer runs."""
+        """Remove what a kill left half written or half removed. Only while no trainer runs."""
         for path in self.checkpoints.glob(".step-*"):
-            shutil.rmtree(path, ignore_errors=True)  # one may just be going, by the uploads' thread
+            shutil.rmtree(path, ignore_errors=True)  # the upload thread may be removing one
 
     def read_order(self) -> TrainOrder:
-        """Read by each trainer process when it starts."""
+        """The order, for a trainer process."""
         path = self.folder / "order.json"
         return schema.build(TrainOrder, json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
     def write_result(self, rank: int, result: WorkerResult) -> None:
-        """Written by a trainer process as the last thing it does."""
+        """Write how this trainer process ended."""
         files.write_atomic(self.results / f"rank-{rank}.json", json.dumps(asdict(result)))
 
     def read_results(self) -> list[WorkerResult]:
-        """What the trainers that could still write said, by rank. A killed trainer says nothing."""
+        """The results by rank; a killed trainer has none."""
         paths = sorted(self.results.glob("rank-*.json"))
         return [
             schema.build(WorkerResult, json.loads(path.read_text(encoding="utf-8")), where=str(path)) for path in paths
         ]
 
     def pending(self) -> list[Path]:
-        """The folders of whole checkpoints that wait on local disk, oldest first."""
+        """The complete checkpoints on local disk, oldest first."""
         return sorted(path for path in self.checkpoints.glob("step-*") if _CHECKPOINT_NAME.fullmatch(path.name))
 
     def partial(self, step: int) -> Path:
-        """Where the files of a step's checkpoint are written until :meth:`commit`."""
+        """The folder of a step's checkpoint until :meth:`commit`."""
         return self.checkpoints / f".{checkpoint_name(step)}.partial"
 
     def partial_bytes(self) -> int:
-        """Bytes of the checkpoint that is being written now. It may be gone, or have its name, at any moment."""
+        """Bytes of the checkpoint that is being written; it may be renamed or removed meanwhile."""
         total = 0
         for folder in self.checkpoints.glob(".step-*.partial"):
             with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -143,7 +143,7 @@ class TrainerFiles:
         return total
 
     def commit(self, partial: Path, meta: Mapping[str, Any]) -> Path:
-        """Make a written folder the checkpoint of step ``meta["step"]``: on disk first, then under its name."""
+        """Make a written folder the checkpoint of step ``meta["step"]``: sync first, then rename."""
         final = self.checkpoints / checkpoint_name(meta["step"])
         files.write_atomic(partial / CHECKPOINT_META, json.dumps(meta, indent=1))
         _sync_files(partial)
@@ -152,15 +152,15 @@ class TrainerFiles:
         return final
 
     def drop(self, folder: Path) -> None:
-        """Remove a checkpoint folder; it disappears whole, as it appeared."""
+        """Remove a checkpoint folder, after renaming it, so that no half of one is ever visible."""
         doomed = folder.with_name(f".{folder.name}.dropped")
-        shutil.rmtree(doomed, ignore_errors=True)  # a kill left it half removed
+        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_staged(folder: Path) -> StagedCheckpoint:
-    """A checkpoint folder's own account of itself. Raises :class:`~bafogpt.core.errors.CorruptError`."""
+    """Read the metadata of a checkpoint folder. Raises :class:`~bafogpt.core.errors.CorruptError`."""
     try:
         meta = json.loads((folder / CHECKPOINT_META).read_text(encoding="utf-8"))
         return StagedCheckpoint(folder, int(meta["step"]), int(meta["samples"]), meta)
@@ -180,9 +180,5 @@ def checkpoint_step(folder: Path) -> int:
 
 def _sync_files(folder: Path) -> None:
     for path in folder.iterdir():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.sync_file(path)
     files.sync_folder(folder)

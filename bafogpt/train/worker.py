@@ -1,7 +1,7 @@
 """One trainer process: ``python -m bafogpt.train.worker FOLDER``, started by the supervisor on each device.
 
-RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as torchrun sets them. However it ends, a process
-that still can writes down why: the supervisor decides by that whether another try can help.
+RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as torchrun sets them. A process that fails writes
+its error and whether a retry can help, for the supervisor.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bafogpt.train.estimates.memory import is_out_of_memory
 from bafogpt.train.trainer_io import StopFlag, TrainerFiles, WorkerResult
 
 RETRYABLE = (UnreachableError, CorruptError)
-"""What may be gone at the next try: a server that was away, a file that was torn on this disk."""
+"""Errors that may be gone at the next try: an unreachable server, a torn file on this disk."""
 PERMANENT = ("OutOfResources", "FailOnRecompileLimitHit")
-"""Class names of errors that the same program meets again on the same GPU: a kernel that needs more shared memory than
-there is (triton), a model that is compiled for too many shapes (torch._dynamo). Named, so that neither is imported."""
+"""Names of errors that come again on the same GPU: a kernel that needs more shared memory than the GPU has (triton),
+a model that is compiled for too many shapes (torch._dynamo)."""
 PERMANENT_AT_START = (TypeError, ValueError, AttributeError, NotImplementedError, ImportError)
-"""A program that fails like this before its first step does so again."""
+"""Errors that come again if they came before the first step."""
 OUT_OF_MEMORY_HINT = (
     "--set train.batch.micro_batch_size=1, or train.activation_checkpointing=full, or a GPU with more memory"
 )
 
 
 def main(folder: Path, stop: StopFlag) -> int:
-    """Train as the order in ``folder`` says. Returns the process's exit code."""
+    """Train by the order in ``folder``. Returns the exit code."""
     trainer_files = TrainerFiles(folder)
     try:
         from bafogpt.train.loop import train  # takes seconds; SIGTERM is handled already
@@ -51,10 +51,10 @@ def main(folder: Path, stop: StopFlag) -> int:
 
 
 def is_retryable(error: BaseException, *, trained: bool) -> bool:
-    """Whether starting the same trainer again on this machine may end otherwise.
+    """Whether a restart of the trainer on this machine can help.
 
-    It may after what a GPU, a driver or a network did (RuntimeError, OSError). It does not where the program itself is
-    the cause. ``trained`` says whether a step was done in this attempt: memory that was enough once may be again.
+    It can after an error of a GPU, a driver or a network (RuntimeError, OSError), but not after one of the program.
+    ``trained`` is whether this attempt has done a step: memory that was enough once may be again.
     """
     chain = list(_chain(error))
     if any(type(each).__name__ in PERMANENT or "OutOfResources" in str(each) for each in chain):
@@ -64,7 +64,7 @@ def is_retryable(error: BaseException, *, trained: bool) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that caused it."""
+    """The error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -73,8 +73,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _has_trained(trainer_files: TrainerFiles) -> bool:
-    """Whether this attempt has written metrics of a step. Node 0 alone writes them, so other nodes leave the decision
-    to it: the trainers there meet the same error."""
+    """Whether this attempt has written metrics of a step. Only node 0 writes them; its trainers meet the same error, so
+    other nodes leave the decision to it."""
     if os.environ.get("GROUP_RANK", "0") != "0":
         return True
     try:
@@ -84,11 +84,11 @@ def _has_trained(trainer_files: TrainerFiles) -> bool:
 
 
 if __name__ == "__main__":
-    faulthandler.register(signal.SIGUSR1)  # where is every thread? asked before a hung process is killed
+    faulthandler.register(signal.SIGUSR1)  # the supervisor asks for stacks before it kills a hung process
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda *_: flag.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     code = main(Path(sys.argv[1]), flag)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # no wait for library threads: all that matters is on disk
+    os._exit(code)  # do not wait for library threads: everything is on disk

@@ -16,8 +16,8 @@ import uvicorn
 
 from bafogpt.model.chat_model import ChatModel
 from bafogpt.serve import server as run
-from bafogpt.serve.app import Limits, make_app
-from bafogpt.serve.engine import Engine
+from bafogpt.serve.app import ServeLimits, make_app
+from bafogpt.serve.engine import InferenceEngine
 
 from ..talking import make_model
 
@@ -30,8 +30,8 @@ class Server:
     app: Any
 
     @property
-    def engine(self) -> Engine:
-        engine: Engine = self.app.state.engine
+    def engine(self) -> InferenceEngine:
+        engine: InferenceEngine = self.app.state.engine
         return engine
 
     def idle(self, seconds: float = 20) -> bool:
@@ -67,7 +67,7 @@ def start(chat_model: ChatModel) -> Iterator[Callable[..., Server]]:
 
     def started(**limits: Any) -> Server:
         listening = run.listen("127.0.0.1", 0, guarded=True)
-        app = make_app(chat_model, Limits(**limits), KEY)
+        app = make_app(chat_model, ServeLimits(**limits), KEY)
         server = run.make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -30,8 +30,8 @@ def client(server: Server, key: str = KEY) -> openai.OpenAI:
 
 def expected(chat_model: ChatModel, max_tokens: int, seed: int) -> str:
     prompt = chat_model.prompt([Message("user", "Sawubona!")])
-    pieces = chat_model.answer(prompt, max_tokens=max_tokens, sampling=Sampling(seed=seed))
-    return "".join(piece.text for piece in pieces)
+    chunks = chat_model.answer(prompt, max_tokens=max_tokens, sampling=Sampling(seed=seed))
+    return "".join(chunk.text for chunk in chunks)
 
 
 def test_openais_client_streams_the_answer_that_the_model_gives(server: Server, chat_model: ChatModel) -> None:
@@ -104,10 +104,10 @@ def test_nothing_more_is_computed_for_a_client_that_hangs_up(
     answer = ChatModel.answer
 
     def counted(*given: Any, **options: Any) -> Iterator[AnswerChunk]:
-        for piece in answer(*given, **options):
-            made.append(piece)
+        for chunk in answer(*given, **options):
+            made.append(chunk)
             time.sleep(0.02)
-            yield piece
+            yield chunk
 
     monkeypatch.setattr(ChatModel, "answer", counted)
     request = {"messages": HELLO, "max_tokens": 480, "seed": 1, "stream": streaming}
@@ -128,8 +128,8 @@ def test_a_full_queue_is_429_and_free_again_afterwards(
     answer = ChatModel.answer
 
     def held(*given: Any, **options: Any) -> Iterator[AnswerChunk]:
-        for piece in answer(*given, **options):
-            yield piece
+        for chunk in answer(*given, **options):
+            yield chunk
             release.wait(60)
 
     monkeypatch.setattr(ChatModel, "answer", held)

@@ -87,11 +87,11 @@ def stage(name: str, start: int, tokens: int, **over: Any) -> Stage:
 def test_each_target_that_validation_reads_belongs_to_one_stage():
     stages = (stage("news", 0, 10, bytes=20), stage("web", 10, 30, bytes=90))
     found = plan_validation(FakeSamples(), Split(40, 2, (), stages), None)  # type: ignore[arg-type]
-    assert found.pieces[0] == (ValidationSlice(0, 1, 5), ValidationSlice(1, 1, 5), ValidationSlice(2, 1, 2))
-    assert found.pieces[1][0] == ValidationSlice(2, 2, 5)
-    assert sum(piece.high - piece.low for pieces in found.pieces for piece in pieces) == 36
+    assert found.slices[0] == (ValidationSlice(0, 1, 5), ValidationSlice(1, 1, 5), ValidationSlice(2, 1, 2))
+    assert found.slices[1][0] == ValidationSlice(2, 2, 5)
+    assert sum(piece.high - piece.low for slices in found.slices for piece in slices) == 36
     few = plan_validation(FakeSamples(), Split(40, 2, (), stages), 2)  # type: ignore[arg-type]
-    assert few.pieces == ((ValidationSlice(0, 1, 5),), (ValidationSlice(2, 2, 5),))
+    assert few.slices == ((ValidationSlice(0, 1, 5),), (ValidationSlice(2, 2, 5),))
 
 
 def test_bits_a_byte_come_from_the_stages_sizes_and_are_left_out_where_those_are_unknown():

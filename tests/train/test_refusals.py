@@ -64,7 +64,7 @@ def test_a_loss_that_jumps_stops_the_run_and_names_its_samples_but_a_new_stage_m
     def step(loss: float) -> None:
         progress.advance(8, 256)
         log.step(StepMetrics(torch.tensor(loss), torch.tensor(1.0), 0.1, 256))
-        log.settle()
+        log.flush()
 
     for loss in (2.0, 9.0, 2.0, 2.0, 6.0):  # the second comes before the mean is trusted; the last is a harder stage
         step(loss)

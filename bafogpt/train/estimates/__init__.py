@@ -1,1 +1,1 @@
-"""What training needs, before it starts: operations, memory, time. Without torch, so that a launch can use it."""
+"""FLOPs, memory and time of training, estimated before it starts. Without torch, so that a launch can use it."""

@@ -1,8 +1,4 @@
-"""What training costs in floating point operations. No torch here: a launch is priced with it.
-
-The trainer's MFU and the price of a launch come from the same numbers; what a GPU can do is in
-:mod:`bafogpt.train.estimates.gpus`.
-"""
+"""Floating point operations of training, for the trainer's MFU and the price of a launch. No torch here."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from bafogpt.model.adapter import OUTSIDE, AdapterConfig
 
 
 class Shape(Protocol):
-    """The sizes of a model: litgpt's ``Config`` has them, and so has :mod:`bafogpt.launch.throughput`."""
+    """The sizes of a model: litgpt's ``Config``, or one of :mod:`bafogpt.jobs.model_shape`."""
 
     @property
     def n_layer(self) -> int: ...
@@ -53,12 +49,12 @@ def head_weights(shape: Shape) -> int:
 
 
 def matrix_weights(shape: Shape) -> int:
-    """Weights that multiply an activation: all but the embedding's rows and the norms; the output head is in."""
+    """Weights that multiply an activation: blocks and output head, without embedding and norms."""
     return block_weights(shape) + head_weights(shape)
 
 
 def pairs(shape: Shape, adapter: AdapterConfig) -> list[tuple[int, int]]:
-    """(inputs, outputs) of each matrix of the whole network that ``adapter`` gives a pair to."""
+    """(inputs, outputs) of each matrix of the network that ``adapter`` adds a pair to."""
     d, inner, vocabulary = shape.n_embd, shape.intermediate_size or 0, shape.padded_vocab_size or 0
     query = shape.n_head * (shape.head_size or 0)
     group = (shape.n_query_groups or shape.n_head) * (shape.head_size or 0)
@@ -87,21 +83,18 @@ def attention_flops(shape: Shape, sequence_length: int) -> float:
     windows = shape.sliding_window_indices or [0] * shape.n_layer
     reach = 0.0
     for layer in range(shape.n_layer):
-        window = min(
-            sequence_length, (shape.sliding_window_size or sequence_length) if windows[layer] else sequence_length
-        )
+        size = (shape.sliding_window_size if windows[layer] else None) or sequence_length
+        window = min(sequence_length, size)
         reach += window - window**2 / (2 * sequence_length)
     return 12 * shape.n_head * (shape.head_size or 0) * reach
 
 
 def flops_per_token(shape: Shape, sequence_length: int, adapter: AdapterConfig | None = None) -> float:
-    """Floating point operations of one forward and backward pass, a token: the numerator of MFU.
+    """Floating point operations a token of one forward and backward pass: the numerator of MFU.
 
-    6 for each weight that multiplies an activation (2 forward, 2 for the gradient of its input, 2 for its own; the
-    embedding look-up multiplies nothing, the output head does), and attention's (PaLM, appendix B, halved for the mask
-    and shortened by a sliding window). With an ``adapter`` what is frozen has no gradient of its own: 4 for each of
-    its weights, and 6 for each of the adapter's. Recomputation is not counted, nor is that the lowest frozen layers
-    need no gradient of their input.
+    6 for each weight that multiplies an activation (2 forward, 2 for the gradient of its input, 2 for its own), and
+    attention's (PaLM, appendix B, halved for the mask and shortened by a sliding window). With an ``adapter`` 4 for
+    each frozen weight, which has no gradient of its own, and 6 for each of the adapter's. Recomputation is not counted.
     """
     attention = attention_flops(shape, sequence_length)
     if adapter is None:

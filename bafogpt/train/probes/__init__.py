@@ -1,1 +1,1 @@
-"""Programs that try something on the GPUs in processes of their own: whole steps, a first all-reduce."""
+"""Programs that test the GPUs in processes of their own: whole steps, a first all-reduce."""

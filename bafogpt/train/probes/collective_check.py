@@ -1,8 +1,8 @@
 """A first all-reduce with a deadline: ``python -m bafogpt.train.probes.collective_check DEVICE FOLDER`` on each GPU.
 
-Where peer-to-peer traffic is broken (PCIe ACS, IOMMU) or processes talk through the wrong network interface, the first
-collective hangs without an error. The supervisor starts this module on its own machine before anything is fetched and
-kills it at a deadline; a trainer does the same all-reduce over all nodes first, under :func:`deadline`.
+With broken peer-to-peer traffic (PCIe ACS, IOMMU) or a wrong network interface the first collective hangs without an
+error. The supervisor runs this module on its machine before it fetches anything, and kills it at a deadline. Trainers
+then do the same all-reduce over all nodes, under :func:`deadline`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 READY = "ready"
-"""What a process prints once torch is imported: the deadline counts from there."""
+"""Printed once torch is imported; the deadline counts from there."""
 BYTES = {"cuda": 64 << 20, "cpu": 4 << 20}
-"""Size of the message by device type; on a GPU large enough that bandwidth matters and not latency."""
+"""Message size by device type; on a GPU large enough to measure bandwidth, not latency."""
 ROUNDS = 5
 
 
@@ -63,10 +63,9 @@ def all_reduce(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def deadline(seconds: float, trainer_files: TrainerFiles) -> Iterator[None]:
-    """End this trainer process when the block takes longer, with a result that no restart here can help.
+    """End this trainer process, as unfit for a retry, when the block takes longer than ``seconds`` (0 is no limit).
 
-    0 seconds, and a run of one process, have no deadline. A thread blocked in NCCL or gloo cannot be interrupted, so
-    the process ends itself.
+    A thread blocked in NCCL or gloo cannot be interrupted, so the process exits.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not seconds or processes == 1:
@@ -92,7 +91,7 @@ def deadline(seconds: float, trainer_files: TrainerFiles) -> Iterator[None]:
 
 
 def main(kind: str) -> None:
-    """One process of the check. The last line that rank 0 prints is a JSON object with ``gb_per_s``."""
+    """One process of the check; rank 0 prints a JSON object with ``gb_per_s`` last."""
     import torch
     import torch.distributed as dist
 
@@ -116,4 +115,4 @@ if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1)
     main(sys.argv[1])
     sys.stdout.flush()
-    os._exit(0)  # destroying a process group may wait for the other processes
+    os._exit(0)  # destroying the process group may wait for other processes

@@ -1,11 +1,10 @@
-"""Whole steps of a job on one GPU, in a process of its own: whether they fit, and the memory they take.
+"""Runs whole steps of a job on one GPU in a process of its own: whether they fit, and the memory they take.
 
     python -m bafogpt.train.probes.step_probe < TRIAL
 
-A trial (:class:`Trial` as JSON) goes the trainer's own way, with the other processes of the run replaced by torch's
-fake process group: this process holds its shards, its gathered parameters and its gradients as it would among them, and
-nothing is exchanged. Two steps are made, because the optimizer's state first exists after one of them. What a process
-that ran out of memory leaves behind ends with it. The last line of the output is a :class:`Peak` as JSON.
+A :class:`Trial` (as JSON) runs the trainer's own code, with torch's fake process group in place of the run's other
+processes: memory is as it would be among them, and nothing is exchanged. It makes two steps, because the optimizer's
+state exists after the first. The last line of the output is a :class:`Peak` as JSON.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from bafogpt.train.step import train_step
 
 STEPS = 2
 MICRO_BATCHES = 3
-"""Of a step, at most: the first, one between that gathers nothing, and the last."""
+"""At most, of a step: the first, one in the middle that gathers nothing, and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What is tried."""
+    """The steps to try."""
 
     config: TrainConfig
     network: dict[str, Any]
@@ -47,7 +46,7 @@ class Trial:
     """Samples a micro-batch."""
     sharding: Sharding
     documents: bool = False
-    """Whether documents that share a sample are hidden from each other."""
+    """Whether attention is limited to a document."""
     device: Literal["cpu", "cuda"] = "cuda"
 
 
@@ -61,7 +60,7 @@ class Peak:
 
 
 def steps(trial: Trial) -> Iterator[Learner]:
-    """Make one step after the other, without end; the learner after each."""
+    """Make steps without end; yields the learner after each."""
     config = trial.config
     if parallel.world_size() > 1 and not dist.is_initialized():
         from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -81,7 +80,7 @@ def steps(trial: Trial) -> Iterator[Learner]:
 
 
 def measure(trial: Trial) -> Peak:
-    """The memory of :data:`STEPS` steps."""
+    """Measure the memory of :data:`STEPS` steps."""
     made = steps(trial)
     try:
         for _ in range(STEPS):
@@ -97,13 +96,13 @@ def measure(trial: Trial) -> Peak:
 
 
 def main() -> None:
-    """Read a trial, write its peak."""
+    """Read a trial from stdin and print its peak."""
     trial = schema.build(Trial, json.load(sys.stdin), where="trial")
     with tempfile.TemporaryDirectory(prefix="bafogpt-probe-") as folder:
-        os.chdir(Path(folder))  # whatever a library writes beside it
+        os.chdir(Path(folder))  # for files that libraries write
         print(json.dumps(asdict(measure(trial))), flush=True)
 
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # no wait for a group of processes that are not there
+    os._exit(0)  # do not wait for the fake process group
