@@ -1,4 +1,4 @@
-"""The environment of the GPU path, made once a session."""
+"""The CUDA build, made once a session."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 import pytest
 
-from tests.gpu_path import place
+from tests.gpu_path import cuda_build
 
 
 @pytest.fixture(scope="session")
-def gpu() -> place.Place:
+def gpu() -> cuda_build.CudaBuild:
     """The CUDA build of torch on a GPU that computes nothing."""
     try:
-        return place.prepare()
-    except place.UnavailableError as error:
+        return cuda_build.prepare()
+    except cuda_build.UnavailableError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))

@@ -1,7 +1,7 @@
 /* A GPU that answers and computes nothing: the CUDA runtime, driver and cuBLAS calls that PyTorch, Triton and
    bitsandbytes make on the way of a training step. Kernels and matrix products return at once; device memory is address
    space that is reserved and never touched, counted against the card's size; copies above COPY_MAX are not made. Calls
-   without a body here answer 0 (see place.py). NULLGPU names the card, NULLGPU_COUNT how many there are.
+   without a body here answer 0 (see cuda_build.py). NULLGPU names the card, NULLGPU_COUNT how many there are.
 
    What a test reads are the counters: nullgpu_stats() and nullgpu_reset(). */
 #define _GNU_SOURCE

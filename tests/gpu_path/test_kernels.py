@@ -8,7 +8,7 @@ import pytest
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.model import flex
-from tests.gpu_path.place import Place
+from tests.gpu_path.cuda_build import CudaBuild
 
 KIB = 1024
 CARDS = {"A10": 99 * KIB, "L40": 99 * KIB, "RTX5090": 99 * KIB, "H100": 227 * KIB}
@@ -28,7 +28,7 @@ def fresh(folder: Path) -> dict[str, str]:
     "card", ["L40", *(pytest.param(each, marks=pytest.mark.slow) for each in CARDS if each != "L40")]
 )
 def test_attention_with_a_head_of_256_and_the_loss_compile_within_the_card(
-    gpu: Place, card: str, tmp_path: Path
+    gpu: CudaBuild, card: str, tmp_path: Path
 ) -> None:
     found = gpu.run("tests.gpu_path.probes.kernels", "256", "bfloat16", card=card, more=fresh(tmp_path))
 
@@ -43,7 +43,7 @@ def test_attention_with_a_head_of_256_and_the_loss_compile_within_the_card(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("head", [64, 128, 256])
-def test_other_heads_and_float32_compile_within_an_a10(gpu: Place, head: int, dtype: str, tmp_path: Path) -> None:
+def test_other_heads_and_float32_compile_within_an_a10(gpu: CudaBuild, head: int, dtype: str, tmp_path: Path) -> None:
     found = gpu.run("tests.gpu_path.probes.kernels", str(head), dtype, card="A10", more=fresh(tmp_path))
 
     assert found["errors"] == {}
@@ -52,7 +52,7 @@ def test_other_heads_and_float32_compile_within_an_a10(gpu: Place, head: int, dt
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("head", [192, 256, 512])
 @pytest.mark.parametrize("shared", [64 * KIB, 99 * KIB, 163 * KIB, 227 * KIB])
-def test_block_sizes_are_within_the_limit_by_the_sums_or_refused(head: int, itemsize: int, shared: int) -> None:
+def test_block_sizes_fit_the_shared_memory_or_are_refused(head: int, itemsize: int, shared: int) -> None:
     row = (256 if head <= 256 else 512) * itemsize
     smallest = max(
         flex.forward_bytes(row, itemsize, *flex.FORWARD[-1]), flex.backward_bytes(row, itemsize, *flex.BACKWARD[-1])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.gpu_path.place import Place
+from tests.gpu_path.cuda_build import CudaBuild
 
 
-def test_losses_and_gradients_by_ligers_kernel_are_those_of_the_definition(gpu: Place) -> None:
+def test_losses_and_gradients_by_ligers_kernel_are_those_of_the_definition(gpu: CudaBuild) -> None:
     found = gpu.run("tests.gpu_path.probes.liger", more={"TRITON_INTERPRET": "1"})
 
     assert len(found) == 8

@@ -179,7 +179,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
 
 
 @pytest.mark.parametrize(("body", "status", "message"), BAD.values(), ids=BAD.keys())
-def test_a_bad_request_is_answered_with_what_is_wrong(server: Server, body: Any, status: int, message: str) -> None:
+def test_a_bad_request_gets_an_error_that_names_the_fault(server: Server, body: Any, status: int, message: str) -> None:
     answer = server.post(body if isinstance(body, bytes) else {"max_tokens": 4, **body})
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"]["message"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bafogpt.agent.workers import Workers
 from bafogpt.core import schema
@@ -24,7 +26,7 @@ from bafogpt.train.trainer_io import (
     TrainerFiles,
     TrainOrder,
     WorkerResult,
-    checkpoint_name,
+    checkpoint_step,
     read_staged,
 )
 
@@ -59,11 +61,51 @@ class Trained:
         return {line["step"]: line["loss"] for line in self.lines if "loss" in line}
 
 
+def tensors(checkpoint: StagedCheckpoint) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of a one-process checkpoint."""
+    (file,) = checkpoint.folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def kill_after(step: int, number: int = signal.SIGKILL) -> Callable[[Workers, TrainerFiles], None]:
+    """A ``watch`` that sends the trainers a signal, once, when the metrics have that step."""
+    sent: list[int] = []
+
+    def watch(trainers: Workers, trainer_files: TrainerFiles) -> None:
+        path = trainer_files.metrics(1)
+        if not sent and path.exists() and f'"step": {step},' in path.read_text():
+            sent.append(step)
+            trainers.signal(number)
+
+    return watch
+
+
 @pytest.fixture
-def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trained]:
-    """``train(config, processes=1, resume=CHECKPOINT, watch=f)``: real worker processes, to their end."""
+def order(
+    starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[TrainerFiles, TrainConfig, Path | None], None]:
+    """``order(trainer_files, config, resume)``: write an order, and set the bucket's environment."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
+
+    def write(trainer_files: TrainerFiles, config: TrainConfig, resume: Path | None) -> None:
+        step = None
+        if resume is not None:
+            step = checkpoint_step(resume)
+            shutil.copytree(resume, trainer_files.resume / resume.name)
+        trainer_files.write_order(TrainOrder(bucket=starter.url, config=config, resume_step=step))
+
+    return write
+
+
+@pytest.fixture
+def train(order: Callable[..., None], tmp_path: Path) -> Callable[..., Trained]:
+    """``train(config, processes=1, resume=CHECKPOINT, watch=f)``: real worker processes, to their end."""
     count = iter(range(100))
 
     def run(
@@ -74,11 +116,7 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         folder: Path | None = None,
     ) -> Trained:
         trainer_files = TrainerFiles(folder or tmp_path / f"trainer-{next(count)}")
-        step = None
-        if resume is not None:
-            step = int(resume.name.removeprefix("step-"))
-            shutil.copytree(resume, trainer_files.resume / checkpoint_name(step))
-        trainer_files.write_order(TrainOrder(bucket=starter.url, config=config, resume_step=step))
+        order(trainer_files, config, resume)
         output: list[str] = []
         trainers = Workers(trainer_files.folder, processes, output.append)
         while trainers.running():
@@ -91,24 +129,33 @@ def train(starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             trainer_files.read_results(), lines, [read_staged(folder) for folder in trainer_files.pending()], output
         )
 
-    assert os.environ["BAFOGPT_BUCKET"] == starter.url
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_runs() -> dict[str, Trained]:
+    return {}
+
+
+@pytest.fixture
+def train_once(train: Callable[..., Trained], finished_runs: dict[str, Trained]) -> Callable[[TrainConfig], Trained]:
+    """``train_once(config)``: the uninterrupted run of a job, made once a session."""
+
+    def run(config: TrainConfig) -> Trained:
+        if repr(config) not in finished_runs:
+            finished_runs[repr(config)] = train(config)
+        return finished_runs[repr(config)]
+
     return run
 
 
 @pytest.fixture
-def train_here(starter: Bucket, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., WorkerResult]:
+def train_here(order: Callable[..., None]) -> Callable[..., WorkerResult]:
     """``train_here(config, trainer_files, resume=CHECKPOINT)``: the real loop in this process."""
     from bafogpt.train import loop
 
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-
     def run(config: TrainConfig, trainer_files: TrainerFiles, resume: Path | None = None) -> WorkerResult:
-        step = None
-        if resume is not None:
-            step = int(resume.name.removeprefix("step-"))
-            shutil.copytree(resume, trainer_files.resume / resume.name)
-        trainer_files.write_order(TrainOrder(bucket=starter.url, config=config, resume_step=step))
+        order(trainer_files, config, resume)
         return loop.train(trainer_files.read_order(), trainer_files, StopFlag())
 
     return run

@@ -1,5 +1,4 @@
-"""The real worker, whose rank 1 joins the others and does not take part in the first all-reduce:
-``python late_worker.py FOLDER``."""
+"""The real worker, whose rank 1 does not take part in the first all-reduce: ``python late_worker.py FOLDER``."""
 
 from __future__ import annotations
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-from bafogpt.agent.workers import Workers
 from bafogpt.core.errors import ConfigError, DataError
 from bafogpt.core.settings import Settings
 from bafogpt.data import tokenizer as tokenizers
@@ -34,9 +30,8 @@ from bafogpt.train.trainer_io import TrainerFiles
 from bafogpt.train.validation import plan_validation
 from tests.talking import make_model
 
-from .conftest import Trained, tiny
+from .conftest import tiny
 
-Train = Callable[..., Trained]
 EOS, BOS = 1, 2
 
 
@@ -87,7 +82,7 @@ def test_each_token_of_the_stream_is_predicted_once_and_each_sample_begins_with_
         assert predicted[place] == 1 + twice - begins
 
 
-def test_an_id_that_the_model_has_no_row_for_is_named_before_a_gpu_meets_it(tmp_path: Path) -> None:
+def test_an_id_without_a_row_in_the_model_is_named(tmp_path: Path) -> None:
     bucket, manifest = dataset(tmp_path, [10, 10, 10, 10], opened=True)
     enough, few = (Samples(TokenStream(bucket, manifest, "train"), 8, BOS, rows) for rows in (43, 30))
     assert [batches.sample_row(enough, index, enough[index]).tokens[0] for index in range(enough.count)] == [BOS] * 4
@@ -105,59 +100,10 @@ def test_validation_takes_each_token_of_a_stage_once(
     split = manifest.splits["validation"]
     samples = Samples(TokenStream(bucket, manifest, "validation"), length, BOS)
     found = plan_validation(samples, split, None)
-    for stage, pieces in zip(found.stages, found.pieces, strict=True):
-        places = [samples.start(p.sample) + place for p in pieces for place in range(p.low, p.high)]
+    for stage, slices in zip(found.stages, found.slices, strict=True):
+        places = [samples.start(p.sample) + place for p in slices for place in range(p.low, p.high)]
         end = min(stage.start_token + stage.tokens, samples.count * length)
         assert places == list(range(stage.start_token, end))
-
-
-def bos(**over: Any) -> Any:
-    return tiny(data={"bos": True}, **over)
-
-
-@pytest.fixture(scope="module")
-def once() -> dict[str, Trained]:
-    """The uninterrupted run, made once."""
-    return {}
-
-
-@pytest.fixture
-def whole(train: Train, once: dict[str, Trained]) -> Trained:
-    if not once:
-        once["run"] = train(bos())
-    return once["run"]
-
-
-def weights(made: Trained) -> dict[str, torch.Tensor]:
-    (file,) = made.staged[-1].folder.glob("*.safetensors")
-    return load_file(file)
-
-
-def test_a_run_with_bos_that_is_killed_goes_on_to_the_same_bits(train: Train, whole: Trained) -> None:
-    def kill_after_step_8(trainers: Workers, trainer_files: TrainerFiles) -> None:
-        path = trainer_files.metrics(1)
-        if path.exists() and '"step": 8' in path.read_text():
-            trainers.signal(signal.SIGKILL)
-
-    killed = train(bos(), watch=kill_after_step_8)
-    resumed = train(bos(), resume=killed.staged[0].folder)
-    assert resumed.lines[0]["samples"] == [48, 56]
-    ours, theirs = weights(resumed), weights(whole)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-def test_two_processes_learn_the_same_with_bos_as_one(train: Train, whole: Trained) -> None:
-    two = train(bos(), processes=2)
-    assert two.losses == pytest.approx(whole.losses, rel=1e-5)
-    read = [line["samples"] for line in two.lines if "loss" in line]
-    assert read == [[8 * step, 8 * step + 8] for step in range(12)]
-
-
-def test_a_checkpoint_without_bos_is_not_gone_on_from_with_it(train: Train, whole: Trained) -> None:
-    other = train(tiny(), resume=whole.staged[0].folder)
-    assert "bos is 2 there and None here" in "\n".join(other.output)
-    assert other.lines == []
 
 
 @pytest.fixture
@@ -189,7 +135,7 @@ def of_base(base: str, data: str, **over: Any) -> Any:
     )
 
 
-def test_data_without_bos_is_refused_for_a_base_that_begins_with_it(
+def test_data_without_bos_is_refused_for_a_base_with_bos(
     train_here: Any, base: str, starter: Bucket, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="texts that begin with <bos>") as refused:
@@ -203,7 +149,7 @@ def test_data_without_bos_is_refused_for_a_base_that_begins_with_it(
     assert not manifests.load(starter.child(f"data/{base}-without")).tokenizer.add_bos
 
 
-def test_the_text_that_a_model_is_measured_on_begins_with_bos_where_its_tokenizer_adds_it(tmp_path: Path) -> None:
+def test_evaluation_text_begins_with_bos_if_the_tokenizer_adds_it(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     plain = texts.text_samples(ModelFolder.open(folder), ["starter"], Settings(), count=3, tokens=32)

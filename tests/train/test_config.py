@@ -8,7 +8,7 @@ import pytest
 
 from bafogpt.core import schema
 from bafogpt.core.errors import ConfigError
-from bafogpt.train.config import ScheduleConfig, TrainConfig
+from bafogpt.train.config import ScheduleConfig, TrainConfig, check_processes
 from bafogpt.train.optimizer import learning_rate
 
 
@@ -40,6 +40,19 @@ def test_tokens_are_rounded_down_to_whole_steps():
 def test_impossible_configurations_are_refused(over: dict[str, object], said: str):
     with pytest.raises(ConfigError, match=said):
         config(**over)
+
+
+@pytest.mark.parametrize(
+    ("processes", "said", "hint"),
+    [
+        (3, "does not divide among 3 processes", "--set train.batch.tokens=120"),
+        (16, "a step has 8 samples, fewer than the 16 processes", "--set train.batch.tokens=320"),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_one_that_does(processes: int, said: str, hint: str):
+    with pytest.raises(ConfigError, match=said) as caught:
+        check_processes(config(), processes)
+    assert caught.value.hint == hint
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_ends_at_its_final_ratio():

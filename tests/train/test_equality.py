@@ -1,4 +1,4 @@
-"""What must change nothing: how much is computed again, how many processes hold new rows, and doing it twice."""
+"""Recomputation, the number of processes and repetition do not change the result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import new_gpt
 from bafogpt.train import loop, parallel
-from bafogpt.train.trainer_io import TrainerFiles, WorkerResult
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult, read_staged
 
-from .conftest import Trained, tiny
+from .conftest import Trained, assert_bit_equal, tensors, tiny
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
@@ -51,20 +50,19 @@ def recomputed(how: str) -> tuple[float, dict[str, torch.Tensor], Counter[Any]]:
     return loss.item(), gradients, counting.calls
 
 
-def test_what_is_computed_again_gives_the_same_loss_and_gradients():
+def test_recomputation_gives_the_same_loss_and_gradients():
     whole, gradients, ran = recomputed("none")
     products = sum(ran[each] for each in PRODUCTS)
     for how, gelus, more_products in (("selective", 2, 0), ("full", 2, 1)):
         loss, same, again = recomputed(how)
         assert loss == whole
-        assert same.keys() == gradients.keys()
-        assert [name for name in same if not torch.equal(same[name], gradients[name])] == []
+        assert_bit_equal(same, gradients)
         assert again[aten.gelu.default] == gelus  # in each of two blocks, what is cheap
         assert (sum(again[each] for each in PRODUCTS) > products) == more_products
     assert ran[aten.gelu.default] == 0
 
 
-def test_new_rows_at_their_own_rate_are_the_same_on_two_processes_as_on_one(train: Callable[..., Trained]):
+def test_new_rows_with_their_own_rate_are_the_same_on_one_and_two_processes(train: Callable[..., Trained]):
     """The new rows begin within the first process's part of the matrix: it has some of them, the second all."""
     optimizer = {"new_rows_factor": 4.0, "first_new_row": 100}
     quiet = {"tokens": 6 * 256, "validation": {"every": 0}, "checkpoint": {"every": 6}}
@@ -88,18 +86,16 @@ def test_deterministic_runs_are_bit_equal(
     monkeypatch.setattr(loop, "train_step", looked_at)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-    def tensors(name: str, **over: Any) -> dict[str, torch.Tensor]:
+    def trained(name: str, **over: Any) -> dict[str, torch.Tensor]:
         trainer_files = TrainerFiles(tmp_path / name)
         train_here(tiny(tokens=4 * 256, validation={"every": 0}, checkpoint={"every": 4}, **over), trainer_files)
-        (file,) = trainer_files.pending()[0].glob("*.safetensors")
-        return load_file(file)
+        return tensors(read_staged(trainer_files.pending()[0]))
 
     try:
-        first, second = (tensors(name, deterministic=True) for name in ("first", "second"))
+        first, second = (trained(name, deterministic=True) for name in ("first", "second"))
     finally:
         torch.use_deterministic_algorithms(False)
     assert asked == [True] * 8  # on a GPU it is this that makes them so
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    other = tensors("other", seed=2)
+    assert_bit_equal(first, second)
+    other = trained("other", seed=2)
     assert [name for name in first if not torch.equal(first[name], other[name])] != []

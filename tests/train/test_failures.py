@@ -1,4 +1,4 @@
-"""How a trainer fails: which errors a restart can help, and the deadline of a first collective that hangs."""
+"""How a trainer fails: retryable errors, and the deadline of a hanging first collective."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def caused(error: Exception, by: Exception) -> Exception:
         (caused(RuntimeError("a"), RuntimeError("b")), True, True),
     ],
 )
-def test_a_restart_helps_after_what_hardware_did_and_not_after_what_the_program_does_again(
+def test_a_restart_helps_after_hardware_errors_and_not_after_program_errors(
     error: Exception, at_start: bool, later: bool
 ):
     assert worker.is_retryable(error, trained=False) is at_start
@@ -65,7 +65,7 @@ def order(bucket: str = "file:///nowhere", **more: Any) -> TrainOrder:
 
 
 @pytest.mark.parametrize(("trained", "node", "retry"), [(False, "0", False), (True, "0", True), (False, "1", True)])
-def test_a_worker_writes_down_whether_a_restart_helps(
+def test_a_worker_records_whether_a_restart_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool, node: str, retry: bool
 ):
     from bafogpt.train import loop
@@ -85,7 +85,7 @@ def test_a_worker_writes_down_whether_a_restart_helps(
     assert "train.batch.micro_batch_size" in result.hint
 
 
-def test_a_first_collective_that_hangs_ends_each_trainer_at_its_deadline_as_an_unfit_machine(
+def test_a_hanging_first_collective_ends_trainers_at_its_deadline_as_an_unfit_machine(
     starter: Bucket, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in {**s3.environment, "PYTHONPATH": str(HERE.parents[1])}.items():
@@ -120,5 +120,5 @@ def test_a_first_collective_that_hangs_ends_each_trainer_at_its_deadline_as_an_u
         ("CUDA error: an illegal memory access was encountered", False),
     ],
 )
-def test_a_full_gpu_is_known_by_the_words_of_each_library(text: str, full: bool):
+def test_out_of_memory_is_detected_in_the_errors_of_each_library(text: str, full: bool):
     assert is_out_of_memory(RuntimeError(text)) == full

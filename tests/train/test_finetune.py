@@ -1,4 +1,4 @@
-"""Fine-tuning on the one trainer: it learns, its checkpoints are the adapter, and a kill changes no bit."""
+"""Fine-tuning: it learns, checkpoints hold the adapter only, and a kill changes no bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.data import instructions, prompts, tokenizer
@@ -23,13 +22,11 @@ from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.estimates import memory
-from bafogpt.train.trainer_io import StagedCheckpoint
 
-from .conftest import ROOT, Trained, tiny
+from .conftest import ROOT, Trained, assert_bit_equal, tensors, tiny
 
 Train = Callable[..., Trained]
 BYTES = tokenizer.load("bytes")
-SHARED = ROOT.parent / "shared" / "data" / "zulu" / "instructions" / "instructions.jsonl.gz"
 ADAPTER: dict[str, Any] = {"base": "nf4", "r": 8, "alpha": 16, "dropout": 0.1, "neftune": 1.0}
 
 
@@ -59,20 +56,12 @@ def tuned(path: str, steps: int = 12, **over: Any) -> TrainConfig:
     )
 
 
-def tensors(checkpoint: StagedCheckpoint) -> dict[str, torch.Tensor]:
-    (file,) = checkpoint.folder.glob("*.safetensors")
-    return load_file(file)
-
-
-def test_a_killed_and_resumed_run_has_the_bits_of_one_left_in_peace_and_saves_the_adapter_alone(
-    train: Train, packed: str
-) -> None:
+def test_a_killed_and_resumed_run_has_the_same_bits_and_saves_only_the_adapter(train: Train, packed: str) -> None:
     whole = train(tuned(packed))
     assert whole.results[0].outcome == "finished", whole.output
     resumed = train(tuned(packed), resume=whole.staged[0].folder)
-    left, killed = tensors(whole.staged[-1]), tensors(resumed.staged[-1])
-    assert left.keys() == killed.keys()
-    assert [name for name in left if not torch.equal(left[name], killed[name])] == []
+    left = tensors(whole.staged[-1])
+    assert_bit_equal(left, tensors(resumed.staged[-1]))
     names = {name.partition(".")[2] for name in left if name.startswith("model.")}
     assert len(names) == 2 * 4 * 2
     assert all(".lora." in name for name in names)
@@ -93,12 +82,7 @@ def test_a_checkpoint_of_another_base_or_adapter_is_refused(train: Train, packed
         assert result.hint
 
 
-def test_an_unknown_target_module_is_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match=r"no target module 'querry' .did you mean 'query'"):
-        tuned("data/x", adapter={**ADAPTER, "targets": ["querry"]})
-
-
-def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
+def test_a_run_as_base_is_unchanged_and_the_adapter_is_exported(
     train: Train, starter: Bucket, packed: str, tmp_path: Path
 ) -> None:
     base = train(tiny(tokens=256)).staged[-1]
@@ -126,21 +110,20 @@ def test_the_base_is_a_run_and_stays_what_it_was_and_the_adapter_is_exported(
         lora.from_checkpoint(base.folder)
 
 
-def test_moments_in_8_bits_come_back_exactly_and_are_no_other_optimizers(train: Train, packed: str) -> None:
+def test_8_bit_moments_are_restored_exactly_and_refused_by_another_optimizer(train: Train, packed: str) -> None:
     config = tuned(packed, adapter={**ADAPTER, "r": 64}, optimizer={"name": "adamw8bit-paged"})
     whole = train(config)
     assert whole.results[0].outcome == "finished", whole.output
     resumed = train(config, resume=whole.staged[0].folder)
-    left, killed = tensors(whole.staged[-1]), tensors(resumed.staged[-1])
-    assert left.keys() == killed.keys()
-    assert [name for name in left if not torch.equal(left[name], killed[name])] == []
+    left = tensors(whole.staged[-1])
+    assert_bit_equal(left, tensors(resumed.staged[-1]))
     kinds = {name.split(".")[1]: tensor.dtype for name, tensor in left.items() if "query.A" in name}
     assert kinds["state1"] == kinds["state2"] == torch.uint8 and kinds["absmax1"] == torch.float32
     (result,) = train(tuned(packed, adapter={**ADAPTER, "r": 64}), resume=whole.staged[0].folder).results
-    assert result.outcome == "failed" and "optimizer is 'adamw8bit-paged' there and None here" in result.error
+    assert result.outcome == "failed" and "optimizer is 'adamw8bit-paged' there and 'adamw' here" in result.error
 
 
-def test_8_bit_moments_train_about_what_those_in_32_bits_do(train: Train, packed: str) -> None:
+def test_8_bit_moments_train_about_as_well_as_32_bit_ones(train: Train, packed: str) -> None:
     over = {"adapter": {**ADAPTER, "r": 64, "dropout": 0.0, "neftune": 0.0}}
     plain, small = (train(tuned(packed, optimizer={"name": name}, **over)) for name in ("adamw", "adamw8bit-paged"))
     assert small.losses == pytest.approx(plain.losses, rel=2e-2)
@@ -148,14 +131,7 @@ def test_8_bit_moments_train_about_what_those_in_32_bits_do(train: Train, packed
     assert small.losses[12] < small.losses[1]
 
 
-def test_8_bit_moments_on_two_processes_are_refused_before_anything_starts(train: Train, packed: str) -> None:
-    result = train(tuned(packed, steps=1, optimizer={"name": "adamw8bit-paged"}), processes=2).results[0]
-    assert (result.outcome, result.retry) == ("failed", False)
-    assert "adamw8bit-paged is for one process, here are 2" in result.error
-    assert result.hint
-
-
-def test_two_processes_train_the_adapter_that_one_does(train: Train, packed: str) -> None:
+def test_two_processes_train_the_same_adapter_as_one(train: Train, packed: str) -> None:
     quiet = {**ADAPTER, "dropout": 0.0, "neftune": 0.0}  # what is drawn depends on the process
     one, two = (train(tuned(packed, adapter=quiet), processes=processes) for processes in (1, 2))
     assert [result.outcome for result in two.results] == ["finished", "finished"], two.output
@@ -172,13 +148,6 @@ def test_two_processes_train_the_adapter_that_one_does(train: Train, packed: str
     assert resumed.losses == pytest.approx({s: loss for s, loss in one.losses.items() if s > step}, rel=1e-5)
 
 
-def test_two_processes_in_bf16_mixed_are_refused_before_anything_starts(train: Train, packed: str) -> None:
-    result = train(tuned(packed, steps=1, precision="bf16-mixed"), processes=2).results[0]
-    assert (result.outcome, result.retry) == ("failed", False)
-    assert "2 processes do not train an adapter in bf16-mixed" in result.error
-    assert "bf16-true" in result.hint
-
-
 def test_recomputation_changes_no_loss_of_an_adapter_with_dropout(train: Train, packed: str) -> None:
     kept, again = (train(tuned(packed, steps=6, activation_checkpointing=how)) for how in ("none", "selective"))
     assert again.results[0].outcome == "finished", again.output
@@ -187,49 +156,23 @@ def test_recomputation_changes_no_loss_of_an_adapter_with_dropout(train: Train, 
 
 @pytest.mark.slow
 def test_two_hundred_steps_on_the_shipped_instructions_lower_the_held_out_loss(train: Train, packed: str) -> None:
-    held_out = losses(train(longer(packed)))
-    assert held_out[-1] < 0.9 * held_out[0]
-
-
-@pytest.mark.slow
-def test_two_hundred_steps_on_the_shared_instructions_lower_the_held_out_loss(train: Train, starter: Bucket) -> None:
-    if not SHARED.exists():
-        pytest.skip(f"{SHARED} is not on this machine")
-    instructions.prepare(
-        [str(SHARED)],
-        style=prompts.load("alpaca", BYTES),
-        tokenizer=BYTES,
-        out=starter.child("data/shared-instructions"),
-        options=InstructionOptions(context=512, too_long="drop"),
-    )
-    path = "data/shared-instructions"
-    config = longer(path, data={"path": path, "sequence_length": 512}, batch={"tokens": 1024, "micro_batch_size": 2})
-    held_out = losses(train(config))
-    assert held_out[-1] < 0.9 * held_out[0]
-
-
-def longer(path: str, **over: Any) -> TrainConfig:
-    """200 steps; every matrix has a pair, because this base has learned nothing that attention alone could use."""
+    """Every matrix has a pair, because this base has learned nothing that attention alone could use."""
     everything = ["query", "key", "value", "projection", "mlp", "head", "embedding"]
-    return tuned(
-        path,
+    config = tuned(
+        packed,
         steps=200,
         optimizer={"learning_rate": 5e-3},
         adapter={**ADAPTER, "targets": everything, "r": 16, "dropout": 0.0},
         validation={"every": 20, "samples": 16},
         checkpoint={"every": 200, "max_pending": 99},
-        **over,
     )
-
-
-def losses(found: Trained) -> list[float]:
+    found = train(config)
     assert found.results[0].outcome == "finished", found.output
     losses = [line["validation_loss"] for line in found.lines if "validation_loss" in line]
-    print(*losses)  # shown where the test fails
-    return losses
+    assert losses[-1] < 0.9 * losses[0], losses
 
 
-def test_what_is_expected_of_memory_lets_gemma_2_2b_onto_a_gpu_of_24_gb() -> None:
+def test_fine_tuning_gemma_2_2b_is_estimated_to_fit_24_gb() -> None:
     job = jobs.load(ROOT / "jobs" / "finetune.yaml", [])
     shape = gpt_config("Gemma-2-2b", {}, 256_000)
     with torch.device("meta"):

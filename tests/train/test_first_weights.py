@@ -1,4 +1,4 @@
-"""Where a run's first weights come from, and what a run's model is elsewhere: trained here, exported, loaded there."""
+"""First weights of a run, and its model exported and loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def finished(train: Train, starter: Bucket, made: dict[bool, Trained]) -> Callab
         pytest.param(True, 2, id="tied-on-two-processes", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_goes_on_alike_from_a_run_and_from_the_model_folder_exported_of_it(
+def test_a_run_starts_alike_from_a_run_and_from_its_exported_folder(
     train: Train, finished: Callable[[bool], Trained], tmp_path: Path, tied: bool, processes: int
 ):
     first, name, out = finished(tied), f"over-{tied}".lower(), tmp_path / "exported"
@@ -140,7 +140,7 @@ def test_a_model_that_does_not_fit_the_job_is_refused_before_a_step(
     assert "neither a model folder nor a run" in error(checkpoint="models/nothing")
 
 
-def test_what_a_run_does_not_have_is_named(finished: Callable[[bool], Trained], starter: Bucket):
+def test_a_missing_step_or_run_is_named(finished: Callable[[bool], Trained], starter: Bucket):
     finished(True)
 
     with pytest.raises(NotFoundError, match=r"no complete checkpoint of step 7 \(there are: 12\)"):
@@ -149,7 +149,7 @@ def test_what_a_run_does_not_have_is_named(finished: Callable[[bool], Trained], 
         runs.find(starter, "over-tru")
 
 
-def test_an_export_converts_and_says_so_in_its_config(finished: Callable[[bool], Trained], tmp_path: Path):
+def test_an_export_converts_its_weights_and_config(finished: Callable[[bool], Trained], tmp_path: Path):
     model = export.open_folder(finished(True).staged[-1].folder)
 
     export.write(model.as_dtype("bfloat16"), tmp_path / "half", "hf")

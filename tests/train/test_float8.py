@@ -1,4 +1,4 @@
-"""fp8 in the blocks' linear layers, emulated on the CPU: what it changes, what it must not, and where it is refused."""
+"""fp8 in the blocks' linear layers, emulated on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
-from safetensors.torch import load_file
 from torch._dynamo.backends.common import aot_autograd
 
 from bafogpt.core.errors import ConfigError
@@ -25,7 +24,7 @@ from bafogpt.train import run as runs
 from bafogpt.train.config import TrainConfig
 from bafogpt.train.trainer_io import TrainerFiles, TrainOrder
 
-from .conftest import Trained, tiny
+from .conftest import Trained, assert_bit_equal, tensors, tiny
 from .test_equality import Counting
 
 Train = Callable[..., Trained]
@@ -50,8 +49,7 @@ def test_the_blocks_linear_layers_multiply_in_fp8_and_no_parameter_is_renamed_or
     assert type(model.lm_head) is torch.nn.Linear
     assert model.lm_head.weight is model.transformer.wte.weight
     expected, same = dict(plain.named_parameters()), dict(model.named_parameters())
-    assert list(same) == list(expected)
-    assert [name for name in same if not torch.equal(same[name], expected[name])] == []
+    assert_bit_equal(same, expected)
 
 
 def backward(config: TrainConfig, *, compiled: bool) -> tuple[float, dict[str, torch.Tensor], Counter[Any]]:
@@ -90,7 +88,7 @@ def test_selective_recomputation_repeats_no_product_in_fp8_and_gives_the_same_gr
     )
     for loss, gradients, _ in (kept, again):
         assert loss == whole[0]
-        assert [name for name in gradients if not torch.equal(gradients[name], whole[1][name])] == []
+        assert_bit_equal(gradients, whole[1])
     product = aten._scaled_mm.default if compiled else aten.mm.default
     assert whole[2][product] == kept[2][product] < again[2][product]
     if compiled:  # the scales of the forward pass are as many as those of the backward pass, and only full repeats them
@@ -116,21 +114,17 @@ def test_a_run_in_fp8_differs_from_bf16_and_resumes_with_the_switch_on_or_off(tr
     assert same.losses == {step: loss for step, loss in whole.losses.items() if step > 6}  # every bit
     assert off.results[0].outcome == "finished", off.output
     assert off.losses == pytest.approx(same.losses, rel=2e-2)
-    (saved,), (expected,) = (list(each.staged[-1].folder.glob("*.safetensors")) for each in (whole, plain))
-    shapes, wanted = ({name: (t.shape, t.dtype) for name, t in load_file(path).items()} for path in (saved, expected))
-    assert shapes == wanted
-
-
-@pytest.fixture(scope="module")
-def baseline() -> dict[str, Trained]:
-    """The long run in bf16, made once."""
-    return {}
+    saved, expected = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in tensors(each.staged[-1]).items()}
+        for each in (whole, plain)
+    )
+    assert saved == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_500_further_steps_in_fp8_end_within_half_a_percent_of_the_loss_in_bf16(
-    train: Train, baseline: dict[str, Trained], recipe: str
+    train: Train, train_once: Callable[[TrainConfig], Trained], recipe: str
 ) -> None:
     """Training goes on from step 500 of the same run in bf16, as continued pretraining does. From random weights the
     two can part by more (docs/benchmarks.md)."""
@@ -143,11 +137,8 @@ def test_500_further_steps_in_fp8_end_within_half_a_percent_of_the_loss_in_bf16(
         checkpoint={"every": 500},
         guard={"spike_ratio": None},
     )
-    if "run" not in baseline:
-        baseline["run"] = train(config)
-    whole = baseline["run"]
-    half = whole.staged[0].folder
-    again = train(dataclasses.replace(config, float8=recipe), resume=half)
+    whole = train_once(config)
+    again = train(dataclasses.replace(config, float8=recipe), resume=whole.staged[0].folder)
     assert again.results[0].outcome == "finished", again.output
     losses, expected = ([each.losses[step] for step in range(501, 1001)] for each in (again, whole))
     assert losses != expected
@@ -155,7 +146,7 @@ def test_500_further_steps_in_fp8_end_within_half_a_percent_of_the_loss_in_bf16(
     assert fmean(losses) == pytest.approx(fmean(expected), rel=0.005)
 
 
-def test_two_processes_in_fp8_learn_as_one_does(train: Train) -> None:
+def test_two_processes_in_fp8_learn_like_one(train: Train) -> None:
     one, two = (train(quiet(float8="tensorwise", precision="32-true"), processes=count) for count in (1, 2))
     assert [result.outcome for result in two.results] == ["finished", "finished"], two.output
     assert sum("fp8 is emulated" in line for line in two.output) == 1
@@ -163,31 +154,27 @@ def test_two_processes_in_fp8_learn_as_one_does(train: Train) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "over", "message"),
+    ("capability", "precision", "message"),
     [
-        ((8, 6), {}, r"fp8 needs a GPU of compute capability 8\.9; this one has 8\.6"),
-        ((8, 0), {}, r"this one has 8\.0"),
-        ((8, 9), {"precision": "32-true"}, "train.float8 on a GPU needs a bf16 precision, here is 32-true"),
+        ((8, 6), "bf16-mixed", r"fp8 needs a GPU of compute capability 8\.9; this one has 8\.6"),
+        ((8, 9), "32-true", "train.float8 on a GPU needs a bf16 precision, here is 32-true"),
+        *((each, "bf16-mixed", None) for each in ((8, 9), (9, 0), (10, 0), (12, 0))),
     ],
 )
-def test_a_gpu_that_cannot_is_refused_before_anything_is_read(
-    capability: tuple[int, int], over: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_without_fp8_is_refused_before_anything_is_read(
+    capability: tuple[int, int], precision: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    config = tiny(**{"float8": "tensorwise", "precision": "bf16-mixed", **over})
-    order = TrainOrder(bucket="s3://there-is-none", config=config, device="cuda")
+    config = tiny(float8="tensorwise", precision=precision)
+    if message is None:
+        float8.check(config, gpu=True)
+        return
     with pytest.raises(ConfigError, match=message) as caught:
-        runs.build_run(order, TrainerFiles(tmp_path))
+        runs.build_run(TrainOrder(bucket="s3://there-is-none", config=config, device="cuda"), TrainerFiles(tmp_path))
     assert caught.value.hint == "--set train.float8=none"
 
 
-def test_ada_hopper_and_blackwell_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capability in ((8, 9), (9, 0), (10, 0), (12, 0)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
-        float8.check(tiny(float8="tensorwise", precision="bf16-mixed"), gpu=True)
-
-
-def test_without_torchao_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchao_the_hint_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs torchao, which is not installed") as caught:
         float8.check(tiny(float8="tensorwise"), gpu=False)
@@ -206,12 +193,12 @@ def test_without_torchao_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
         ({"float8": "delayed"}, "expected one of none, tensorwise, rowwise"),
     ],
 )
-def test_a_job_that_cannot_be_trained_in_fp8_is_refused_where_it_is_read(over: dict[str, Any], message: str) -> None:
+def test_a_job_that_cannot_be_trained_in_fp8_is_refused(over: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(**{"float8": "tensorwise", **over})
 
 
-def test_a_layer_whose_width_is_no_multiple_of_16_is_refused_by_name() -> None:
+def test_a_layer_with_a_width_that_is_no_multiple_of_16_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"multiples of 16; block layer 0\.mlp\.fc_1 is 64 x 100") as caught:
         network(tiny(float8="tensorwise", model={"overrides": {"intermediate_size": 100}}))
     assert caught.value.hint == "--set train.float8=none"

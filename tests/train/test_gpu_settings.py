@@ -1,4 +1,4 @@
-"""What is set for a GPU and can be seen without one: gathering, accumulation, compilation, memory, weights."""
+"""Settings for GPUs that can be tested without one: gathering, compilation, memory, empty weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from bafogpt.agent import workers
 from bafogpt.model.config import gpt_config
 from bafogpt.model.gpt import empty_gpt, materialise, new_gpt
 from bafogpt.train import learner, parallel
-from bafogpt.train.trainer_io import TrainerFiles, WorkerResult
+from bafogpt.train.trainer_io import TrainerFiles, WorkerResult, read_staged
 
-from .conftest import Trained, tiny
+from .conftest import Trained, assert_bit_equal, tensors, tiny
 
 Train = Callable[..., Trained]
 
@@ -55,7 +54,7 @@ def collectives(sharding: str, *, micro_batches: int) -> dict[str, int]:
     """How often a step of four processes gathers parameters and exchanges gradients, and the groups of parameters."""
     config = tiny(batch={"tokens": 4 * micro_batches * 32, "micro_batch_size": 1})
     network = asdict(gpt_config(config.model.network, config.model.overrides, 256))
-    trial = {"config": asdict(config), "network": network, "micro_batch_size": 1, "sharding": sharding, "device": "cpu"}
+    trial = {"config": asdict(config), "network": network, "micro_batch": 1, "sharding": sharding, "device": "cpu"}
     ranks = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "TORCHELASTIC_RUN_ID": "none"}
     done = subprocess.run(
@@ -71,25 +70,17 @@ def collectives(sharding: str, *, micro_batches: int) -> dict[str, int]:
     return found
 
 
-def test_parameters_are_gathered_once_a_step_and_gradients_exchanged_once() -> None:
-    found = collectives("step", micro_batches=3)
+@pytest.mark.parametrize(("sharding", "gathers", "exchanges"), [("step", 3, 3), ("pass", 15, 3), ("full", 15, 9)])
+def test_sharding_decides_how_often_parameters_are_gathered_and_gradients_exchanged(
+    sharding: str, gathers: int, exchanges: int
+) -> None:
+    """Of three groups: two blocks, and the rest, which stays gathered between forward and backward pass."""
+    found = collectives(sharding, micro_batches=3)
 
-    assert found["all_gather_single"] == found["groups"]
-    assert found["reduce_scatter_single"] == found["groups"]
-
-
-def test_parameters_that_are_given_back_are_gathered_for_each_pass_of_a_block() -> None:
-    found = collectives("pass", micro_batches=3)
-
-    assert found["all_gather_single"] == 3 * (2 * found["groups"] - 1), "the outermost stay for the backward pass"
-    assert found["reduce_scatter_single"] == found["groups"]
+    assert found == {"all_gather_single": gathers, "reduce_scatter_single": exchanges, "groups": 3}
 
 
-def test_gradients_may_be_exchanged_after_each_micro_batch() -> None:
-    assert collectives("full", micro_batches=3)["reduce_scatter_single"] == 3 * 3
-
-
-def test_a_block_that_is_compiled_too_often_ends_the_run_instead_of_going_on_uncompiled(
+def test_a_block_that_is_compiled_too_often_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Block(nn.Module):
@@ -110,7 +101,7 @@ def test_a_block_that_is_compiled_too_often_ends_the_run_instead_of_going_on_unc
         torch._dynamo.reset()
 
 
-def test_trainers_allocate_in_segments_that_grow_unless_the_environment_says_otherwise(
+def test_trainers_use_expandable_segments_unless_the_environment_sets_the_allocator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
@@ -124,7 +115,7 @@ def test_trainers_allocate_in_segments_that_grow_unless_the_environment_says_oth
     assert "PYTORCH_ALLOC_CONF" not in workers._environment(1, workers.RankLayout())
 
 
-def test_no_weights_are_drawn_that_a_checkpoint_replaces(
+def test_a_resume_draws_no_random_weights(
     train_here: Callable[..., WorkerResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = TrainerFiles(tmp_path / "first"), TrainerFiles(tmp_path / "second")
@@ -136,12 +127,11 @@ def test_no_weights_are_drawn_that_a_checkpoint_replaces(
     monkeypatch.setattr(learner, "new_gpt", never)
     assert train_here(tiny(), second, resume=first.pending()[0]).outcome == "finished"
 
-    one, other = (load_file(next(each.pending()[-1].glob("*.safetensors"))) for each in (first, second))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert_bit_equal(*(tensors(read_staged(each.pending()[-1])) for each in (first, second)))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_made_empty_is_the_one_made_with_weights_once_they_are_loaded(tied: bool) -> None:
+def test_an_empty_model_equals_one_with_weights_once_they_are_loaded(tied: bool) -> None:
     sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16, "intermediate_size": 64}
     shape = gpt_config("Gemma-2-2b", sizes, 256)
     drawn, empty = new_gpt(shape, tie_embeddings=tied, seed=3), empty_gpt(shape, tie_embeddings=tied)
@@ -156,7 +146,7 @@ def test_a_model_made_empty_is_the_one_made_with_weights_once_they_are_loaded(ti
 
 
 @pytest.mark.parametrize("name", ["Gemma-2-2b", "Gemma-3-1b-it"])
-def test_many_layers_of_two_kinds_are_compiled_once_a_kind(name: str) -> None:
+def test_layers_of_two_kinds_are_compiled_once_a_kind(name: str) -> None:
     """Twelve layers, more than the limit of variants: none may be told apart by its number."""
     sizes = {"n_layer": 12, "n_embd": 32, "n_head": 2, "n_query_groups": 1, "head_size": 16, "intermediate_size": 64}
     kinds = [int(layer % 6 != 5) for layer in range(12)]
@@ -175,7 +165,7 @@ def test_many_layers_of_two_kinds_are_compiled_once_a_kind(name: str) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_in_bf16_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(train: Train, processes: int) -> None:
+def test_a_resumed_run_in_bf16_has_the_same_losses(train: Train, processes: int) -> None:
     config = tiny(precision="bf16-true")
     whole = train(config, processes=processes)
     half = next(each.folder for each in whole.staged if each.step == 6)

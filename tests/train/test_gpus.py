@@ -30,16 +30,10 @@ class Device:
     ("device", "accelerator", "bf16", "bandwidth"),
     [
         ("NVIDIA L40", "L40", 181e12, 864e9),
-        ("NVIDIA L40S", "L40S", 362e12, 864e9),
-        ("NVIDIA L4", "L4", 121e12, 300e9),
-        ("NVIDIA A10", "A10", 125e12, 600e9),
         ("NVIDIA A10G", "A10G", 70e12, 600e9),
         ("NVIDIA A100-SXM4-80GB", "A100-80GB-SXM", 312e12, 2_039e9),
-        ("NVIDIA A100 80GB PCIe", "A100-80GB", 312e12, 1_935e9),
         ("NVIDIA H100 80GB HBM3", "H100-SXM", 989e12, 3_350e9),
-        ("NVIDIA H100 PCIe", "H100", 756e12, 2_000e9),
         ("NVIDIA H100 NVL", "h100-nvl", 835e12, 3_900e9),
-        ("NVIDIA H200", "H200", 989e12, 4_800e9),
         ("NVIDIA GeForce RTX 4090", "RTX4090", 165e12, 1_008e9),
         ("GeForce RTX 3090", "RTX3090", 71e12, 936e9),
     ],
@@ -52,11 +46,11 @@ def test_a_card_is_found_by_its_drivers_name_and_by_skypilots(device, accelerato
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090 D", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA L400", ""])
-def test_a_card_that_only_resembles_a_listed_one_is_not_taken_for_it(name):
+def test_a_card_that_resembles_a_listed_one_is_unlisted(name):
     assert gpus.of_device(name) is None
 
 
-def test_every_card_has_names_of_its_own_and_a_source_and_its_capabilitys_shared_memory():
+def test_every_card_has_unique_names_a_source_and_shared_memory():
     names = [name.lower() for gpu in gpus.GPUS for name in gpu.accelerators]
     assert len(names) == len(set(names))
     for gpu in gpus.GPUS:
@@ -76,12 +70,9 @@ def test_every_card_has_names_of_its_own_and_a_source_and_its_capabilitys_shared
         (Device("NVIDIA GeForce RTX 5090", 12, 0, 170, 2_407_000), 209e12),
     ],
 )
-def test_the_peak_of_a_card_that_is_not_listed_comes_from_its_multiprocessors_and_clock(device, data_sheet):
+def test_the_peak_of_an_unlisted_card_comes_from_its_multiprocessors_and_clock(device, data_sheet):
     assert gpus.derived_bf16(device) == pytest.approx(data_sheet, rel=0.02)
-
-
-def test_of_an_unknown_compute_capability_no_peak_is_derived():
-    assert gpus.derived_bf16(Device("NVIDIA Future", 99, 0, 100, 1_000_000)) is None
+    assert gpus.derived_bf16(replace(device, major=99)) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +82,7 @@ def test_of_an_unknown_compute_capability_no_peak_is_derived():
         (Device("NVIDIA RTX 6000 Ada Generation", 8, 9, 142, 2_505_000), 142 * 2_505e6 * 1024),
     ],
 )
-def test_the_trainer_measures_itself_against_the_cards_own_peak(device, peak, monkeypatch):
+def test_mfu_is_relative_to_the_cards_own_peak(device, peak, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
 
     assert metrics.peak_flops(torch.device("cuda")) == peak
@@ -107,7 +98,7 @@ def test_a_frozen_matrix_costs_four_operations_a_weight_and_an_adapters_six():
     assert tuned == 4 * flops.matrix_weights(GEMMA) + 6 * flops.adapter_weights(GEMMA, adapter) + attention
 
 
-def test_an_embeddings_adapter_looks_its_first_matrix_up():
+def test_an_embeddings_adapter_multiplies_only_its_second_matrix():
     adapter = AdapterConfig(r=8, targets=("embedding",))
     tuned = flops.flops_per_token(GEMMA, 2048, adapter)
 
@@ -115,7 +106,7 @@ def test_an_embeddings_adapter_looks_its_first_matrix_up():
 
 
 @pytest.mark.parametrize("length", [512, 4096, 5000, 8192])
-def test_attention_reaches_as_far_as_mask_and_window_let_it(length):
+def test_attention_flops_follow_mask_and_window(length):
     pairs = sum(sum(min(t, w) for t in range(1, length + 1)) for w in [4096, length] * 13)
     exact = 12 * 8 * 256 * pairs / length
 

@@ -1,4 +1,4 @@
-"""The network of a job that starts from a model folder of the bucket: the folder's, whatever the family."""
+"""The network of a job that starts from a model folder of the bucket."""
 
 from __future__ import annotations
 
@@ -72,11 +72,8 @@ def test_the_first_loss_of_a_folders_network_is_that_of_transformers(
     made = train(config)
 
     assert [each.outcome for each in made.results] == ["finished"], made.output
-    order, trainer_files = (
-        TrainOrder(bucket=starter.url, config=config),
-        TrainerFiles(tmp_path / "again"),
-    )
-    first = next(run.build_run(order, trainer_files).batches())
+    order = TrainOrder(bucket=starter.url, config=config)
+    first = next(run.build_run(order, TrainerFiles(tmp_path / "again")).batches())
     theirs = load(folders(name))
     total = count = 0.0
     with torch.no_grad():
@@ -88,7 +85,7 @@ def test_the_first_loss_of_a_folders_network_is_that_of_transformers(
     assert made.losses[2] != made.losses[1]
 
 
-def test_a_trained_gemma_3_goes_back_into_a_folder_of_its_family(
+def test_a_trained_gemma_3_is_exported_to_a_folder_of_its_family(
     gemma_3: str, train: Callable[..., Trained], folders: Folders, tmp_path: Path
 ) -> None:
     from bafogpt.model import export
@@ -131,7 +128,7 @@ def test_a_job_that_contradicts_the_folder_is_refused_with_both_values(
     assert words.format(f"{starter.url}/{gemma_3}/config.json") in error.value.message and error.value.hint
 
 
-def test_a_name_with_other_layers_only_is_refused_for_its_windows(folders: Folders, starter: Bucket) -> None:
+def test_a_name_with_the_right_sizes_but_other_windows_is_refused(folders: Folders, starter: Bucket) -> None:
     """All sizes are named; what is left of Gemma-2 is its windows, its ropes and its norms."""
     folder = ModelFolder.open(folders("gemma-3-4b"))
     sizes = {"n_layer", "n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "block_size"}
@@ -148,7 +145,7 @@ def test_a_name_with_other_layers_only_is_refused_for_its_windows(folders: Folde
         network.resolve_network(job(checkpoint=checkpoint, name="Gemma-3-4b-it", overrides=windows), starter, IDS)
 
 
-def test_the_head_is_tied_as_in_the_folder_unless_the_job_says_so(folders: Folders, starter: Bucket) -> None:
+def test_the_head_is_tied_as_in_the_folder_unless_the_job_sets_it(folders: Folders, starter: Bucket) -> None:
     tied = put(starter, folders("gemma-3-270m"), "tied")
     own = put(starter, folders("gemma-3-270m", tie_word_embeddings=False), "own-head")
 
@@ -170,19 +167,17 @@ def test_the_rows_must_be_those_of_the_dataset(ids: int, fits: bool, gemma_3: st
         network.resolve_network(job(checkpoint=gemma_3), starter, ids)
 
 
-def test_a_tokenizer_may_have_an_id_beyond_the_rows_where_it_is_the_folders_own(gemma_3: str, starter: Bucket) -> None:
+def test_a_folders_own_tokenizer_may_have_an_id_beyond_the_rows(folders: Folders, starter: Bucket) -> None:
     """Gemma-3's has 262,145 ids, and the model 262,144 rows."""
-    starter.put(f"{gemma_3}/tokenizer.json", b"{}")
-    try:
-        found = network.resolve_network(job(checkpoint=gemma_3), starter, 321).shape
-        assert (found.vocab_size, found.padded_vocab_size) == (320, 320)
-        with pytest.raises(ConfigError, match="320 rows"):
-            network.resolve_network(job(checkpoint=gemma_3), starter, 384)
-    finally:
-        starter.delete(f"{gemma_3}/tokenizer.json")
+    checkpoint = put(starter, folders("gemma-3-4b"), "with-tokenizer")
+    starter.put(f"{checkpoint}/tokenizer.json", b"{}")
+    found = network.resolve_network(job(checkpoint=checkpoint), starter, 321).shape
+    assert (found.vocab_size, found.padded_vocab_size) == (320, 320)
+    with pytest.raises(ConfigError, match="320 rows"):
+        network.resolve_network(job(checkpoint=checkpoint), starter, 384)
 
 
-def test_a_new_network_is_the_one_that_is_named(starter: Bucket) -> None:
+def test_a_new_network_is_built_by_name(starter: Bucket) -> None:
     plain = network.resolve_network(job(), starter, IDS)
     named = network.resolve_network(job(name="Gemma-3-270m", tie_embeddings=False), starter, IDS)
 
@@ -190,20 +185,18 @@ def test_a_new_network_is_the_one_that_is_named(starter: Bucket) -> None:
     assert (named.shape.n_layer, named.shape.rope_indices[5], named.tied) == (18, 0, False)
 
 
-def test_new_rows_begin_where_the_lineage_says(gemma_3: str, starter: Bucket) -> None:
-    config = job(checkpoint=gemma_3)
+def test_new_rows_begin_at_the_lineages_base_size(folders: Folders, starter: Bucket) -> None:
+    checkpoint = put(starter, folders("gemma-3-4b"), "with-lineage")
+    config = job(checkpoint=checkpoint)
     config = replace(config, optimizer=replace(config.optimizer, new_rows_factor=4.0))
     found = network.resolve_network(config, starter, IDS)
     with pytest.raises(ConfigError, match=r"no tokenizer\.lineage\.json says which rows are new"):
         network.resolve_config(config, found, starter)
-    starter.put(f"{gemma_3}/tokenizer.lineage.json", json.dumps({"base": {"size": 123}}).encode())
-    try:
-        assert network.resolve_config(config, found, starter).optimizer.first_new_row == 123
-    finally:
-        starter.delete(f"{gemma_3}/tokenizer.lineage.json")
+    starter.put(f"{checkpoint}/tokenizer.lineage.json", json.dumps({"base": {"size": 123}}).encode())
+    assert network.resolve_config(config, found, starter).optimizer.first_new_row == 123
 
 
-def test_the_trial_step_has_the_network_of_the_folder(
+def test_the_probe_has_the_network_of_the_folder(
     gemma_3: str, starter: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = job(checkpoint=gemma_3)

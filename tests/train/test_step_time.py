@@ -1,4 +1,4 @@
-"""The model of a step's time: against the figures of its draft, its targets, and what holds of any such model."""
+"""The model of a step's time: reference figures, targets, and monotonicity."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ JOBS = Path(__file__).parents[2] / "jobs"
 PRETRAIN = jobs.load(JOBS / "pretrain.yaml").train
 FINETUNE = jobs.load(JOBS / "finetune.yaml").train
 VOCABULARY = 296_000
+EIGHT_BIT = OptimizerConfig(name="adamw8bit-paged")
 L40_DOLLARS = 4.56
-"""An hour of four, as jobs/pretrain.yaml has it."""
+"""Dollars an hour of four L40, from jobs/pretrain.yaml."""
 
 
 def card(name: str) -> Gpu:
@@ -65,7 +66,7 @@ def shipped(config: TrainConfig, gpu: str, processes: int, assumptions: Assumpti
         (FINETUNE, "A10", 1, 4, "full", 1024, "step", EXPECTED, 8.9, 0.09),
     ],
 )
-def test_the_model_gives_the_figures_of_the_draft(
+def test_the_model_gives_the_reference_figures(
     config, gpu, processes, micro_batch, recompute, rows, sharding, assumptions, seconds, within
 ):
     found = time(
@@ -81,51 +82,30 @@ def test_the_model_gives_the_figures_of_the_draft(
     assert found.total == pytest.approx(seconds, rel=within)
 
 
-def test_with_chunks_of_64_rows_half_of_a_step_was_the_loss():
-    found = time(
-        replace(PRETRAIN, activation_checkpointing="full"), card("L40"), 4, micro_batch=4, loss_rows=64, sharding="pass"
-    )
-
-    assert found.mfu == pytest.approx(0.27, abs=0.01)
-    assert found.loss / found.total > 0.5
-
-
-def test_the_shipped_pretraining_is_projected_to_reach_its_targets():
+def test_the_shipped_jobs_are_projected_to_reach_their_targets():
     expected, pessimistic = shipped(PRETRAIN, "L40", 4), shipped(PRETRAIN, "L40", 4, PESSIMISTIC)
-
     assert expected.time.mfu >= 0.55
     assert pessimistic.time.mfu >= 0.36
     assert PRETRAIN.tokens / expected.time.tokens_per_s / 3600 * L40_DOLLARS <= 11
 
-
-def test_the_shipped_fine_tuning_is_projected_to_reach_its_targets():
-    found = shipped(FINETUNE, "A10", 1)
-
-    assert found.time.tokens_per_s >= 3_700
-    assert found.memory_bytes <= 20e9
+    tuning = shipped(FINETUNE, "A10", 1)
+    assert tuning.time.tokens_per_s >= 3_700
+    assert tuning.memory_bytes <= 20e9
 
 
 @pytest.mark.parametrize(("config", "gpu", "processes"), [(PRETRAIN, "L40", 4), (FINETUNE, "A10", 1)])
 def test_a_shipped_recipe_leaves_two_gigabytes_of_its_card(config, gpu, processes):
     found = shipped(config, gpu, processes)
-    need = memory.estimate(
-        shape(config),
-        config,
-        micro_batch=config.batch.micro_batch_size,
-        processes=processes,
-        gpu=True,
-        sharding=found.sharding,
-    )
 
     assert found.fits and found.micro_batch == config.batch.micro_batch_size
-    assert found.memory_bytes == need.total <= card(gpu).memory - 2e9
+    assert found.memory_bytes <= card(gpu).memory - 2e9
 
 
 @pytest.mark.parametrize(
     ("config", "gpu", "processes"),
     [(PRETRAIN, "L40", 4), (FINETUNE, "A10", 1), (PRETRAIN, "H100", 1), (PRETRAIN, "RTX4090", 8)],
 )
-def test_the_recommended_recipe_fits_with_room_and_is_no_slower_than_any_other_that_does(config, gpu, processes):
+def test_the_recommended_recipe_fits_and_is_the_fastest(config, gpu, processes):
     best = recipes.fastest(shape(config), config, card(gpu), processes=processes)
 
     assert best is not None and best.memory_bytes <= card(gpu).memory - recipes.RESERVE
@@ -174,12 +154,10 @@ def test_a_better_card_or_a_better_assumption_never_makes_a_step_slower(config, 
     assert time(config, better(gpu, bandwidth=2), 4, assumptions=assumptions).total < base
     assert time(config, better(gpu, bf16=2), 4, assumptions=assumptions).total < base
     assert time(config, replace(gpu, link=300e9), 4, assumptions=assumptions).total < base
+    plain = replace(assumptions, products_of=())
     for name in ("products", "attention", "memory", "hidden"):
-        changed = replace(assumptions, products_of=(), **{name: min(1.0, getattr(assumptions, name) * 1.1)})
-        assert (
-            time(config, gpu, 4, assumptions=changed).total
-            < time(config, gpu, 4, assumptions=replace(assumptions, products_of=())).total
-        )
+        better_one = replace(plain, **{name: min(1.0, getattr(plain, name) * 1.1)})
+        assert time(config, gpu, 4, assumptions=better_one).total < time(config, gpu, 4, assumptions=plain).total
 
 
 def test_more_work_never_makes_a_step_faster():
@@ -206,11 +184,7 @@ def test_fp8_speeds_up_products_where_the_card_has_it():
     assert time(in_fp8, card("A10"), 1) == time(PRETRAIN, card("A10"), 1)
 
 
-def test_an_h100_on_pcie_is_slower_than_an_sxm():
-    assert time(PRETRAIN, card("H100"), 1).total > 1.2 * time(PRETRAIN, card("H100-SXM"), 1).total
-
-
-def test_the_parts_add_up_and_the_words_name_every_assumption():
+def test_the_parts_add_up_and_the_description_names_every_assumption():
     found = time(PRETRAIN, card("L40"), 4)
     parts = found.products + found.attention + found.elementwise + found.weights + found.loss
     assert found.total == pytest.approx(parts + found.optimizer + found.exposed)
@@ -232,16 +206,11 @@ def test_the_parts_add_up_and_the_words_name_every_assumption():
         ("L40", 3, {}, "a batch of 128 samples does not divide among 3 processes with 2 a micro-batch"),
         ("L40", 256, {}, "a step has 128 samples, fewer than the 256 processes"),
         ("A10", 4, {"float8": "tensorwise"}, "train.float8 is tensorwise, and A10 has no fp8"),
-        (
-            "L40",
-            4,
-            {"optimizer": OptimizerConfig(name="adamw8bit-paged")},
-            "adamw8bit-paged is for one process, here are 4",
-        ),
+        ("L40", 4, {"optimizer": EIGHT_BIT}, "adamw8bit-paged is for one process, here are 4"),
         ("L40", 4, {"adapter": AdapterConfig()}, "4 processes do not train an adapter in bf16-mixed"),
     ],
 )
-def test_what_the_trainer_refuses_does_not_fit_and_is_not_recommended(
+def test_a_job_that_the_trainer_refuses_does_not_fit_and_is_not_recommended(
     gpu: str, processes: int, change: dict[str, Any], why: str
 ):
     config = replace(PRETRAIN, **change)
@@ -254,7 +223,7 @@ def test_what_the_trainer_refuses_does_not_fit_and_is_not_recommended(
         assert recipes.fastest(shape(config), config, card(gpu), processes=processes) is None
 
 
-def test_a_micro_batch_that_is_set_is_judged_by_memory_alone():
+def test_a_micro_batch_that_is_set_need_not_be_a_candidate():
     """128 samples at once, of a sixteenth of the length: what eight take."""
     short = replace(PRETRAIN.data, sequence_length=128)
     config = replace(

@@ -1,53 +1,36 @@
-"""Trainers as they really run: processes on a stream from a real S3 server."""
+"""Real trainer processes on a stream from a real S3 server."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from bafogpt.agent.workers import Workers
-from bafogpt.core.errors import ConfigError, ExitCode
-from bafogpt.train.config import check_processes, rank_samples
-from bafogpt.train.trainer_io import StagedCheckpoint, TrainerFiles
+from bafogpt.core.errors import ExitCode
+from bafogpt.train.config import TrainConfig, rank_samples
+from bafogpt.train.trainer_io import TrainerFiles
 
-from .conftest import Trained, tiny
+from .conftest import Trained, assert_bit_equal, kill_after, tensors, tiny
 
 Train = Callable[..., Trained]
 
 
-def tensors(checkpoint: StagedCheckpoint) -> dict[str, torch.Tensor]:
-    """All that a one-process checkpoint holds: weights and optimizer state."""
-    (file,) = checkpoint.folder.glob("*.safetensors")
-    return load_file(file)
-
-
-def assert_bit_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-
-
-@pytest.fixture(scope="module")
-def baseline() -> dict[str, Trained]:
-    """The uninterrupted run, made once."""
-    return {}
-
-
 @pytest.fixture
-def whole(train: Train, baseline: dict[str, Trained]) -> Trained:
-    if "run" not in baseline:
-        baseline["run"] = train(tiny())
-    return baseline["run"]
+def whole(train_once: Callable[[TrainConfig], Trained]) -> Trained:
+    """The uninterrupted run."""
+    return train_once(tiny())
 
 
-def test_a_run_learns_and_says_what_it_read(whole: Trained):
+def test_a_run_learns_and_logs_its_samples(whole: Trained):
     (result,) = whole.results
     assert (result.outcome, result.step, result.samples) == ("finished", 12, 96)
     trained = [line for line in whole.lines if "loss" in line]
@@ -59,31 +42,23 @@ def test_a_run_learns_and_says_what_it_read(whole: Trained):
     assert [staged.step for staged in whole.staged] == [6, 12]
 
 
-def test_a_run_killed_and_resumed_ends_with_the_very_same_bits(train: Train, whole: Trained):
-    def kill_after_step_8(trainers: Workers, trainer_files: TrainerFiles) -> None:
-        path = trainer_files.metrics(1)
-        if path.exists() and '"step": 8' in path.read_text():
-            trainers.signal(signal.SIGKILL)
-
-    killed = train(tiny(), watch=kill_after_step_8)
+@pytest.mark.parametrize("data", [{}, {"bos": True}], ids=["plain", "bos"])
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(
+    train: Train, train_once: Callable[[TrainConfig], Trained], data: dict[str, Any]
+):
+    config = tiny(data=data)
+    whole = train_once(config)
+    killed = train(config, watch=kill_after(8))
     assert killed.results == []
     assert [staged.step for staged in killed.staged] == [6]
-    resumed = train(tiny(), resume=killed.staged[0].folder)
+    resumed = train(config, resume=killed.staged[0].folder)
     assert resumed.lines[0]["samples"] == [48, 56]
     assert resumed.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
     assert_bit_equal(tensors(resumed.staged[-1]), tensors(whole.staged[-1]))
 
 
-def test_sigterm_saves_the_step_it_is_in_and_leaves(train: Train, whole: Trained):
-    sent: list[int] = []
-
-    def ask_after_step_2(trainers: Workers, trainer_files: TrainerFiles) -> None:
-        path = trainer_files.metrics(1)
-        if not sent and path.exists() and '"step": 2' in path.read_text():
-            sent.append(1)
-            trainers.signal(signal.SIGTERM)
-
-    stopped = train(tiny(), watch=ask_after_step_2)
+def test_sigterm_saves_the_current_step_and_ends(train: Train, whole: Trained):
+    stopped = train(tiny(), watch=kill_after(2, signal.SIGTERM))
     (result,) = stopped.results
     assert result.outcome == "stopped"
     assert 2 <= result.step < 12
@@ -117,19 +92,11 @@ def test_two_processes_have_the_loss_curve_of_one_over_fifty_steps(train: Train)
 
 
 def test_killed_on_two_one_and_two_processes_every_sample_is_read_once_in_order(train: Train):
-    def kill_at(step: int) -> Callable[[Workers, TrainerFiles], None]:
-        def watch(trainers: Workers, trainer_files: TrainerFiles) -> None:
-            path = trainer_files.metrics(1)
-            if path.exists() and f'"step": {step},' in path.read_text():
-                trainers.signal(signal.SIGKILL)
-
-        return watch
-
     config = tiny(tokens=18 * 256, validation={"every": 0}, checkpoint={"every": 3})
     ledger: list[list[int]] = []
     resume: Path | None = None
     for processes, kill in ((2, 5), (1, 11), (2, None)):
-        part = train(config, processes=processes, resume=resume, watch=kill_at(kill) if kill else lambda *_: None)
+        part = train(config, processes=processes, resume=resume, watch=kill_after(kill) if kill else lambda *_: None)
         kept = part.staged[-1]
         assert kept.step < 18 or kill is None
         ledger += [line["samples"] for line in part.lines if "loss" in line and line["step"] <= kept.step]
@@ -161,25 +128,22 @@ def test_the_stream_is_the_same_for_every_number_of_processes(
     assert stream(few) == stream(many) == list(range(first_step * batch, (first_step + steps) * batch))
 
 
-def test_a_batch_that_does_not_divide_names_one_that_does():
-    with pytest.raises(ConfigError, match="does not divide among 3 processes") as caught:
-        check_processes(tiny(), 3)
-    assert caught.value.hint == "--set train.batch.tokens=384"
-
-
-def test_a_checkpoint_of_another_model_is_refused_by_name(train: Train, whole: Trained):
-    other = tiny(model={"overrides": {"n_embd": 32}})
-    refused = train(other, resume=whole.staged[0].folder)
-    (result,) = refused.results
-    assert (result.outcome, result.exit_code, result.retry) == ("failed", ExitCode.USAGE, False)
-    assert "step-00000006 belongs to another run: model.n_embd is 64 there and 32 here" in result.error
-
-
-def test_a_checkpoint_torn_on_this_disk_is_refused_and_can_be_fetched_again(
-    train: Train, whole: Trained, tmp_path: Path
+@pytest.mark.parametrize(
+    ("over", "difference"),
+    [
+        ({"model": {"overrides": {"n_embd": 32}}}, "model.n_embd is 64 there and 32 here"),
+        ({"data": {"bos": True}}, "bos is None there and 2 here"),
+    ],
+)
+def test_a_checkpoint_of_another_job_is_refused_by_name(
+    train: Train, whole: Trained, over: dict[str, Any], difference: str
 ):
-    import shutil
+    (result,) = train(tiny(**over), resume=whole.staged[0].folder).results
+    assert (result.outcome, result.exit_code, result.retry) == ("failed", ExitCode.USAGE, False)
+    assert f"step-00000006 belongs to another run: {difference}" in result.error
 
+
+def test_a_torn_checkpoint_is_refused_and_can_be_fetched_again(train: Train, whole: Trained, tmp_path: Path):
     torn = tmp_path / "step-00000006"
     shutil.copytree(whole.staged[0].folder, torn)
     (file,) = torn.glob("*.safetensors")
@@ -190,24 +154,12 @@ def test_a_checkpoint_torn_on_this_disk_is_refused_and_can_be_fetched_again(
     assert "cannot be loaded" in result.error
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_samples(train: Train):
-    (result,) = train(tiny(optimizer={"learning_rate": 1e30}, schedule={"warmup_steps": 0})).results
-    assert result.outcome == "failed"
-    assert not result.retry
-    assert "samples" in result.error
-
-
-def test_a_trainer_that_may_not_wait_for_uploads_leaves_a_checkpoint_out_but_never_the_last(train: Train):
+def test_a_trainer_with_backlog_skips_checkpoints_but_never_the_last(train: Train):
     def take_one_away(trainers: Workers, trainer_files: TrainerFiles) -> None:
-        if (
-            (trainer_files.folder / "metrics-0001.jsonl").exists()
-            and len(seen) < 1
-            and len(trainer_files.pending()) == 1
-        ):
-            text = trainer_files.metrics(1).read_text()
-            if '"step": 12' in text:  # at the end it waits, whatever the setting
-                seen.append(trainer_files.pending()[0].name)
-                trainer_files.drop(trainer_files.pending()[0])
+        path, pending = trainer_files.metrics(1), trainer_files.pending()
+        if not seen and pending and path.exists() and '"step": 12' in path.read_text():  # the last one always waits
+            seen.append(pending[0].name)
+            trainer_files.drop(pending[0])
 
     seen: list[str] = []
     config = tiny(checkpoint={"every": 3, "max_pending": 1, "on_backlog": "skip"})
@@ -220,12 +172,10 @@ def test_a_trainer_that_may_not_wait_for_uploads_leaves_a_checkpoint_out_but_nev
     ]
 
 
-def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint_complete(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """A disk of 2 MB: one checkpoint of 1.2 MB fits, a second one does not."""
-    import subprocess
-
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False)

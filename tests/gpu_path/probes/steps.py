@@ -47,7 +47,7 @@ def main() -> None:
     compiled.append(dynamo["stats"]["unique_graphs"])
     peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     learner.state.optimizer.state.clear()
-    optimizer.prime(learner.state.optimizer)  # as before a checkpoint is loaded
+    optimizer.init_state(learner.state.optimizer)  # as before a checkpoint is loaded
     next(made)
     found = {
         "counted": counted,

@@ -1,4 +1,4 @@
-"""The host never waits for the step it has just given: numbers are read a step late, and before anything is kept."""
+"""The host never waits for the step it has launched: its numbers are read a step late, and before a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .conftest import tiny
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
-"""Operators whose result the host needs before it can go on."""
+"""Operators whose result the host waits for."""
 ON_THE_HOST_ANYWAY = ("/torch/optim/", "in _require_ids")
-"""AdamW's step count, which is no GPU tensor there, and a look at the ids that is taken on CPU alone."""
+"""AdamW's step count, which is on the host, and a check of ids that only a CPU does."""
 
 
 class NothingIsRead(TorchDispatchMode):
@@ -71,7 +71,7 @@ def steps_told(trainer_files: TrainerFiles) -> list[int]:
     return [json.loads(line)["step"] for line in trainer_files.metrics(1).read_text().splitlines()]
 
 
-def test_a_step_is_given_before_the_numbers_of_the_one_before_are_read(
+def test_a_step_is_launched_before_the_last_ones_numbers_are_read(
     train: Train, trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
 ):
     told: list[str] = []
@@ -116,7 +116,7 @@ def test_no_operator_within_a_step_waits_for_a_value(train: Train, monkeypatch: 
 
 
 @pytest.mark.parametrize(("bad", "kept"), [(4, [2]), (5, [2, 4])])
-def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_named(
+def test_a_step_with_a_bad_loss_is_in_no_checkpoint_and_its_samples_are_named(
     train: Train, trainer_files: TrainerFiles, bad: int, kept: list[int]
 ):
     """A checkpoint is due at step 4, and at step 6, when the numbers of step 5 are still on their way."""
@@ -130,7 +130,7 @@ def test_a_step_that_went_wrong_is_in_no_checkpoint_and_its_own_samples_are_name
     assert [checkpoint_step(folder) for folder in trainer_files.pending()] == kept
 
 
-def test_lines_far_apart_are_read_with_the_next_step_all_the_same(train: Train, trainer_files: TrainerFiles):
+def test_lines_of_every_second_step_are_read_at_the_next_step(train: Train, trainer_files: TrainerFiles):
     seen: list[int] = []
 
     def look(step: int, measured: StepMetrics) -> StepMetrics:

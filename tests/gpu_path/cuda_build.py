@@ -1,9 +1,9 @@
-"""The CUDA build of torch with a GPU that computes nothing, for tests of the GPU path on a machine that has no GPU.
+"""The CUDA build of torch with a null GPU, for tests of the GPU path on a machine without a GPU.
 
-torch's and Triton's wheels for CUDA go into a folder of the cache, made once for these pins and this ``nullgpu.c``;
-everything else comes from the project's own environment. None of NVIDIA's libraries is installed: ``nullgpu.c`` is
-compiled with a stub that answers 0 for each function of theirs that torch, bitsandbytes or Triton names, and the result
-stands under all of their names.
+torch's and Triton's wheels for CUDA are installed into a cache folder, once for these pins and this ``nullgpu.c``;
+everything else comes from the project's environment. No NVIDIA library is installed: ``nullgpu.c`` is compiled with a
+stub that returns 0 for each of their functions that torch, bitsandbytes or Triton use, and linked under all their
+names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("nullgpu.c")
 CACHE = Path(os.environ.get("BAFOGPT_GPU_PATH_CACHE") or Path.home() / ".cache" / "bafogpt" / "gpu-path")
 TRITON = "triton==3.7.1"
-"""What torch 2.13 asks for."""
+"""The version that torch 2.13 requires."""
 TIMEOUT_S = 900
 _FOREIGN = re.compile(r"_*(?:cu|nv|nccl)[A-Za-z]\w*")
 _LIBRARY = re.compile(r"\[(lib(?:cu|nv|nccl)[^\]]*)\]")
@@ -33,19 +33,19 @@ _DRIVER = re.compile(r"\bcu[A-Z]\w*")
 
 
 class UnavailableError(Exception):
-    """The environment cannot be made here; says why."""
+    """The build cannot be made on this machine."""
 
 
 def pins() -> list[str]:
-    """What is installed, by name and version. ``===`` takes no other build of that version."""
+    """The packages to install; ``===`` excludes other builds of a version."""
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     wanted = {name: line for line in constraints for name in ("torch", "liger-kernel") if line.startswith(f"{name}==")}
     return [wanted["torch"].replace("==", "==="), TRITON, wanted["liger-kernel"]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A made environment."""
+class CudaBuild:
+    """A folder with the build."""
 
     folder: Path
 
@@ -58,9 +58,9 @@ class Place:
         stdin: str = "",
         more: Mapping[str, str] = {},
     ) -> dict[str, Any]:
-        """The JSON in the last line of what ``python -m program words`` prints on ``card``, as process 0 of several.
+        """Run ``python -m program words`` on ``card`` as process 0 of several; returns the JSON in its last line.
 
-        Fails the test, with the end of its output, where it does not end well.
+        Fails the test, with the program's output, if it fails.
         """
         caches = self.folder / "kernels" / card
         torchrun = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
@@ -93,10 +93,10 @@ class Place:
         return found
 
 
-def prepare() -> Place:
-    """The environment, made if it is not there.
+def prepare() -> CudaBuild:
+    """The build, made if needed.
 
-    Raises :class:`UnavailableError` where there is no compiler or the packages cannot be installed.
+    Raises :class:`UnavailableError` without a compiler, or if the packages cannot be installed.
     """
     for tool in ("gcc", "nm", "readelf"):
         if shutil.which(tool) is None:
@@ -116,11 +116,11 @@ def prepare() -> Place:
             (folder / "packages").symlink_to(packages)
             _build(packages, folder / "lib")
             (folder / "made").touch()
-    return Place(folder)
+    return CudaBuild(folder)
 
 
 def _packages() -> Path:
-    """The wheels, unpacked: they outlive a change of ``nullgpu.c``."""
+    """The unpacked wheels, which are kept when ``nullgpu.c`` changes."""
     name = hashlib.sha256("\n".join([*pins(), sys.version]).encode()).hexdigest()[:16]
     packages = CACHE / f"packages-{name}" / "site"
     if not (packages.parent / "made").exists():
@@ -137,7 +137,7 @@ def _packages() -> Path:
 
 
 def _build(packages: Path, lib: Path) -> None:
-    """The null GPU, under the name of each library that it stands for."""
+    """Compile the null GPU, and link it under the name of each library."""
     lib.mkdir()
     include = packages / "triton" / "backends" / "nvidia" / "include"
     compiler = ["gcc", "-O1", "-fPIC", "-w", "-I", str(include), "-c"]

@@ -1,4 +1,4 @@
-"""Saving while training goes on: what is written is the state at the step, whatever happens to it meanwhile."""
+"""Checkpoints are written while training continues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trainer_files(tmp_path: Path) -> TrainerFiles:
     return made
 
 
-def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(trainer_files: TrainerFiles):
+def test_the_state_at_the_step_is_saved_and_restored_exactly(trainer_files: TrainerFiles):
     state = make_state(1)
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     checkpointer = Checkpointer(trainer_files, CheckpointConfig())
@@ -49,9 +49,7 @@ def test_what_is_saved_is_the_state_at_the_step_and_comes_back_exactly(trainer_f
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
 
 
-def test_there_is_no_checkpoint_before_everything_is_on_the_disk(
-    trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_checkpoint_appears_after_its_files_are_synced(trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trainer_io, "_sync_files", lambda folder: seen.append(trainer_files.pending()))
     seen: list[list[Path]] = []
     checkpointer = Checkpointer(trainer_files, CheckpointConfig())
@@ -61,7 +59,7 @@ def test_there_is_no_checkpoint_before_everything_is_on_the_disk(
     assert [path.name for path in trainer_files.pending()] == ["step-00000007"]
 
 
-def test_an_error_of_the_thread_is_raised_by_the_loop_and_nothing_half_is_left(
+def test_an_error_of_the_thread_is_raised_and_no_partial_checkpoint_is_left(
     trainer_files: TrainerFiles, monkeypatch: pytest.MonkeyPatch
 ):
     def full(folder: Path) -> None:

@@ -1,11 +1,10 @@
-"""A trace of some steps, on request: real trainers, a real profiler, and its way to the bucket."""
+"""A profile of some steps, from the trainer to the bucket."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ import pytest
 
 from bafogpt.agent.claim import LaunchInfo
 from bafogpt.agent.supervisor import supervise
-from bafogpt.agent.workers import Workers
 from bafogpt.jobs.job import Job, SupervisorConfig
 from bafogpt.runs.store import RunStore
 from bafogpt.storage.bucket import Bucket
 from bafogpt.train import profiler
-from bafogpt.train.trainer_io import TrainerFiles
 
-from .conftest import Trained, tiny
+from .conftest import Trained, kill_after, tiny
 
 Train = Callable[..., Trained]
 STEPS = "ProfilerStep#"
@@ -33,7 +30,7 @@ def steps_in(trace: bytes) -> list[str]:
     return sorted({each["name"] for each in events if each["name"].startswith(STEPS)})
 
 
-def test_a_trace_of_the_steps_that_were_asked_for_comes_to_the_bucket_and_nothing_else_changes(
+def test_a_trace_of_the_requested_steps_is_uploaded_and_nothing_else_changes(
     starter: Bucket, s3: Any, train: Train, tmp_path: Path
 ):
     config = tiny(profile=2, tokens=8 * 256, validation={"every": 0}, checkpoint={"every": 8})
@@ -51,14 +48,9 @@ def test_a_trace_of_the_steps_that_were_asked_for_comes_to_the_bucket_and_nothin
     assert losses == plain.losses
 
 
-def test_a_run_killed_while_it_is_traced_leaves_a_checkpoint_and_no_half_of_a_trace(train: Train, tmp_path: Path):
-    def kill_after_step_7(trainers: Workers, trainer_files: TrainerFiles) -> None:
-        path = trainer_files.metrics(1)
-        if path.exists() and '"step": 7,' in path.read_text():
-            trainers.signal(signal.SIGKILL)
-
+def test_a_run_killed_while_it_is_traced_leaves_a_checkpoint_and_no_partial_trace(train: Train, tmp_path: Path):
     config = tiny(profile=7)  # steps 4 to 10
-    killed = train(config, watch=kill_after_step_7, folder=tmp_path / "killed")
+    killed = train(config, watch=kill_after(7), folder=tmp_path / "killed")
     assert [staged.step for staged in killed.staged] == [6]
     assert list((tmp_path / "killed" / "profile").glob("*")) == []
     resumed = train(config, resume=killed.staged[0].folder, folder=tmp_path / "resumed")
@@ -75,7 +67,7 @@ def work() -> None:
     torch.ones(8, 8).mm(torch.ones(8, 8))
 
 
-def test_an_attempt_is_traced_once_and_another_attempt_again(tmp_path: Path):
+def test_each_attempt_is_traced_once(tmp_path: Path):
     written = []
     for attempt in (1, 1, 2):
         traced = profiler.StepProfiler(tmp_path, steps=1, attempt=attempt, done=20)
@@ -87,7 +79,7 @@ def test_an_attempt_is_traced_once_and_another_attempt_again(tmp_path: Path):
     assert traces == ["0001-step-00000024.json.gz", "0002-step-00000024.json.gz"]
 
 
-def test_a_disk_that_takes_no_trace_is_said_and_training_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_trace_that_cannot_be_written_does_not_stop_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "profile").write_text("a file where the folder should be")
     traced = profiler.StepProfiler(tmp_path / "profile", steps=1, attempt=1, done=0)
     for _ in range(6):
