@@ -19,7 +19,7 @@ from bafogpt.model.formats.checkpoint import CheckpointFolder
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.train.config import ModelConfig
+from bafogpt.train.config import ModelConfig, TrainConfig
 
 from .conftest import Trained, tiny
 
@@ -45,21 +45,15 @@ def their_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.fixture(scope="module")
-def made() -> dict[bool, Trained]:
-    """Runs that are over, by whether their head is tied; each is made once."""
-    return {}
-
-
 @pytest.fixture
-def finished(train: Train, starter: Bucket, made: dict[bool, Trained]) -> Callable[[bool], Trained]:
+def finished(train_once: Callable[[TrainConfig], Trained], starter: Bucket) -> Callable[[bool], Trained]:
     """``finished(tied)``: a run with that head, which is ``runs/over-true`` or ``runs/over-false`` of the bucket."""
 
     def get(tied: bool) -> Trained:
-        if tied not in made:
-            made[tied] = train(tiny(model={"tie_embeddings": tied}))
-            uploaded(starter, f"over-{tied}".lower(), made[tied])
-        return made[tied]
+        made, name = train_once(tiny(model={"tie_embeddings": tied})), f"over-{tied}".lower()
+        if not starter.exists(f"runs/{name}/run.json"):
+            uploaded(starter, name, made)
+        return made
 
     return get
 
