@@ -101,7 +101,7 @@ def test_an_exported_run_has_the_runs_logits_in_transformers_and_in_litgpt(
 
     finished(False)
     model = runs.fetch(starter, runs.find(starter, "over-false"), tmp_path / "scratch")
-    assert model.small == (), "its data is bytes"
+    assert model.companions == (), "its data is bytes"
 
     export.write(model, tmp_path / "hf", "hf")
     export.write(model, tmp_path / "lit", "litgpt")
