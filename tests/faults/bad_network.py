@@ -36,7 +36,7 @@ TRIES = 40
 
 @dataclass
 class NetworkTally:
-    """What the scripts did and what came of it."""
+    """What the scripts did, and the results."""
 
     scripts: int = 0
     found: int = 0
