@@ -215,4 +215,4 @@ def test_a_rented_machine_is_asked_for_only_with_a_yes_and_a_bucket_that_it_can_
     unasked = bafogpt("cloud", "launch", "demo", "--infra", "runpod", BAFOGPT_BUCKET="s3://b")
     says(unasked, ExitCode.USAGE, "no terminal to ask on", "--yes")
     hidden = bafogpt("cloud", "launch", "demo", "--infra", "runpod", "--yes", BAFOGPT_BUCKET="file:///tmp/b")
-    says(hidden, ExitCode.USAGE, "is a folder of this machine", "--bucket s3://NAME")
+    says(hidden, ExitCode.USAGE, "is a folder on this machine", "--bucket s3://NAME")

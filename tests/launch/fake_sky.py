@@ -41,6 +41,8 @@ class FakeSky:
     tasks: list[dict[str, Any]] = field(default_factory=list)
     secrets: list[tuple[str, str]] = field(default_factory=list)
     requests: list[SimpleNamespace] = field(default_factory=list)
+    on_launch: Callable[[], None] = lambda: None
+    """Called while a launch is served."""
 
     def make_task(self, config: dict[str, Any], secrets: list[tuple[str, str]]) -> dict[str, Any]:
         self.tasks.append(config)
@@ -82,6 +84,7 @@ class FakeSky:
         retry_until_up: bool,
     ) -> Any:
         def serve() -> None:
+            self.on_launch()
             kept = idle_minutes_to_autostop if down and not self._loses() else -1
             self.add(cluster_name, autostop=kept, labels=task["resources"]["labels"])
             self._fail("provisioned")
