@@ -59,8 +59,8 @@ def supervise(
     """Run ``job`` as run ``name`` of ``bucket`` until it has succeeded, stopped or failed.
 
     ``folder`` is local disk for this run only, ``worker`` the command of a trainer process, ``clock`` the monotonic
-    clock (seconds) of limits and hangs. Raises :class:`BafoError` for what is wrong before the run is claimed; every
-    later failure is in the outcome.
+    clock (seconds) of limits and hangs. Raises :class:`BafoError` until the attempt has begun; later failures are in
+    the outcome.
     """
     limits = Limits(max_cost=job.supervisor.max_cost, max_hours=job.supervisor.max_hours).with_environment()
     if nodes.rank:

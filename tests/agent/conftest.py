@@ -34,8 +34,8 @@ def supervise_rented(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def run(job: Job) -> ExitOutcome:
         bucket.put("data/x/manifest.json", b"{}")
-        place = LaunchInfo(infra="runpod", price_per_hour=4.56)
-        return supervisor.supervise(job, "run", bucket, tmp_path / "work" / "run", place, worker=FAKE_WORKER)
+        launch = LaunchInfo(infra="runpod", price_per_hour=4.56)
+        return supervisor.supervise(job, "run", bucket, tmp_path / "work" / "run", launch, worker=FAKE_WORKER)
 
     return run
 

@@ -20,7 +20,7 @@ from bafogpt.storage.bucket import Bucket
 
 def main(job: Path, name: str, folder: Path, worker: list[str]) -> int:
     config = settings.load()
-    ending = supervisor.supervise(
+    outcome = supervisor.supervise(
         schema.build(Job, json.loads(job.read_text()), where=str(job)),
         name,
         Bucket.open(config.bucket, config),
@@ -29,8 +29,8 @@ def main(job: Path, name: str, folder: Path, worker: list[str]) -> int:
         (sys.executable, *worker) if worker else WORKER,
         nodes=Nodes.from_environment(),
     )
-    print(ending, flush=True)
-    return int(ending.exit_code)
+    print(outcome, flush=True)
+    return int(outcome.exit_code)
 
 
 if __name__ == "__main__":

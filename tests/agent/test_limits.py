@@ -39,8 +39,8 @@ def fast(factor: float) -> Callable[[], float]:
 def run(bucket: Bucket, tmp_path: Path) -> Run:
     def supervise(job: Job, clock: Callable[[], float] = time.monotonic, price: float = PRICE) -> ExitOutcome:
         bucket.put("data/x/manifest.json", b"{}")
-        place = LaunchInfo(price_per_hour=price)
-        return supervisor.supervise(job, "run", bucket, tmp_path / "work", place, FAKE_WORKER, clock=clock)
+        launch = LaunchInfo(price_per_hour=price)
+        return supervisor.supervise(job, "run", bucket, tmp_path / "work", launch, FAKE_WORKER, clock=clock)
 
     return supervise
 
@@ -51,13 +51,13 @@ def test_a_run_that_has_cost_what_it_may_saves_and_ends_with_its_own_code_and_ca
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.05")
     monkeypatch.setenv("BAFOGPT_MAX_COST", "5")
     job = make_job(train={"tokens": 80_000})
-    ending = run(job, price=3600)  # a dollar a second
-    assert (ending.state, ending.exit_code) == ("stopped", ExitCode.LIMIT_REACHED)
-    assert re.fullmatch(r"the limit of \$5\.00 is reached: \$[2-5]\.\d\d spent, at step \d+ of 2000", ending.message)
-    assert "--resume --max-cost" in ending.hint
+    outcome = run(job, price=3600)  # a dollar a second
+    assert (outcome.state, outcome.exit_code) == ("stopped", ExitCode.LIMIT_REACHED)
+    assert re.fullmatch(r"the limit of \$5\.00 is reached: \$[2-5]\.\d\d spent, at step \d+ of 2000", outcome.message)
+    assert "--resume --max-cost" in outcome.hint
     store = RunStore(bucket)
     record = store.load("run")
-    assert (record.state, record.message) == ("stopped", ending.message)
+    assert (record.state, record.message) == ("stopped", outcome.message)
     saved = store.checkpoints("run").complete()[-1]
     assert saved.step == record.step < 2000
     assert saved.samples == store.metrics("run")[-1]["samples"][1]  # what was done last is what was saved
@@ -81,9 +81,9 @@ def test_what_earlier_attempts_have_cost_counts_those_that_died_without_a_word_t
         RunStore(bucket).claim_attempt("run", {})
         dead = AttemptUsage(attempt=attempt, started=1000.0, seen=1000.0 + 3600, price_per_hour=PRICE)
         usage.write(bucket.child("runs/run"), dead)
-    ending = run(make_job(supervisor={"max_hours": 2}))
-    assert ending.exit_code == ExitCode.LIMIT_REACHED
-    assert ending.message == "the limit of 2 h is reached: 2.00 h used, at step 0 of 20"
+    outcome = run(make_job(supervisor={"max_hours": 2}))
+    assert outcome.exit_code == ExitCode.LIMIT_REACHED
+    assert outcome.message == "the limit of 2 h is reached: 2.00 h used, at step 0 of 20"
 
 
 def test_the_account_is_written_while_the_run_is_at_work(run: Run, bucket: Bucket, monkeypatch: pytest.MonkeyPatch):

@@ -39,10 +39,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return config
 
 
-def ran(settings: Settings, tmp_path: Path, name: str = "first", place: LaunchInfo | None = None) -> RunRecord:
+def ran(settings: Settings, tmp_path: Path, name: str = "first", launch: LaunchInfo | None = None) -> RunRecord:
     """The record of a run that has been claimed."""
     bucket = Bucket.open(settings.bucket, settings)
-    with claim(make_job(), name, bucket, tmp_path / "work", place or LaunchInfo()):
+    with claim(make_job(), name, bucket, tmp_path / "work", launch or LaunchInfo()):
         pass
     return RunStore(bucket).load(name)
 
@@ -53,33 +53,33 @@ def test_the_record_of_a_new_run_names_data_versions_and_place(
     cluster = {"cluster_name": "c", "cloud": "runpod", "region": "CA", "zone": "CA-MTL-1"}
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(cluster))
     monkeypatch.setenv("BAFOGPT_GPUS", "L40:4")
-    record = ran(settings, tmp_path, place=LaunchInfo(infra="runpod", price_per_hour=4.56, git="abc+dirty.0123"))
+    record = ran(settings, tmp_path, launch=LaunchInfo(infra="runpod", price_per_hour=4.56, git="abc+dirty.0123"))
     assert record.data == {"digest": "blake3:aa", "created": "2026-01-01", "tokenizer": "blake3:bb"}
     assert record.versions["obstore"] == importlib.metadata.version("obstore")
     assert record.gpus == "L40:4"
-    (place,) = record.machines
+    (machine,) = record.machines
     assert {"attempt": 1, "cloud": "runpod", "region": "CA", "zone": "CA-MTL-1", "price_per_hour": 4.56}.items() <= (
-        place.items()
+        machine.items()
     )
-    assert place["host"] == record.host
+    assert machine["host"] == record.host
 
 
 def test_each_attempt_adds_its_own_place_and_keeps_the_earlier_ones(settings: Settings, tmp_path: Path):
-    ran(settings, tmp_path, place=LaunchInfo(infra="runpod", price_per_hour=4.56))
-    record = ran(settings, tmp_path, place=LaunchInfo(infra="lambda", price_per_hour=1.29))
+    ran(settings, tmp_path, launch=LaunchInfo(infra="runpod", price_per_hour=4.56))
+    record = ran(settings, tmp_path, launch=LaunchInfo(infra="lambda", price_per_hour=1.29))
     told = [(each["attempt"], each["infra"], each["price_per_hour"]) for each in record.machines]
     assert told == [(1, "runpod", 4.56), (2, "lambda", 1.29)]
 
 
 def test_the_gpus_of_a_place_are_those_that_the_machine_shows():
-    place = provenance.machine(1, infra="runpod", price_per_hour=0, environment={}, gpus=[GPU] * 4)
-    assert (place["gpu"], place["gpus"], place["driver"]) == ("NVIDIA L40", 4, "550.54.15")
+    machine = provenance.machine(1, infra="runpod", price_per_hour=0, environment={}, gpus=[GPU] * 4)
+    assert (machine["gpu"], machine["gpus"], machine["driver"]) == ("NVIDIA L40", 4, "550.54.15")
 
 
 @pytest.mark.parametrize("words", ["{broken", "[1]", ""])
 def test_what_skypilot_says_of_the_cluster_may_be_anything(words: str):
-    place = provenance.machine(1, infra="x", price_per_hour=0, environment={"SKYPILOT_CLUSTER_INFO": words}, gpus=[])
-    assert (place["cloud"], place["region"]) == ("", "")
+    machine = provenance.machine(1, infra="x", price_per_hour=0, environment={"SKYPILOT_CLUSTER_INFO": words}, gpus=[])
+    assert (machine["cloud"], machine["region"]) == ("", "")
 
 
 def test_versions_are_found_without_importing_what_they_are_of():

@@ -72,11 +72,11 @@ def test_a_trainer_that_crashes_every_time_fails_the_run_after_the_set_count(
     supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("FAKE_WORKER", "crash_at=7")
-    ending = supervise(make_job(supervisor={"max_restarts": 1}))
-    assert ending.state == "failed"
-    assert "exit code 7; gave up after 1 restarts" in ending.message
+    outcome = supervise(make_job(supervisor={"max_restarts": 1}))
+    assert outcome.state == "failed"
+    assert "exit code 7; gave up after 1 restarts" in outcome.message
     record = RunStore(bucket).load("run")
-    assert (record.state, record.message) == ("failed", ending.message)
+    assert (record.state, record.message) == ("failed", outcome.message)
     assert [checkpoint.step for checkpoint in RunStore(bucket).checkpoints("run").complete()] == [5]
 
 
@@ -84,8 +84,8 @@ def test_a_failure_that_no_retry_helps_is_not_retried(
     supervise: Supervise, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("FAKE_WORKER", "fail")
-    ending = supervise(make_job())
-    assert (ending.message, ending.hint, ending.exit_code) == ("the job is wrong", "mend the job", ExitCode.USAGE)
+    outcome = supervise(make_job())
+    assert (outcome.message, outcome.hint, outcome.exit_code) == ("the job is wrong", "mend the job", ExitCode.USAGE)
     assert len(events(bucket, "trainers_started")) == 1
 
 
@@ -108,9 +108,9 @@ def test_sigterm_saves_drains_and_exits_and_the_run_can_go_on(
 ):
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
     waiting = after_steps(bucket, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    ending = supervise(make_job())
+    outcome = supervise(make_job())
     waiting.join()
-    assert (ending.state, ending.exit_code) == ("stopped", ExitCode.JOB_CANCELLED)
+    assert (outcome.state, outcome.exit_code) == ("stopped", ExitCode.JOB_CANCELLED)
     store = RunStore(bucket)
     saved = store.checkpoints("run").complete()[-1]
     lines = store.metrics("run")
@@ -131,9 +131,9 @@ def test_a_trainer_that_ignores_sigterm_is_killed_after_the_grace_period(
     monkeypatch.setenv("FAKE_WORKER", "deaf,step_s=0.5")
     waiting = after_steps(bucket, lambda: os.kill(os.getpid(), signal.SIGTERM), steps=1)
     started = time.monotonic()
-    ending = supervise(make_job(supervisor={"grace_s": 0.5}))
+    outcome = supervise(make_job(supervisor={"grace_s": 0.5}))
     waiting.join()
-    assert ending.state == "stopped"
+    assert outcome.state == "stopped"
     assert time.monotonic() - started < 8  # twenty steps would take ten seconds
 
 
@@ -188,12 +188,12 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
     monkeypatch.setenv("FAKE_WORKER", "step_s=0.1")
     try:
         waiting = after_steps(bucket, lambda: server.stop(home))
-        ending = supervise(job, on=bucket)
+        outcome = supervise(job, on=bucket)
         waiting.join()
-        assert (ending.state, ending.exit_code) == ("failed", ExitCode.FAILURE)
-        assert "cannot be reached" in ending.message
-        assert "on local disk, not in the bucket" in ending.message
-        assert "--resume" in ending.hint
+        assert (outcome.state, outcome.exit_code) == ("failed", ExitCode.FAILURE)
+        assert "cannot be reached" in outcome.message
+        assert "on local disk, not in the bucket" in outcome.message
+        assert "--resume" in outcome.hint
         left = [checkpoint_step(folder) for folder in TrainerFiles(tmp_path / "work" / "run").pending()]
         assert left
 
@@ -203,8 +203,8 @@ def test_a_server_that_goes_away_ends_the_run_clearly_and_it_resumes_when_it_is_
         patient = make_job(
             supervisor={"storage_timeout_s": 60}, train={"tokens": 4000}
         )  # on a busy machine it starts slowly
-        ending = supervise(patient, on=bucket)
-        assert ending.state == "succeeded", ending
+        outcome = supervise(patient, on=bucket)
+        assert outcome.state == "succeeded", outcome
         (restored,) = events(bucket, "checkpoint_restored")
         assert restored["step"] == left[-1]
         assert runs.sample_gaps(runs.curve(RunStore(bucket).metrics("run"))) == []

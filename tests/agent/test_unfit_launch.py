@@ -46,8 +46,10 @@ class Account:
         old = self._store.find("zulu") or RunRecord(
             name="zulu", trainer="pretrain", state="running", created="", updated=""
         )
-        place = {} if number in self._fit else {"unfit": REASON, "hint": "--infra OTHER"}
-        record = replace(old, machines=[*old.machines, place], state="failed" if place else "succeeded", message=REASON)
+        machine = {} if number in self._fit else {"unfit": REASON, "hint": "--infra OTHER"}
+        record = replace(
+            old, machines=[*old.machines, machine], state="failed" if machine else "succeeded", message=REASON
+        )
         self._store.save(record)
         self.sky.output = [f"(zulu, pid=7) error: {REASON}\n"]
 

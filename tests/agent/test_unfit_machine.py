@@ -64,17 +64,17 @@ def test_it_ends_with_its_exit_code_and_its_reason_before_a_trainer_or_a_checkpo
 
     monkeypatch.setattr(CheckpointStore, "fetch_newest", refuse)
     broken(smi, monkeypatch)
-    ending = supervise_rented(make_job(supervisor={"processes": 0}))
+    outcome = supervise_rented(make_job(supervisor={"processes": 0}))
 
-    assert (ending.state, ending.exit_code) == ("failed", 105)
-    assert said in ending.message and ending.hint
+    assert (outcome.state, outcome.exit_code) == ("failed", 105)
+    assert said in outcome.message and outcome.hint
     record = RunStore(bucket).load("run")
-    assert (record.state, record.message, record.wants_another_machine) == ("failed", ending.message, True)
-    assert record.machines[-1]["unfit"] == ending.message and record.machines[-1]["hint"] == ending.hint
+    assert (record.state, record.message, record.wants_another_machine) == ("failed", outcome.message, True)
+    assert record.machines[-1]["unfit"] == outcome.message and record.machines[-1]["hint"] == outcome.hint
     (checked,) = events(bucket, "machine_checked")
     assert not checked["fit"] and said in " ".join(checked["problems"])
     assert events(bucket, "trainers_started") == []
-    assert [event["message"] for event in events(bucket, "run_ended")] == [ending.message]
+    assert [event["message"] for event in events(bucket, "run_ended")] == [outcome.message]
     assert said in RunStore(bucket).logs("run")
 
 
@@ -111,8 +111,8 @@ def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
 
     monkeypatch.setattr(collective, "run", run)
     monkeypatch.setenv("FAKE_WORKER", "print=NCCL_P2P_DISABLE")
-    ending = supervise_rented(make_job(supervisor={"processes": 2}))
-    assert ending.exit_code != ExitCode.MACHINE_UNFIT
+    outcome = supervise_rented(make_job(supervisor={"processes": 2}))
+    assert outcome.exit_code != ExitCode.MACHINE_UNFIT
     logs = RunStore(bucket).logs("run")
     assert "it hung; with NCCL_P2P_DISABLE=1 it works, and training goes on with it" in logs
     assert "NCCL_P2P_DISABLE=1\n" in logs
@@ -125,13 +125,13 @@ def test_after_three_unfit_machines_in_a_row_the_run_has_failed_and_lists_their_
     reasons = []
     for driver, code in (("550.1", 105), ("551.2", 105), ("552.3", 100)):
         smi.gpus(*["NVIDIA L40"] * 4, driver=driver)
-        ending = supervise_rented(job)
-        assert ending.exit_code == code
+        outcome = supervise_rented(job)
+        assert outcome.exit_code == code
         reasons.append(driver)
-    assert ending.message.startswith("3 machines in a row could not run the job")
-    assert all(driver in ending.message for driver in reasons)
+    assert outcome.message.startswith("3 machines in a row could not run the job")
+    assert all(driver in outcome.message for driver in reasons)
     record = RunStore(bucket).load("run")
-    assert (record.state, record.message, record.wants_another_machine) == ("failed", ending.message, False)
+    assert (record.state, record.message, record.wants_another_machine) == ("failed", outcome.message, False)
 
 
 def test_a_machine_that_works_ends_the_row(smi: FakeSmi, supervise_rented: Supervise, bucket: Bucket):
@@ -194,6 +194,6 @@ def test_a_stop_while_the_machine_is_checked_is_a_stop(
         return collective.CollectiveResult(stopped=True)
 
     monkeypatch.setattr(collective, "run", run)
-    ending = supervise_rented(make_job(supervisor={"processes": 2}))
-    assert (ending.state, ending.exit_code) == ("stopped", ExitCode.JOB_CANCELLED)
+    outcome = supervise_rented(make_job(supervisor={"processes": 2}))
+    assert (outcome.state, outcome.exit_code) == ("stopped", ExitCode.JOB_CANCELLED)
     assert events(bucket, "trainers_started") == []
