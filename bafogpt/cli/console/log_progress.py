@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import BafoError
-from bafogpt.core.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
 
+    from bafogpt.core.settings import Settings
     from bafogpt.reports.status import StepReader, TrainingStatus
 
 Show = Callable[[str], None]
