@@ -15,10 +15,35 @@ import pytest
 
 from tests.workflows.tree import ROOT, copy_project
 
-SCRIPT = "scripts/ci/all-succeeded"
-WORKFLOW = ".github/workflows/ci.yml"
-CHECKOUT = "actions/checkout@de0fac2e4500dabe0009e67214ff5f5447ce83dd # v6.0.2"
-IMPORTS = "import annotations\n"
+# tool | part ("!": a copy of its own, because it keeps other tools from reading the file) | file | old | new | reported
+TABLE = r"""
+schema, workflow | !workflows | WF/ci.yml | runs-on: ubuntu | runs_on: ubuntu | runs_on
+schema, dependabot | !workflows | .github/dependabot.yml | interval: weekly | interval: sometimes | 'sometimes'
+schema, form | workflows | .github/ISSUE_TEMPLATE/bug.yml | type: textarea | type: textbox | textbox
+actionlint | workflows | WF/ci.yml | toJSON(needs) | toJSON(needs.no) | "no" is not defined
+actionlint, input | workflows | WF/ci.yml | python-version: | pythonversion: | input "pythonversion" is not
+shellcheck, workflow | workflows | WF/ci.yml | ci/all-succeeded | ci/all-succeeded $NEEDS | SC2086
+zizmor, injection | workflows | WF/release.yml | "$GITHUB_REF_NAME" | "${{ github.ref_name }}" | template-inj
+zizmor, tag | workflows | WF/ci.yml | @de0fac2e4500dabe0009e67214ff5f5447ce83dd # v6.0.2 | @v6 | unpinned-uses
+zizmor, credentials | workflows | WF/images.yml | persist-credentials: false | fetch-depth: 1 | artipacked
+zizmor, rights | workflows | WF/nightly.yml | permissions: {} | permissions: write-all | excessive-permissions
+shellcheck | shell | scripts/test | exec .venv | cd $1; exec .venv | SC2086
+shellcheck, scripts/ci | shell | scripts/ci/as-root | exec "$@" | exec $@ | SC2068
+shellcheck, .ci/run | shell | .ci/run | export CI=true | CI=true | SC2034
+hadolint | images | docker/train.Dockerfile | COPY . /source | ADD . /source | DL3020
+yamllint | yaml | jobs/demo.yaml | extends: pretrain.yaml | extends: a\nextends: b | key-duplicates
+links, file | docs | README.md | (LICENSE) | (LICENCE) | (LICENCE) leads nowhere
+links, heading | docs | README.md | (CONTRIBUTING.md) | (CONTRIBUTING.md#nothing) | names a heading
+codespell | prose | README.md | [Apache-2.0] | Teh [Apache-2.0] | Teh ==> The
+prose, phrase | prose | README.md | [Apache-2.0] | Likelier: [Apache-2.0] | 'Likelier': write more probable
+prose, two lines | prose | jobs/demo.yaml | extends: | # lost for\n# ever\nextends: | 'for ever': write forever
+prose, module | prose | bafogpt/core/errors.py | annotations\n | annotations  # bafogpt/cloud\n | 'bafogpt/cloud'
+prose, class | prose | bafogpt/core/files.py | annotations\n | annotations  # Patient\n | 'Patient': write Check
+prose, key | prose | jobs/pretrain.yaml | supervisor: | # hang_s: 5\nsupervisor: | 'hang_s': write hang_timeout_s
+ruff format | python | bafogpt/core/files.py | import annotations\n | import  annotations\n | core/files.py
+ruff check | python | bafogpt/core/errors.py | annotations\n | annotations\nimport antigravity\n | `antigravity`
+ruff check, script | python | scripts/ci/links | import sys\n | import sys\nimport this\n | `this` imported but unused
+"""
 
 
 class Mistake(NamedTuple):
@@ -27,82 +52,11 @@ class Mistake(NamedTuple):
     old: str
     new: str
     reported: str
-    alone: bool = False
-    """It keeps other tools from reading the file, so it gets a copy of its own."""
 
 
-MISTAKES = {
-    "check-jsonschema, a workflow": Mistake(
-        "workflows", WORKFLOW, "runs-on: ubuntu", "runs_on: ubuntu", "runs_on", True
-    ),
-    "check-jsonschema, dependabot": Mistake(
-        "workflows", ".github/dependabot.yml", "interval: weekly", "interval: sometimes", "'sometimes'", True
-    ),
-    "check-jsonschema, a form": Mistake(
-        "workflows", ".github/ISSUE_TEMPLATE/bug.yml", "type: textarea", "type: textbox", "textbox"
-    ),
-    "actionlint": Mistake("workflows", WORKFLOW, "toJSON(needs)", "toJSON(needs.no)", '"no" is not defined'),
-    "actionlint, an input of a pinned action": Mistake(
-        "workflows", WORKFLOW, "python-version:", "pythonversion:", 'input "pythonversion" is not defined'
-    ),
-    "shellcheck, in a workflow": Mistake("workflows", WORKFLOW, SCRIPT, f"{SCRIPT} $NEEDS", "SC2086"),
-    "zizmor, injection": Mistake(
-        "workflows",
-        ".github/workflows/release.yml",
-        '"$GITHUB_REF_NAME"',
-        '"${{ github.ref_name }}"',
-        "template-injection",
-    ),
-    "zizmor, a tag in place of a commit": Mistake(
-        "workflows", WORKFLOW, CHECKOUT, "actions/checkout@v6", "unpinned-uses"
-    ),
-    "zizmor, kept credentials": Mistake(
-        "workflows", ".github/workflows/images.yml", "persist-credentials: false", "fetch-depth: 1", "artipacked"
-    ),
-    "zizmor, permissions": Mistake(
-        "workflows",
-        ".github/workflows/nightly.yml",
-        "permissions: {}",
-        "permissions: write-all",
-        "excessive-permissions",
-    ),
-    "shellcheck": Mistake("shell", "scripts/test", "exec .venv", "cd $1; exec .venv", "SC2086"),
-    "shellcheck, a script of CI": Mistake("shell", "scripts/ci/as-root", 'exec "$@"', "exec $@", "SC2068"),
-    "shellcheck, .ci/run": Mistake("shell", ".ci/run", "export CI=true", "CI=true", "SC2034"),
-    "hadolint": Mistake("images", "docker/train.Dockerfile", "COPY . /source", "ADD . /source", "DL3020"),
-    "yamllint": Mistake("yaml", "jobs/demo.yaml", "extends: pretrain.yaml", "extends: a\nextends: b", "key-duplicates"),
-    "links, a file": Mistake("docs", "README.md", "(LICENSE)", "(LICENCE)", "(LICENCE) leads nowhere"),
-    "links, a heading": Mistake(
-        "docs", "README.md", "(CONTRIBUTING.md)", "(CONTRIBUTING.md#nothing)", "names a heading"
-    ),
-    "codespell": Mistake("prose", "README.md", "[Apache-2.0]", "Teh [Apache-2.0]", "Teh ==> The"),
-    "prose, a phrase": Mistake(
-        "prose", "README.md", "[Apache-2.0]", "Likelier: [Apache-2.0]", "'Likelier': write more probable"
-    ),
-    "prose, a phrase in two lines of a comment": Mistake(
-        "prose", "jobs/demo.yaml", "extends:", "# a kill, so\n# to say\nextends:", "'so to say': write"
-    ),
-    "prose, a module": Mistake(
-        "prose", "bafogpt/core/errors.py", IMPORTS, IMPORTS + "# see bafogpt/cloud/plan.py\n", "'bafogpt/cloud': write"
-    ),
-    "prose, a class": Mistake(
-        "prose", "bafogpt/core/files.py", IMPORTS, IMPORTS + "# :class:`Patient`\n", "'Patient': write CheckContext"
-    ),
-    "prose, a key": Mistake(
-        "prose", "jobs/pretrain.yaml", "train:", "# hang_s: 5\ntrain:", "'hang_s': write hang_timeout_s"
-    ),
-    "ruff format": Mistake("python", "bafogpt/core/files.py", IMPORTS, f" {IMPORTS}", "core/files.py"),
-    "ruff check": Mistake(
-        "python",
-        "bafogpt/core/errors.py",
-        IMPORTS,
-        f"{IMPORTS}\nimport antigravity\n",
-        "`antigravity` imported but unused",
-    ),
-    "ruff check, a script": Mistake(
-        "python", "scripts/ci/links", "import sys\n", "import sys\nimport this\n", "`this` imported but unused"
-    ),
-}
+LINES = TABLE.strip().replace("WF/", ".github/workflows/").splitlines()
+ROWS = [line.replace(r"\n", "\n").split(" | ") for line in LINES]
+MISTAKES = {tool: Mistake(*fields) for tool, *fields in ROWS}
 
 
 def a_copy(folder: Path) -> Path:
@@ -131,10 +85,11 @@ def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[Mista
 
     @functools.cache
     def of(mistakes: tuple[Mistake, ...]) -> tuple[int, str]:
-        project = a_copy(tmp_path_factory.mktemp(mistakes[0].part))
+        part = mistakes[0].part.strip("!")
+        project = a_copy(tmp_path_factory.mktemp(part))
         for mistake in mistakes:
             plant(project, mistake)
-        return lint(project, mistakes[0].part)
+        return lint(project, part)
 
     return of
 
@@ -143,9 +98,9 @@ def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[Mista
 def test_a_planted_mistake_is_reported(
     mistake: Mistake, report_of: Callable[[tuple[Mistake, ...]], tuple[int, str]]
 ) -> None:
-    together = tuple(each for each in MISTAKES.values() if each.part == mistake.part and not each.alone)
+    together = tuple(each for each in MISTAKES.values() if each.part == mistake.part)
 
-    code, report = report_of((mistake,) if mistake.alone else together)
+    code, report = report_of((mistake,) if mistake.part[0] == "!" else together)
 
     assert code != 0
     assert mistake.reported in report
