@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-
 from bafogpt.core.errors import ConfigError, CorruptError, did_you_mean
 
 T = TypeVar("T")
@@ -36,6 +34,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping in YAML ``text``; empty for an empty text."""
+    import yaml  # 40 ms that --help need not spend
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -74,6 +74,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_assignment(text: str) -> dict[str, Any]:
     """``"train.seed=7"`` as ``{"train": {"seed": 7}}``; the value is read as YAML."""
+    import yaml
+
     path, equals, raw = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
