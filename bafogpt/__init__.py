@@ -16,7 +16,8 @@ package     runs on          what it does
 ``serve``   your machine     a model over HTTP
 ``model``   both             Gemma networks, LoRA, generation, model folders
 ``data``    your machine     text to token shards; tokenizers
-``storage`` both             buckets, the local S3 server, token streams, checkpoints, the Hub
+``folders`` both             folders of models on disk, in buckets and on the Hub: copied, listed, verified
+``storage`` both             buckets, the local S3 server, token streams, checkpoints
 ``core``    both             errors, strict configuration, settings, files
 =========== ================ ======================================================================
 """

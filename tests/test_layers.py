@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Container, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "bafogpt"
 FLOORS = (
-    *("core", "storage", "data", "model", "serve", "train"),
+    *("core", "storage", "folders", "data", "model", "serve", "train"),
     *("runs", "jobs", "reports", "agent", "launch", "cli"),
 )
 """From the bottom to the top."""
@@ -99,26 +100,30 @@ def heavy_at_start(package: Path) -> list[str]:
 
 
 def too_large(package: Path) -> list[str]:
-    """Rooms with too many modules in one folder, and rooms with too many lines in all."""
+    """Folders with too many modules, and packages with too many lines, those of their folders included."""
     found = []
     for folder in sorted({path.parent for path in package.rglob("*.py")}):
         modules = len(list(folder.glob("*.py")))
         if modules > MOST_MODULES:
             found.append(f"{folder.relative_to(package)}: {modules} modules")
-        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py"))
-        if lines > MOST_LINES:
+        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py"))
+        if lines > MOST_LINES and folder != package:
             found.append(f"{folder.relative_to(package)}: {lines} lines")
     return found
 
 
-def circles(package: Path) -> list[list[str]]:
-    """Modules that import each other in a circle, each circle once; imports in functions count too."""
+def import_cycle(package: Path) -> list[str]:
+    """Modules that import one another in a circle, the first found; imports in functions count too."""
     names = {
         ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__"): path
         for path in package.rglob("*.py")
     }
     graph = {name: set(_modules_imported(path, package, names)) - {name} for name, path in names.items()}
-    return sorted(sorted(each) for each in _components(graph) if len(each) > 1)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def _modules_imported(path: Path, package: Path, names: Container[str]) -> Iterator[str]:
@@ -130,25 +135,12 @@ def _modules_imported(path: Path, package: Path, names: Container[str]) -> Itera
             yield module
 
 
-def _components(graph: dict[str, set[str]]) -> Iterator[set[str]]:
-    """Sets of nodes that reach one another."""
-    reach = {node: _reachable(graph, node) for node in graph}
-    left = set(graph)
-    while left:
-        node = left.pop()
-        component = {node} | {other for other in reach[node] & left if node in reach[other]}
-        left -= component
-        yield component
-
-
-def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
-    found: set[str] = set()
-    waiting = [start]
-    while waiting:
-        new = graph[waiting.pop()] - found
-        found |= new
-        waiting += new
-    return found
+def importers_of_sky(package: Path) -> set[str]:
+    return {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if any(each.module.split(".")[0] == "sky" for each in imports_of(path, package))
+    }
 
 
 def test_no_package_is_too_large() -> None:
@@ -156,16 +148,11 @@ def test_no_package_is_too_large() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circles(PACKAGE) == []
+    assert import_cycle(PACKAGE) == []
 
 
 def test_one_module_imports_sky() -> None:
-    importing = {
-        str(path.relative_to(PACKAGE))
-        for path in PACKAGE.rglob("*.py")
-        if any(each.module.split(".")[0] == "sky" for each in imports_of(path, PACKAGE))
-    }
-    assert importing == {"launch/engines/skypilot/client.py"}
+    assert importers_of_sky(PACKAGE) == {"launch/engines/skypilot/client.py"}
 
 
 def test_no_floor_imports_one_above_it() -> None:
@@ -219,6 +206,40 @@ def test_an_upward_import_is_found(planted: Path, source: str) -> None:
     (planted / "storage" / "bad.py").write_text(source)
 
     assert [found.split(":")[0] for found in upward_imports(planted)] == ["storage/bad.py"]
+
+
+@pytest.mark.parametrize(("here", "there"), [("agent", "launch"), ("launch", "agent")])
+def test_an_import_between_agent_and_launch_is_found(planted: Path, here: str, there: str) -> None:
+    (planted / here / "bad.py").write_text(f"def later():\n    from bafogpt.{there} import plan")
+
+    assert upward_imports(planted) == [f"{here}/bad.py:2 imports bafogpt.{there}.plan"]
+
+
+def test_a_circle_of_modules_is_found(planted: Path) -> None:
+    (planted / "data" / "one.py").write_text("from bafogpt.data import two")
+    (planted / "data" / "two.py").write_text("def later():\n    from .three import x")
+    assert import_cycle(planted) == []
+
+    (planted / "data" / "three.py").write_text("import bafogpt.data.one")
+    assert {each.rpartition(".")[2] for each in import_cycle(planted)} == {"one", "two", "three"}
+
+
+def test_a_package_that_is_too_large_is_found(planted: Path) -> None:
+    deep = planted / "data" / "deep"
+    deep.mkdir()
+    for number in range(MOST_MODULES - 1):
+        (planted / "data" / f"m{number}.py").touch()
+    (deep / "long.py").write_text("\n" * MOST_LINES)
+    assert too_large(planted) == []
+
+    (planted / "data" / "one_more.py").write_text("x = 1\n")
+    assert too_large(planted) == [f"data: {MOST_MODULES + 1} modules", f"data: {MOST_LINES + 1} lines"]
+
+
+def test_another_import_of_sky_is_found(planted: Path) -> None:
+    (planted / "cli" / "bad.py").write_text("def later():\n    from sky import jobs")
+
+    assert importers_of_sky(planted) == {"cli/bad.py"}
 
 
 @pytest.mark.parametrize(

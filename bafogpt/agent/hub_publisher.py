@@ -65,8 +65,8 @@ class HubPublisher:
                 self._event("publication_failed", **about, error=f"{error.name} is not installed")
 
     def _push(self) -> str:
-        from bafogpt.storage.folders import sync
-        from bafogpt.storage.folders.uri import locate
+        from bafogpt.folders import sync
+        from bafogpt.folders.uri import locate
 
         source = locate(self._checkpoints.url, self._settings)
         return sync.execute(sync.prepare(source, locate(self._target, self._settings, base="bucket"))).commit

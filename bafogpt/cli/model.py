@@ -93,10 +93,10 @@ def pull(
     Repeat the command to resume after an interruption. HF_TOKEN is read from the environment.
     """
     from bafogpt.core import settings
+    from bafogpt.folders import sync
+    from bafogpt.folders.uri import locate
     from bafogpt.model import pull as pulling
     from bafogpt.model.formats.folder import ModelFolder
-    from bafogpt.storage.folders import sync
-    from bafogpt.storage.folders.uri import locate
 
     config, bandwidth = settings.load(), transfer.bandwidth
     source = pulling.source_of(model, config)

@@ -21,9 +21,9 @@ from bafogpt.cli.console.output import Output
 
 if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
+    from bafogpt.folders.sync import SyncReport
+    from bafogpt.folders.uri import FolderLocation
     from bafogpt.reports.publish import Release
-    from bafogpt.storage.folders.sync import SyncReport
-    from bafogpt.storage.folders.uri import FolderLocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,9 @@ def publish(
     after an interruption. HF_TOKEN is read from the environment.
     """
     from bafogpt.core import files, settings
-    from bafogpt.storage.folders import sync
-    from bafogpt.storage.folders.uri import locate
-    from bafogpt.storage.hub import push
+    from bafogpt.folders import sync
+    from bafogpt.folders.hub import push
+    from bafogpt.folders.uri import locate
 
     config, bandwidth = settings.load(), flags.bandwidth
     place = locate(target, config, "bucket")
@@ -113,7 +113,7 @@ def _facts(release: Release) -> dict[str, Any]:
 
 def _show(out: Output, release: Release, place: FolderLocation, public: bool) -> None:
     """Print the card, and what would be sent."""
-    from bafogpt.storage.hub import card
+    from bafogpt.folders.hub import card
 
     text = card.write(place.url, release.facts, 0, 0).decode()
     seen = "public" if public else "private"

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
+    from bafogpt.folders.sync import SyncPlan, SyncReport
+    from bafogpt.folders.uri import FolderLocation, PathBase
     from bafogpt.storage.embedded.files import Endpoint
-    from bafogpt.storage.folders.sync import SyncPlan, SyncReport
-    from bafogpt.storage.folders.uri import FolderLocation, PathBase
     from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 app = App(help="Copy models, datasets and checkpoints to and from buckets and the Hub; run a local S3 server.")
@@ -87,7 +87,7 @@ def verify(out: Output, url: UrlArgument = "") -> None:
     Each damaged file is printed; exit code 1 if there is any.
     """
     from bafogpt.core.errors import CorruptError
-    from bafogpt.storage.folders import gc as bucket_gc
+    from bafogpt.folders import gc as bucket_gc
 
     contents = bucket_gc.scan(_place(url).bucket())
     total = bucket_gc.bytes_to_verify(contents)
@@ -113,7 +113,7 @@ def du(
     depth: Annotated[int, typer.Option("--depth", metavar="N", help="Levels of folders to list.")] = 1,
 ) -> None:
     """Show the size of each folder below a URL."""
-    from bafogpt.storage.folders import gc as bucket_gc
+    from bafogpt.folders import gc as bucket_gc
 
     bucket = _place(url).bucket()
     rows: list[dict[str, Any]] = [
@@ -147,7 +147,7 @@ def gc(
     import sys
     from datetime import UTC, datetime
 
-    from bafogpt.storage.folders import gc as bucket_gc
+    from bafogpt.folders import gc as bucket_gc
 
     place = _place(url)
     if place.hub is not None:
@@ -217,7 +217,7 @@ def stop(out: Output) -> None:
 
 def _place(url: str) -> FolderLocation:
     from bafogpt.core import settings
-    from bafogpt.storage.folders.uri import locate
+    from bafogpt.folders.uri import locate
 
     return locate(url, settings.load())
 
@@ -234,8 +234,8 @@ def _copy(
 ) -> None:
     """What push and pull do; they differ in what a relative path is relative to."""
     from bafogpt.core import settings
-    from bafogpt.storage.folders import sync
-    from bafogpt.storage.folders.uri import locate
+    from bafogpt.folders import sync
+    from bafogpt.folders.uri import locate
 
     config = settings.load()
     with out.progress("comparing", None, unit="B") as advance:

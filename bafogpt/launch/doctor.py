@@ -263,7 +263,7 @@ def _clock_skew(before: float, after: float, written: float) -> Finding:
 
 def check_hub(context: CheckContext) -> list[Finding]:
     """Whether the Hub accepts HF_TOKEN, and with which permissions."""
-    from bafogpt.storage.hub import repository
+    from bafogpt.folders.hub import repository
 
     hint = repository.TOKEN_HINT.format(what="write").removesuffix(" it")
     problem: CheckState = "failed" if context.publishes else "warning"

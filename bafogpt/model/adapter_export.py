@@ -11,6 +11,7 @@ from pathlib import Path
 from bafogpt.core import files, terms
 from bafogpt.core.errors import ConfigError, NotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.folders.uri import locate
 from bafogpt.model import eval_samples, export, lora, pull, runs
 from bafogpt.model import merge as merging
 from bafogpt.model.formats import folder as folders
@@ -20,7 +21,6 @@ from bafogpt.model.merge import MergeComparison, MergeTarget
 from bafogpt.model.runs import RunModel
 from bafogpt.storage.bucket import Bucket, ProgressCallback
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.tokens import manifest as manifests
 
 TEMPLATE = "chat_template.jinja"

@@ -8,12 +8,12 @@ from pathlib import Path
 from bafogpt.core import terms
 from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.folders import sync
+from bafogpt.folders.sync import SyncPlan
+from bafogpt.folders.uri import FolderLocation, locate
 from bafogpt.model.formats import hf_config, safetensors_io
 from bafogpt.model.formats.folder import COMPANION_FILES, ModelFolder
 from bafogpt.storage.bucket import ProgressCallback
-from bafogpt.storage.folders import sync
-from bafogpt.storage.folders.sync import SyncPlan
-from bafogpt.storage.folders.uri import FolderLocation, locate
 
 WANTED = (hf_config.CONFIG, "model*.safetensors", safetensors_io.INDEX, *COMPANION_FILES)
 OURS = ("models/", "runs/")

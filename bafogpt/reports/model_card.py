@@ -1,4 +1,4 @@
-"""The facts of a model card, from a run's records, for :mod:`bafogpt.storage.hub.card`.
+"""The facts of a model card, from a run's records, for :mod:`bafogpt.folders.hub.card`.
 
 A card is public and a record is not: only the facts named here are published, and no host, address or path of a
 machine, nor the registry of an image.
@@ -13,11 +13,11 @@ from typing import Any
 
 from bafogpt.core import schema
 from bafogpt.core.errors import BafoError, ConfigError, NotFoundError
+from bafogpt.folders.hub import card
 from bafogpt.reports import cost, plots
 from bafogpt.reports.summary import Summary, summarise
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.hub import card
 from bafogpt.storage.tokens import manifest as manifests
 
 PLOT = "loss.png"

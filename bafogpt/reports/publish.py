@@ -1,7 +1,7 @@
 """A run's model, or a model folder, prepared for publication with its card and its plot.
 
 :func:`from_run` and :func:`from_folder` check the source; :meth:`Release.build` creates the folder,
-:meth:`Release.plan` compares it with the target, and :func:`bafogpt.storage.folders.sync.execute` sends it.
+:meth:`Release.plan` compares it with the target, and :func:`bafogpt.folders.sync.execute` sends it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from bafogpt.core import terms
 from bafogpt.core.errors import ConfigError, UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.folders import manifest, sync
+from bafogpt.folders.hub import card
+from bafogpt.folders.sync import SyncPlan
+from bafogpt.folders.uri import FolderLocation, locate
 from bafogpt.model import adapter_export, export, runs
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.model.runs import RunModel
 from bafogpt.reports import model_card
 from bafogpt.storage.bucket import Bucket, ProgressCallback
-from bafogpt.storage.folders import manifest, sync
-from bafogpt.storage.folders.sync import SyncPlan
-from bafogpt.storage.folders.uri import FolderLocation, locate
-from bafogpt.storage.hub import card
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,4 @@
 - ``tokens/``        datasets: manifest, writer, stream
 - ``transfer/``      one file to or from a bucket, resumable and verified
 - ``checkpoints/``   uploads, finds, fetches and retires checkpoints
-- ``folders/``       copies models and other folders from anywhere to anywhere
-- ``hub/``           the Hugging Face Hub
 """

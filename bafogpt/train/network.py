@@ -20,6 +20,7 @@ from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, ConfigError, CorruptError
 from bafogpt.data.tokenizer import load as load_tokenizer
 from bafogpt.data.vocabulary.files import LINEAGE, TOKENIZER
+from bafogpt.folders.uri import locate
 from bafogpt.model import pull
 from bafogpt.model.config import fingerprint, gpt_config, require_fields, vocab_fits
 from bafogpt.model.formats import hf_config
@@ -27,7 +28,6 @@ from bafogpt.model.formats.checkpoint import META, config_of
 from bafogpt.model.formats.families import family_of
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.tokens.manifest import TokenizerInfo
 from bafogpt.train.config import ModelConfig, TrainConfig
 from bafogpt.train.state import load_weights

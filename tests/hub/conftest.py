@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import constants
 
 from bafogpt.core.settings import Settings
-from bafogpt.storage.folders.sync import SyncReport, execute, prepare
-from bafogpt.storage.folders.uri import FolderLocation, locate
-from bafogpt.storage.hub import push as hub_push
+from bafogpt.folders.hub import push as hub_push
+from bafogpt.folders.sync import SyncReport, execute, prepare
+from bafogpt.folders.uri import FolderLocation, locate
 
 from ..conftest import S3
 from .server import Hub

@@ -10,15 +10,15 @@ from huggingface_hub import HfApi
 
 from bafogpt.core.errors import CorruptError, StorageError, UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.folders import gc
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.hub import card, lfs
+from bafogpt.folders.hub import push as hub_push
+from bafogpt.folders.hub.repository import HubLocation, HubRepo
+from bafogpt.folders.sync import SyncPlan, execute, prepare
+from bafogpt.folders.uri import locate
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders import gc
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.sync import SyncPlan, execute, prepare
-from bafogpt.storage.folders.uri import locate
-from bafogpt.storage.hub import card, lfs
-from bafogpt.storage.hub import push as hub_push
-from bafogpt.storage.hub.repository import HubLocation, HubRepo
 
 from .conftest import BIG, REPO, Copy, content, write_model
 from .server import Hub

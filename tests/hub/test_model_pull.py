@@ -12,10 +12,10 @@ import torch
 from bafogpt.cli import main as command_line
 from bafogpt.core.errors import NotFoundError
 from bafogpt.core.settings import Settings
+from bafogpt.folders.uri import locate
 from bafogpt.model import pull
 from bafogpt.model.formats.folder import ModelFolder
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.folders.uri import locate
 
 from .conftest import REPO, Copy
 from .server import Hub

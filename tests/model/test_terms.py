@@ -11,6 +11,8 @@ import pytest
 from bafogpt.core.settings import Settings
 from bafogpt.data.vocabulary.extend import ExtendOptions, extend
 from bafogpt.data.vocabulary.train import train
+from bafogpt.folders.hub import card
+from bafogpt.folders.uri import locate
 from bafogpt.model import adapter_export, export, pull, runs
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.formats.folder import ModelFolder
@@ -19,8 +21,6 @@ from bafogpt.model.resize_embeddings import expand
 from bafogpt.reports import publish
 from bafogpt.reports.publish import PublishOptions
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.folders.uri import locate
-from bafogpt.storage.hub import card
 
 from .conftest import SaveGemma
 from .small_models import put_run, text

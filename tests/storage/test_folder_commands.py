@@ -12,10 +12,10 @@ import pytest
 
 from bafogpt.cli.main import main
 from bafogpt.core.errors import AuthError, ExitCode, UsageError
+from bafogpt.folders import sync
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.embedded import files as embedded
 from bafogpt.storage.embedded import server
-from bafogpt.storage.folders import sync
 from bafogpt.storage.transfer import bandwidth
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from bafogpt.core.errors import BafoError, ConfigError, ConflictError, CorruptError, DiskFullError, StorageError
 from bafogpt.core.settings import Settings
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders import sync
+from bafogpt.folders.manifest import ModelFile, ModelManifest
+from bafogpt.folders.sync import SyncPlan, SyncReport, execute, prepare
+from bafogpt.folders.uri import FolderLocation, locate
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders import sync
-from bafogpt.storage.folders.manifest import ModelFile, ModelManifest
-from bafogpt.storage.folders.sync import SyncPlan, SyncReport, execute, prepare
-from bafogpt.storage.folders.uri import FolderLocation, locate
 from bafogpt.storage.transfer.download import PARTIAL
 from tests.storage.tools import content, record
 

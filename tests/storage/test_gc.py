@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from bafogpt.core.errors import BafoError, NotFoundError
+from bafogpt.folders import gc
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.sync import execute, prepare
+from bafogpt.folders.uri import locate
 from bafogpt.storage.bucket import Bucket
 from bafogpt.storage.checkpoints.store import CheckpointStore
-from bafogpt.storage.folders import gc
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.sync import execute, prepare
-from bafogpt.storage.folders.uri import locate
 from bafogpt.storage.tokens.manifest import Packing, TokenizerInfo
 from bafogpt.storage.tokens.writer import TokenWriter
 from bafogpt.storage.transfer import multipart

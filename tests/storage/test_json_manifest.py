@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from bafogpt.core.errors import CorruptError
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.manifest import ModelFile, ModelManifest
 from bafogpt.storage import json_manifest
 from bafogpt.storage.checkpoints.manifest import Checkpoint, CheckpointFile
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.manifest import ModelFile, ModelManifest
 from bafogpt.storage.tokens import manifest as token_manifest
 from bafogpt.storage.tokens.manifest import Shard, Split, Stage, TextSource, TokenizerInfo, TokenManifest
 

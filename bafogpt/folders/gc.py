@@ -16,11 +16,11 @@ from typing import Literal, cast
 
 from bafogpt.core import digest
 from bafogpt.core.errors import CorruptError, NotFoundError, UsageError
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.manifest import MANIFEST
 from bafogpt.storage import json_manifest
 from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.checkpoints.manifest import Checkpoint
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.manifest import MANIFEST
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.tokens import manifest as token_manifest
 from bafogpt.storage.tokens.manifest import HASH_CHARS, ITEM_BYTES, TokenManifest

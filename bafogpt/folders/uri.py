@@ -9,9 +9,9 @@ from typing import Literal
 
 from bafogpt.core.errors import ConfigError
 from bafogpt.core.settings import Settings
+from bafogpt.folders.hub.repository import HubLocation, HubRepo
 from bafogpt.storage import s3_client
 from bafogpt.storage.bucket import Bucket
-from bafogpt.storage.hub.repository import HubLocation, HubRepo
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from typing import Any
 from bafogpt.core import digest, files
 from bafogpt.core.errors import ConflictError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import EMBEDDED
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.hub import push as hub_push
+from bafogpt.folders.listing import FileEntry, FileSource, FolderListing, hashed, read, require_unchanged
+from bafogpt.folders.manifest import MANIFEST, ManifestState, ModelFile, ModelManifest
+from bafogpt.folders.uri import FolderLocation
 from bafogpt.storage import transfer
 from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.listing import FileEntry, FileSource, FolderListing, hashed, read, require_unchanged
-from bafogpt.storage.folders.manifest import MANIFEST, ManifestState, ModelFile, ModelManifest
-from bafogpt.storage.folders.uri import FolderLocation
-from bafogpt.storage.hub import push as hub_push
 from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
@@ -81,7 +81,7 @@ def prepare(
     """Find out what a copy from ``source`` to ``target`` must send. ``progress`` counts bytes that are hashed here.
 
     ``include`` selects files by name. ``metadata`` is added to the source's in the target's manifest and card. Raises
-    what :func:`bafogpt.storage.folders.listing.read` raises.
+    what :func:`bafogpt.folders.listing.read` raises.
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} is source and target", "name two places")

@@ -13,12 +13,12 @@ from typing import Any
 
 from bafogpt.core import digest
 from bafogpt.core.errors import ConfigError, CorruptError, NotFoundError, StorageError, UsageError
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.hub.repository import HubRepo
+from bafogpt.folders.manifest import MANIFEST, ModelFile, ModelManifest
+from bafogpt.folders.uri import FolderLocation
 from bafogpt.storage.bucket import Bucket, ObjectInfo, ProgressCallback
 from bafogpt.storage.checkpoints.manifest import Checkpoint
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.manifest import MANIFEST, ModelFile, ModelManifest
-from bafogpt.storage.folders.uri import FolderLocation
-from bafogpt.storage.hub.repository import HubRepo
 from bafogpt.storage.parallel import Check, in_parallel
 
 FILES_AT_ONCE = 4

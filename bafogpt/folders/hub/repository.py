@@ -166,7 +166,7 @@ class HubRepo(Bucket):
             yield from super().chunks(path, chunk_bytes)
 
     def put(self, path: str, data: bytes, *, create_only: bool = False) -> None:
-        """Raises :class:`UsageError`: a repository changes by commits (:mod:`bafogpt.storage.hub.push`)."""
+        """Raises :class:`UsageError`: a repository changes by commits (:mod:`bafogpt.folders.hub.push`)."""
         raise UsageError(f"{self.url} is read only here", f"bafogpt storage push FOLDER {self.url}")
 
     def delete(self, path: str) -> None:

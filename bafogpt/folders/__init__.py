@@ -5,4 +5,5 @@
 - ``listing``   the files of a folder and their known hashes
 - ``manifest``  the manifest of a model folder
 - ``gc``        verifies every byte, counts sizes, removes what no manifest names
+- ``hub/``      the Hugging Face Hub: repositories, large files, model cards
 """

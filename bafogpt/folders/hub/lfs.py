@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core import files
 from bafogpt.core.errors import StorageError
+from bafogpt.folders.hub.repository import HubLocation
+from bafogpt.folders.listing import FileSource
 from bafogpt.storage.bucket import ProgressCallback
-from bafogpt.storage.folders.listing import FileSource
-from bafogpt.storage.hub.repository import HubLocation
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from bafogpt.core.errors import AuthError, CorruptError, NotFoundError, StorageError, UsageError
 from bafogpt.core.settings import Settings
+from bafogpt.folders import manifest as folder_manifest
+from bafogpt.folders.hub import card
+from bafogpt.folders.hub.lfs import Uploads
+from bafogpt.folders.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, map_errors, token
+from bafogpt.folders.listing import FileEntry, FileSource, FolderListing, require_unchanged
+from bafogpt.folders.manifest import MANIFEST, ModelManifest
 from bafogpt.storage.bucket import ProgressCallback
-from bafogpt.storage.folders import manifest as folder_manifest
-from bafogpt.storage.folders.listing import FileEntry, FileSource, FolderListing, require_unchanged
-from bafogpt.storage.folders.manifest import MANIFEST, ModelManifest
-from bafogpt.storage.hub import card
-from bafogpt.storage.hub.lfs import Uploads
-from bafogpt.storage.hub.repository import TOKEN_HINT, HubLocation, HubRepo, client, git_id, map_errors, token
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def push(
 
     A new repository is private unless ``public``. A model card is written unless a person wrote one. Raises
     :class:`UsageError` for a repository that is public without ``public``, :class:`ConflictError` when another commit
-    comes first, and what :func:`bafogpt.storage.hub.repository.map_errors` raises.
+    comes first, and what :func:`bafogpt.folders.hub.repository.map_errors` raises.
     """
     with map_errors(location, "write"):
         api = client()
