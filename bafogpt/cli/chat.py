@@ -1,4 +1,4 @@
-"""``bafogpt chat MODEL``: talk with a model in the terminal."""
+"""``bafogpt chat MODEL``: chat with a model in the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bafogpt.cli.console.options import (
 from bafogpt.cli.console.output import Output
 from bafogpt.core.errors import DataError
 
-app = App(add_completion=False, help="Talk with a model.")
+app = App(add_completion=False, help="Chat with a model in the terminal.")
 
 PROMPT = "> "
 
@@ -30,6 +30,10 @@ PROMPT = "> "
 class ChatSamplingFlags(SamplingFlags):
     """The same options with defaults for a conversation."""
 
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", min=1, help="Generate at most N tokens per answer. Default: 1024."),
+    ] = None
     temperature: TemperatureOption = 0.7
     top_p: TopPOption = 0.95
 
@@ -40,9 +44,11 @@ def chat_command(
     options: ModelFlags,
     sampling: ChatSamplingFlags,
     style: StyleOption = "chat",
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System message at the start of the conversation.")
+    ] = None,
 ) -> None:
-    """Talk with a model. Each line is a question; an empty line or Ctrl-D ends it.
+    """Chat with a model in the terminal. Each line is a question; an empty line or Ctrl-D ends the chat.
 
     Without a terminal, every line of stdin is a question. The oldest turns are dropped when a conversation fills more
     than half of the model's context.

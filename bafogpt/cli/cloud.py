@@ -33,7 +33,7 @@ def launch(
     out: Output,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run --name from its last checkpoint.")] = False,
 ) -> None:
-    """Launch JOB and watch it. It continues when you stop watching, close the terminal or switch off."""
+    """Launch JOB and follow its log. The run continues if you press Ctrl-C or close the terminal."""
     from bafogpt.core import settings
     from bafogpt.launch.engines import engine_for
     from bafogpt.launch.plan import make as make_plan
@@ -89,7 +89,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Print a run's log."""
+    """Print a run's log, from its machine while that is up, else from the bucket."""
     from bafogpt.core import settings
 
     out = Output(json=json)
@@ -113,7 +113,7 @@ def cancel(run: RunArgument, out: Output) -> None:
 
 @app.command()
 def down(run: RunArgument, out: Output) -> None:
-    """Stop a run and release its machines. Its records and checkpoints stay in the bucket."""
+    """Stop a run with a checkpoint and release its machines. Its records and checkpoints stay in the bucket."""
     engine_of(run).down(run)
     out.result({"name": run, "state": "down"}, f"{run} is down; its record stays: bafogpt runs show {run}", run)
 

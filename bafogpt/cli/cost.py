@@ -1,4 +1,4 @@
-"""``bafogpt cloud plan`` and ``cloud cost``: what a job will cost, and what runs have cost."""
+"""``bafogpt cloud plan`` and ``cloud cost``: the projected cost of a job, and the cost of runs."""
 
 from __future__ import annotations
 
@@ -32,15 +32,20 @@ class PlanFlags(JobFlags):
     ] = None
     tokens_per_s: Annotated[
         float | None,
-        typer.Option("--tokens-per-s", metavar="N", help="Assume this speed instead of a measured or projected one."),
+        typer.Option(
+            "--tokens-per-s",
+            metavar="N",
+            help="Assume N tokens per second in all, instead of a measured or projected speed.",
+        ),
     ] = None
     offline: Annotated[
-        bool, typer.Option("--offline", help="Use only what is on this machine: no new prices, no earlier runs.")
+        bool,
+        typer.Option("--offline", help="Use the prices on this machine and ignore earlier runs; make no requests."),
     ] = False
 
 
 def plan(job: JobArgument, flags: PlanFlags, out: Output) -> None:
-    """Show the time and cost of JOB on every machine that is offered, on demand and spot, in dollars and rand."""
+    """Estimate the time and cost of JOB on every machine on offer, on demand and spot, in dollars and rand."""
     from bafogpt.core import settings
     from bafogpt.launch import forecast as forecasts
 
@@ -131,7 +136,7 @@ def cost(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run. Default: every run.")] = None,
     bucket: BucketOption = None,
 ) -> None:
-    """Show what runs have cost so far and their projected cost at the end."""
+    """Show the cost of runs so far, and their projected cost at the end."""
     from bafogpt.core import settings
     from bafogpt.launch.quote import ExchangeRate
     from bafogpt.reports import cost as costs

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bafogpt.storage.bucket import Bucket
     from bafogpt.storage.tokens.manifest import TokenManifest
 
-app = App(no_args_is_help=True, help="Prepare datasets of tokens from text, and show them.")
+app = App(no_args_is_help=True, help="Turn text into datasets of tokens, and show them.")
 
 
 T = TypeVar("T")
@@ -92,20 +92,22 @@ class PrepareFlags(DatasetFlags):
     """How text becomes a dataset."""
 
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="NAME", help="Stage of documents that do not name their own.")
+        str | None, typer.Option("--stage", metavar="NAME", help="Stage of documents without a 'stage'.")
     ] = None
     replay_share: Annotated[
-        float, typer.Option("--replay-share", metavar="X", help="Share of training tokens that is English replay.")
+        float,
+        typer.Option("--replay-share", metavar="X", help="Share of training tokens that is English replay, 0 to 1."),
     ] = 0.05
     order: Annotated[
         DocumentOrder, typer.Option("--order", help="Order of documents: stage after stage, or shuffled by --seed.")
     ] = DocumentOrder.CURRICULUM
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the shuffled order.")] = 1
     validation: Annotated[
-        float, typer.Option("--validation", metavar="X", help="Share of each stage's documents that is held out.")
+        float, typer.Option("--validation", metavar="X", help="Share of each stage's documents held out, 0 to 0.5.")
     ] = 0.02
     bos: Annotated[
-        bool | None, typer.Option("--bos/--no-bos", help="Begin texts with <bos>. Default: as in the tokenizer's file.")
+        bool | None,
+        typer.Option("--bos/--no-bos", help="Begin documents with <bos>. Default: as the tokenizer's file sets it."),
     ] = None
 
 
@@ -120,16 +122,19 @@ class InstructionFlags(DatasetFlags):
         int, typer.Option("--context", metavar="T", help="Tokens per sample; must equal train.data.sequence_length.")
     ] = 2048
     mix: Annotated[
-        str, typer.Option("--mix", metavar="M", help="all; bilingual (asked in isiZulu, answered in English); zulu.")
+        str,
+        typer.Option(
+            "--mix", metavar="M", help="Records to use: all; bilingual (isiZulu question, English answer); zulu."
+        ),
     ] = "all"
-    learn: Annotated[LossOn, typer.Option("--learn", help="Compute the loss on answers only, or on all.")] = (
-        LossOn.ANSWERS
-    )
+    learn: Annotated[
+        LossOn, typer.Option("--learn", help="Compute the loss on the answers only, or on all tokens.")
+    ] = LossOn.ANSWERS
     too_long: Annotated[
         TooLong, typer.Option("--too-long", help="Cut or drop a conversation that does not fit into a sample.")
     ] = TooLong.CUT
     validation: Annotated[
-        float, typer.Option("--validation", metavar="X", help="Share of the conversations that is held out.")
+        float, typer.Option("--validation", metavar="X", help="Share of the conversations held out, 0 to 0.5.")
     ] = 0.02
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the order of conversations.")] = 1
 
@@ -140,8 +145,8 @@ def prepare_command(
 ) -> None:
     """Tokenize text into a dataset, in curriculum order or shuffled.
 
-    The curriculum is dictionary, translation, transcription, document, news, poem, web, wikipedia. English text (stage
-    replay) is mixed in evenly. An interrupted command leaves no dataset: the manifest is written last.
+    The curriculum is the order of stages: dictionary, translation, transcription, document, news, poem, web, wikipedia.
+    English text (stage replay) is spread evenly over them. An interrupted command leaves no dataset.
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data import tokenizer as tokenizers
@@ -163,8 +168,8 @@ def instructions_command(
 ) -> None:
     """Tokenize questions and answers into a dataset for fine-tuning.
 
-    Conversations are packed into samples; no conversation is split over two. Held-out conversations share no question
-    with the training set, nor a question's translation where records have a 'pair'.
+    Several conversations fill a sample; none is split over two. The validation set shares no question with the
+    training set, nor a question's translation (records with the same 'pair').
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data import prompts

@@ -15,10 +15,12 @@ MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 def doctor(
     flags: MachineFlags,
     out: Output,
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Job to check.")] = "pretrain",
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="Job to check: its name (jobs/NAME.yaml), or path of a file.")
+    ] = "pretrain",
 ) -> None:
-    """Check that everything a launch of JOB needs is in place, with a hint for what is not. Exit code 1 if a launch
-    would fail."""
+    """Check that everything a launch of JOB needs is in place, and print a hint for each problem. Exit code 1 if a
+    launch would fail."""
     from bafogpt.core import settings
     from bafogpt.launch import doctor as checks
 

@@ -23,9 +23,10 @@ def generate_command(
     sampling: SamplingFlags,
     json: JsonOption = False,
 ) -> None:
-    """Continue a text with a model, without a prompt style, and print each piece as it is generated.
+    """Continue a text with a model and print it as it is generated.
 
-    With --json, print one object at the end: the text, and why it ends there.
+    The model gets the text alone, without a prompt style. With --json, one object is printed at the end: the text and
+    the reason why it ends.
     """
     chosen = sampling.sampling
     chat_model = options.load(model, "plain")

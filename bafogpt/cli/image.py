@@ -10,7 +10,7 @@ import typer
 from bafogpt.cli.console.app import App
 from bafogpt.cli.console.output import Output
 
-app = App(help="The container image of the tasks: show, check and pin it.")
+app = App(help="Show, check and pin the container image that tasks run in.")
 
 
 @app.command()
@@ -21,15 +21,17 @@ def pin(
     ] = None,
     digest_file: Annotated[
         Path | None,
-        typer.Option("--digest-file", metavar="FILE", help="Read the digest from the file of a push."),
+        typer.Option(
+            "--digest-file", metavar="FILE", help="Read the digest from FILE, which './scripts/image push' wrote."
+        ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="COMMIT", help="The commit that the image was built from.")
+        str | None, typer.Option("--revision", metavar="COMMIT", help="Commit that the image was built from.")
     ] = None,
 ) -> None:
     """Pin the image of every task by its digest, in docker/image.yaml and sky/*.yaml.
 
-    A tag alone is refused, because a tag can move. Either all files are changed or none.
+    A tag alone is refused, because a tag can move. All files are changed, or none.
     """
     from bafogpt.core.errors import NotFoundError
     from bafogpt.jobs.image_ref import pinnable
@@ -49,7 +51,7 @@ def pin(
 
 @app.command()
 def check(out: Output) -> None:
-    """Fail unless the image, constraints.txt and every file in sky/ and jobs/ match."""
+    """Check that every file in sky/ and jobs/ has the pinned image, and that it was built with this constraints.txt."""
     from bafogpt.launch import images
 
     image = images.check(images.checkout())
@@ -61,7 +63,7 @@ def check(out: Output) -> None:
 
 @app.command()
 def show(out: Output) -> None:
-    """Print the image: repository, tag, digest, and what it was built from."""
+    """Print the image: repository, tag, digest, and the commit and constraints.txt it was built from."""
     from bafogpt.core import schema
     from bafogpt.launch import images
 

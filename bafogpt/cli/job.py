@@ -15,18 +15,23 @@ if TYPE_CHECKING:
     from bafogpt.core.settings import Settings
     from bafogpt.jobs.job import Job
 
-app = App(help="Commands that a launched machine runs.", no_args_is_help=True)
+app = App(help="Commands that tasks run on a launched machine.", no_args_is_help=True)
 
 
 RunOption = Annotated[
     str | None,
-    typer.Option("--run", envvar="BAFOGPT_RUN", metavar="NAME", help="Name of the run. Default: from SkyPilot."),
+    typer.Option(
+        "--run",
+        envvar="BAFOGPT_RUN",
+        metavar="NAME",
+        help="Name of the run. Default: from the job's name and SkyPilot's task ID.",
+    ),
 ]
 
 
 @app.command()
 def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None:
-    """Supervise JOB on this machine until it succeeded, stopped or failed: the command of every task in sky/."""
+    """Train JOB on this machine and upload its checkpoints, until the run ends. Every task in sky/ runs this."""
     from bafogpt.agent import claim, supervisor
     from bafogpt.agent.multinode import heartbeat
     from bafogpt.core import settings
@@ -53,11 +58,11 @@ def run(job: JobArgument, run: RunOption = None, set_: SetOption = None) -> None
 @app.command()
 def setup(
     job: JobArgument,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Command that prepares the machine.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Command that sets up the machine.")],
     run: RunOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Prepare this machine for JOB with COMMAND, and record a failure in the run."""
+    """Run COMMAND to set up this machine for JOB; if it fails, record its output as the run's log."""
     from bafogpt.agent import claim
     from bafogpt.agent import setup as preparation
     from bafogpt.core import settings

@@ -16,16 +16,16 @@ from bafogpt.cli.console import errors
 
 COMMANDS = {
     "cloud": "Launch training jobs, watch them, stop them.",
-    "job": "Commands that a launched machine runs.",
+    "job": "Commands that tasks run on a launched machine.",
     "runs": "Show runs: state, logs, cost, report; compare them, run them again.",
-    "data": "Prepare datasets of tokens from text, and show them.",
+    "data": "Turn text into datasets of tokens, and show them.",
     "tokenizer": "Extend a tokenizer for another language, train one, compare them.",
     "model": "Pull, publish, export, merge, expand and show models.",
     "storage": "Copy models, datasets and checkpoints to and from buckets and the Hub; run a local S3 server.",
     "generate": "Continue a text with a model.",
-    "chat": "Talk with a model.",
+    "chat": "Chat with a model in the terminal.",
     "serve": "Serve a model over HTTP, with OpenAI's API.",
-    "image": "The container image of the tasks: show, check and pin it.",
+    "image": "Show, check and pin the container image that tasks run in.",
     "config": "Show settings and where each comes from.",
 }
 """The sub-commands and their help. ``app`` of module ``bafogpt.cli.NAME`` is imported when the command is called."""

@@ -47,13 +47,15 @@ PublishedArgument = Annotated[
 FormatOption = Annotated[
     str, typer.Option("--format", metavar="hf|litgpt", help="Hugging Face's format, or litgpt's (pickled).")
 ]
-ShardOption = Annotated[float, typer.Option("--shard-gb", metavar="GB", help="Size of the largest safetensors file.")]
+ShardOption = Annotated[
+    float, typer.Option("--shard-gb", metavar="GB", help="Largest size of a safetensors file, in GB.")
+]
 InitOption = Annotated[
     str,
     typer.Option(
         "--init",
         metavar="subtokens|mean",
-        help="New rows: the mean of the rows of the token's base tokens, or of all rows.",
+        help="Initialise a new row with the mean of its base tokens' rows, or of all rows.",
     ),
 ]
 TokenizerOption = Annotated[
@@ -69,13 +71,11 @@ IntoOption = Annotated[
     typer.Option(
         "--into",
         metavar="dequantised|original",
-        help="Base as quantised in training, or as on disk. Default: as the run trained, else dequantised.",
+        help="Merge into the base as quantised in training, or as stored. Default: the run's, else dequantised.",
     ),
 ]
-LossOption = Annotated[bool, typer.Option("--loss/--no-loss", help="Measure the loss before and after.")]
-MergeOption = Annotated[
-    bool, typer.Option("--merge", help="Of a fine-tuning run, export base and adapter as one model.")
-]
+LossOption = Annotated[bool, typer.Option("--loss/--no-loss", help="Measure the loss on --text before and after.")]
+MergeOption = Annotated[bool, typer.Option("--merge", help="Merge the adapter of a fine-tuning run into its base.")]
 PullTargetArgument = Annotated[
     str, typer.Argument(metavar="DST", help="Folder to create, or a URL. Default: models/NAME.")
 ]
@@ -88,7 +88,7 @@ def pull(
     out: Output,
     target: PullTargetArgument = "",
 ) -> None:
-    """Download a published model: only config, safetensors and tokenizer, verified.
+    """Download a published model (config, safetensors, tokenizer only) and verify its checksums.
 
     Repeat the command to resume after an interruption. HF_TOKEN is read from the environment.
     """
@@ -116,7 +116,7 @@ def pull(
 
 @app.command()
 def show(folder: FolderArgument, out: Output) -> None:
-    """Show what a model folder holds; only headers are read."""
+    """Show a model folder's architecture, size and dtype; only headers are read."""
     from bafogpt.model.formats.folder import ModelFolder
 
     opened = ModelFolder.open(folder)
@@ -137,7 +137,7 @@ def export(
 ) -> None:
     """Export a run's model, or a model folder, in the format of transformers or of litgpt.
 
-    Of a fine-tuning run it is the adapter, in PEFT's format; with --merge it is the model. A run's checkpoint is
+    A fine-tuning run exports its adapter, in PEFT's format, or with --merge the whole model. A run's checkpoint is
     downloaded to a temporary folder beside --out.
     """
     from bafogpt.core import files, settings
@@ -177,8 +177,8 @@ def expand(
 ) -> None:
     """Resize a model's embeddings for an extended tokenizer.
 
-    The rows of the base do not change, so text without a new token keeps its logits. The loss on held-out text before
-    and after is measured, which loads the model into memory.
+    The rows of the base do not change, so text without a new token keeps its logits. Measuring the loss loads the
+    model into memory.
     """
     from dataclasses import asdict
 
@@ -214,7 +214,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its base, and compare the result with the trained model.
 
-    Prints the loss and the agreement of the most likely tokens on held-out text.
+    Prints both losses on held-out text, and how often the most likely token is the same.
     """
     from dataclasses import asdict
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bafogpt.reports.status import Snapshot
 
 EveryOption = Annotated[
-    float, typer.Option("--every", min=0.2, metavar="SECONDS", help="Read the bucket every so many seconds.")
+    float, typer.Option("--every", min=0.2, metavar="SECONDS", help="Seconds between two reads of the bucket.")
 ]
 
 
@@ -60,7 +60,10 @@ def tensorboard(
         Path | None, typer.Option("--export", metavar="DIR", help="Write the event files to DIR and return.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option("--port", min=1, max=65535, help="Port on this machine. Default: 6006 if free.")
+        int | None,
+        typer.Option(
+            "--port", metavar="N", min=1, max=65535, help="Port on this machine. Default: 6006, or the next free one."
+        ),
     ] = None,
     every: EveryOption = 5.0,
     bucket: BucketOption = None,

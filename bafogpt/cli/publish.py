@@ -37,10 +37,13 @@ class PublishFlags(TransferFlags):
     ] = False
     base_model: Annotated[
         str | None,
-        typer.Option("--base-model", metavar="ORG/NAME", help="Base model for the card. Default: from the run."),
+        typer.Option("--base-model", metavar="ORG/NAME", help="Base model named in the card. Default: the run's."),
     ] = None
     licence: Annotated[
-        str, typer.Option("--license", metavar="ID", help="Hub id, e.g. apache-2.0. Default: gemma for a Gemma.")
+        str,
+        typer.Option(
+            "--license", metavar="ID", help="License in the card, e.g. apache-2.0. Default: gemma for a Gemma model."
+        ),
     ] = ""
     dtype: DtypeOption = None
     public: PublicOption = False

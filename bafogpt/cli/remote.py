@@ -31,7 +31,7 @@ def exec_(
     run: RunArgument,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Command to run.")],
 ) -> None:
-    """Queue COMMAND on the machine of a run and show its output. It continues when you stop watching."""
+    """Queue COMMAND on the machine of a run and print its output. Ctrl-C ends the printing, not COMMAND."""
     out = Output()
     for line in engine_of(run).execute(run, command):
         out.event({"line": line}, line)
@@ -41,7 +41,10 @@ def cp(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A path on this machine, or RUN:PATH.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="A path on this machine, or RUN:PATH.")],
 ) -> None:
-    """Copy files to the machine of a run (SRC RUN:DST) or from it (RUN:SRC DST). PATH is relative to its home."""
+    """Copy files to the machine of a run (SRC RUN:DST) or from it (RUN:SRC DST).
+
+    A PATH on the machine is relative to its home folder.
+    """
     (from_run, from_path), (to_run, to_path) = _split(source), _split(target)
     if (from_run is None) == (to_run is None):
         raise UsageError("one of SRC and DST must be RUN:PATH, the other local", "bafogpt cloud cp notes.txt RUN:")
@@ -53,7 +56,10 @@ def cp(
 def port_forward(
     run: RunArgument,
     port: Annotated[
-        str, typer.Argument(metavar="[HERE:]THERE", help="Port of the run's machine, and the port here if it differs.")
+        str,
+        typer.Argument(
+            metavar="[HERE:]THERE", help="Port on the run's machine, and the port on this machine if it differs."
+        ),
     ],
 ) -> None:
     """Forward a port of the machine of a run to this machine, until Ctrl-C."""
@@ -66,7 +72,7 @@ def port_forward(
 
 
 def queue(run: RunArgument, out: Output) -> None:
-    """List the jobs on the machine of a run: the run's own, and those of 'cloud exec'."""
+    """List the jobs on the machine of a run: the run itself and the commands of 'cloud exec'."""
     jobs = [asdict(job) for job in engine_of(run).queue(run)]
     out.rows(jobs, columns=["id", "name", "state", "submitted"], id="id")
 
@@ -75,13 +81,17 @@ def reap(
     out: Output,
     older_than: Annotated[
         float | None,
-        typer.Option("--older-than", metavar="HOURS", min=0, help="Also end machines launched more than HOURS ago."),
+        typer.Option(
+            "--older-than", metavar="HOURS", min=0, help="Also terminate machines launched more than HOURS ago."
+        ),
     ] = None,
     bucket: BucketOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the machines and the reasons; end nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the machines and the reasons; terminate none.")
+    ] = False,
     yes: YesOption = False,
 ) -> None:
-    """End orphaned machines: without autodown, over their limit, or with a run that has ended."""
+    """Terminate orphaned machines: no autodown, past the limit of hours, or the run has ended."""
     from bafogpt.core import settings
     from bafogpt.launch import reap as reaping
     from bafogpt.launch.engines.skypilot.engine import SkyPilotEngine

@@ -67,7 +67,7 @@ def diff(
     out: Output,
     bucket: BucketOption = None,
 ) -> None:
-    """Show the differences of two runs: job, data, code, image, versions, place, results. -q prints the keys."""
+    """Compare two runs: job, data, code, image, versions, machine, results. -q prints only the keys that differ."""
     from bafogpt.reports.diff import SECTIONS, differences
 
     found = differences(run_store(bucket), a, b)
@@ -91,10 +91,10 @@ def diff(
 
 @app.command()
 def rerun(run: RunArgument, options: LaunchFlags, out: Output) -> None:
-    """Launch the job of RUN again under a new name: same job and data, and same image if it had one.
+    """Launch the job of RUN again under a new name, with the same data, GPUs and container image.
 
-    Options override what RUN was launched with. The launch fails if the data is no longer what RUN read, and prints a
-    message if the code has changed.
+    Options override those of RUN. The launch fails if the dataset has changed since RUN, and prints a message if the
+    code has changed.
     """
     from dataclasses import replace
 

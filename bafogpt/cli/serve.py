@@ -22,7 +22,9 @@ def serve_command(
     port: Annotated[int, typer.Option("--port", metavar="N", help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key_env: Annotated[
         str | None,
-        typer.Option("--api-key-env", metavar="NAME", help="Environment variable with the key that clients must send."),
+        typer.Option(
+            "--api-key-env", metavar="NAME", help="Require the API key in environment variable NAME from clients."
+        ),
     ] = None,
     slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="Requests answered at the same time.")] = 2,
     queue: Annotated[
@@ -30,10 +32,12 @@ def serve_command(
     ] = 64,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer. Default: what fits into the context."),
+        typer.Option(
+            "--max-tokens", metavar="N", min=1, help="Generate at most N tokens per answer. Default: up to the context."
+        ),
     ] = None,
 ) -> None:
-    """Serve /v1/chat/completions (with streaming), /v1/models and /health until Ctrl-C."""
+    """Serve a model over HTTP until Ctrl-C: /v1/chat/completions (with streaming), /v1/models and /health."""
     from bafogpt.serve import server
     from bafogpt.serve.app import ServeLimits
 

@@ -31,7 +31,10 @@ app = App(help="Copy models, datasets and checkpoints to and from buckets and th
 
 UrlArgument = Annotated[
     str,
-    typer.Argument(metavar="URL", help="s3://, file:// or hf://ORG/NAME[@REV], or a path in the settings' bucket."),
+    typer.Argument(
+        metavar="URL",
+        help="s3://, file:// or hf://ORG/NAME[@REV], or a path in the settings' bucket. Default: that bucket.",
+    ),
 ]
 SourceArgument = Annotated[str, typer.Argument(metavar="SRC", help="Folder to copy: a path, or a URL.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="DST", help="Folder to create or update: a path, or a URL.")]
@@ -48,8 +51,8 @@ def push(
 ) -> None:
     """Copy a folder to a bucket or to the Hub (hf://ORG/NAME, private unless --public).
 
-    SRC is a folder on this machine or, if there is none, in the bucket of the settings; for runs/NAME/checkpoints it is
-    the newest checkpoint. Files that the target already has are not sent; repeat the command to resume after an
+    SRC is a folder on this machine or, if it does not exist here, in the settings' bucket; of runs/NAME/checkpoints the
+    newest checkpoint is copied. Files that the target already has are not sent; repeat the command to resume after an
     interruption. HF_TOKEN is read from the environment.
     """
     _copy(source, target, "either", "bucket", public, dry_run, transfer.bandwidth, out)
@@ -84,7 +87,7 @@ def ls(out: Output, url: UrlArgument = "") -> None:
 def verify(out: Output, url: UrlArgument = "") -> None:
     """Verify the checksum of every model folder, dataset and checkpoint below a URL.
 
-    Each damaged file is printed; exit code 1 if there is any.
+    Prints each damaged file. Exit code 1 if a file is damaged.
     """
     from bafogpt.core.errors import CorruptError
     from bafogpt.folders import gc as bucket_gc
@@ -110,7 +113,7 @@ def verify(out: Output, url: UrlArgument = "") -> None:
 def du(
     out: Output,
     url: UrlArgument = "",
-    depth: Annotated[int, typer.Option("--depth", metavar="N", help="Levels of folders to list.")] = 1,
+    depth: Annotated[int, typer.Option("--depth", metavar="N", help="Number of folder levels to list.")] = 1,
 ) -> None:
     """Show the size of each folder below a URL."""
     from bafogpt.folders import gc as bucket_gc
@@ -135,14 +138,15 @@ def gc(
     out: Output,
     url: UrlArgument = "",
     older_than: Annotated[
-        str, typer.Option("--older-than", metavar="AGE", help="Keep everything younger than AGE: 30m, 24h, 7d.")
+        str, typer.Option("--older-than", metavar="AGE", help="Keep objects younger than AGE: 30m, 24h, 7d.")
     ] = "24h",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
     yes: YesOption = False,
 ) -> None:
     """Remove unreferenced objects and incomplete uploads below a URL.
 
-    Only in folders of models, datasets and checkpoints. Without --yes, list them, and ask on a terminal.
+    Only folders of models, datasets and checkpoints are cleaned. Without --yes, the objects are listed, and removed
+    after confirmation on a terminal.
     """
     import sys
     from datetime import UTC, datetime
@@ -173,7 +177,7 @@ def gc(
 def serve(
     out: Output,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port of the S3 server; 0 takes a free one.")
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port of the S3 server; 0 takes a free one.")
     ] = 0,
     detach: DetachOption = False,
 ) -> None:

@@ -40,18 +40,21 @@ ProtectOption = Annotated[
     list[str] | None,
     typer.Option("--protect", metavar="SOURCE", help="Text whose tokenization must not change. Repeatable."),
 ]
-PiecesOption = Annotated[int, typer.Option("--pieces", metavar="N", help="New tokens, rounded up: see --pad.")]
+PiecesOption = Annotated[
+    int, typer.Option("--pieces", metavar="N", help="Number of new tokens, rounded up: see --pad.")
+]
 SizeOption = Annotated[
-    int, typer.Option("--pieces", metavar="N", help="Vocabulary size, with special tokens and bytes.")
+    int, typer.Option("--pieces", metavar="N", help="Vocabulary size, including special tokens and bytes.")
 ]
 LanguageOption = Annotated[
-    str, typer.Option("--language", metavar="CODE", help="Language to train on or measure: one side of parallel text.")
+    str, typer.Option("--language", metavar="CODE", help="Language of the text; of parallel text, the side to read.")
 ]
 ProtectLanguageOption = Annotated[
     str, typer.Option("--protect-language", metavar="CODE", help="Language of the protected text.")
 ]
 PadOption = Annotated[
-    bool, typer.Option("--pad", help="Round up to a multiple of 64 with padding tokens, not with more real ones.")
+    bool,
+    typer.Option("--pad", help="Round the vocabulary up to a multiple of 64 with padding, not with learned tokens."),
 ]
 NewFolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to create.")]
 TextOption = Annotated[
@@ -60,7 +63,9 @@ TextOption = Annotated[
 ]
 ProtectedOption = Annotated[
     list[str] | None,
-    typer.Option("--protected", metavar="SOURCE", help="Text that should keep the first one's tokens. Repeatable."),
+    typer.Option(
+        "--protected", metavar="SOURCE", help="Text that should be tokenized as by the first one. Repeatable."
+    ),
 ]
 PictureOption = Annotated[
     Path | None, typer.Option("--picture", metavar="FILE", help="Plot tokens per word to FILE, .svg or .png.")
@@ -81,8 +86,8 @@ def extend_command(
 ) -> None:
     """Extend a BPE tokenizer, such as Gemma's, with tokens for another language.
 
-    New merges come after all of the base's, so text without a new pair is tokenized as before. From parallel text each
-    option takes its own language's side, so both may name the same folder.
+    New merges come after all of the base's, so text without a new pair is tokenized as before. From parallel text,
+    --corpus and --protect each read their own language only, so both may name the same folder.
     """
     from bafogpt.core import settings as configuration
     from bafogpt.data.vocabulary.extend import ExtendOptions, extend
@@ -125,7 +130,7 @@ def report_command(
     protect_language: ProtectLanguageOption = "eng",
     picture: PictureOption = None,
 ) -> None:
-    """Compare the number of tokens of the same text, unreachable tokens, and changed words of tokenizers."""
+    """Compare tokenizers on the same text: tokens per word, unreachable tokens, changed words."""
     from bafogpt.core import settings as configuration
     from bafogpt.data.vocabulary import plot as pictures
     from bafogpt.data.vocabulary.report import report

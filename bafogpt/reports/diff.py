@@ -1,4 +1,4 @@
-"""What differs between two runs: job, data, code, image, versions, place, results."""
+"""What differs between two runs: job, data, code, image, versions, machine, results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bafogpt.core import schema
 from bafogpt.reports.summary import Summary, summarise
 from bafogpt.runs.store import RunStore
 
-SECTIONS = ("job", "data", "code", "image", "versions", "place", "results")
+SECTIONS = ("job", "data", "code", "image", "versions", "machine", "results")
 """In the order in which they are shown: what went in, where it ran, what came out."""
 
 
@@ -54,7 +54,7 @@ def facts(summary: Summary) -> dict[str, dict[str, Any]]:
         "code": {"git": record.git},
         "image": {"image": record.image, "digest": record.image_digest, **schema.flatten(record.image_labels)},
         "versions": dict(record.versions),
-        "place": {**last, "price_per_hour": record.price_per_hour, "gpus_asked": record.gpus},
+        "machine": {**last, "price_per_hour": record.price_per_hour, "gpus_asked": record.gpus},
         "results": {
             "state": record.state,
             "steps": record.step,

@@ -35,7 +35,7 @@ def _names_only(names: list[str] | None) -> list[str] | None:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: one object, or one per line.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only names, and no messages.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as it has started.")]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Return once it has started; do not follow it.")]
 SendDryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")]
 PublicOption = Annotated[bool, typer.Option("--public", help="Make a new Hub repository public.")]
 SetOption = Annotated[
@@ -46,7 +46,7 @@ BucketOption = Annotated[
     str | None, typer.Option("--bucket", metavar="URL", help="Use this bucket instead of the one in the settings.")
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", metavar="TYPE", help="Convert to bfloat16, float16 or float32.")
+    str | None, typer.Option("--dtype", metavar="TYPE", help="Convert the weights to bfloat16, float16 or float32.")
 ]
 StepOption = Annotated[
     int | None, typer.Option("--step", metavar="N", help="Take the checkpoint of step N instead of the newest.")
@@ -56,7 +56,9 @@ StyleOption = Annotated[
     str, typer.Option("--style", metavar="NAME", help="Prompt style: chat (the model's own template), alpaca, plain.")
 ]
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of a job (jobs/NAME.yaml), or path of a file.")]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="Name of a job (jobs/NAME.yaml), or path of a job file.")
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run; 'bafogpt runs ls' lists them.")]
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model folder with config.json, safetensors and the tokenizer.")
@@ -71,11 +73,18 @@ class MachineFlags:
     """Where a job runs."""
 
     gpus: Annotated[
-        str | None, typer.Option("--gpus", metavar="TYPE[:COUNT]", help="GPUs of each machine, e.g. L40:4 or H100:8.")
+        str | None,
+        typer.Option(
+            "--gpus", metavar="TYPE[:COUNT]", help="GPUs of each machine, e.g. L40:4. Default: as in the task (sky/)."
+        ),
     ] = None
     infra: Annotated[
         str | None,
-        typer.Option("--infra", metavar="WHERE", help="Where to run: local, or a SkyPilot infra (runpod, slurm, …)."),
+        typer.Option(
+            "--infra",
+            metavar="WHERE",
+            help="Where to run: local (this machine), or a SkyPilot infra (runpod, slurm, …).",
+        ),
     ] = None
     bucket: BucketOption = None
 
@@ -106,20 +115,20 @@ class LaunchFlags(JobFlags):
             "--env",
             metavar="NAME",
             callback=_names_only,
-            help="Pass this environment variable to the job. Only its name; the value is read here. Repeatable.",
+            help="Pass environment variable NAME, with its value on this machine, to the job. Repeatable.",
         ),
     ] = None
     nodes: Annotated[
         int | None, typer.Option("--nodes", metavar="N", min=1, help="Train on N machines of the same kind.")
     ] = None
     spot: Annotated[
-        bool, typer.Option("--spot", help="Rent cheaper machines that may be preempted; implies --managed.")
+        bool, typer.Option("--spot", help="Rent cheaper machines that the cloud may take back; implies --managed.")
     ] = False
     managed: Annotated[
-        bool, typer.Option("--managed", help="Recover the run on another machine when its machine is lost.")
+        bool, typer.Option("--managed", help="Resume the run on another machine if its machine is lost.")
     ] = False
     retry_until_up: Annotated[
-        bool, typer.Option("--retry-until-up", help="Keep requesting machines while there is no capacity.")
+        bool, typer.Option("--retry-until-up", help="Keep requesting machines until one is available.")
     ] = False
     max_cost: Annotated[
         float | None,
@@ -128,7 +137,9 @@ class LaunchFlags(JobFlags):
     max_hours: Annotated[
         float | None, typer.Option("--max-hours", metavar="HOURS", help="Stop, with a checkpoint, after HOURS.")
     ] = None
-    clean: Annotated[bool, typer.Option("--clean", help="Refuse to launch uncommitted code.")] = False
+    clean: Annotated[bool, typer.Option("--clean", help="Refuse to launch if the code has uncommitted changes.")] = (
+        False
+    )
     profile: Annotated[
         int | None, typer.Option("--profile", metavar="N", min=1, help="Record a profiler trace of N training steps.")
     ] = None
@@ -152,7 +163,7 @@ class TransferFlags:
 
     max_bandwidth: Annotated[
         str | None,
-        typer.Option("--max-bandwidth", metavar="RATE", help="Limit in bytes per second: 500k, 5M, 1.5G."),
+        typer.Option("--max-bandwidth", metavar="RATE", help="Transfer at most RATE bytes per second: 500k, 5M, 1.5G."),
     ] = None
 
     @property
@@ -176,10 +187,12 @@ class ModelFlags:
             help="A tokenizer.json, a folder with one, or 'bytes'. Default: the model's own.",
         ),
     ] = None
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, or auto.")] = "auto"
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="Run on cpu or cuda; auto is cuda where available.")
+    ] = "auto"
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: the model's own."),
+        typer.Option("--dtype", metavar="TYPE", help="Compute in float32, bfloat16 or float16. Default: as stored."),
     ] = None
 
     def load(self, folder: Path, style: str) -> ChatModel:
@@ -192,7 +205,7 @@ class ModelFlags:
 TemperatureOption = Annotated[
     float, typer.Option("--temperature", metavar="T", help="0 is greedy; higher is more random.")
 ]
-TopPOption = Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus sampling threshold.")]
+TopPOption = Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus sampling threshold; 1 is off.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +213,16 @@ class SamplingFlags:
     """How tokens are chosen."""
 
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Generate at most N tokens. Default: 256.")
     ] = None
     temperature: TemperatureOption = 1.0
     top_p: TopPOption = 1.0
     top_k: Annotated[
         int | None, typer.Option("--top-k", metavar="N", help="Sample from the N most likely tokens only.")
     ] = None
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Random seed. Default: a new one each time.")
+    ] = None
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Repeatable.")
     ] = None
