@@ -55,7 +55,7 @@ def test_every_section_is_told_with_both_values(tmp_path: Path):
         "image.image": (None, "ghcr.io/own/train:2"),
         "versions.python": ("3.11.9", "3.12.1"),
         "versions.torch": (None, "2.13.0"),
-        "place.region": ("CA", "US"),
+        "machine.region": ("CA", "US"),
         "results.state": ("succeeded", "stopped"),
         "results.steps": (120, 60),
     }
