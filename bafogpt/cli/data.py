@@ -67,8 +67,9 @@ class DatasetFlags:
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False
 
     def options(self, kind: type[T]) -> T:
-        """The fields of ``kind``, a dataclass with options of the same names."""
-        values = {each.name: getattr(self, each.name) for each in fields(kind)}  # type: ignore[arg-type]
+        """A ``kind`` (a dataclass) from the flags of the same names; its other fields have their defaults."""
+        names = {each.name for each in fields(self)} & {each.name for each in fields(kind)}  # type: ignore[arg-type]
+        values = {name: getattr(self, name) for name in names}
         return kind(**{key: value.value if isinstance(value, StrEnum) else value for key, value in values.items()})
 
     @contextlib.contextmanager
