@@ -1,7 +1,7 @@
 """``./scripts/bench stall``: how long training stands still for a checkpoint, and how long the whole way would take.
 
 A state of ``--mb`` MB (weights and both Adam moments, float32) is saved ``--saves`` times by the real
-:class:`~bafogpt.train.checkpointer.Checkpointer`; the stall is the time until ``begin`` returns. Beside it: the same
+:class:`~bafogpt.train.checkpointer.Checkpointer`; the stall is the time until ``save`` returns. Beside it: the same
 save waited for, and waited for with the upload to a real S3 server, which is what a trainer without a background writer
 and without a supervisor would pay. Medians.
 """
@@ -75,7 +75,7 @@ def main() -> None:
                 if step:
                     stalls.append(stall), saves.append(save), uploads.append(save + upload)
     rows = {
-        "stall of the loop (begin)": statistics.median(stalls),
+        "stall of the loop (save)": statistics.median(stalls),
         "save waited for": statistics.median(saves),
         "save and upload waited for": statistics.median(uploads),
     }

@@ -159,7 +159,11 @@ def _watch(engine: Engine, name: str, out: Output, steps: Steps) -> EngineRun:
 
 
 def _conclude(ended: EngineRun, out: Output) -> None:
-    """Print the final state. Raises :class:`JobCancelledError` or :class:`JobFailedError` unless the run succeeded."""
+    """Print the final state.
+
+    Raises :class:`~bafogpt.core.errors.JobCancelledError` or :class:`~bafogpt.core.errors.JobFailedError` unless the
+    run succeeded.
+    """
     from bafogpt.core.errors import JobCancelledError, JobFailedError
 
     name = ended.name

@@ -78,7 +78,7 @@ def tensorboard(
     store = run_store(bucket)
     name = runs[0] if len(runs) == 1 else f"{runs[0]}+{hashlib.sha256(' '.join(runs).encode()).hexdigest()[:8]}"
     folder = export or Path(settings.load().home) / "tensorboard" / name
-    exports = [board.Export(store, run, folder) for run in dict.fromkeys(runs)]
+    exports = [board.TensorBoardExport(store, run, folder) for run in dict.fromkeys(runs)]
     lines = sum(each.update() for each in exports)
     if export is not None:
         for each in exports:

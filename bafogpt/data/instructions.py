@@ -106,8 +106,8 @@ def prepare(
 ) -> InstructionReport:
     """Write the dataset ``out`` from JSON lines; the records of ``FILE:2`` are seen twice an epoch.
 
-    Raises :class:`ConflictError` where a dataset exists and ``overwrite`` is not set, :class:`DataError` naming file
-    and line for an unusable record, and what the bucket raises.
+    Raises :class:`~bafogpt.core.errors.ConflictError` where a dataset exists and ``overwrite`` is not set,
+    :class:`DataError` naming file and line for an unusable record, and what the bucket raises.
     """
     options, began = options or InstructionOptions(), time.monotonic()
     require_no_dataset(out, options.overwrite)

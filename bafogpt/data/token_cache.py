@@ -65,7 +65,10 @@ class StageTally:
 
 
 class TokenCache:
-    """Files in ``folder``, which the caller removes. Raises :class:`DiskFullError` when the disk is full."""
+    """Files in ``folder``, which the caller removes.
+
+    Raises :class:`~bafogpt.core.errors.DiskFullError` when the disk is full.
+    """
 
     def __init__(self, folder: Path, dtype: str, validation: float) -> None:
         self.folder = folder

@@ -117,8 +117,8 @@ def execute(
 ) -> SyncReport:
     """Carry out a plan. ``public`` allows a public repository of the Hub.
 
-    Raises :class:`CorruptError` for damaged content, :class:`DiskFullError`, :class:`ConflictError` when another copy
-    to the same folder begins meanwhile, and what :class:`Bucket` raises.
+    Raises :class:`CorruptError` for damaged content, :class:`~bafogpt.core.errors.DiskFullError`,
+    :class:`ConflictError` when another copy to the same folder begins meanwhile, and what :class:`Bucket` raises.
     """
     began, listing, target, commit = time.monotonic(), plan.listing, plan.target, plan.commit
     if target.hub is not None:

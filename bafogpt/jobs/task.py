@@ -58,8 +58,8 @@ def with_options(
 ) -> dict[str, Any]:
     """The task with a launch's options applied. Secrets are names without values.
 
-    ``image`` is a reference, or :data:`NO_IMAGE`. A rented machine gets the final image as :data:`.env.IMAGE`, for the
-    run's record; ``local`` runs in no image.
+    ``image`` is a reference, or :data:`NO_IMAGE`. A rented machine gets the final image as
+    :data:`bafogpt.jobs.env.IMAGE`, for the run's record; ``local`` runs in no image.
     """
     words = ["exec", "bafogpt", "job", "run", job_file, "--run", name]
     words += [word for each in assignments for word in ("--set", each)]

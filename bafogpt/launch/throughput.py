@@ -19,7 +19,7 @@ from bafogpt.runs import store as runs
 from bafogpt.runs.store import RunRecord, RunStore
 from bafogpt.train.config import NEW_NETWORK
 from bafogpt.train.estimates import flops, gpus, recipes
-from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.gpus import GpuSpec
 from bafogpt.train.estimates.recipes import Recipe
 from bafogpt.train.estimates.step_time import EXPECTED, PESSIMISTIC
 
@@ -45,7 +45,7 @@ class Throughput:
 class Projection:
     """Memory and time of a job on a card by the models of :mod:`bafogpt.train.estimates`; nothing is measured."""
 
-    gpu: Gpu
+    gpu: GpuSpec
     gpus: int
     """Over all machines."""
     nodes: int

@@ -42,9 +42,9 @@ def export_adapter(
 ) -> Path:
     """Write the run's adapter and the base's licence files to the new folder ``out``, which ``peft`` loads.
 
-    ``base`` is the name of the base model, by default its folder in the bucket. Raises :class:`ConflictError` where
-    ``out`` exists, and what :func:`bafogpt.model.lora.from_checkpoint` raises.
-    """
+    ``base`` is the name of the base model, by default its folder in the bucket. Raises
+    :class:`~bafogpt.core.errors.ConflictError` where ``out`` exists, and what
+    :func:`bafogpt.model.lora.from_checkpoint` raises."""
     files.require_new(out)
     store = CheckpointStore(bucket.child(f"runs/{run.name}/checkpoints"))
     folder = store.fetch(run.checkpoint, scratch, progress=progress)

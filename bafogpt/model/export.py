@@ -95,7 +95,10 @@ def open_folder(path: Path) -> Export:
 def write(
     export: Export, out: Path, form: Format, *, shard_bytes: int = SHARD_BYTES, progress: Advance = lambda _: None
 ) -> None:
-    """Write a model to the new folder ``out``, atomically. Raises :class:`ConflictError` where ``out`` exists."""
+    """Write a model to the new folder ``out``, atomically.
+
+    Raises :class:`~bafogpt.core.errors.ConflictError` where ``out`` exists.
+    """
     if form == "hf":
         folders.write(
             out,

@@ -195,7 +195,7 @@ def save(
 ) -> None:
     """Write adapter tensors (named as by :func:`tensors`) to a new folder that ``peft`` loads, atomically.
 
-    Raises :class:`ConflictError` where ``folder`` exists.
+    Raises :class:`~bafogpt.core.errors.ConflictError` where ``folder`` exists.
     """
     from safetensors.torch import save_file
 

@@ -52,7 +52,7 @@ def liger_kernel() -> Any:
     """Liger's cross-entropy kernel, or None where the package is not installed.
 
     Call it before the first forward pass on a GPU: importing Liger registers pytree nodes, which makes every block
-    compile again (:func:`bafogpt.train.learner.build`).
+    compile again (:func:`bafogpt.train.learner.build_learner`).
     """
     if importlib.util.find_spec("liger_kernel") is None:
         return None

@@ -60,10 +60,10 @@ def merge(
 ) -> MergeComparison:
     """Write ``base`` merged with ``adapter`` to the new folder ``out``, and compare both on ``samples`` ([T] int64).
 
-    ``changes`` are listed before the merge (:func:`folder.write`). Weights are streamed; the comparison has one network
-    in memory at a time. Raises :class:`ConflictError` where ``out`` exists, :class:`ConfigError` where the adapter is
-    for another base or changes a tied head, :class:`DataError` without samples, and what :meth:`ModelFolder.open` and
-    :func:`folder.write` raise.
+    ``changes`` are listed before the merge (:func:`~bafogpt.model.formats.folder.write`). Weights are streamed; the
+    comparison has one network in memory at a time. Raises :class:`~bafogpt.core.errors.ConflictError` where ``out``
+    exists, :class:`ConfigError` where the adapter is for another base or changes a tied head, :class:`DataError`
+    without samples, and what :meth:`ModelFolder.open` and :func:`~bafogpt.model.formats.folder.write` raise.
     """
     files.require_new(out)
     model = ModelFolder.open(base)

@@ -124,7 +124,7 @@ def expand(
     """Write the model ``path``, with rows for the pieces of the folder ``tokenizer``, to the new folder ``out``.
 
     Raises :class:`ConfigError` where the tokenizer does not extend the model's, and what :meth:`ModelFolder.open`,
-    :meth:`Lineage.read` and :func:`folder.write` raise; ``out`` is not created then.
+    :meth:`Lineage.read` and :func:`~bafogpt.model.formats.folder.write` raise; ``out`` is not created then.
     """
     model, lineage = ModelFolder.open(path), Lineage.read(tokenizer)
     _require_base(model, lineage)

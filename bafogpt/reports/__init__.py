@@ -1,7 +1,7 @@
 """What people read about a run, from the bucket alone.
 
 - ``history``      what the events mean: spans of the workers, interruptions, resumes, checkpoints
-- ``summary``      records in, one :class:`Summary` out: every number that a report shows
+- ``summary``      records in, one :class:`~bafogpt.reports.summary.Summary` out: every number that a report shows
 - ``formatting``   numbers as text, and the facts at the top of every report
 - ``terminal``     a summary for a terminal, with a small loss curve
 - ``html``         a summary as one HTML file, ``report.html`` in the run's folder; ``page.css`` is its style

@@ -33,7 +33,7 @@ def facts(
     """The facts of run ``name`` at ``step``.
 
     ``base_model`` is the base's name on the Hub, by default from the records; ``adapter`` is for an adapter alone, not
-    merged. Raises :class:`RunNotFoundError` and what the bucket raises.
+    merged. Raises :class:`~bafogpt.core.errors.RunNotFoundError` and what the bucket raises.
     """
     store = RunStore(bucket)
     summary = until(summarise(store, name), step)

@@ -34,7 +34,7 @@ def require_installed() -> None:
         raise BafoError("TensorBoard is not installed", "pip install 'bafogpt[tensorboard]'")
 
 
-class Export:
+class TensorBoardExport:
     """Writes one run's event file to ``folder/NAME``, in place of the file of an earlier export."""
 
     def __init__(self, store: RunStore, name: str, folder: Path) -> None:
@@ -124,7 +124,9 @@ def start(folder: Path, port: int | None = None) -> str:
         raise ConflictError(f"TensorBoard did not start: {error.msg}", "leave --port out to use a free one") from None
 
 
-def keep_updating(exports: list[Export], every_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
+def keep_updating(
+    exports: list[TensorBoardExport], every_s: float, sleep: Callable[[float], None] = time.sleep
+) -> None:
     """Update the exports every ``every_s`` seconds, until an exception such as Ctrl-C."""
     while True:
         sleep(every_s)

@@ -55,8 +55,8 @@ class ObjectInfo:
 class Bucket:
     """A folder of objects: ``s3://NAME[/PREFIX]`` at any endpoint, or ``file:///FOLDER``.
 
-    Every method may raise :class:`NotFoundError` (no such bucket), :class:`AuthError`, and
-    :class:`UnreachableError` once retries have gone on for ``s3_timeout_s`` seconds.
+    Every method may raise :class:`NotFoundError` (no such bucket), :class:`~bafogpt.core.errors.AuthError`, and
+    :class:`~bafogpt.core.errors.UnreachableError` once retries have gone on for ``s3_timeout_s`` seconds.
     """
 
     def __init__(self, url: str, connection: Connection, prefix: str) -> None:
@@ -66,7 +66,10 @@ class Bucket:
 
     @classmethod
     def open(cls, url: str, settings: Settings | None = None) -> Bucket:
-        """The bucket at ``url``; no request is made. Raises :class:`ConfigError` for what is not a bucket's URL."""
+        """The bucket at ``url``; no request is made.
+
+        Raises :class:`~bafogpt.core.errors.ConfigError` for what is not a bucket's URL.
+        """
         location = parse(url)
         connection = Connection(location, settings or settings_module.load())
         return cls(url.rstrip("/"), connection, location.prefix)
@@ -122,7 +125,10 @@ class Bucket:
             )
 
     def put(self, path: str, data: bytes, *, create_only: bool = False) -> None:
-        """Write an object, whole or not at all. With ``create_only``, :class:`ConflictError` when it exists."""
+        """Write an object, whole or not at all.
+
+        Raises :class:`~bafogpt.core.errors.ConflictError` when it exists and ``create_only`` is set.
+        """
         with map_errors(self.url, path):
             obstore.put(
                 self._connection.store,

@@ -128,8 +128,8 @@ class Connection:
     def open(self, *, retry: bool, silence_s: float | None = None) -> S3Store | LocalStore:
         """A new store, which gives up a request after ``silence_s`` seconds without data (``s3_timeout_s``).
 
-        Raises :class:`NotFoundError` for a folder that does not exist, :class:`AuthError` without credentials.
-        """
+        Raises :class:`NotFoundError` for a folder that does not exist, :class:`~bafogpt.core.errors.AuthError` without
+        credentials."""
         if self.location.scheme == "file":
             if not os.path.isdir(self.location.store):
                 raise NotFoundError(f"folder {self.location.store} does not exist", f"mkdir -p {self.location.store}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bafogpt.agent.tracking import process
-from bafogpt.agent.tracking.services import TRACKERS, StepMetrics
+from bafogpt.agent.tracking.services import TRACKERS, TaggedStep
 from bafogpt.jobs.tracking import TrackedRun
 from bafogpt.runs.store import RunState
 
@@ -26,7 +26,7 @@ class Odd:
             raise ModuleNotFoundError(name="mlflow")
         return collections.defaultdict(lambda: -1)
 
-    def send(self, rows: Sequence[StepMetrics]) -> None:
+    def send(self, rows: Sequence[TaggedStep]) -> None:
         print(f"planted: {os.environ.get('MLFLOW_TRACKING_PASSWORD')}", flush=True)
         if self._behaviour == "crash":
             os._exit(9)

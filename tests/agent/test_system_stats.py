@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bafogpt.agent import supervisor, system_stats
+from bafogpt.agent import system_stats
+from bafogpt.agent.outcome import ExitOutcome
 from bafogpt.core import process
 from bafogpt.reports.status import StatusReader
 from bafogpt.runs.store import RunStore
@@ -73,7 +74,7 @@ def test_lines_come_until_the_end_with_attempt_node_and_step_and_a_failed_measur
 
 
 def test_the_supervisor_measures_its_machine_and_counts_dollars_while_it_works(
-    supervise: Callable[..., supervisor.Ending], bucket: Bucket
+    supervise: Callable[..., ExitOutcome], bucket: Bucket
 ):
     supervise(make_job(supervisor={"system_stats_s": 0.05}))
     found = StatusReader(RunStore(bucket), "run").read()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bafogpt.agent.tracking.process import RunReader, Sender, StepCollector
-from bafogpt.agent.tracking.services import StepMetrics
+from bafogpt.agent.tracking.services import TaggedStep
 from bafogpt.core.errors import AuthError, BafoError, ConfigError
 from bafogpt.core.settings import Settings
 from bafogpt.jobs import tracking
@@ -123,7 +123,7 @@ def test_a_row_is_complete_when_the_next_step_has_begun():
     assert rows.take(whole_run=False) == []
     rows.metrics(validation(1))
     rows.metrics(step(2))
-    assert rows.take(whole_run=False) == [StepMetrics(1, 101.0, {"train/loss": 1.0, "validation/loss": 2.0})]
+    assert rows.take(whole_run=False) == [TaggedStep(1, 101.0, {"train/loss": 1.0, "validation/loss": 2.0})]
     assert [row.step for row in rows.take(whole_run=True)] == [2]
     assert rows.take(whole_run=True) == []
 
@@ -158,7 +158,7 @@ class Store:
             lambda: -1, {tag: max(n for t, n in self.points if t == tag) for tag, _ in self.points}
         )
 
-    def send(self, rows: Sequence[StepMetrics]) -> None:
+    def send(self, rows: Sequence[TaggedStep]) -> None:
         for row in rows:
             for tag in row.values:
                 self.points.append((tag, row.step))
@@ -174,7 +174,7 @@ def test_what_may_have_arrived_is_looked_up_before_it_is_sent_again():
     said: list[str] = []
     store = Store(failures=4)
     sender = Sender(store, said.append)
-    rows = [StepMetrics(number, 0.0, {"a": 1.0, "b": 2.0}) for number in range(1, 11)]
+    rows = [TaggedStep(number, 0.0, {"a": 1.0, "b": 2.0}) for number in range(1, 11)]
     tries = [sender.send(rows)] + [sender.send([]) for _ in range(4)]
     assert tries == [False, False, False, False, True]
     assert sorted(store.points) == sorted((tag, number) for number in range(1, 11) for tag in "ab")
@@ -233,11 +233,11 @@ def test_mlflow_says_what_it_has_of_each_metric_and_finds_the_run_by_its_tag(
     first, second = new(), new()
     assert first.begin() == {}
     first.send(
-        [StepMetrics(1, 1000.0, {"train/loss": 3.0, "machine/cpu": 0.5}), StepMetrics(2, 1001.0, {"train/loss": 2.0})]
+        [TaggedStep(1, 1000.0, {"train/loss": 3.0, "machine/cpu": 0.5}), TaggedStep(2, 1001.0, {"train/loss": 2.0})]
     )
     first.end("stopped")
     assert second.begin() == {"train/loss": 2, "machine/cpu": 1}
-    second.send([StepMetrics(3, 1002.0, {"train/loss": 1.0})])
+    second.send([TaggedStep(3, 1002.0, {"train/loss": 1.0})])
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -262,11 +262,11 @@ def test_a_metric_that_a_killed_tracker_left_empty_hides_no_others(tmp_path: Pat
     new = mlflow(tmp_path, f"file://{store}")
     first, second = new(), new()
     first.begin()
-    first.send([StepMetrics(1, 1000.0, {"train/loss": 3.0, "speed/tokens_per_s": 5.0})])
+    first.send([TaggedStep(1, 1000.0, {"train/loss": 3.0, "speed/tokens_per_s": 5.0})])
     (file,) = store.glob("*/*/metrics/speed/tokens_per_s")
     file.write_text("")  # killed between making the file and writing to it
     assert second.begin() == {"train/loss": 1}
-    second.send([StepMetrics(1, 1000.0, {"speed/tokens_per_s": 5.0})])
+    second.send([TaggedStep(1, 1000.0, {"speed/tokens_per_s": 5.0})])
     assert new().begin() == {"train/loss": 1, "speed/tokens_per_s": 1}
 
 
@@ -290,6 +290,6 @@ def test_wandb_goes_on_where_its_server_is(monkeypatch: pytest.MonkeyPatch, tmp_
         service="wandb", config=config, name="run", id="run-1", attempt=2, bucket="", job={"a": 1}
     )
     sender = Sender(Wandb(run, tmp_path), pytest.fail)
-    assert sender.send([StepMetrics(number, 0.0, {"train/loss": 1.0}) for number in range(4, 10)])
+    assert sender.send([TaggedStep(number, 0.0, {"train/loss": 1.0}) for number in range(4, 10)])
     assert logged == [7, 8, 9]
     assert (asked["id"], asked["resume"], asked["mode"], asked["entity"]) == ("run-1", "allow", "online", "team")

@@ -20,7 +20,7 @@ from bafogpt.data import sources, tokenizer
 from bafogpt.data.vocabulary import files, word_counts
 from bafogpt.data.vocabulary import protected_merges as protection
 from bafogpt.data.vocabulary.bpe_merges import apply
-from bafogpt.data.vocabulary.extend import ExtendOptions, ExtendReport, Learner, extend
+from bafogpt.data.vocabulary.extend import ExtendOptions, ExtendReport, MergeLearner, extend
 
 from .vocabulary import ENGLISH, ZULU, content_of, engine_of, ids
 
@@ -144,7 +144,7 @@ def test_a_pair_whose_text_is_cut_otherwise_when_alone_is_refused_and_another_ta
         def encode(self, text: str, add_special_tokens: bool) -> Any:
             return SimpleNamespace(ids=[7]) if text == odd else base.engine.encode(text, add_special_tokens=False)
 
-    learner = Learner(dataclasses.replace(base, engine=Odd()), units, set())  # type: ignore[arg-type]
+    learner = MergeLearner(dataclasses.replace(base, engine=Odd()), units, set())  # type: ignore[arg-type]
     learner.learn(2, lambda _: None)
     assert odd not in [piece.text for piece in learner.learned]
     assert learner.refused["has other tokens on its own"] >= 1

@@ -141,6 +141,14 @@ def test_extend_then_report_on_the_command_line(
     assert rows[1]["text"]["tokens_per_word"] < rows[0]["text"]["tokens_per_word"]
 
 
+def test_train_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "own"
+    words = ["tokenizer", "train", "--corpus", "starter", "--pieces", "600", "--out", str(out), "--json"]
+    assert root.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == 600
+    assert engine_of(out).get_vocab_size() == 600
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [

@@ -17,6 +17,7 @@ from bafogpt.data.instructions import InstructionOptions
 from bafogpt.model import adapter_export, lora, runs
 from bafogpt.model.adapter import AdapterConfig
 from bafogpt.model.formats.folder import ModelFolder
+from bafogpt.model.merge import MergeComparison
 from bafogpt.storage.bucket import Bucket
 
 from ..talking import make_model
@@ -54,7 +55,7 @@ def tuned(local: Bucket, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def merge(local: Bucket, tmp_path: Path) -> adapter_export.MergeComparison:
+def merge(local: Bucket, tmp_path: Path) -> MergeComparison:
     settings = Settings(bucket=local.url, home=str(tmp_path / "home"))
     run = runs.find(local, "tuned")
     return adapter_export.export_merged(local, run, tmp_path / "scratch", tmp_path / "out", settings)

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> SyntheticRun:
 
 
 def test_the_curve_is_one_although_steps_were_done_twice(run: SyntheticRun, tmp_path: Path):
-    export = boards.Export(run.store, NAME, tmp_path / "tb")
+    export = boards.TensorBoardExport(run.store, NAME, tmp_path / "tb")
     assert export.update() == len(run.store.metrics(NAME))
     export.close()
     summary = synthetic.summarise(run)
@@ -61,7 +61,7 @@ def test_the_curve_is_one_although_steps_were_done_twice(run: SyntheticRun, tmp_
 
 
 def test_the_time_of_a_point_is_that_of_its_line_and_the_job_is_there_as_text(run: SyntheticRun, tmp_path: Path):
-    export = boards.Export(run.store, NAME, tmp_path)
+    export = boards.TensorBoardExport(run.store, NAME, tmp_path)
     export.update()
     export.close()
     found = read(tmp_path / NAME)
@@ -74,7 +74,7 @@ def test_system_stats_are_curves_of_each_gpu_with_one_point_a_step(run: Syntheti
     gpu = {"utilization": 0.9, "memory_used": 44e9, "power": None}
     lines = [{"step": step, "cpu": cpu, "gpus": [gpu, gpu]} for step, cpu in ((1, 0.1), (1, 0.2), (2, 0.3))]
     system_stats(run, *lines)
-    export = boards.Export(run.store, NAME, tmp_path)
+    export = boards.TensorBoardExport(run.store, NAME, tmp_path)
     export.update()
     export.close()
     assert scalars(tmp_path / NAME, "machine/cpu") == [(1, pytest.approx(0.1)), (2, pytest.approx(0.3))]
@@ -88,7 +88,7 @@ def test_it_keeps_up_with_the_bucket_and_a_bucket_out_of_reach_is_no_end(tmp_pat
     run.start(0)
     run.train(1, 3)
     run.save(state="running")
-    export = boards.Export(run.store, NAME, tmp_path / "tb")
+    export = boards.TensorBoardExport(run.store, NAME, tmp_path / "tb")
     export.update()
     rounds: list[float] = []
     real = export.update
@@ -113,7 +113,7 @@ def test_it_keeps_up_with_the_bucket_and_a_bucket_out_of_reach_is_no_end(tmp_pat
 
 def test_a_new_export_takes_the_place_of_the_old_one(run: SyntheticRun, tmp_path: Path):
     for _ in range(2):
-        export = boards.Export(run.store, NAME, tmp_path)
+        export = boards.TensorBoardExport(run.store, NAME, tmp_path)
         export.update()
         export.close()
     assert len(list((tmp_path / NAME).iterdir())) == 1
@@ -130,7 +130,7 @@ def test_the_command_writes_the_files_and_says_where(
 
 def test_what_cannot_be_is_said_before_anything_is_written(run: SyntheticRun, tmp_path: Path, monkeypatch: Any):
     with pytest.raises(RunNotFoundError):
-        boards.Export(run.store, "nobody", tmp_path / "tb")
+        boards.TensorBoardExport(run.store, "nobody", tmp_path / "tb")
     with socket.socket() as taken:
         taken.bind((boards.LOOPBACK, 0))
         taken.listen()
@@ -138,11 +138,11 @@ def test_what_cannot_be_is_said_before_anything_is_written(run: SyntheticRun, tm
             boards.start(tmp_path / "tb", taken.getsockname()[1])
     monkeypatch.setattr(boards.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BafoError, match="not installed"):
-        boards.Export(run.store, NAME, tmp_path / "tb")
+        boards.TensorBoardExport(run.store, NAME, tmp_path / "tb")
 
 
 def test_tensorboard_serves_the_run_on_the_loopback_address(run: SyntheticRun, tmp_path: Path):
-    export = boards.Export(run.store, NAME, tmp_path / "tb")
+    export = boards.TensorBoardExport(run.store, NAME, tmp_path / "tb")
     export.update()
     export.close()
     before = {each.laddr.port for each in psutil.Process().net_connections() if each.status == "LISTEN"}

@@ -104,3 +104,20 @@ def test_the_trainer_refuses_a_job_before_it_builds_a_model(
     with pytest.raises(ConfigError, match=message) as caught:
         train_here(tiny(**over), TrainerFiles(tmp_path))
     assert caught.value.hint
+
+
+def test_weights_with_nan_stop_at_the_first_step_and_nothing_is_saved(
+    train_here: Callable[..., WorkerResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make = learner.new_gpt
+
+    def broken(*args: Any, **options: Any) -> Any:
+        model = make(*args, **options)
+        model.lm_head.weight.data[0, 0] = float("nan")
+        return model
+
+    monkeypatch.setattr(learner, "new_gpt", broken)
+    trainer_files = TrainerFiles(tmp_path)
+    with pytest.raises(BafoError, match=r"loss nan, .* at step 1 \(dictionary\), samples 0 to 7; the last checkpoint"):
+        train_here(tiny(checkpoint={"every": 1}), trainer_files)
+    assert trainer_files.pending() == []

@@ -14,7 +14,7 @@ from bafogpt.model.adapter import AdapterConfig
 from bafogpt.train.config import OptimizerConfig, TrainConfig
 from bafogpt.train.estimates import gpus, memory, recipes
 from bafogpt.train.estimates import step_time as step_times
-from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.gpus import GpuSpec
 from bafogpt.train.estimates.step_time import EXPECTED, PESSIMISTIC, Assumptions, StepTime
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -26,7 +26,7 @@ L40_DOLLARS = 4.56
 """Dollars an hour of four L40, from jobs/pretrain.yaml."""
 
 
-def card(name: str) -> Gpu:
+def card(name: str) -> GpuSpec:
     found = gpus.of_accelerator(name)
     assert found is not None
     return found
@@ -36,7 +36,7 @@ def shape(config: TrainConfig) -> Any:
     return shape_of(config, VOCABULARY)
 
 
-def time(config: TrainConfig, gpu: Gpu, processes: int, *, loss_rows: int = 0, **more: Any) -> StepTime:
+def time(config: TrainConfig, gpu: GpuSpec, processes: int, *, loss_rows: int = 0, **more: Any) -> StepTime:
     with pytest.MonkeyPatch.context() as patch:
         if loss_rows:
             patch.setattr(step_times, "chunk_rows", lambda vocabulary, tokens, gpu: min(loss_rows, tokens))
@@ -141,7 +141,7 @@ def test_weights_in_4_bits_take_time_to_expand():
     assert plain.weights == 0 < time(FINETUNE, card("A10"), 1).weights
 
 
-def better(gpu: Gpu, **factors: float) -> Gpu:
+def better(gpu: GpuSpec, **factors: float) -> GpuSpec:
     return replace(gpu, **{name: getattr(gpu, name) * factor for name, factor in factors.items()})
 
 

@@ -84,11 +84,18 @@ def test_two_processes_read_the_same_stream_and_learn_the_same(train: Train, who
     assert again.losses == pytest.approx(one.losses, rel=1e-5)
 
 
-def test_two_processes_have_the_loss_curve_of_one_over_fifty_steps(train: Train):
-    config = tiny(tokens=50 * 256, validation={"every": 0}, checkpoint={"every": 50}, precision="32-true")
-    one, two = train(config).losses, train(config, processes=2).losses
-    assert len(one) == 50
-    assert two == pytest.approx(one, rel=1e-5)
+FIFTY_STEPS = tiny(tokens=50 * 256, validation={"every": 0}, checkpoint={"every": 50}, precision="32-true")
+
+
+@pytest.mark.parametrize("config", [FIFTY_STEPS, tiny(data={"bos": True})], ids=["fifty-steps", "bos"])
+def test_two_processes_have_the_loss_curve_of_one(
+    train: Train, train_once: Callable[[TrainConfig], Trained], config: TrainConfig
+):
+    one, two = train_once(config).losses, train(config, processes=2)
+    assert len(one) == config.steps
+    assert two.losses == pytest.approx(one, rel=1e-5)
+    read = [line["samples"] for line in two.lines if "loss" in line]
+    assert read == [[8 * step, 8 * step + 8] for step in range(config.steps)]
 
 
 def test_killed_on_two_one_and_two_processes_every_sample_is_read_once_in_order(train: Train):

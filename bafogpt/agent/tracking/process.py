@@ -24,7 +24,7 @@ from typing import TextIO
 from bafogpt.agent.outcome import EXIT_CODES
 from bafogpt.agent.progress import JsonlTail
 from bafogpt.agent.recorder import segment_files
-from bafogpt.agent.tracking.services import TRACKERS, StepMetrics, Tracker
+from bafogpt.agent.tracking.services import TRACKERS, TaggedStep, Tracker
 from bafogpt.core import schema, settings
 from bafogpt.core.errors import BafoError, StorageError
 from bafogpt.jobs.tracking import TrackedRun, redact
@@ -53,8 +53,8 @@ class StepCollector:
 
     def __init__(self) -> None:
         self._trained = -1
-        self._open: StepMetrics | None = None
-        self._complete: list[StepMetrics] = []
+        self._open: TaggedStep | None = None
+        self._complete: list[TaggedStep] = []
 
     def metrics(self, line: JsonObject) -> None:
         step = get_int(line, "step")
@@ -68,7 +68,7 @@ class StepCollector:
         step = self._open.step if self._open else get_int(line, "step") or 0
         self._add(line, step, metric_tags.of_system_stats(line))
 
-    def take(self, *, whole_run: bool) -> list[StepMetrics]:
+    def take(self, *, whole_run: bool) -> list[TaggedStep]:
         """The complete steps; with ``whole_run`` the open one too."""
         if whole_run and self._open is not None:
             self._complete.append(self._open)
@@ -80,7 +80,7 @@ class StepCollector:
         if self._open is None or step > self._open.step:
             if self._open is not None:
                 self._complete.append(self._open)
-            self._open = StepMetrics(step, get_float(line, "time") or 0.0)
+            self._open = TaggedStep(step, get_float(line, "time") or 0.0)
         self._open.values = values | self._open.values
 
 
@@ -122,14 +122,14 @@ class Sender:
         self._log = log
         self._synced: Mapping[str, int] | None = None
         self._error = ""
-        self.waiting: list[StepMetrics] = []
+        self.waiting: list[TaggedStep] = []
 
     @property
     def done(self) -> bool:
         """Whether the service has everything that it was given."""
         return self._synced is not None and not self.waiting
 
-    def send(self, steps: Sequence[StepMetrics]) -> bool:
+    def send(self, steps: Sequence[TaggedStep]) -> bool:
         """Try to send what waits, and ``steps``. Whether nothing is left."""
         self.waiting += steps
         try:

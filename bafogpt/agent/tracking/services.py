@@ -34,16 +34,16 @@ HTTP_TIMEOUT_S = 20
 
 
 @dataclass
-class StepMetrics:
+class TaggedStep:
     """The values of one step, by tag; ``time`` is in seconds since the epoch."""
 
     step: int
     time: float
     values: dict[str, float] = field(default_factory=dict)
 
-    def after(self, synced: Mapping[str, int]) -> StepMetrics:
+    def after(self, synced: Mapping[str, int]) -> TaggedStep:
         """The values that a service lacks which has each tag up to the step in ``synced``."""
-        return StepMetrics(self.step, self.time, {t: v for t, v in self.values.items() if self.step > synced[t]})
+        return TaggedStep(self.step, self.time, {t: v for t, v in self.values.items() if self.step > synced[t]})
 
 
 class Tracker(Protocol):
@@ -52,7 +52,7 @@ class Tracker(Protocol):
     def begin(self) -> Mapping[str, int]:
         """Find or create the run, also after any error; the last step of each tag that the service has, -1 for none."""
 
-    def send(self, steps: Sequence[StepMetrics]) -> None:
+    def send(self, steps: Sequence[TaggedStep]) -> None:
         """Send what the service lacks, in the order of steps."""
 
     def end(self, state: RunState) -> Path | None:
@@ -108,7 +108,7 @@ class Wandb:
             ),
         )
 
-    def send(self, steps: Sequence[StepMetrics]) -> None:
+    def send(self, steps: Sequence[TaggedStep]) -> None:
         assert self._run
         for each in steps:
             self._run.log({**each.values, "_timestamp": each.time}, step=each.step)
@@ -186,7 +186,7 @@ class Mlflow:
         for start in range(0, len(new), BATCH_PARAMS):
             client.log_batch(self._id, params=new[start : start + BATCH_PARAMS], synchronous=True)
 
-    def send(self, steps: Sequence[StepMetrics]) -> None:
+    def send(self, steps: Sequence[TaggedStep]) -> None:
         from mlflow.entities import Metric
 
         assert self._client

@@ -101,8 +101,8 @@ def extend(
     """Extend the tokenizer ``base`` with pieces learned from ``corpus``, and write it to the new folder ``out``.
 
     Text of ``protected`` keeps its tokens, except words that the corpus uses more. Equal inputs give equal files.
-    Raises :class:`ConflictError` where ``out`` exists, :class:`DataError` for too little text, and what
-    :func:`files.load` and reading raise; ``out`` is not created then.
+    Raises :class:`~bafogpt.core.errors.ConflictError` where ``out`` exists, :class:`DataError` for too little text, and
+    what :func:`files.load` and reading raise; ``out`` is not created then.
     """
     options, began = options or ExtendOptions(), time.monotonic()
     require_new(out)
@@ -115,7 +115,7 @@ def extend(
         forbidden = protected_merges.forbidden_pairs(loaded.engine, guarded, loaded.letters)
     missing = -(loaded.size + options.pieces) % MULTIPLE
     wanted, padding = (options.pieces, missing) if options.pad else (options.pieces + missing, 0)
-    learner = Learner(loaded, units, forbidden)
+    learner = MergeLearner(loaded, units, forbidden)
     with stage("learning", wanted, "pieces") as advance:
         learner.learn(wanted, advance)
     report = ExtendReport(str(out), loaded.size, loaded.size + wanted + padding, wanted, padding)
@@ -129,7 +129,7 @@ def extend(
     return replace(report, seconds=time.monotonic() - began)
 
 
-class Learner:
+class MergeLearner:
     """Learns merges, one after another, over the units of a corpus."""
 
     def __init__(self, base: Base, units: Counter[Unit], forbidden: set[Pair]) -> None:

@@ -56,9 +56,9 @@ def train(
 ) -> TrainReport:
     """Train a tokenizer of ``pieces`` in all, special ones and bytes included, and write it to the new folder ``out``.
 
-    ``progress`` counts documents. Raises :class:`UsageError` for too few pieces, :class:`ConflictError` where ``out``
-    exists, and :class:`DataError` for too little text in ``language``.
-    """
+    ``progress`` counts documents. Raises :class:`UsageError` for too few pieces,
+    :class:`~bafogpt.core.errors.ConflictError` where ``out`` exists, and :class:`DataError` for too little text in
+    ``language``."""
     if pieces < FEWEST:
         raise UsageError(f"--pieces {pieces} is too few: bytes alone need {len(BYTES)}", f"--pieces {FEWEST}")
     began = time.monotonic()

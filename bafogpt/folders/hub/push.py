@@ -43,8 +43,8 @@ def push(
     """Make the repository hold the files of ``listing`` (with all its hashes) by one commit; that commit's id.
 
     A new repository is private unless ``public``. A model card is written unless a person wrote one. Raises
-    :class:`UsageError` for a repository that is public without ``public``, :class:`ConflictError` when another commit
-    comes first, and what :func:`bafogpt.folders.hub.repository.map_errors` raises.
+    :class:`UsageError` for a repository that is public without ``public``, :class:`~bafogpt.core.errors.ConflictError`
+    when another commit comes first, and what :func:`bafogpt.folders.hub.repository.map_errors` raises.
     """
     with map_errors(location, "write"):
         api = client()

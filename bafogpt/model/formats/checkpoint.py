@@ -40,8 +40,8 @@ class CheckpointFolder:
     def open(cls, path: Path) -> CheckpointFolder:
         """Read the headers, and check names and shapes against the saved configuration.
 
-        Raises :class:`CorruptError` for an incomplete checkpoint, :class:`ConfigError` for an unsupported family.
-        """
+        Raises :class:`CorruptError` for an incomplete checkpoint, :class:`~bafogpt.core.errors.ConfigError` for an
+        unsupported family."""
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
             saved, step = dict(meta["fingerprint"]["model"]), int(meta["step"])

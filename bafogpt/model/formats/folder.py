@@ -58,8 +58,8 @@ class ModelFolder:
     def open(cls, path: Path) -> ModelFolder:
         """Read the headers, and check names and shapes.
 
-        Raises :class:`NotFoundError`, :class:`ConfigError` for an unsupported family or tensors that do not fit
-        ``config.json``, and :class:`CorruptError` for torn files.
+        Raises :class:`~bafogpt.core.errors.NotFoundError`, :class:`ConfigError` for an unsupported family or tensors
+        that do not fit ``config.json``, and :class:`~bafogpt.core.errors.CorruptError` for torn files.
         """
         content = hf_config.read(path)
         config = hf_config.to_litgpt(content, str(path / hf_config.CONFIG))
@@ -192,9 +192,9 @@ def write(
     """Write a model folder atomically: ``config.json``, the weights (Hugging Face's names), copies of ``companions``.
 
     ``changes`` since the base are listed in a Gemma's ``NOTICE``; None for a model without a base. One block of rows is
-    in memory at a time. Raises :class:`ConflictError` where ``out`` exists, :class:`ConfigError` where the weights do
-    not fit ``content``, and :class:`CorruptError` for NaN or infinite weights.
-    """
+    in memory at a time. Raises :class:`~bafogpt.core.errors.ConflictError` where ``out`` exists, :class:`ConfigError`
+    where the weights do not fit ``content``, and :class:`~bafogpt.core.errors.CorruptError` for NaN or infinite
+    weights."""
     with files.new_folder(out) as partial:
         files.write_atomic(partial / hf_config.CONFIG, json.dumps(dict(content), indent=2) + "\n")
         copy_files(companions, partial)

@@ -30,7 +30,7 @@ _LAYER_TYPES = {"sliding_attention": 1, "full_attention": 0}
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A model folder's ``config.json``. Raises :class:`NotFoundError` and :class:`CorruptError`."""
+    """Read ``config.json``. Raises :class:`NotFoundError` and :class:`~bafogpt.core.errors.CorruptError`."""
     path = folder / CONFIG
     if not path.is_file():
         _refuse_gguf(folder)

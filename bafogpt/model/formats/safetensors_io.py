@@ -80,8 +80,8 @@ def write_folder(
 ) -> list[Path]:
     """Write tensors to ``model.safetensors`` in ``folder``, or to several files and an index, and fsync them.
 
-    One block of rows is in memory at a time. Raises :class:`DiskFullError`, if possible before writing.
-    """
+    One block of rows is in memory at a time. Raises :class:`~bafogpt.core.errors.DiskFullError`, if possible before
+    writing."""
     files.require_space(folder, sum(weight.bytes for weight in weights), "the model")
     shards = _shards(weights, shard_bytes)
     written = []

@@ -66,8 +66,8 @@ class TokenStream:
     def read(self, start: int, count: int) -> Tokens:
         """Tokens [start, start + count) as an array of its own, across the borders of shards.
 
-        Raises :class:`CorruptError` with the shard and the byte range where content is not what was written, and
-        IndexError outside [0, ``tokens``).
+        Raises :class:`~bafogpt.core.errors.CorruptError` with the shard and the byte range where content is not what
+        was written, and IndexError outside [0, ``tokens``).
         """
         blocks = self.blocks(start, count)
         return _gather(blocks, map(self.load, blocks), start, count) if blocks else np.empty(0, self._dtype)
@@ -174,7 +174,7 @@ class Samples:
     length: int
     bos: int | None = None
     """The id that a model is to read before a sample's first T tokens where they do not begin with it; None for none.
-    What is read of the stream is the same: :func:`bafogpt.train.batches.row` puts it there."""
+    What is read of the stream is the same: :func:`bafogpt.train.batches.sample_row` puts it there."""
     rows: int | None = None
     """How many ids the model has rows for, where the dataset's tokenizer has more."""
     count: int = field(init=False)

@@ -41,7 +41,7 @@ class Sent:
     digest: str
     """BLAKE3 of the content, computed while it was sent."""
     etag: str
-    """:attr:`ObjectInfo.etag` as long as the object is not written again."""
+    """:attr:`bafogpt.storage.bucket.ObjectInfo.etag` as long as the object is not written again."""
     resumed: int
     """Bytes that an earlier upload had sent."""
     proof: Literal["checksum", "etag", "read-back"]

@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuSpec:
     """One card of the data sheets."""
 
     name: str
@@ -51,32 +51,34 @@ def _gib(size: float) -> int:
 GPUS = (
     # the bridges of H100 NVL join pairs only, so it has no link
     # name, accelerators, bf16, fp8, memory, bandwidth, link, capability, source
-    Gpu("L40", ("L40",), 181e12, 362e12, _gib(44.39), 864e9, None, (8, 9), "L40 (300 W)"),
-    Gpu("L40S", ("L40S",), 362e12, 733e12, _gib(44.39), 864e9, None, (8, 9), "L40S (350 W)"),
-    Gpu("L4", ("L4",), 121e12, 242e12, _gib(21.95), 300e9, None, (8, 9), "L4 (72 W)"),
-    Gpu("A10", ("A10",), 125e12, None, _gib(21.99), 600e9, None, (8, 6), "A10 (150 W)"),
-    Gpu("A10G", ("A10G",), 70e12, None, _gib(21.99), 600e9, None, (8, 6), "A10G (AWS; 300 W)"),
-    Gpu("A100-PCIE-40GB", ("A100",), 312e12, None, _gib(39.38), 1_555e9, None, (8, 0), "A100"),
-    Gpu("A100-SXM4-40GB", ("A100-SXM",), 312e12, None, _gib(39.38), 1_555e9, 300e9, (8, 0), "A100"),
-    Gpu("A100 80GB PCIe", ("A100-80GB",), 312e12, None, _gib(79.1), 1_935e9, None, (8, 0), "A100"),
-    Gpu("A100-SXM4-80GB", ("A100-80GB-SXM",), 312e12, None, _gib(79.1), 2_039e9, 300e9, (8, 0), "A100"),
-    Gpu("H100 PCIe", ("H100",), 756e12, 1_513e12, _gib(79.1), 2_000e9, None, (9, 0), "H100, PCIe (350 W)"),
-    Gpu("H100 80GB HBM3", ("H100-SXM",), 989e12, 1_979e12, _gib(79.1), 3_350e9, 450e9, (9, 0), "H100, SXM (700 W)"),
-    Gpu("H100 NVL", ("H100-NVL",), 835e12, 1_671e12, _gib(93), 3_900e9, None, (9, 0), "H100, NVL (400 W)"),
-    Gpu("H200", ("H200", "H200-SXM"), 989e12, 1_979e12, _gib(139.7), 4_800e9, 450e9, (9, 0), "H200, SXM (700 W)"),
-    Gpu("B200", ("B200",), 2_250e12, 4_500e12, 180 * 10**9, 8_000e9, 900e9, (10, 0), "DGX B200, an eighth"),
-    Gpu("GeForce RTX 3090", ("RTX3090",), 71e12, None, _gib(23.68), 936e9, None, (8, 6), "Ampere GA102 (350 W)"),
-    Gpu("GeForce RTX 4090", ("RTX4090",), 165e12, 330e12, _gib(23.61), 1_008e9, None, (8, 9), "Ada (450 W)"),
-    Gpu("GeForce RTX 5090", ("RTX5090",), 209e12, 419e12, _gib(31.36), 1_792e9, None, (12, 0), "RTX Blackwell (575 W)"),
+    GpuSpec("L40", ("L40",), 181e12, 362e12, _gib(44.39), 864e9, None, (8, 9), "L40 (300 W)"),
+    GpuSpec("L40S", ("L40S",), 362e12, 733e12, _gib(44.39), 864e9, None, (8, 9), "L40S (350 W)"),
+    GpuSpec("L4", ("L4",), 121e12, 242e12, _gib(21.95), 300e9, None, (8, 9), "L4 (72 W)"),
+    GpuSpec("A10", ("A10",), 125e12, None, _gib(21.99), 600e9, None, (8, 6), "A10 (150 W)"),
+    GpuSpec("A10G", ("A10G",), 70e12, None, _gib(21.99), 600e9, None, (8, 6), "A10G (AWS; 300 W)"),
+    GpuSpec("A100-PCIE-40GB", ("A100",), 312e12, None, _gib(39.38), 1_555e9, None, (8, 0), "A100"),
+    GpuSpec("A100-SXM4-40GB", ("A100-SXM",), 312e12, None, _gib(39.38), 1_555e9, 300e9, (8, 0), "A100"),
+    GpuSpec("A100 80GB PCIe", ("A100-80GB",), 312e12, None, _gib(79.1), 1_935e9, None, (8, 0), "A100"),
+    GpuSpec("A100-SXM4-80GB", ("A100-80GB-SXM",), 312e12, None, _gib(79.1), 2_039e9, 300e9, (8, 0), "A100"),
+    GpuSpec("H100 PCIe", ("H100",), 756e12, 1_513e12, _gib(79.1), 2_000e9, None, (9, 0), "H100, PCIe (350 W)"),
+    GpuSpec("H100 80GB HBM3", ("H100-SXM",), 989e12, 1_979e12, _gib(79.1), 3_350e9, 450e9, (9, 0), "H100, SXM (700 W)"),
+    GpuSpec("H100 NVL", ("H100-NVL",), 835e12, 1_671e12, _gib(93), 3_900e9, None, (9, 0), "H100, NVL (400 W)"),
+    GpuSpec("H200", ("H200", "H200-SXM"), 989e12, 1_979e12, _gib(139.7), 4_800e9, 450e9, (9, 0), "H200, SXM (700 W)"),
+    GpuSpec("B200", ("B200",), 2_250e12, 4_500e12, 180 * 10**9, 8_000e9, 900e9, (10, 0), "DGX B200, an eighth"),
+    GpuSpec("GeForce RTX 3090", ("RTX3090",), 71e12, None, _gib(23.68), 936e9, None, (8, 6), "Ampere GA102 (350 W)"),
+    GpuSpec("GeForce RTX 4090", ("RTX4090",), 165e12, 330e12, _gib(23.61), 1_008e9, None, (8, 9), "Ada (450 W)"),
+    GpuSpec(
+        "GeForce RTX 5090", ("RTX5090",), 209e12, 419e12, _gib(31.36), 1_792e9, None, (12, 0), "RTX Blackwell (575 W)"
+    ),
 )
 
 
-def of_device(name: str) -> Gpu | None:
+def of_device(name: str) -> GpuSpec | None:
     """The card with the driver's name ``name`` (``NVIDIA L40S``); None if unlisted, as MIG slices are."""
     return _BY_DEVICE.get(_plain(name).removeprefix("nvidia"))
 
 
-def of_accelerator(name: str) -> Gpu | None:
+def of_accelerator(name: str) -> GpuSpec | None:
     """The card with SkyPilot's name ``name`` (``L40``, ``A100-80GB``); None if unlisted."""
     return _BY_ACCELERATOR.get(name.lower())
 

@@ -10,7 +10,7 @@ from bafogpt.core.errors import ConfigError
 from bafogpt.train.config import Recompute, Sharding, TrainConfig, check_processes
 from bafogpt.train.estimates import memory
 from bafogpt.train.estimates.flops import Shape
-from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.gpus import GpuSpec
 from bafogpt.train.estimates.step_time import EXPECTED, Assumptions, StepTime, step_time
 
 RESERVE = 2_000_000_000
@@ -41,7 +41,7 @@ class Recipe:
             *([f"train.sharding={self.sharding}"] if self.sharding != "step" else []),
         ]
 
-    def describe(self, gpu: Gpu) -> str:
+    def describe(self, gpu: GpuSpec) -> str:
         """``"micro-batch 2, recompute selective, 39.1 of 47.7 GB a GPU"``."""
         sharding = f", sharding {self.sharding}" if self.sharding != "step" else ""
         return (
@@ -61,7 +61,13 @@ class Recipe:
 
 
 def as_written(
-    shape: Shape, config: TrainConfig, gpu: Gpu, *, processes: int, nodes: int = 1, assumptions: Assumptions = EXPECTED
+    shape: Shape,
+    config: TrainConfig,
+    gpu: GpuSpec,
+    *,
+    processes: int,
+    nodes: int = 1,
+    assumptions: Assumptions = EXPECTED,
 ) -> Recipe:
     """The recipe that the trainer takes for ``config``; where nothing fits, its own micro-batch (or 1)."""
     fitting, sharding = memory.choose_micro_batch(shape, config, processes=processes, gpu=True, memory=gpu.memory)
@@ -87,7 +93,13 @@ def as_written(
 
 
 def fastest(
-    shape: Shape, config: TrainConfig, gpu: Gpu, *, processes: int, nodes: int = 1, assumptions: Assumptions = EXPECTED
+    shape: Shape,
+    config: TrainConfig,
+    gpu: GpuSpec,
+    *,
+    processes: int,
+    nodes: int = 1,
+    assumptions: Assumptions = EXPECTED,
 ) -> Recipe | None:
     """The recipe with the shortest step among those that the trainer accepts and that leave :data:`RESERVE` free.
 
@@ -101,7 +113,7 @@ def fastest(
     return min(fitting, key=lambda each: (each.time.total, each.memory_bytes), default=None)
 
 
-def refusal(config: TrainConfig, gpu: Gpu, processes: int) -> ConfigError | None:
+def refusal(config: TrainConfig, gpu: GpuSpec, processes: int) -> ConfigError | None:
     """The error with which the trainer would refuse ``config`` on that card, whatever its memory; None if none."""
     try:
         check_processes(config, processes)

@@ -30,7 +30,7 @@ from bafogpt.model.loss_chunks import chunk_rows
 from bafogpt.train.config import Sharding, TrainConfig
 from bafogpt.train.estimates import flops
 from bafogpt.train.estimates.flops import Shape
-from bafogpt.train.estimates.gpus import Gpu
+from bafogpt.train.estimates.gpus import GpuSpec
 from bafogpt.train.estimates.memory import NF4_BYTES
 
 
@@ -60,16 +60,16 @@ class Assumptions:
     chunk_hidden: bool
     """Whether a chunk of the loss moves its logits and its gradient of the head while it multiplies, or after it."""
 
-    def products_on(self, gpu: Gpu) -> float:
+    def products_on(self, gpu: GpuSpec) -> float:
         """The share of the bf16 peak that products reach on ``gpu``."""
         return next((share for name, share in self.products_of if gpu.name.startswith(name)), self.products)
 
-    def bus(self, gpu: Gpu, nodes: int) -> float:
+    def bus(self, gpu: GpuSpec, nodes: int) -> float:
         """Bytes a second that a process receives from the others."""
         inside = self.pcie if gpu.link is None else self.nvlink * gpu.link
         return min(inside, self.network) if nodes > 1 else inside
 
-    def describe(self, gpu: Gpu, processes: int, nodes: int = 1, *, fp8: bool = False) -> str:
+    def describe(self, gpu: GpuSpec, processes: int, nodes: int = 1, *, fp8: bool = False) -> str:
         """The assumptions that matter for ``gpu``, in one line."""
         parts = [
             f"products at {self.products_on(gpu):.0%} of {gpu.bf16 / 1e12:,.0f} TFLOP/s",
@@ -173,7 +173,7 @@ class StepTime:
 def step_time(
     shape: Shape,
     config: TrainConfig,
-    gpu: Gpu,
+    gpu: GpuSpec,
     *,
     processes: int,
     micro_batch: int,
@@ -210,7 +210,7 @@ def step_time(
     )
 
 
-def _compute_times(shape: Shape, config: TrainConfig, gpu: Gpu, assumptions: Assumptions) -> tuple[float, float]:
+def _compute_times(shape: Shape, config: TrainConfig, gpu: GpuSpec, assumptions: Assumptions) -> tuple[float, float]:
     """Seconds a token of products in blocks and of attention; with ``float8`` in fp8 where the card has it."""
     recompute, adapter = config.activation_checkpointing, config.adapter
     # selective does not keep the products of 4-bit layers: see bafogpt.train.estimates.memory
@@ -253,7 +253,7 @@ def _weight_bytes(shape: Shape, config: TrainConfig, processes: int, times: int,
     return weights * (cast + (10 if times > 1 else 0))  # a gradient in bf16 is added to one in float32
 
 
-def _loss_time(shape: Shape, config: TrainConfig, gpu: Gpu, assumptions: Assumptions, tokens: int) -> float:
+def _loss_time(shape: Shape, config: TrainConfig, gpu: GpuSpec, assumptions: Assumptions, tokens: int) -> float:
     """Seconds of the loss for one micro-batch: each chunk of rows moves bytes or multiplies, whichever takes longer."""
     vocabulary, head = shape.padded_vocab_size or 1, flops.head_weights(shape)
     learned = config.adapter is None or "head" in config.adapter.targets
