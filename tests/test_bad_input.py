@@ -125,7 +125,7 @@ def test_an_unknown_key_in_a_job_file(bafogpt: Command, tmp_path: Path):
 
 def test_no_such_bucket(bafogpt: Command):
     ended = bafogpt("job", "run", "demo", *SET, BAFOGPT_BUCKET="s3://nobody-made-this")
-    says(ended, ExitCode.FAILURE, "there is no bucket 'nobody-made-this'", "bafogpt config show")
+    says(ended, ExitCode.FAILURE, "no bucket 'nobody-made-this'", "bafogpt config show")
 
 
 def test_wrong_credentials(bafogpt: Command):

@@ -77,9 +77,10 @@ def claim(job: Job, name: str, bucket: Bucket, folder: Path, launch: LaunchInfo)
     """
     bucket.check()
     if not bucket.exists(f"{job.train.data.path}/manifest.json"):
+        command = "data prepare" if job.train.adapter is None else "data instructions"
         raise NotFoundError(
             f"no dataset at {bucket.url}/{job.train.data.path}",
-            f"bafogpt data prepare starter --tokenizer bytes --out {job.train.data.path}",
+            f"bafogpt {command} starter --tokenizer bytes --out {job.train.data.path}",
         )
     store = RunStore(bucket)
     with run_lock(folder, name):

@@ -240,7 +240,9 @@ class _Checks:
                 return None, {}
             if not result.failure:
                 if environment:
-                    self._add(f"{failure}; with NCCL_P2P_DISABLE=1 it works, and training goes on with it", fatal=False)
+                    self._add(
+                        f"{failure}; with NCCL_P2P_DISABLE=1 it works, and training continues with it", fatal=False
+                    )
                 return result.gb_per_s, environment
             failure = failure or result.failure
         also = ", also with NCCL_P2P_DISABLE=1" if len(tries) > 1 else ""

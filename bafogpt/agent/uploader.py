@@ -163,7 +163,7 @@ class Uploader:
             if found is not None:
                 return found
             if not may_come:
-                raise PartMissingError(f"step {staged.step}: a node has lost its part of it", "")
+                raise PartMissingError(f"step {staged.step}: a node has lost its part of the checkpoint", "")
             if self._closing.wait(PARTS_POLL_S):
                 raise UnreachableError(f"step {staged.step}: other nodes have not sent their parts", "launch again")
 

@@ -58,7 +58,7 @@ def chat_command(
 
     chosen = sampling.sampling
     chat_model = options.load(model, style)
-    Output().say(f"{chat_model.name}, {chat_model.context:,} tokens of context; an empty line ends it")
+    Output().say(f"{chat_model.name}, {chat_model.context:,} tokens of context; an empty line ends the chat")
     history = [] if system is None else [Message("system", system)]
 
     def answer(prompt: list[int]) -> object:

@@ -115,7 +115,7 @@ def cancel(run: RunArgument, out: Output) -> None:
 def down(run: RunArgument, out: Output) -> None:
     """Stop a run with a checkpoint and release its machines. Its records and checkpoints stay in the bucket."""
     engine_of(run).down(run)
-    out.result({"name": run, "state": "down"}, f"{run} is down; its record stays: bafogpt runs show {run}", run)
+    out.result({"name": run, "state": "down"}, f"{run} is down; its record is kept: bafogpt runs show {run}", run)
 
 
 for _command in (remote.ssh, remote.cp, remote.port_forward, remote.queue, remote.reap, cost.plan, cost.cost):

@@ -338,7 +338,7 @@ def _record(folder: ModelFolder) -> dict[str, object]:
 
 def _describe(folder: ModelFolder) -> str:
     config, record = folder.config, _record(folder)
-    head = "the embedding is the head" if folder.tied else "a head of its own"
+    head = "tied embeddings" if folder.tied else "a separate head"
     return (
         f"{folder.path}: {config.name}, {folder.parameters / 1e6:,.1f} M parameters, {record['dtype']},"
         f" {folder.bytes / 1e6:,.1f} MB\n"

@@ -83,12 +83,12 @@ def tensorboard(
     if export is not None:
         for each in exports:
             each.close()
-        text = f"{lines:,} lines of {', '.join(runs)} are in {export}; see them: tensorboard --logdir {export}"
+        text = f"wrote {lines:,} lines of {', '.join(runs)} to {export}; show them: tensorboard --logdir {export}"
         out.result({"runs": runs, "folder": str(export), "lines": lines}, text, str(export))
         return
     url = board.start(folder, port)
     out.event({"runs": runs, "url": url}, url)
-    out.say("Ctrl-C ends it")
+    out.say("Ctrl-C stops it")
     board.keep_updating(exports, every)
 
 

@@ -123,7 +123,7 @@ def _show(out: Output, release: Release, place: FolderLocation, public: bool) ->
     where = f"{place.url}, {seen}" if place.hub else place.url
     record = {**_facts(release), "target": place.url, "public": public, "bytes": release.bytes, "card": text}
     out.result(record, text, id=place.url)
-    out.say(f"{release.bytes / 1e6:,.1f} MB would be read, and the model sent to {where}")
+    out.say(f"would read {release.bytes / 1e6:,.1f} MB and send the model to {where}")
 
 
 def _print(out: Output, release: Release, report: SyncReport) -> None:

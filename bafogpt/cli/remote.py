@@ -67,7 +67,7 @@ def port_forward(
     if not there.isdigit() or not (here or there).isdigit():
         raise UsageError(f"{port}: not a port, and not HERE:THERE", f"bafogpt cloud port-forward {run} 6006")
     words = engine_of(run).forward(run, int(here or there), int(there))
-    Output().say(f"http://127.0.0.1:{here or there} is port {there} of {run}; Ctrl-C ends it")
+    Output().say(f"http://127.0.0.1:{here or there} is port {there} of {run}; Ctrl-C stops forwarding")
     _exec(words)
 
 
@@ -104,7 +104,7 @@ def reap(
         return
     if not yes:
         Output().rows([asdict(each) for each in found], REAP_COLUMNS[:-1], id="name")
-    if not out.confirm(f"end {', '.join(each.name for each in found)}?", yes):
+    if not out.confirm(f"terminate {', '.join(each.name for each in found)}?", yes):
         raise typer.Exit(1)
     ended = [reaping.end(engine.teardown, engine.down, each) for each in found]
     out.rows([asdict(each) for each in ended], REAP_COLUMNS, id="name")

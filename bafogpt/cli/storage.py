@@ -155,7 +155,7 @@ def gc(
 
     place = _place(url)
     if place.hub is not None:
-        raise UsageError("the Hub looks after its own storage", "bafogpt storage gc s3://NAME")
+        raise UsageError("'storage gc' works on buckets, not on the Hub", "bafogpt storage gc s3://NAME")
     contents = bucket_gc.scan(place.bucket())
     found = bucket_gc.garbage(contents, _age(older_than), datetime.now(UTC))
     rows = [

@@ -123,7 +123,7 @@ def verify(contents: BucketContents, progress: ProgressCallback = lambda count: 
         if found.bytes != tracked.bytes:
             return [f"{where} has {found.bytes} bytes, not {tracked.bytes}"]
         damaged = _damaged_blocks(contents.bucket, tracked, progress)
-        return [f"{where}{block} is not what was written" for block in damaged]
+        return [f"{where}{block} does not match its hash" for block in damaged]
 
     for found in in_parallel(check, list(contents.tracked.values()), OBJECTS_AT_ONCE):
         problems += found

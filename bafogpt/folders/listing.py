@@ -69,7 +69,7 @@ class FolderListing:
     def corrupt(self, entry: FileEntry) -> CorruptError:
         """The error for content that does not match its digest."""
         url = self.location.url
-        return CorruptError(f"{url}/{entry.object}: not what was written", f"bafogpt storage verify {url}")
+        return CorruptError(f"{url}/{entry.object}: does not match its hash", f"bafogpt storage verify {url}")
 
 
 class FileSource:
@@ -89,7 +89,7 @@ class FileSource:
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
-            raise CorruptError(f"{path} became shorter while it was sent", "give the same command again")
+            raise CorruptError(f"{path} became shorter while it was sent", "repeat the command")
         return data
 
 
@@ -161,7 +161,7 @@ def require_unchanged(listing: FolderListing, entry: FileEntry) -> None:
     path = listing.folder / entry.object
     found = path.stat()
     if (found.st_size, found.st_mtime_ns) != (entry.bytes, entry.changed_ns):
-        raise StorageError(f"{path} was changed while it was being copied", "give the same command again")
+        raise StorageError(f"{path} was changed while it was being copied", "repeat the command")
 
 
 def _content(listing: FolderListing, entry: FileEntry) -> Iterator[bytes]:
@@ -182,7 +182,7 @@ def _read_working_folder(location: FolderLocation, folder: Path, files: list[Pat
         _require_complete(manifest, location)
         files = [path for path in files if path != folder / MANIFEST]
     if not files:
-        raise NotFoundError(f"there is no file in {folder}", f"ls -la {folder}")
+        raise NotFoundError(f"no files in {folder}", f"ls -la {folder}")
     entries = [_local_entry(folder, path) for path in files]
     return FolderListing(
         location=location,
@@ -284,5 +284,5 @@ def _checkpoint_metadata(path: Path) -> dict[str, Any]:
 def _require_complete(manifest: ModelManifest, location: FolderLocation) -> None:
     if manifest.state != "complete":
         raise StorageError(
-            f"{location.url} is unfinished: the copy to it was interrupted", "give that command again; it goes on"
+            f"{location.url} is unfinished: the copy to it was interrupted", "repeat that command to resume"
         )

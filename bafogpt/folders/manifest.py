@@ -87,7 +87,7 @@ def from_json(data: bytes, where: str) -> ModelManifest:
 
     Raises :class:`CorruptError` for anything else, and for names that :func:`check_names` refuses.
     """
-    hint = f"bafogpt storage push … {where.rpartition('/')[0]} writes it anew"
+    hint = f"bafogpt storage push … {where.rpartition('/')[0]} rewrites it"
     manifest = json_manifest.parse(ModelManifest, data, where, form=FORMAT, hint=hint)
     for each in manifest.files:
         algorithm, _, value = each.digest.partition(":")
@@ -118,7 +118,9 @@ def check_names(names: Iterable[str], where: str) -> None:
         if other == name:
             raise CorruptError(f"{where}: {name[:80]!r} is listed twice", _NAMES_HINT)
         if other is not None:
-            raise CorruptError(f"{where}: {other[:80]!r} and {name[:80]!r} are one file on some disks", _NAMES_HINT)
+            raise CorruptError(
+                f"{where}: {other[:80]!r} and {name[:80]!r} are the same file on some disks", _NAMES_HINT
+            )
         known[_folded(name)] = name
     for folded, name in known.items():
         parts = folded.split("/")

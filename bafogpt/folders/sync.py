@@ -84,7 +84,7 @@ def prepare(
     what :func:`bafogpt.folders.listing.read` raises.
     """
     if source.url == target.url:
-        raise UsageError(f"{source.url} is source and target", "name two places")
+        raise UsageError(f"{source.url} is both source and target", "give two different folders")
     listing = read(source)
     listing = replace(
         listing,
@@ -319,7 +319,7 @@ class _ManifestWriter:
             found = objects.get(file.name)
             if found is None or found.bytes != file.bytes or (file.etag and found.etag != file.etag):
                 message = f"{self._bucket.url}/{file.name} was changed by another program meanwhile"
-                raise CorruptError(message, "give the command again")
+                raise CorruptError(message, "repeat the command")
         self._write("complete")
 
     def _require_own(self) -> None:
@@ -327,7 +327,7 @@ class _ManifestWriter:
         if found is None or found.writer != self._id:
             raise ConflictError(
                 f"another copy to {self._bucket.url} began after this one",
-                "wait until it ends, then look at the result",
+                "wait until it ends, then check the result",
             )
 
     def _write(self, state: ManifestState) -> None:

@@ -54,7 +54,7 @@ def locate(text: str, settings: Settings, base: PathBase = "bucket") -> FolderLo
         return FolderLocation(hub.url, settings, hub=hub)
     if "://" not in text:
         if not text and base == "local":
-            raise ConfigError("an empty path names no folder", "write . for the folder you are in")
+            raise ConfigError("the path is empty", "write . for the current folder")
         if base == "local" or text.startswith(("/", ".", "~")):
             return _local(Path(os.path.expanduser(text)), settings, is_path=True)
     bucket, name = (text, "") if "://" in text else (settings.bucket, text.strip("/"))

@@ -32,11 +32,13 @@ class ImageReference:
         if not slash or not _HOST.fullmatch(host):
             raise ValueError(f"'{self.repository}' does not begin with a registry, as ghcr.io/bafogpt/train does")
         if not _PATH.fullmatch(path):
-            raise ValueError(f"'{path}' cannot be a repository: small letters and digits, with . _ - / between them")
+            raise ValueError(
+                f"'{path}' cannot be a repository: lowercase letters and digits, with . _ - / between them"
+            )
         if self.tag is not None and not _TAG.fullmatch(self.tag):
             raise ValueError(f"'{self.tag}' cannot be a tag: letters, digits and . _ -, at most 128")
         if self.digest is not None and not SHA256.fullmatch(self.digest):
-            raise ValueError(f"'{self.digest}' is not a digest: sha256: and 64 small hexadecimal digits")
+            raise ValueError(f"'{self.digest}' is not a digest: sha256: and 64 lowercase hexadecimal digits")
 
     @classmethod
     def parse(cls, text: str) -> ImageReference:

@@ -33,7 +33,7 @@ def job_file(name: str, cwd: Path | None = None) -> Path:
     if not path.is_file():
         known = sorted(each.stem for each in folder.glob("*.yaml"))
         raise ConfigError(
-            f"no job '{name}'{did_you_mean(name, known)}; there are: {', '.join(known) or 'none'}",
+            f"no job '{name}'{did_you_mean(name, known)}; jobs: {', '.join(known) or 'none'}",
             f"bafogpt cloud launch {known[0] if known else 'path/to/job.yaml'}",
         )
     return path

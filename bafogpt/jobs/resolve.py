@@ -59,7 +59,7 @@ def find(name: str, settings: Settings, assignments: Sequence[str] = ()) -> JobS
 def recorded_job(bucket: Bucket, record: RunRecord, assignments: Sequence[str] = ()) -> Job:
     """The job of a run's record. Its dataset must be the one that the run read, unless ``--set`` names another."""
     if not record.job:
-        raise ConfigError(f"the record of {record.name} holds no job", f"bafogpt runs show {record.name}")
+        raise ConfigError(f"the record of {record.name} has no job", f"bafogpt runs show {record.name}")
     values = dict(record.job)
     for text in assignments:
         values = schema.merge(values, schema.parse_assignment(text))

@@ -59,7 +59,7 @@ def with_options(
     """The task with a launch's options applied. Secrets are names without values.
 
     ``image`` is a reference, or :data:`NO_IMAGE`. A rented machine gets the final image as
-    :data:`bafogpt.jobs.env.IMAGE`, for the run's record; ``local`` runs in no image.
+    :data:`bafogpt.jobs.env.IMAGE`, for the run's record; ``local`` runs without a container.
     """
     words = ["exec", "bafogpt", "job", "run", job_file, "--run", name]
     words += [word for each in assignments for word in ("--set", each)]

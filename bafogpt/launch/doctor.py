@@ -296,7 +296,7 @@ def _scopes(fine_grained: Mapping[str, Any]) -> list[str]:
 def check_image(context: CheckContext) -> list[Finding]:
     """Whether every task runs in one image, named by its digest."""
     if not context.rented:
-        return [Finding("image", "ok", "a job on this machine runs in no image")]
+        return [Finding("image", "ok", "a job on this machine runs without a container")]
     try:
         image = images.check(images.checkout(context.root))
     except NotFoundError:  # a wheel without its checkout

@@ -45,11 +45,11 @@ class Image:
         if self.tag is None and self.digest is None:
             raise ValueError("neither a tag nor a digest")
         if (self.digest is None) != (self.constraints is None):
-            raise ValueError("digest and constraints are known together or not at all")
+            raise ValueError("digest and constraints must be given together")
         if self.constraints is not None and not SHA256.fullmatch(self.constraints):
-            raise ValueError(f"constraints is '{self.constraints}'; sha256: and 64 small hexadecimal digits")
+            raise ValueError(f"constraints is '{self.constraints}'; sha256: and 64 lowercase hexadecimal digits")
         if self.revision is not None and not _COMMIT.fullmatch(self.revision):
-            raise ValueError(f"revision is '{self.revision}'; a whole commit, or null")
+            raise ValueError(f"revision is '{self.revision}'; expected a full commit hash, or null")
 
     @property
     def reference(self) -> str:
@@ -204,7 +204,7 @@ def _scalar(value: str | None) -> str:
 
 
 def _names_none(name: Path, image_id: str) -> ConfigError:
-    return ConfigError(f"{name} names no image", f"edit {name}: resources: {{image_id: {image_id}}}")
+    return ConfigError(f"{name} has no image_id", f"edit {name}: resources: {{image_id: {image_id}}}")
 
 
 def _write_all(texts: Mapping[Path, str]) -> None:

@@ -110,7 +110,9 @@ def _check_options(options: LaunchOptions, infra: str, job: Job, root: Path) -> 
     """Raise :class:`UsageError` for options that do not fit together, and what the job's tracking lacks."""
     if infra == LOCAL:
         if options.image is not None:
-            raise UsageError(f"--image {options.image}: a job on this machine runs in no image", "--infra runpod")
+            raise UsageError(
+                f"--image {options.image}: a job on this machine runs without a container", "--infra runpod"
+            )
         rented_only = {
             "--spot": options.spot,
             "--managed": options.managed,
@@ -118,7 +120,7 @@ def _check_options(options: LaunchOptions, infra: str, job: Job, root: Path) -> 
             "--retry-until-up": options.retry_until_up,
         }
         if flag := next((flag for flag, given in rented_only.items() if given), None):
-            raise UsageError(f"{flag}: a job on this machine rents nothing", "--infra runpod")
+            raise UsageError(f"{flag}: for rented machines only", "--infra runpod")
         tracking.require_packages(job.tracking)
     else:
         tracking.check_reachable(job.tracking)

@@ -81,7 +81,7 @@ def _chosen(complete: Sequence[Checkpoint], name: str, step: int | None, best: b
     found = [each for each in complete if step is None or each.step == step]
     if not found:
         steps = ", ".join(str(each.step) for each in complete) or "none"
-        which = "" if step is None else f" of step {step} (there are: {steps})"
+        which = "" if step is None else f" of step {step} (available: {steps})"
         raise NotFoundError(f"run {name} has no complete checkpoint{which}", f"bafogpt runs show {name}")
     if not best:
         return found[-1]

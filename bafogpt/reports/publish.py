@@ -39,7 +39,9 @@ class PublishOptions:
     def __post_init__(self) -> None:
         for option, value in (("--base-model", self.base_model), ("--license", self.licence)):
             if value and not card.WORD.fullmatch(value):
-                raise UsageError(f"{option} '{value}' is no name of the Hub", "--base-model ORG/NAME, --license gemma")
+                raise UsageError(
+                    f"{option} '{value}' is not valid on the Hub", "--base-model ORG/NAME, --license gemma"
+                )
         if self.adapter and self.dtype:
             raise UsageError("--dtype converts a model, and --adapter publishes none", "leave one of them out")
 

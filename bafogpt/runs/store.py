@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     """The name, which is also that of its cluster and its folder. Raises :class:`UsageError`."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"'{name}' cannot be a run's name: a letter, then up to 47 small letters, digits or hyphens",
+            f"'{name}' cannot be a run's name: a letter, then up to 47 lowercase letters, digits or hyphens",
             "--name zulu-pretrain-2",
         )
     return name

@@ -202,7 +202,7 @@ class Bucket:
             name = str(files.safe_relative(path))
         except CorruptError:
             raise UsageError(
-                f"{path!r} is not a name below {self.url}", "leave out '..', '\\' and double '/'"
+                f"{path!r} is not a path below {self.url}", "leave out '..', '\\' and double '/'"
             ) from None
         return f"{self._prefix}/{name}" if self._prefix else name
 

@@ -32,7 +32,7 @@ READ_ATTEMPTS = 3
 """Reads of damaged bytes before they count as damaged in the bucket."""
 
 CREDENTIALS_HINT = "export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… with keys that may use this bucket"
-RETRY_HINT = "check the network and the endpoint (bafogpt config show), then give the same command again"
+RETRY_HINT = "check the network and the endpoint (bafogpt config show), then repeat the command"
 CLOCK_HINT = "set the clock (timedatectl), or rent another machine"
 
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -86,11 +86,11 @@ def boto3_error(error: Exception, where: str) -> BafoError:
     if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
         return AuthError(f"{where}: access refused ({code})", CREDENTIALS_HINT)
     if (status >= 500 and status != 501) or status in (408, 429) or code in _RETRIED_CODES:
-        return UnreachableError(f"{where}: the server answers {status} {code}", RETRY_HINT)
+        return UnreachableError(f"{where}: the server returned {status} {code}", RETRY_HINT)
     if status == 404:
         return NotFoundError(f"{where} does not exist ({code})", "bafogpt config show")
     if code in _DIGEST_CODES:
-        return CorruptError(f"{where}: what arrived is not what was sent ({code})", "send it again")
+        return CorruptError(f"{where}: the data was corrupted in transit ({code})", "repeat the command")
     return StorageError(f"{where}: {code}", "bafogpt config show")
 
 
@@ -105,8 +105,8 @@ def _obstore_error(error: Exception, bucket: str, where: str) -> BafoError:
     status = int(match.group(1)) if (match := _STATUS.search(text)) else 0
     if code == "NoSuchBucket":
         name = bucket.removeprefix("s3://").partition("/")[0]
-        hint = "bafogpt config show; where this machine keeps the bucket, bafogpt data prepare makes it"
-        return NotFoundError(f"there is no bucket '{name}' at this endpoint", hint)
+        hint = "bafogpt config show; on this machine's own server, bafogpt data prepare creates the bucket"
+        return NotFoundError(f"no bucket '{name}' at this endpoint", hint)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{where} does not exist", list_hint)
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
@@ -127,7 +127,7 @@ def _obstore_error(error: Exception, bucket: str, where: str) -> BafoError:
 
 def _why_unreachable(text: str, code: str, status: int) -> str:
     if status:
-        return f"the server answers {status} {code}".rstrip()
+        return f"the server returned {status} {code}".rstrip()
     if "TimedOut" in text or "kind: Timeout" in text:
         return "no answer in time"
     reason = _OS_REASON.search(text)

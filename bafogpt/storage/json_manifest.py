@@ -58,7 +58,7 @@ def parse(cls: type[T], data: bytes, where: str, *, form: str, hint: str, undige
         message = f"{where}: format {found!r}, this version reads {form!r}"
         raise CorruptError(message, "pip install --upgrade bafogpt" if is_ours else hint)
     if raw.pop("digest", None) != digest_of({"format": form, **raw}, undigested):
-        raise CorruptError(f"{where}: the manifest is not what was written", hint)
+        raise CorruptError(f"{where}: the manifest does not match its digest", hint)
     try:
         return schema.build(cls, raw, where)
     except ConfigError as error:

@@ -221,7 +221,7 @@ def test_a_checkpoint_s_parts_are_there_when_all_nodes_lists_are(bucket: Bucket)
     ],
 )
 def test_variables_that_do_not_fit_together_are_refused(wrong: dict[str, str]):
-    with pytest.raises(UsageError, match="do not fit together"):
+    with pytest.raises(UsageError, match="are inconsistent"):
         Nodes.from_environment(wrong)
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,10 +169,13 @@ def test_a_checkpoint_that_a_power_cut_tore_on_this_disk_is_discarded(
     assert runs.sample_gaps(runs.curve(RunStore(bucket).metrics("run"))) == []
 
 
-def test_a_missing_dataset_is_said_before_anything_starts(supervise: Supervise, bucket: Bucket):
+@pytest.mark.parametrize(("adapter", "command"), [(None, "data prepare"), ({}, "data instructions")])
+def test_a_missing_dataset_is_an_error_before_anything_starts(
+    supervise: Supervise, bucket: Bucket, adapter: dict[str, Any] | None, command: str
+):
     with pytest.raises(NotFoundError, match="no dataset at") as caught:
-        supervise(make_job(train={"data": {"path": "data/other"}}))
-    assert "data prepare" in caught.value.hint
+        supervise(make_job(train={"data": {"path": "data/other"}, "adapter": adapter}))
+    assert caught.value.hint == f"bafogpt {command} starter --tokenizer bytes --out data/other"
     assert RunStore(bucket).names() == []
 
 

@@ -181,14 +181,14 @@ def test_a_tracker_that_is_killed_is_started_again_and_no_step_is_missing_or_twi
     assert all_of(store, 100)
     deaths = [each for each in RunStore(bucket).events("run") if each["event"] == "tracker_died"]
     assert [(each["service"], each["exit_code"]) for each in deaths] == [("mlflow", -9)]
-    assert "[mlflow] the tracker was killed by signal 9; the run goes on" in RunStore(bucket).logs("run")
+    assert "[mlflow] the tracker was killed by signal 9; the run continues" in RunStore(bucket).logs("run")
 
 
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
         ("hang", "[mlflow] not everything was sent within 1 s"),
-        ("crash", "[mlflow] the tracker ended with exit code 9; the run goes on"),
+        ("crash", "[mlflow] the tracker ended with exit code 9; the run continues"),
         ("missing", "[mlflow] mlflow is not installed: nothing is sent"),
     ],
 )

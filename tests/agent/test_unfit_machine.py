@@ -114,7 +114,7 @@ def test_what_the_checks_find_that_trainers_need_is_in_their_environment(
     outcome = supervise_rented(make_job(supervisor={"processes": 2}))
     assert outcome.exit_code != ExitCode.MACHINE_UNFIT
     logs = RunStore(bucket).logs("run")
-    assert "it hung; with NCCL_P2P_DISABLE=1 it works, and training goes on with it" in logs
+    assert "it hung; with NCCL_P2P_DISABLE=1 it works, and training continues with it" in logs
     assert "NCCL_P2P_DISABLE=1\n" in logs
 
 

@@ -73,7 +73,7 @@ def test_a_checkout_without_a_pinned_image_is_in_order_and_says_so(cli, checkout
         (
             (f"{REPOSITORY}@sha256:12",),
             2,
-            f"image '{REPOSITORY}@sha256:12': 'sha256:12' is not a digest: sha256: and 64 small hexadecimal digits",
+            f"image '{REPOSITORY}@sha256:12': 'sha256:12' is not a digest: sha256: and 64 lowercase hexadecimal digits",
             f"{REPOSITORY}@sha256:…",
         ),
         (
@@ -111,4 +111,7 @@ def test_a_launch_may_name_another_image_and_tells_it_to_the_run(cli, checkout: 
     ran = cli(*launch, "--image", "Train")
     assert (ran.code, ran.out) == (2, "")
     here = cli("cloud", "launch", "demo", "--dry-run", "--image", "ghcr.io/x/y:1")
-    assert here.err == "error: --image ghcr.io/x/y:1: a job on this machine runs in no image\n hint: --infra runpod\n"
+    assert (
+        here.err
+        == "error: --image ghcr.io/x/y:1: a job on this machine runs without a container\n hint: --infra runpod\n"
+    )

@@ -1,4 +1,4 @@
-"""A small disk and a slow line: the run goes on or pauses, as the job says, and never leaves half a checkpoint."""
+"""A small disk and a slow line: the run continues or pauses, as the job says, and never leaves half a checkpoint."""
 
 from __future__ import annotations
 

@@ -81,14 +81,14 @@ AUTH, FAILURE, USAGE = ExitCode.AUTH, ExitCode.FAILURE, ExitCode.USAGE
         (None, "pull hf://zulu/nothing x", FAILURE, "hf://zulu/nothing does not exist", "HF_TOKEN"),
         (None, f"{LS}@v9", FAILURE, "no such revision", "bafogpt storage ls hf://zulu/model"),
         (lambda pushed: pushed.patch.setattr(Handler, "_repo", gated), PULL, AUTH, "is gated", "/zulu/model"),
-        (fault(r"GET /api/models", 503), LS, FAILURE, "the Hub answers 503", "give the same command again"),
+        (fault(r"GET /api/models", 503), LS, FAILURE, "the Hub returned 503", "repeat the command"),
         (
             lambda pushed: pushed.patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9"),
             *(LS, FAILURE, "cannot be reached", "check the network"),
         ),
-        (fault(r"POST .*/commit/", 412), PUSH, FAILURE, "changed by another commit", "the same command again"),
+        (fault(r"POST .*/commit/", 412), PUSH, FAILURE, "changed by another commit", "repeat the command"),
         (None, "ls hf://model", USAGE, "not a repository of the Hub", "hf://ORG/NAME"),
-        (None, f"gc {REPO}", USAGE, "the Hub looks after its own storage", "s3://"),
+        (None, f"gc {REPO}", USAGE, "'storage gc' works on buckets, not on the Hub", "s3://"),
         (unsafe_name, PULL, FAILURE, "unsafe file name '../evil.json'", "do not use what this manifest lists"),
     ],
 )

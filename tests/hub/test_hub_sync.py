@@ -90,7 +90,7 @@ def test_a_repository_is_verified_without_a_copy(hub: Hub, copy: Copy, model: Pa
     assert gc.verify(gc.scan(locate(REPO, settings).bucket())) == []
     damage(hub, "model-1.safetensors")
     problems = gc.verify(gc.scan(locate(REPO, settings).bucket()))
-    assert problems == [f"{REPO}/model-1.safetensors is not what was written"]
+    assert problems == [f"{REPO}/model-1.safetensors does not match its hash"]
 
 
 def test_a_repository_without_a_manifest_is_verified_by_the_hubs_hashes(

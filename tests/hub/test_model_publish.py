@@ -245,10 +245,10 @@ def test_a_dry_run_shows_the_card_and_sends_nothing(publish: Command, hub: Hub):
             "no run 'publishd' in s3://bafogpt-tests (did you mean 'published'?)",
         ),
         ((BASE, REPO, "--adapter"), ExitCode.USAGE, "has trained a whole model, not an adapter"),
-        ((BASE, REPO, "--step", "4"), ExitCode.FAILURE, "no complete checkpoint of step 4 (there are: 3, 6)"),
+        ((BASE, REPO, "--step", "4"), ExitCode.FAILURE, "no complete checkpoint of step 4 (available: 3, 6)"),
         ((BASE, REPO, "--step", "3", "--best"), ExitCode.USAGE, "exclude each other"),
         ((BASE, "hf://zulu"), ExitCode.USAGE, "is not a repository of the Hub"),
-        ((BASE, REPO, "--license", "a\nb: c"), ExitCode.USAGE, "is no name of the Hub"),
+        ((BASE, REPO, "--license", "a\nb: c"), ExitCode.USAGE, "is not valid on the Hub"),
     ],
 )
 def test_impossible_publications_are_refused(

@@ -48,7 +48,7 @@ def test_shell_copies_ports_figures_and_tensorboard_of_a_running_pod(rented: Ren
     assert rented.command("cloud", "ssh", name, "--", "hostname").stdout.strip() == pod["id"]
     assert rented.lab.run("ssh", "-o", "LogLevel=ERROR", name, "hostname").stdout.strip() == pod["id"]
     shown = rented.command("cloud", "ssh", name, "--node", "1", code=None)
-    assert shown.returncode != 0 and "there is no node 1" in shown.stderr
+    assert shown.returncode != 0 and "has no node 1" in shown.stderr
     assert "training" not in rented.command("cloud", "exec", name, "--", "nproc").stdout
 
     # cp: there and back

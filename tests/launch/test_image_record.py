@@ -79,7 +79,7 @@ def test_a_local_run_has_no_image_whatever_the_variable_says(
         monkeypatch.setenv(name, value)
     record = record_of(bucket, tmp_path, LaunchInfo.from_environment(tmp_path / "none.json"))
     assert (record["image"], record["image_digest"], record["image_labels"]) == (None, None, {})
-    with pytest.raises(UsageError, match="runs in no image"):
+    with pytest.raises(UsageError, match="runs without a container"):
         make("local", image="ghcr.io/own/train:2")
 
 

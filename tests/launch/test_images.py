@@ -132,7 +132,7 @@ def test_a_second_pin_of_the_same_changes_nothing_and_a_newer_one_replaces_it(ch
             "sky/odd.yaml runs in docker:ghcr.io/x/y:2, but docker",
         ),
         ("sky/pretrain.yaml", "image_id: docker.*", "image_id: ami-12", "sky/pretrain.yaml runs in ami-12, but docker"),
-        ("sky/pretrain.yaml", "image_id: docker.*", "cpus: 2", "sky/pretrain.yaml names no image"),
+        ("sky/pretrain.yaml", "image_id: docker.*", "cpus: 2", "sky/pretrain.yaml has no image_id"),
         ("docker/image.yaml", "repository: .*", "repository: ghcr.io/x/y", "runs in docker:ghcr.io/bafogpt/train"),
         ("docker/image.yaml", "digest: .*", "digest: sha256:12", "'sha256:12' is not a digest"),
         ("docker/image.yaml", "revision: .*", "revison: null", r"unknown key 'revison' \(did you mean 'revision'\?\)"),
@@ -206,7 +206,7 @@ def test_a_revision_that_this_checkout_does_not_have_is_refused_and_nothing_is_w
         (
             "sky/zz.yaml",
             "resources: {cpus: 2}\nrun: exec bafogpt job run jobs/demo.yaml\n",
-            "sky/zz.yaml names no image",
+            "sky/zz.yaml has no image_id",
         ),
         ("sky/zz.yaml", "resources: [\n", r"sky/zz\.yaml line 2"),
         ("jobs/zz.yaml", 'image_id: "docker:ghcr.io/bafogpt/\\\n  train:1"\n', r"jobs/zz\.yaml line 1: .* one line"),

@@ -117,7 +117,7 @@ def test_files_are_sent_whole_in_one_part_or_many(
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a//b", "a\\b", "a\0b", "."])
 def test_names_cannot_leave_the_folder(anywhere: Bucket, name: str) -> None:
-    with pytest.raises(UsageError, match="is not a name below"):
+    with pytest.raises(UsageError, match="is not a path below"):
         anywhere.put(name, b"")
     with pytest.raises(UsageError):
         anywhere.child(name)

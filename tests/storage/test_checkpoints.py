@@ -102,7 +102,7 @@ def test_objects_are_read_back_before_the_manifest_is_written(
 ) -> None:
     put = folder.put
     monkeypatch.setattr(folder, "put", lambda path, data: put(path, data[:-1] + bytes([data[-1] ^ 1])))
-    with pytest.raises(CorruptError, match="what arrived is not what was sent"):
+    with pytest.raises(CorruptError, match="the data was corrupted in transit"):
         upload(CheckpointStore(folder), save(weights=100, **SAME), 40)
     assert CheckpointStore(folder).complete() == []
     assert not folder.exists("step-00000040.json")

@@ -135,7 +135,7 @@ def test_verify_names_the_damaged_objects_and_exits_1(run: Run, model: Path, pla
     run("push", "model", f"{place}/m")
     bucket.put("m/weights.bin", b"x" * 100_000)
     ran = run("verify", f"{place}/m")
-    assert ran.out == f"{bucket.url}/m/weights.bin is not what was written\n"
+    assert ran.out == f"{bucket.url}/m/weights.bin does not match its hash\n"
     ran.says(ExitCode.FAILURE, "1 problem", "verify it again")
     assert json.loads(run("verify", f"{place}/m", "--json").out)["problem"].startswith(bucket.url)
 
@@ -176,7 +176,7 @@ def test_credentials_that_expire_during_a_push_lose_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(sync, "_move", expire)
         run("push", "model", f"{place}/m").says(ExitCode.AUTH, "ExpiredToken", "AWS_")
-    run("pull", f"{place}/m", "back").says(ExitCode.FAILURE, "is unfinished", "give that command again")
+    run("pull", f"{place}/m", "back").says(ExitCode.FAILURE, "is unfinished", "repeat that command")
     assert json.loads(run("push", "model", f"{place}/m", "--json").out)["sent_files"] == 1
     assert run("verify", f"{place}/m").code == 0
 
@@ -218,9 +218,9 @@ def test_keys_that_may_only_read_can_pull_and_not_push(
     [
         (("push", "./nothing-here", "m"), ExitCode.FAILURE, "does not exist", "ls -d"),
         (("push", "nothing-here", "./m"), ExitCode.FAILURE, "nothing below s3://", "bafogpt storage ls"),
-        (("pull", "s3://nobody-made-this/m", "x"), ExitCode.FAILURE, "there is no bucket", "bafogpt config show"),
+        (("pull", "s3://nobody-made-this/m", "x"), ExitCode.FAILURE, "no bucket", "bafogpt config show"),
         (("push", "model", "gs://m"), ExitCode.USAGE, "is not a bucket", "write s3://"),
-        (("push", "model", "./model"), ExitCode.USAGE, "source and target", "name two places"),
+        (("push", "model", "./model"), ExitCode.USAGE, "source and target", "give two different folders"),
         (("push", "model", "m", "--max-bandwidth=5T"), ExitCode.USAGE, "not a rate", "--max-bandwidth 5M"),
         (("gc", "m", "--older-than", "soon"), ExitCode.USAGE, "not an age", "--older-than 24h"),
         (("pull", "model"), ExitCode.USAGE, "DST", "--help"),

@@ -78,8 +78,8 @@ def test_damage_is_named_down_to_the_block(full: Bucket):
 
     problems = gc.verify(gc.scan(full))
     for text in (
-        f"{full.url}/{shard} bytes 64-127 is not what was written",
-        f"{full.url}/models/m/weights.bin is not what was written",
+        f"{full.url}/{shard} bytes 64-127 does not match its hash",
+        f"{full.url}/models/m/weights.bin does not match its hash",
         f"{full.url}/runs/r/checkpoints/step-00000010/u10/state.bin has 5 bytes, not 10",
         f"{full.url}/models/m/tokenizer/tokenizer.json is missing",
         f"{full.url}/runs/r/checkpoints/step-00000020.json: not a JSON object",
@@ -96,7 +96,7 @@ def test_the_answers_of_a_packed_dataset_are_verified_and_no_garbage(anywhere: B
     assert garbage(anywhere) == set()
     (shard,) = written.splits["train"].shards
     anywhere.put(shard.answers_object, bytes(16))
-    assert gc.verify(gc.scan(anywhere)) == [f"{anywhere.url}/{shard.answers_object} is not what was written"]
+    assert gc.verify(gc.scan(anywhere)) == [f"{anywhere.url}/{shard.answers_object} does not match its hash"]
 
 
 def test_one_folder_is_verified_alone(full: Bucket):

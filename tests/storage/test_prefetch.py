@@ -86,7 +86,7 @@ def test_an_error_is_raised_where_its_sample_would_have_come(folder: Bucket, wri
     damage(folder, manifest.splits["train"].shards[1].object, 0)  # token 128: sample 3 ends with it
     stream = prefetch(Samples(TokenStream(folder, manifest, "train"), 32), itertools.count(), depth)
     assert [next(stream)[0] for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(CorruptError, match=r"shards/train-00001-\w+\.bin bytes 0-63: not what was written"):
+    with pytest.raises(CorruptError, match=r"shards/train-00001-\w+\.bin bytes 0-63: does not match its hash"):
         next(stream)
     with pytest.raises(StopIteration):
         next(stream)

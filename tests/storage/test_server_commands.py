@@ -89,4 +89,4 @@ def test_ls_of_a_bucket_that_is_not_there_says_so(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     assert main(["storage", "ls", "s3://not-there"]) == 1
-    assert "there is no bucket 'not-there'" in capsys.readouterr().err
+    assert "no bucket 'not-there'" in capsys.readouterr().err

@@ -79,5 +79,5 @@ def test_an_error_in_the_answers_names_their_object(folder: Bucket, tmp_path: Pa
     manifest = write(folder, tmp_path, [(10, [(2, 4)])])
     (shard,) = manifest.splits["train"].shards
     folder.put(shard.answers_object, folder.get(shard.answers_object)[::-1])
-    with pytest.raises(CorruptError, match=rf"{shard.answers_object} bytes 0-15: not what was written"):
+    with pytest.raises(CorruptError, match=rf"{shard.answers_object} bytes 0-15: does not match its hash"):
         TokenStream(folder, manifest, "train").learned(0, 10)

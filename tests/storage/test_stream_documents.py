@@ -49,7 +49,7 @@ def test_an_error_in_the_document_offsets_names_their_object(folder: Bucket, wri
     shard = manifest.splits["train"].shards[0]
     stream = TokenStream(folder, manifest, "train")
     folder.put(shard.docs_object, folder.get(shard.docs_object)[::-1])
-    with pytest.raises(CorruptError, match=rf"{shard.docs_object} bytes 0-15: not what was written"):
+    with pytest.raises(CorruptError, match=rf"{shard.docs_object} bytes 0-15: does not match its hash"):
         stream.documents(0, 128)
     assert np.array_equal(stream.read(0, 200), tokens), "the tokens are as good as before"
 

@@ -91,7 +91,7 @@ def test_a_server_that_never_answers_is_unreachable_once_the_time_is_over(line: 
 def test_persistent_damage_is_corrupt_and_names_shard_and_range(line: Line) -> None:
     line.proxy.decide = lambda request: Fault("flip") if line.shards[1] in request.path else None
     good = []
-    with pytest.raises(CorruptError, match=rf"{line.shards[1]} bytes 0-199: not what was written"):
+    with pytest.raises(CorruptError, match=rf"{line.shards[1]} bytes 0-199: does not match its hash"):
         for index, _ in prefetch(line.samples, range(40)):
             good.append(index)
     assert good == list(range(9)), "the tenth ends with the first token of the second shard"

@@ -118,7 +118,7 @@ def test_a_flipped_bit_is_an_error_and_no_object(
     """The server refuses every attempt; or it verifies nothing, and reading back finds the bit."""
     bucket.address("")[0].verifies_checksums = verifies
     flipped = _flip(times, monkeypatch)
-    with pytest.raises(CorruptError, match="what arrived is not what was sent"):
+    with pytest.raises(CorruptError, match="the data was corrupted in transit"):
         transfer.send(random_file(PART + 1), bucket, "x")
     assert len(flipped) <= 2 * multipart.PART_ATTEMPTS
     assert not bucket.exists("x")

@@ -137,7 +137,7 @@ def test_a_model_that_does_not_fit_the_job_is_refused_before_a_step(
 def test_a_missing_step_or_run_is_named(finished: Callable[[bool], Trained], starter: Bucket):
     finished(True)
 
-    with pytest.raises(NotFoundError, match=r"no complete checkpoint of step 7 \(there are: 12\)"):
+    with pytest.raises(NotFoundError, match=r"no complete checkpoint of step 7 \(available: 12\)"):
         runs.find(starter, "over-true", step=7)
     with pytest.raises(RunNotFoundError, match="did you mean 'over-tr"):
         runs.find(starter, "over-tru")

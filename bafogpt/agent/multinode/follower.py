@@ -137,7 +137,7 @@ class _Follower:
                 return _outcome_of(leader)
             if self._heartbeats.silent(self._config.heartbeat_timeout_s):
                 timeout = f"{self._config.heartbeat_timeout_s:g} s"
-                self._recorder.log(f"node 0 has sent no heartbeat for {timeout}: the trainers are ended")
+                self._recorder.log(f"node 0 has sent no heartbeat for {timeout}: stopping the trainers")
                 return None
             if (outage := self._outage()) is not None:
                 return outage
@@ -199,7 +199,7 @@ class _Follower:
             if step is not None:
                 wanted = next((each for each in checkpoints.complete() if each.step == step), None)
                 if wanted is None:
-                    raise NotFoundError(f"there is no checkpoint of step {step}", "")
+                    raise NotFoundError(f"no checkpoint of step {step}", "")
                 folder = checkpoints.fetch(wanted, trainer_files.resume)
         except (StorageError, NotFoundError) as error:
             self._recorder.log(f"step {step} could not be fetched: {error.message}")

@@ -47,7 +47,7 @@ class Nodes:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Nodes:
         """From ``SKYPILOT_NUM_NODES``, ``SKYPILOT_NODE_RANK`` and ``SKYPILOT_NODE_IPS`` (one per line).
 
-        Raises :class:`UsageError` when they do not fit together.
+        Raises :class:`UsageError` when they are inconsistent.
         """
         count, rank = (environment.get(f"SKYPILOT_{name}", "") for name in ("NUM_NODES", "NODE_RANK"))
         if count in ("", "1"):
@@ -56,7 +56,7 @@ class Nodes:
         if not (count.isdecimal() and rank.isdecimal() and int(rank) < int(count) == len(addresses)):
             raise UsageError(
                 f"SKYPILOT_NUM_NODES={count}, SKYPILOT_NODE_RANK={rank}, SKYPILOT_NODE_IPS={' '.join(addresses)} "
-                "do not fit together",
+                "are inconsistent",
                 "num_nodes: 1",
             )
         return cls(int(rank), addresses)

@@ -84,7 +84,7 @@ class Sidecar:
                 return
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self._event("tracker_died", service=self.service, exit_code=code)
-            self._log(f"[{self.service}] the tracker {how}; the run goes on")
+            self._log(f"[{self.service}] the tracker {how}; the run continues")
             self._finishing.wait(PAUSES_S[min(crashes, len(PAUSES_S) - 1)])
             crashes += 1
 

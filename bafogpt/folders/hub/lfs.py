@@ -88,7 +88,7 @@ class Uploads:
             [],
         )
         if len(journal.urls) != -(-source.size // journal.part_bytes):
-            raise StorageError(f"{self._location.url}: the Hub asks for parts that do not fit", "try again later")
+            raise StorageError(f"{self._location.url}: the Hub's part sizes do not fit the file", "try again later")
         self._write(sha256, journal)
         self._send_parts(sha256, source, journal)
 
@@ -118,7 +118,7 @@ class Uploads:
         except httpx.RemoteProtocolError:  # a kept connection that the Hub had closed; its client does not retry
             actions, problems, _ = ask()
         if problems:
-            raise StorageError(f"{self._location.url}: {problems[0]['error']['message']}", "give the command again")
+            raise StorageError(f"{self._location.url}: {problems[0]['error']['message']}", "repeat the command")
         return actions[0].get("actions")
 
     def _send_parts(self, sha256: str, source: FileSource, journal: _Journal) -> None:
@@ -130,7 +130,7 @@ class Uploads:
             length = min(journal.part_bytes, source.size - done)
             etag = self._put(url, _Piece(source, done, length, self._progress, self._bandwidth))
             if not etag:
-                raise StorageError(f"{self._location.url}: the Hub's store names no part", "give the command again")
+                raise StorageError(f"{self._location.url}: the Hub returned no ETag for a part", "repeat the command")
             journal.etags.append(etag)
             self._write(sha256, journal)
             done += length

@@ -185,9 +185,9 @@ def _verify(listing: FolderListing, repo: HubRepo) -> None:
     objects = {info.path for info in repo.list()}
     for entry in listing.entries:
         if entry.name not in objects:
-            raise StorageError(f"{repo.url}: the commit does not hold {entry.name}", "look into its .gitignore")
+            raise StorageError(f"{repo.url}: the commit does not hold {entry.name}", "check its .gitignore")
         if not _holds(repo, listing, entry):
-            raise CorruptError(f"{repo.url}/{entry.name}: not what was pushed", "give the same command again")
+            raise CorruptError(f"{repo.url}/{entry.name}: does not match its hash", "repeat the command")
 
 
 def _holds(repo: HubRepo, listing: FolderListing, entry: FileEntry) -> bool:

@@ -147,9 +147,7 @@ class HubRepo(Bucket):
         with self._explained():
             data = super().get(path)
         if not entry.lfs and git_id(data) != entry.blob_id:
-            raise CorruptError(
-                f"{self.url}/{path}: what arrived does not have the Hub's hash", "give the command again"
-            )
+            raise CorruptError(f"{self.url}/{path}: what arrived does not have the Hub's hash", "repeat the command")
         return data
 
     def get_range(self, path: str, start: int, length: int) -> memoryview:
@@ -167,7 +165,7 @@ class HubRepo(Bucket):
 
     def put(self, path: str, data: bytes, *, create_only: bool = False) -> None:
         """Raises :class:`UsageError`: a repository changes by commits (:mod:`bafogpt.folders.hub.push`)."""
-        raise UsageError(f"{self.url} is read only here", f"bafogpt storage push FOLDER {self.url}")
+        raise UsageError(f"{self.url} is read-only here", f"bafogpt storage push FOLDER {self.url}")
 
     def delete(self, path: str) -> None:
         """Raises :class:`UsageError`."""
@@ -250,10 +248,10 @@ def _refusal(error: Any, location: HubLocation, to_do: str) -> BafoError:
     if status == 403:
         return AuthError(f"{where}: HF_TOKEN may not {to_do} it", hint)
     if status == 404:
-        return NotFoundError(f"{where} does not exist, or HF_TOKEN may not see it", "check the name and HF_TOKEN")
+        return NotFoundError(f"{where} does not exist, or HF_TOKEN has no access to it", "check the name and HF_TOKEN")
     if status in (409, 412):
-        return ConflictError(f"{where} was changed by another commit meanwhile", "give the same command again")
+        return ConflictError(f"{where} was changed by another commit meanwhile", "repeat the command")
     if status >= 500 or status in (408, 429):
-        return UnreachableError(f"{where}: the Hub answers {status}", RETRY_HINT)
-    reason = (error.server_message or f"the Hub answers {status}").strip().splitlines()[0]
+        return UnreachableError(f"{where}: the Hub returned {status}", RETRY_HINT)
+    reason = (error.server_message or f"the Hub returned {status}").strip().splitlines()[0]
     return StorageError(f"{where}: {reason}", f"bafogpt storage ls {where}")

@@ -194,7 +194,7 @@ class CheckpointStore:
             if not checkpoint.holds_the_same(other):
                 raise self._conflict(name)
             return other
-        raise CorruptError(f"{self._bucket.url}/{name}: what arrived is not what was sent", "send it again")
+        raise CorruptError(f"{self._bucket.url}/{name}: the data was corrupted in transit", "repeat the command")
 
     def _keep_existing(
         self, other: Checkpoint, samples: int, digests: Mapping[str, str], folder: Path, objects: ObjectsByPath

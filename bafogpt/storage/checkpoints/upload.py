@@ -105,7 +105,7 @@ class FolderUpload:
         target = next(resumable, f"{self._prefix}/{self._upload_id}/{path.name}")
         sent = transfer.send(path, self._bucket, target, progress=moved, unfinished=unfinished)
         if content not in (None, sent.digest):
-            raise CorruptError(f"{path} changed while it was sent", "send it again")
+            raise CorruptError(f"{path} changed while it was sent", "repeat the command")
         return CheckpointFile(path.name, sent.bytes, sent.digest, target, sent.etag)
 
     def _sent_earlier(self, path: Path, size: int) -> ObjectInfo | None:

@@ -107,8 +107,8 @@ class VerifiedReader:
             if _hash(data) == expected:
                 return data
         raise CorruptError(
-            f"{self._bucket.url}/{path} bytes {start}-{start + length - 1}: not what was written",
-            "bafogpt data prepare … --overwrite writes the dataset anew",
+            f"{self._bucket.url}/{path} bytes {start}-{start + length - 1}: does not match its hash",
+            "bafogpt data prepare … --overwrite rewrites the dataset",
         )
 
 

@@ -36,7 +36,7 @@ HASH_CHARS = 32  # xxh3-128 as hex
 SPLITS = ("train", "validation")
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
 _UNDIGESTED = ("created",)
-_HINT = "bafogpt data prepare … --overwrite writes the dataset anew"
+_HINT = "bafogpt data prepare … --overwrite rewrites the dataset"
 
 DType = Literal["uint16", "uint32"]
 

@@ -66,8 +66,8 @@ class TokenStream:
     def read(self, start: int, count: int) -> Tokens:
         """Tokens [start, start + count) as an array of its own, across the borders of shards.
 
-        Raises :class:`~bafogpt.core.errors.CorruptError` with the shard and the byte range where content is not what
-        was written, and IndexError outside [0, ``tokens``).
+        Raises :class:`~bafogpt.core.errors.CorruptError` with the shard and the byte range where content does not
+        match its hash, and IndexError outside [0, ``tokens``).
         """
         blocks = self.blocks(start, count)
         return _gather(blocks, map(self.load, blocks), start, count) if blocks else np.empty(0, self._dtype)

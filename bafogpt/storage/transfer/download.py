@@ -49,7 +49,7 @@ def fetch(
         try:
             partial.fill(bucket, path, size, count, bandwidth)
             if digest is not None and not digests.matches(partial.path, digest):
-                raise CorruptError(f"{bucket.url}/{path}: not what was written", f"bafogpt storage ls {bucket.url}")
+                raise CorruptError(f"{bucket.url}/{path}: does not match its hash", f"bafogpt storage ls {bucket.url}")
         except (CorruptError, NotFoundError, DiskFullError):
             partial.remove()
             progress(-sum(moved))

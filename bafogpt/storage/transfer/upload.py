@@ -207,7 +207,7 @@ def _verified(bucket: Bucket, path: str, sent: Sent, verified: bool) -> Sent:
         return sent
     if digest.of_chunks(bucket.chunks(path)) != sent.digest:
         bucket.delete(path)
-        raise CorruptError(f"{bucket.url}/{path}: what arrived is not what was sent", "send it again")
+        raise CorruptError(f"{bucket.url}/{path}: the data was corrupted in transit", "repeat the command")
     return replace(sent, proof="read-back")
 
 
@@ -251,7 +251,7 @@ class _LocalFile:
 
     def _require(self, is_whole: bool) -> None:
         if not is_whole:
-            raise CorruptError(f"{self._path} became shorter while it was sent", "send it again")
+            raise CorruptError(f"{self._path} became shorter while it was sent", "repeat the command")
 
     def __enter__(self) -> _LocalFile:
         return self

@@ -138,9 +138,7 @@ class SkyPilotEngine:
         cluster = self._reachable(name)
         nodes = next((each.nodes for each in self.client.clusters([cluster])), 1)
         if not 0 <= node < nodes:
-            raise BafoError(
-                f"{name} has {nodes} node(s); there is no node {node}", f"bafogpt cloud ssh {name} --node 0"
-            )
+            raise BafoError(f"{name} has no node {node}, only 0 to {nodes - 1}", f"bafogpt cloud ssh {name} --node 0")
         return ssh.shell(cluster, command, node)
 
     def copy(self, name: str, source: str, target: str, *, upload: bool) -> list[str]:
@@ -200,7 +198,7 @@ class SkyPilotEngine:
         # a name without a record cannot be a managed job of another account
         found = self.status_reader.fetch(name, elsewhere=record is not None)
         if found.cluster is not None and not found.cluster.ours:
-            raise ConflictError(f"there is a cluster {name} that is not ours", "--name another")
+            raise ConflictError(f"the cluster {name} was not created by bafogpt", "--name another")
         if found.cluster is not None and found.job is None and self.client.launching(name):
             raise ConflictError(f"run {name} is being launched already", f"bafogpt cloud status {name}")
         if found.job is not None and found.job.active:

@@ -77,7 +77,7 @@ _TABLE: dict[str, tuple[type[BafoError], str, str]] = {
     "ApiServerConnectionError": (BafoError, "SkyPilot's API server does not answer: {text}", "sky api start"),
     "ApiServerAuthenticationError": (AuthError, "SkyPilot's API server requires a login", "sky api login"),
     "NoCloudAccessError": (AuthError, "no cloud is enabled in SkyPilot", "sky check"),
-    "ClusterDoesNotExist": (RunNotFoundError, "there is no {cluster}", "bafogpt cloud ls"),
+    "ClusterDoesNotExist": (RunNotFoundError, "no cluster {cluster}", "bafogpt cloud ls"),
     "ClusterNotUpError": (ConflictError, "{cluster} is not up: {text}", "bafogpt cloud status {run}"),
     "InvalidClusterNameError": (UsageError, "{text}", "--name zulu-pretrain-2"),
     "InvalidCloudCredentials": _CREDENTIALS,

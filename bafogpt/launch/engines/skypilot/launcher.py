@@ -79,7 +79,7 @@ class Launcher:
 
     def _return_machines(self, request: str, error: BaseException, name: str, idle: int) -> None:
         """Return what a failed launch has rented."""
-        print(f"the launch of {name} failed; whatever it rented is returned", file=sys.stderr)
+        print(f"the launch of {name} failed; its machines are released", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
             with contextlib.suppress(BafoError):
                 self.client.abandon(request)
