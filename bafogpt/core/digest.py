@@ -55,7 +55,7 @@ def of_bytes(data: bytes, algorithm: Algorithm = "blake3") -> str:
 
 
 def of_json(content: Mapping[str, Any]) -> str:
-    """The digest of plain values, whatever the order of their keys."""
+    """The digest of JSON values, independent of the order of keys."""
     return of_bytes(json.dumps(content, sort_keys=True).encode())
 
 

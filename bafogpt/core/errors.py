@@ -54,7 +54,7 @@ class ConfigError(UsageError):
 
 
 class NotFoundError(BafoError):
-    """What was named does not exist."""
+    """The named object does not exist."""
 
 
 class RunNotFoundError(NotFoundError):
@@ -64,11 +64,11 @@ class RunNotFoundError(NotFoundError):
 
 
 class ConflictError(BafoError):
-    """It exists already, or another process holds it."""
+    """The target exists already, or another process holds it."""
 
 
 class AuthError(BafoError):
-    """Credentials are missing, wrong, expired or too weak."""
+    """Credentials are missing, wrong or expired, or lack a permission."""
 
     exit_code = ExitCode.AUTH
 

@@ -86,7 +86,7 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """fsync a file that something else has written."""
+    """fsync a file that is closed already."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

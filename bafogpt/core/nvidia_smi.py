@@ -21,7 +21,7 @@ TIMEOUT_S = 20.0
 """Eight GPUs without a persistence daemon take several seconds to initialise."""
 MAX_BYTES = 1 << 20
 LARGEST = 1e9
-"""Larger than any number of a GPU, including MiB."""
+"""Larger numbers count as not reported; every real value, such as MiB of memory, is smaller."""
 
 _GPU_FIELDS = "index,uuid,name,driver_version,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 _PROCESS_FIELDS = "gpu_uuid,pid,process_name,used_memory"

@@ -1,4 +1,4 @@
-"""Ends processes completely: with their parent, with their descendants, with their session."""
+"""Ends processes together with their descendants or session, and children together with their parent."""
 
 from __future__ import annotations
 

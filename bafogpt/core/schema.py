@@ -126,7 +126,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; an empty mapping has none."""
+    """Nested mappings as one flat mapping with dotted keys; empty mappings are left out."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -49,7 +49,7 @@ class Settings:
     zar_per_usd_date: str = "2026-11-24"
     """Date of that rate, shown with costs in rand."""
     s3_timeout_s: float = 30.0
-    """How long a request to the bucket is retried before it counts as unreachable."""
+    """Seconds for which a request to the bucket is retried before the bucket counts as unreachable."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a bucket holds, by its manifests: verify every byte, count sizes, remove what no manifest names.
+"""Verify, measure and clean a bucket by its manifests.
 
 The manifests are those of model folders, datasets and checkpoints. What they do not cover, such as a run's records or
 a folder of other files, is neither verified nor removed.
@@ -47,7 +47,7 @@ class TrackedObject:
 
 @dataclass(frozen=True)
 class ManifestFolder:
-    """A folder with a manifest of its own, or with those of its checkpoints."""
+    """A folder with a manifest, or with the manifests of its checkpoints."""
 
     path: str
     kind: FolderKind
@@ -103,7 +103,7 @@ def scan(bucket: Bucket) -> BucketContents:
 
 
 def verify(contents: BucketContents, progress: ProgressCallback = lambda count: None) -> list[str]:
-    """Read every byte; the problems: unreadable manifests, unfinished folders, missing and damaged objects.
+    """Read every byte. Returns the problems: unreadable manifests, unfinished folders, missing and damaged objects.
 
     Raises :class:`NotFoundError` when there is no manifest.
     """

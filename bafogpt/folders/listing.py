@@ -52,7 +52,7 @@ class FolderListing:
     bucket: Bucket
     entries: tuple[FileEntry, ...]
     verified_by: str = "manifest (blake3)"
-    """What the content can be verified by, in words."""
+    """How the content can be verified, in words."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     foreign: bool = False
     """The folder has a ``manifest.json`` of another kind, which is copied as the last of its files."""

@@ -29,13 +29,13 @@ from bafogpt.storage.parallel import Check, in_parallel
 from bafogpt.storage.transfer.bandwidth import Bandwidth
 
 SMALL_BYTES = 1 << 20
-"""Files up to this size are sent side by side: a kill then costs no more than a part of a large file."""
+"""Files up to this size are sent in parallel: an interruption loses no more than one part of a large file."""
 SMALL_FILES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncPlan:
-    """What a copy would do."""
+    """The files that a copy sends and keeps."""
 
     listing: FolderListing
     target: FolderLocation
@@ -57,7 +57,7 @@ class SyncPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What a copy did."""
+    """The result of a copy."""
 
     source: str
     target: str
@@ -198,7 +198,7 @@ def _is_current(objects: Mapping[str, ObjectInfo], entry: FileEntry) -> bool:
 
 
 def _fill(plan: SyncPlan, progress: ProgressCallback, bandwidth: Bandwidth | None) -> None:
-    """Copy what a plan says to a local folder or into a bucket."""
+    """Carry out a plan whose target is a local folder or a bucket."""
     target, listing, bucket = plan.target, plan.listing, plan.target.bucket()
     if target.local is not None:
         target.local.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def _move(
     progress: ProgressCallback,
     bandwidth: Bandwidth | None,
 ) -> ModelFile:
-    """Copy one file, verified; its record for the target's manifest."""
+    """Copy one file, verified. Returns its entry in the target's manifest."""
     if target.local is not None and listing.folder is None:
         transfer.fetch(
             listing.bucket,

@@ -16,7 +16,7 @@ from bafogpt.storage.bucket import Bucket
 
 @dataclass(frozen=True)
 class FolderLocation:
-    """Where a folder of files is."""
+    """The location of a folder of files."""
 
     url: str
     settings: Settings

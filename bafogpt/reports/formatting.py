@@ -13,11 +13,11 @@ from bafogpt.reports.summary import Summary
 NONE = "–"
 INTERRUPTIONS = {"drill": "fire drill", "killed": "killed", "crashed": "crashed", "lost": "machine lost"}
 SHOWN = 4
-"""Longer lists are counted or cut."""
+"""Longer lists are shortened."""
 
 
 def duration(seconds: float | None) -> str:
-    """``"48 s"``, ``"2 min 14 s"``, ``"3 h 05 min"``, ``"2 d 4 h"``; tenths below ten seconds."""
+    """Seconds as ``"48 s"``, ``"2 min 14 s"``, ``"3 h 05 min"``, ``"2 d 4 h"``; tenths below ten seconds."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 9.95:
@@ -33,7 +33,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """``"13.1 MB"``, in powers of 1,000."""
+    """Bytes as ``"13.1 MB"``, in powers of 1,000."""
     if count is None:
         return NONE
     value = float(count)
@@ -45,12 +45,12 @@ def size(count: float | None) -> str:
 
 
 def loss(value: float | None) -> str:
-    """Four significant figures at most."""
+    """A loss with at most four significant digits."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def percent(value: float | None) -> str:
-    """A share of 1 as ``"32.1 %"``."""
+    """A fraction (0 to 1) as ``"32.1 %"``."""
     return NONE if value is None else f"{100 * value:.1f} %"
 
 
@@ -63,7 +63,7 @@ def moment(seconds: float | None) -> str:
 
 
 def plural(count: int, thing: str) -> str:
-    """``"1 step"``, ``"1,200 steps"``."""
+    """A number with its noun: ``"1 step"``, ``"1,200 steps"``."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
@@ -185,7 +185,7 @@ def _attempts(summary: Summary) -> str:
 
 
 def _versions(versions: Mapping[str, str]) -> list[str]:
-    """The most important ones; the record has all."""
+    """The most important versions; the record has all of them."""
     return [f"{name} {versions[name]}" for name in ("bafogpt", "python", "torch", "cuda", "litgpt") if name in versions]
 
 

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 60, 6
 
 
 def summary_text(summary: Summary, zar_per_usd: float | None = None) -> Text:
-    """The summary as one Rich text of some twenty lines, at most a few more than 80 characters wide."""
+    """The summary as Rich text: about twenty lines of about 80 characters."""
     from rich.text import Text
 
     record = summary.record
@@ -44,7 +44,7 @@ def summary_text(summary: Summary, zar_per_usd: float | None = None) -> Text:
 
 
 def loss_chart(series: list[tuple[int, float]]) -> list[tuple[str, str]]:
-    """(label, row) from the top: the curve as filled columns over the steps, lowest to highest loss.
+    """The loss curve as filled columns over the steps: (label, row) from the top.
 
     Empty where fewer than two losses are finite.
     """
@@ -65,7 +65,7 @@ def loss_chart(series: list[tuple[int, float]]) -> list[tuple[str, str]]:
 
 
 def _columns(series: list[tuple[int, float]]) -> list[float]:
-    """Mean loss in each of the chart's columns; a column between two measured steps takes the earlier one's."""
+    """Mean loss in each of the chart's columns; a column without a measured step repeats the one before."""
     if not series:
         return []
     sums, counts = [0.0] * WIDTH, [0] * WIDTH
@@ -85,7 +85,7 @@ def _column(step: int, last: int) -> int:
 
 
 def _marks(summary: Summary) -> Text:
-    """Below the chart: ✕ at interruptions, ▸ at resumes."""
+    """The line below the chart: ✕ at interruptions, ▸ at resumes."""
     from rich.text import Text
 
     cells: list[tuple[str, str]] = [(" ", "")] * WIDTH

@@ -1,4 +1,4 @@
-"""Everything between a process and stored bytes.
+"""Access to stored data: buckets, datasets, checkpoints, transfers.
 
 - ``bucket``         a folder of objects, at any S3 endpoint or on local disk; all access goes through it
 - ``s3_client``      endpoint, credentials and retries of a bucket

@@ -68,7 +68,7 @@ class Bucket:
     def open(cls, url: str, settings: Settings | None = None) -> Bucket:
         """The bucket at ``url``; no request is made.
 
-        Raises :class:`~bafogpt.core.errors.ConfigError` for what is not a bucket's URL.
+        Raises :class:`~bafogpt.core.errors.ConfigError` for any other URL.
         """
         location = parse(url)
         connection = Connection(location, settings or settings_module.load())
@@ -183,7 +183,7 @@ class Bucket:
             obstore.delete(self._connection.store, self._key(path))
 
     def delete_tree(self, prefix: str) -> int:
-        """Remove every object below the folder ``prefix``; their number."""
+        """Remove every object below the folder ``prefix``. Returns their number."""
         keys = [self._key(info.path) for info in self.list(prefix)]
         if keys:
             with map_errors(self.url, prefix), contextlib.suppress(FileNotFoundError):
@@ -195,7 +195,7 @@ class Bucket:
         return self._connection, self._key(path)
 
     def _key(self, path: str) -> str:
-        """The full name of ``path``. Raises :class:`UsageError` for a path out of this folder."""
+        """The full name of ``path``. Raises :class:`UsageError` for a path outside this folder."""
         if not path:
             return self._prefix
         try:

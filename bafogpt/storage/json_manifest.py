@@ -14,7 +14,7 @@ T = TypeVar("T")
 MAX_BYTES = 512 << 20
 """A larger file is not parsed; the manifest of 10^12 tokens has about 60 MB."""
 MAX_MESSAGE = 300
-"""Characters of what a file got wrong that an error quotes."""
+"""Characters of an error about a file's content; longer ones are cut."""
 
 
 def to_plain(value: Any) -> Any:
@@ -66,7 +66,7 @@ def parse(cls: type[T], data: bytes, where: str, *, form: str, hint: str, undige
 
 
 def _load(data: bytes) -> Any:
-    """The JSON value; ``None`` for what is not JSON."""
+    """The JSON value; ``None`` if the data is not JSON."""
     try:
         return json.loads(data) if len(data) <= MAX_BYTES else None
     except (ValueError, RecursionError):

@@ -63,7 +63,7 @@ def in_parallel(work: Callable[[Item, Check], Result], items: Sequence[Item], wo
 
 
 def start(work: Callable[[], Result]) -> Future[Result]:
-    """Call ``work`` in a thread of its own."""
+    """Call ``work`` in a new thread."""
     future: Future[Result] = Future()
 
     def run() -> None:

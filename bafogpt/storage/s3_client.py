@@ -37,7 +37,7 @@ _leases_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class BucketLocation:
-    """A bucket's URL taken apart: the store (bucket name, or folder) and the prefix within it."""
+    """The parts of a bucket's URL: the store (bucket name, or folder) and the prefix within it."""
 
     scheme: str
     store: str
@@ -117,7 +117,7 @@ class Connection:
 
     @functools.cached_property
     def read_store(self) -> S3Store | LocalStore:
-        """The same for reads: it leaves a silent connection early enough to try another in time."""
+        """The store for reads: it drops a silent connection early enough to retry within ``s3_timeout_s``."""
         return self.open(retry=True, silence_s=self.settings.s3_timeout_s / 3)
 
     @functools.cached_property

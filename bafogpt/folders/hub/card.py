@@ -26,7 +26,7 @@ from typing import Any
 from bafogpt.core import terms
 
 CARD = "README.md"
-MARK = "<!-- written by bafogpt; remove this line and the card is yours: it is never written again -->"
+MARK = "<!-- written by bafogpt; remove this line to keep your edits: bafogpt then never rewrites the card -->"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _UPSTREAM = {"gemma": "google"}
 """The organisation on the Hub that publishes a family of models."""
@@ -86,7 +86,7 @@ def base_model(metadata: Mapping[str, Any]) -> str:
 
 
 def _training(metadata: Mapping[str, Any]) -> _Rows:
-    """The facts, and what the run cost."""
+    """The training facts and the run's cost."""
     known = dict(metadata)
     if isinstance(known.get("samples"), int) and isinstance(known.get("sequence_length"), int):
         known.setdefault("tokens", known["samples"] * known["sequence_length"])

@@ -140,7 +140,7 @@ class Uploads:
         self._confirm(journal.verify, sha256, source.size)
 
     def _put(self, url: str, piece: _Piece) -> str:
-        """Send one piece; its ETag. The Hub's client retries transient errors."""
+        """Send one part. Returns its ETag. The Hub's client retries transient errors."""
         from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
         answer = http_backoff("PUT", url, data=piece)

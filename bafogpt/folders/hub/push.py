@@ -74,7 +74,7 @@ def _send_files(
     progress: ProgressCallback,
     with_xet: bool,
 ) -> list[CommitOperationAdd]:
-    """Send the large files; the operations that add all files to the commit."""
+    """Send the large files. Returns the operations that add all files to the commit."""
     with_xet = with_xet and _has_xet() and listing.folder is not None
     if not with_xet:
         _disable_xet()
@@ -206,7 +206,7 @@ def _has_xet() -> bool:
 
 
 def _disable_xet() -> None:
-    """huggingface_hub 2.x would send by Xet, in the commit, what LFS has sent already."""
+    """Keep huggingface_hub 2.x from sending by Xet what LFS has sent already."""
     from huggingface_hub import constants
 
     constants.HF_HUB_DISABLE_XET = True

@@ -1,4 +1,4 @@
-"""The manifest of one checkpoint: written last, and trusted only when every byte of it is right."""
+"""The manifest of one checkpoint: written last, and trusted only when every byte of it matches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Checkpoint:
         return f"step-{self.step:08d}"
 
     def holds_the_same(self, other: Checkpoint) -> bool:
-        """Whether a run restored from either would be the same run."""
+        """Whether both checkpoints restore the same state."""
         mine, theirs = ({each.name: each.digest for each in which.files} for which in (self, other))
         return (self.step, self.samples, mine) == (other.step, other.samples, theirs)
 

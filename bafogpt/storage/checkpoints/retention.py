@@ -1,4 +1,4 @@
-"""Which checkpoints to keep, and the removal of the others: manifests first, then the objects that no other names."""
+"""Which checkpoints to keep, and the removal of the others: manifests first, then objects that no manifest lists."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def remove(bucket: Bucket, retired: Sequence[Checkpoint], rest: Sequence[Checkpo
 
 
 def _abort_uploads(bucket: Bucket, newest: int) -> None:
-    """The parts of a killed upload cost money, and no listing shows them. Only large files have parts."""
+    """Abort unfinished uploads: their parts are billed but not listed. Only large files have parts."""
     try:
         for upload in multipart.unfinished(bucket):
             if _step_of(upload.path) <= newest:

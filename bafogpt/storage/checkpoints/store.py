@@ -78,7 +78,7 @@ class CheckpointStore:
         return self._commit(Checkpoint(step, samples, created, upload_id, sent, dict(metadata)))
 
     def send(self, paths: Sequence[Path], *, step: int, upload_id: str) -> tuple[CheckpointFile, ...]:
-        """Send some files of a checkpoint, verified. The manifest of another machine makes them part of it."""
+        """Send one machine's files of a checkpoint, verified. Another machine writes the manifest."""
         objects = self._list()
         prefix = f"step-{step:08d}"
         return FolderUpload(self._bucket, paths, prefix, upload_id, self._complete(objects), objects).send()
@@ -96,7 +96,7 @@ class CheckpointStore:
     def fetch(self, checkpoint: Checkpoint, into: Path, *, progress: ProgressCallback = no_progress) -> Path:
         """The checkpoint as a folder of local files, ``into/step-…``, all verified.
 
-        Files that are there already, with the right content, are not fetched, and an interrupted download resumes. The
+        Local files with the right content are not fetched again, and an interrupted download resumes. The
         folder appears whole or not at all. Raises :class:`CorruptError` or :class:`NotFoundError` for a damaged
         checkpoint.
         """
@@ -177,7 +177,7 @@ class CheckpointStore:
         return checkpoint
 
     def _commit(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Write the manifest unless there is one, then read it: some servers overwrite all the same. A damaged
+        """Write the manifest unless one exists, then read it: some servers overwrite it anyway. A damaged
         manifest is replaced once."""
         name = f"{checkpoint.name}.json"
         for _ in range(2):
@@ -255,7 +255,7 @@ def _remove_useless(partial: Path, checkpoint: Checkpoint) -> None:
 
 
 def _is_exactly(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Whether the folder holds the checkpoint's files, all right, and nothing else."""
+    """Whether the folder has exactly the checkpoint's files, all intact."""
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != {file.name for file in checkpoint.files}:
         return False
     return all(matches(folder / file.name, file) for file in checkpoint.files)

@@ -94,7 +94,7 @@ class ServerFolder:
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[int]:
-        """Hold a lock file exclusively; its file descriptor."""
+        """Lock a file exclusively. Returns its file descriptor."""
         handle = self.open_lock(name)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -171,7 +171,7 @@ def is_free(port: int) -> bool:
 
 
 def is_healthy(port: int, timeout_s: float = 2.0) -> bool:
-    """Whether the S3 server on ``port`` responds. The request goes through no proxy."""
+    """Whether the S3 server on ``port`` responds. Proxies are not used."""
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
     try:
         connection.request("GET", "/healthz")

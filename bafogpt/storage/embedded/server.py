@@ -1,9 +1,9 @@
 """This machine's own S3 server (SeaweedFS, on the loopback address), which runs while any process uses it.
 
 A server runs while any process holds a **lease** on it: a shared ``flock``, which the kernel releases when its holder
-ends, even by ``kill -9``. A process of its own (:mod:`bafogpt.storage.embedded.server_process`) waits for the exclusive
-lock; when it gets it there is no lease left, and it stops the server. So no server is left running without users, and
-none stops while it is used.
+ends, even by ``kill -9``. A separate process (:mod:`bafogpt.storage.embedded.server_process`) waits for the exclusive
+lock; when it gets it no lease is left, and it stops the server. So no server runs without users, and none stops while
+it is in use.
 
 The S3 port requires keys that only the owner of ``HOME/s3`` can read. SeaweedFS's internal ports require none: other
 users of this machine can reach them, other machines cannot.
@@ -91,7 +91,7 @@ def detach(home: Path, *, port: int = 0) -> Endpoint:
 
 
 def stop(home: Path) -> bool:
-    """Stop the server of ``home``, with or without leases; whether it ran."""
+    """Stop the server of ``home``, with or without leases. Returns whether it ran."""
     state = ServerFolder(home).state()
     if state is None:
         return False

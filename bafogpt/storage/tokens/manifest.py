@@ -9,8 +9,8 @@
     shards/train-00000-1f2e3d4c.answers    uint64 pairs [begin, end): the tokens to learn; of packed datasets only
     tokenizer/tokenizer.json
 
-A manifest may list 60,000 shards. So shards are small objects, and a block is no object at all: it is 32 characters of
-the shard's ``blocks``.
+A manifest may list 60,000 shards, so a shard's entry is small: its ``blocks`` is one string with 32 characters per
+block.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def load(bucket: Bucket) -> TokenManifest:
 def from_json(data: bytes, where: str) -> TokenManifest:
     """Parse a manifest; ``where`` names it in errors.
 
-    Raises :class:`CorruptError` for what is not a manifest of this version, or contradicts itself.
+    Raises :class:`CorruptError` for another format, and for inconsistent content.
     """
     manifest = json_manifest.parse(TokenManifest, data, where, form=FORMAT, hint=_HINT, undigested=_UNDIGESTED)
     try:

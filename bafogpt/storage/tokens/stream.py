@@ -174,7 +174,7 @@ class Samples:
     length: int
     bos: int | None = None
     """The id that a model is to read before a sample's first T tokens where they do not begin with it; None for none.
-    What is read of the stream is the same: :func:`bafogpt.train.batches.sample_row` puts it there."""
+    The stream is read unchanged; :func:`bafogpt.train.batches.sample_row` inserts the id."""
     rows: int | None = None
     """How many ids the model has rows for, where the dataset's tokenizer has more."""
     count: int = field(init=False)

@@ -42,7 +42,7 @@ SHARD_BYTES = 64 << 20
 
 
 class TokenWriter:
-    """Writes one dataset into ``bucket``. For one use, from one thread; a ``with`` block cleans up after an error.
+    """Writes one dataset into ``bucket``. Not reusable, not thread-safe; a ``with`` block cleans up after an error.
 
     ``shard_bytes`` is the size of a shard, ``block_bytes`` the unit of verification, and ``workdir`` must have room
     for one shard of each split. With ``packing`` each document comes with its answers.
@@ -263,7 +263,7 @@ class _SplitWriter:
         self._begins = array("Q")
 
     def _answers(self) -> bytes:
-        """The answers in the open shard, relative to its start. An answer that goes on in the next shard stays."""
+        """The answers in the open shard, relative to its start. An answer that continues in the next shard is kept."""
         first, end = self._closed, self._tokens
         inside = array("Q")
         for begin, stop in self._spans:

@@ -28,7 +28,7 @@ class Bandwidth:
         self._lock = threading.Lock()
 
     def take(self, n: int) -> None:
-        """Wait until ``n`` bytes may pass. Unused time is not made up for later."""
+        """Wait until ``n`` bytes may pass. Unused bandwidth does not accumulate."""
         if self._bytes_per_s is None:
             return
         with self._lock:

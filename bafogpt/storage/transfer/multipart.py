@@ -96,7 +96,7 @@ class MultipartUpload:
         return Part(number, len(data), answer["ETag"].strip('"'), value)
 
     def complete(self, parts: list[Part]) -> str:
-        """Create the object from ``parts``, by number; its ETag.
+        """Create the object from ``parts``, by number. Returns its ETag.
 
         The server refuses when it has other content for one of them. Raises :class:`UploadEndedError` when the upload
         has ended, perhaps by this very request, whose response was lost.
@@ -107,7 +107,7 @@ class MultipartUpload:
         return etag.strip('"')
 
     def abort(self) -> None:
-        """End it; the server removes its parts. Does nothing when it has ended already."""
+        """Abort the upload; the server removes its parts. Does nothing if it has ended already."""
         try:
             self._request("abort_multipart_upload")
         except UploadEndedError:

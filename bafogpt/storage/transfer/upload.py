@@ -70,7 +70,7 @@ def send(
     """Send a local file, or any other source, as the object ``path`` and verify it.
 
     An interrupted upload of that object resumes: a part is kept when its size and MD5 match the source's.
-    ``unfinished`` are the uploads to look among, where the caller has listed them. Memory holds two parts. Raises
+    ``unfinished`` are the candidates to resume, if the caller has listed them. Memory holds two parts. Raises
     :class:`CorruptError` when the file shrinks meanwhile, or when the object is not what was sent, and what
     :class:`Bucket` raises.
     """
@@ -191,7 +191,7 @@ def _send_part(upload: MultipartUpload, number: int, data: Buffer, checksum: boo
 
 
 def _complete(upload: MultipartUpload, parts: list[Part], bucket: Bucket) -> str:
-    """Create the object; its ETag."""
+    """Create the object. Returns its ETag."""
     try:
         return upload.complete(parts)
     except UploadEndedError:
