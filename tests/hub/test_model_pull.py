@@ -62,7 +62,7 @@ def test_pull_takes_only_the_files_of_a_model(published: Any, settings: Settings
     assert command_line.main(["model", "pull", REPO.removeprefix("hf://"), str(out)]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")} == before, "fetched once"
     assert command_line.main(["model", "show", str(out)]) == 0
-    assert "2 layers of width 32, vocabulary 256, the embedding is the head" in capsys.readouterr().out
+    assert "2 layers of width 32, vocabulary 256, tied embeddings" in capsys.readouterr().out
 
 
 def test_pull_goes_from_the_hub_to_a_bucket_and_from_there_to_a_folder(
