@@ -24,7 +24,7 @@ from bafogpt.core.errors import DiskFullError
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.parallel import any_process, local_rank, nodes, rank, world_size
 from bafogpt.train.state import TrainState
-from bafogpt.train.trainer_io import TrainerFiles, checkpoint_name
+from bafogpt.train.trainer_io import RENDEZVOUS_ID, TrainerFiles, checkpoint_name
 
 
 class Checkpointer:
@@ -74,7 +74,7 @@ class Checkpointer:
             dist.barrier(self._group)
         meta = {**asdict(state.progress), "fingerprint": state.fingerprint, "processes": world_size()}
         if nodes() > 1:
-            meta |= {"nodes": nodes(), "launch": os.environ["TORCHELASTIC_RUN_ID"]}
+            meta |= {"nodes": nodes(), RENDEZVOUS_ID: os.environ["TORCHELASTIC_RUN_ID"]}
         writing = dcp.async_save(
             tensors,
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),

@@ -30,6 +30,8 @@ from bafogpt.train.config import TrainConfig
 
 Outcome = Literal["finished", "stopped", "failed"]
 CHECKPOINT_META = "checkpoint.json"
+RENDEZVOUS_ID = "rendezvous_id"
+"""Key in that file: the start of all trainers that saved the checkpoint, where a run has more nodes than one."""
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 
 

@@ -15,7 +15,8 @@ VENV = ROOT / ".venv"
 HERE = Path(__file__).parent
 
 FOLDER = Path("/var/lib/bafogpt-lab")
-"""One machine has one of each lab: their ports are fixed, so that a person can type them."""
+"""One machine has one of each lab: their ports are fixed, so that a person can type them,
+and below those that Linux gives to connections."""
 
 CACHE = Path("/var/cache/bafogpt-lab")
 """What uv has downloaded for the nodes. It stays after a stop, for it is nothing but time."""
@@ -87,10 +88,10 @@ class LabConfig:
         }
 
 
-SLURM = LabConfig("slurm", api_port=47680, cloud_port=47622)
-PODS = LabConfig("pods", api_port=47780, cloud_port=47722)
+SLURM = LabConfig("slurm", api_port=27680, cloud_port=27622)
+PODS = LabConfig("pods", api_port=27780, cloud_port=27722)
 
-SLURM_CONTROL_PORT = 47617
+SLURM_CONTROL_PORT = 27617
 """of slurmctld; node i listens on the i-th port after it"""
 
 PASSED_ON = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA", "CURL_CA", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")

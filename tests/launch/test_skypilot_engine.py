@@ -229,7 +229,7 @@ def test_an_active_run_and_a_foreign_cluster_are_left_alone(engine: SkyPilotEngi
     sky.add("r2", labels={}, last_creation_yaml="run: sleep 1")
     with pytest.raises(ConflictError, match="active already"):
         engine.launch(plan(), resume=True)
-    with pytest.raises(ConflictError, match="not ours"):
+    with pytest.raises(ConflictError, match="not created by bafogpt"):
         engine.launch(plan("r2"), resume=False)
     assert set(sky.clusters) == {"r1", "r2"}
 
