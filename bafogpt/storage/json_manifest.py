@@ -18,10 +18,10 @@ MAX_MESSAGE = 300
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` as JSON types; optional fields that are empty are left out."""
+    """``value`` as JSON types, without the empty fields that :func:`schema.build` makes empty again."""
     if dataclasses.is_dataclass(value):
         pairs = ((each, getattr(value, each.name)) for each in dataclasses.fields(value))
-        return {each.name: to_plain(content) for each, content in pairs if content or _is_required(each)}
+        return {each.name: to_plain(content) for each, content in pairs if content or not _is_default(each, content)}
     if isinstance(value, Mapping):
         return {key: to_plain(content) for key, content in value.items()}
     return [to_plain(each) for each in value] if isinstance(value, list | tuple) else value
@@ -73,5 +73,7 @@ def _load(data: bytes) -> Any:
         return None
 
 
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def _is_default(field: dataclasses.Field[Any], content: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(content == field.default_factory())
+    return bool(content == field.default)

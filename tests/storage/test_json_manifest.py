@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -188,3 +189,16 @@ def test_a_manifest_that_contradicts_itself_is_refused(name: str, path: str, val
     with pytest.raises(CorruptError) as raised:
         parse(sealed(manifest, path, value), "here")
     assert message in raised.value.message
+
+
+def test_an_empty_value_reads_back_where_the_default_is_another():
+    @dataclass
+    class Flags:
+        on: bool = True
+        name: str | None = None
+        count: int = 0
+
+    data = json_manifest.encode(Flags(on=False, name=""), "flags/1")
+
+    assert json_manifest.parse(Flags, data, "x", form="flags/1", hint="") == Flags(on=False, name="")
+    assert "count" not in json.loads(data)
