@@ -20,7 +20,7 @@ from bafogpt.agent.recorder import Outage
 from bafogpt.core.errors import BafoError, ConflictError, CorruptError, StorageError, UnreachableError
 from bafogpt.storage.checkpoints.manifest import CheckpointFile, flat_files
 from bafogpt.storage.checkpoints.retention import BEST_METRIC
-from bafogpt.train.trainer_io import CHECKPOINT_META, RENDEZVOUS_ID, StagedCheckpoint, checkpoint_step, read_staged
+from bafogpt.train.trainer_io import CHECKPOINT_META, StagedCheckpoint, checkpoint_step, read_staged
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -141,8 +141,8 @@ class Uploader:
         self._event("checkpoint_committed", step=staged.step, **figures)
         self._on_committed(staged.step)
         self._trainer_files.drop(staged.folder)
-        if RENDEZVOUS_ID in staged.metadata:
-            self._parts.clear(str(staged.metadata[RENDEZVOUS_ID]), staged.step)
+        if staged.rendezvous is not None:
+            self._parts.clear(staged.rendezvous.id, staged.step)
         config = self._attempt.job.train.checkpoint
         removed = self._store.retain(config.keep_last, config.keep_every, BEST_METRIC if config.keep_best else None)
         if removed:
@@ -153,13 +153,12 @@ class Uploader:
 
     def _others(self, staged: StagedCheckpoint) -> tuple[CheckpointFile, ...]:
         """The files that the other nodes have uploaded of a checkpoint; waits for them while they may come."""
-        nodes = int(staged.metadata.get("nodes", 1))
-        if nodes == 1:
+        rendezvous = staged.rendezvous
+        if rendezvous is None:
             return ()
-        rendezvous_id = str(staged.metadata[RENDEZVOUS_ID])
         while True:
-            may_come = rendezvous_id == self.rendezvous_id  # before the lists are read: a list may come in between
-            found = self._parts.get(rendezvous_id, staged.step, nodes)
+            may_come = rendezvous.id == self.rendezvous_id  # before the lists are read: a list may come in between
+            found = self._parts.get(rendezvous.id, staged.step, rendezvous.nodes)
             if found is not None:
                 return found
             if not may_come:
@@ -204,7 +203,8 @@ class PartUploader(Uploader):
     def _upload(self, staged: StagedCheckpoint) -> None:
         own = [path for path in flat_files(staged.folder) if path.name != CHECKPOINT_META]  # node 0 sends that one
         sent = self._store.send(own, step=staged.step, upload_id=self._upload_id(f"-n{self._node}"))
-        self._parts.put(str(staged.metadata.get(RENDEZVOUS_ID, "none")), staged.step, self._node, sent)
+        assert staged.rendezvous is not None, "a node beside node 0 trains with others"
+        self._parts.put(staged.rendezvous.id, staged.step, self._node, sent)
         with self._dropping:
             self._sent.add(staged.folder)
         self._event("part_sent", step=staged.step, bytes=sum(each.bytes for each in sent))

@@ -24,7 +24,7 @@ from bafogpt.core.errors import DiskFullError
 from bafogpt.train.config import CheckpointConfig
 from bafogpt.train.parallel import any_process, local_rank, nodes, rank, world_size
 from bafogpt.train.state import TrainState
-from bafogpt.train.trainer_io import RENDEZVOUS_ID, TrainerFiles, checkpoint_name
+from bafogpt.train.trainer_io import Rendezvous, TrainerFiles, checkpoint_name
 
 
 class Checkpointer:
@@ -73,8 +73,6 @@ class Checkpointer:
         if self._group is not None:
             dist.barrier(self._group)
         meta = {**asdict(state.progress), "fingerprint": state.fingerprint, "processes": world_size()}
-        if nodes() > 1:
-            meta |= {"nodes": nodes(), RENDEZVOUS_ID: os.environ["TORCHELASTIC_RUN_ID"]}
         writing = dcp.async_save(
             tensors,
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
@@ -96,7 +94,9 @@ class Checkpointer:
         try:
             writing.result()
             if local_rank() == 0:
-                self._trainer_files.commit(partial, {**meta, "save_s": round(time.monotonic() - started, 3)})
+                took = {"save_s": round(time.monotonic() - started, 3)}
+                several = Rendezvous(id=os.environ["TORCHELASTIC_RUN_ID"], nodes=nodes()) if nodes() > 1 else None
+                self._trainer_files.commit(partial, {**meta, **took}, several)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if not _is_disk_full(error):

@@ -30,8 +30,6 @@ from bafogpt.train.config import TrainConfig
 
 Outcome = Literal["finished", "stopped", "failed"]
 CHECKPOINT_META = "checkpoint.json"
-RENDEZVOUS_ID = "rendezvous_id"
-"""Key in that file: the start of all trainers that saved the checkpoint, where a run has more nodes than one."""
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -74,6 +72,14 @@ class WorkerResult:
     """Whether a restart can help: not after a wrong configuration or a full disk."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rendezvous:
+    """The start of all trainers, on several nodes, that saved a checkpoint together."""
+
+    id: str
+    nodes: int
+
+
 @dataclass(frozen=True)
 class StagedCheckpoint:
     """A complete checkpoint folder on local disk."""
@@ -82,6 +88,8 @@ class StagedCheckpoint:
     step: int
     samples: int
     metadata: Mapping[str, Any]
+    rendezvous: Rendezvous | None
+    """None for a run on one node, whose checkpoint is whole in ``folder``."""
 
 
 class TrainerFiles:
@@ -144,10 +152,11 @@ class TrainerFiles:
                         total += entry.stat().st_size
         return total
 
-    def commit(self, partial: Path, meta: Mapping[str, Any]) -> Path:
+    def commit(self, partial: Path, meta: Mapping[str, Any], rendezvous: Rendezvous | None = None) -> Path:
         """Make a written folder the checkpoint of step ``meta["step"]``: sync first, then rename."""
         final = self.checkpoints / checkpoint_name(meta["step"])
-        files.write_atomic(partial / CHECKPOINT_META, json.dumps(meta, indent=1))
+        written = {**meta, "rendezvous": asdict(rendezvous) if rendezvous else None}
+        files.write_atomic(partial / CHECKPOINT_META, json.dumps(written, indent=1))
         _sync_files(partial)
         partial.rename(final)
         files.sync_folder(self.checkpoints)
@@ -165,7 +174,9 @@ def read_staged(folder: Path) -> StagedCheckpoint:
     """Read the metadata of a checkpoint folder. Raises :class:`~bafogpt.core.errors.CorruptError`."""
     try:
         meta = json.loads((folder / CHECKPOINT_META).read_text(encoding="utf-8"))
-        return StagedCheckpoint(folder, int(meta["step"]), int(meta["samples"]), meta)
+        found = meta["rendezvous"]
+        rendezvous = Rendezvous(id=str(found["id"]), nodes=int(found["nodes"])) if found else None
+        return StagedCheckpoint(folder, int(meta["step"]), int(meta["samples"]), meta, rendezvous)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.CorruptError(f"{folder} is not a checkpoint: {error}", f"ls {folder}") from None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bafogpt.core import files
 from bafogpt.train.config import rank_samples
-from bafogpt.train.trainer_io import RENDEZVOUS_ID, StopFlag, TrainerFiles, WorkerResult, checkpoint_name, read_staged
+from bafogpt.train.trainer_io import Rendezvous, StopFlag, TrainerFiles, WorkerResult, checkpoint_name, read_staged
 from tests.ranks import Ranks
 
 RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
@@ -90,7 +90,7 @@ def save(trainer_files: TrainerFiles, ranks: Ranks, step: int, consumed: list[in
     ranks.gather(None)
     if LOCAL == 0:
         meta = {"step": step, "samples": len(consumed)}
-        trainer_files.commit(partial, meta | ({"nodes": NODES, RENDEZVOUS_ID: launch} if NODES > 1 else {}))
+        trainer_files.commit(partial, meta, Rendezvous(id=launch, nodes=NODES) if NODES > 1 else None)
     ranks.gather(None)
 
 

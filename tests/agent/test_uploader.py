@@ -13,7 +13,7 @@ from bafogpt.agent.uploader import PartUploader, Uploader
 from bafogpt.core import process
 from bafogpt.runs.store import RunRecord
 from bafogpt.storage.bucket import Bucket
-from bafogpt.train.trainer_io import CHECKPOINT_META, RENDEZVOUS_ID
+from bafogpt.train.trainer_io import CHECKPOINT_META, Rendezvous
 from tests.small_job import make_job
 
 
@@ -29,7 +29,7 @@ def folder(attempt: Attempt) -> Path:
     partial = attempt.trainer_files.partial(5)
     partial.mkdir(parents=True)
     (partial / "state-001.json").write_text("{}")
-    return attempt.trainer_files.commit(partial, {"step": 5, "samples": 20, "nodes": 2, RENDEZVOUS_ID: "0001-0001"})
+    return attempt.trainer_files.commit(partial, {"step": 5, "samples": 20}, Rendezvous(id="0001-0001", nodes=2))
 
 
 def test_a_folder_that_is_being_dropped_is_never_the_next_to_send(
